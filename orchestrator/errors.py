@@ -1,0 +1,107 @@
+"""Every error that moegrid shows to a person: what is wrong, why, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+EXIT_PENDING = 4
+EXIT_DETACHED = 130
+# A node's own exit code after it checkpointed on a signal: the stage resumes free of charge.
+EXIT_PREEMPTED = 75
+
+
+class MoegridError(Exception):
+    """An error with a cause and a remedy.
+
+    `exit_code` is what the command line returns. `str(e)` is the `error / cause / hint` text.
+    """
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, error: str, *, cause: str = "", hint: str = "") -> None:
+        super().__init__(error)
+        self.error = error
+        self.cause = cause
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = [f"error: {self.error}"]
+        if self.cause:
+            lines.append(f"cause: {self.cause}")
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong in a grid file: what, where (`file:line`), which key, and the remedy."""
+
+    message: str
+    where: str = ""
+    key: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = f" ({self.where})" if self.where else ""
+        hint = f"\n  hint: {self.hint}" if self.hint else ""
+        return f"error: {self.message}{place}{hint}"
+
+
+class GridError(MoegridError):
+    """All problems of a grid file at once."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{len(self.problems)} problem(s) in the grid")
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class StoreError(MoegridError):
+    """The object store refused or could not be reached."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class CorruptBlob(StoreError):
+    """A blob's size or checksum is not what its manifest says; the artifact must be made again."""
+
+    def __init__(self, artifact: str, path: str, cause: str) -> None:
+        super().__init__(
+            f"artifact {artifact[:12]} is damaged: {path}",
+            cause=cause,
+            hint="the next run repairs it: moegrid resume re-makes the artifact from its parents",
+        )
+        self.artifact = artifact
+        self.path = path
+
+
+class LeaseLost(MoegridError):
+    """Another attempt holds a newer fencing token: this one must stop before it commits anything."""
+
+    exit_code = EXIT_FAILED
+
+
+class SourceError(MoegridError):
+    """A data source (wheel, file, hub) is missing, has the wrong digest or lacks a column."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class NumericsError(MoegridError):
+    """A state would be continued under other numerics (threads, world size, engine, torch version)."""
+
+    exit_code = EXIT_FAILED
+
+
+class TrainingDiverged(MoegridError):
+    """The loss or a gradient is not finite; the last good state is kept."""
+
+    exit_code = EXIT_FAILED

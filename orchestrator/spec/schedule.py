@@ -1,0 +1,65 @@
+"""Freeze schedules and fractions of a run, as whole optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from orchestrator.spec.cell import FREEZABLE
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Steps [start, stop) in which the parameters of one role ("" = no role) are frozen."""
+
+    frozen: str
+    start: int
+    stop: int
+
+
+def step_at(fraction: float, steps: int) -> int:
+    """Return the whole step at `fraction` of `steps`, half rounded up."""
+    return int(math.floor(fraction * steps + 0.5))
+
+
+def parse_freeze(schedule: str) -> tuple[tuple[str, float], ...]:
+    """Return ((role, start fraction), ...) of a schedule such as `none->router` or `none@0->router@0.5->expert@0.75`.
+
+    Phases without `@` share the run evenly. Raises ValueError with the reason.
+    """
+    parts = [part.strip() for part in schedule.split("->")]
+    names, starts = [], []
+    for i, part in enumerate(parts):
+        name, at, fraction = part.partition("@")
+        if name not in ("none", *FREEZABLE):
+            raise ValueError(f"freeze schedule {schedule!r}: {name!r} is none of none, {', '.join(FREEZABLE)}")
+        if at:
+            try:
+                start = float(fraction)
+            except ValueError:
+                raise ValueError(f"freeze schedule {schedule!r}: {fraction!r} is not a fraction") from None
+        elif any("@" in p for p in parts):
+            raise ValueError(f"freeze schedule {schedule!r}: give every phase a start (@fraction) or none of them")
+        else:
+            start = i / len(parts)
+        names.append(name)
+        starts.append(start)
+    if starts[0] != 0 or any(not a < b for a, b in zip(starts, starts[1:], strict=False)) or starts[-1] >= 1:
+        raise ValueError(f"freeze schedule {schedule!r}: starts must rise from 0 and stay below 1")
+    return tuple(zip(names, starts, strict=True))
+
+
+def freeze_phases(schedule: str, steps: int) -> tuple[Phase, ...]:
+    """Return the phases of `schedule` over `steps` steps; equal neighbours are one phase, empty ones are dropped."""
+    parsed = parse_freeze(schedule)
+    bounds = [step_at(start, steps) for _, start in parsed] + [steps]
+    phases: list[Phase] = []
+    for (name, _), start, stop in zip(parsed, bounds, bounds[1:], strict=False):
+        frozen = "" if name == "none" else name
+        if start == stop:
+            continue
+        if phases and phases[-1].frozen == frozen:
+            phases[-1] = Phase(frozen, phases[-1].start, stop)
+        else:
+            phases.append(Phase(frozen, start, stop))
+    return tuple(phases)

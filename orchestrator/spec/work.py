@@ -1,0 +1,214 @@
+"""What each kind of stage is asked to do: the payload that reaches a node, and the key it produces.
+
+A payload holds science only. The node rebuilds it from JSON with `work_from_json`; the plan computes its key
+with `.key()`; both sides use these classes, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from orchestrator.spec.cell import DataSpec, TaskSpec, TokenizerSpec, TrainSpec
+from orchestrator.spec.identity import Span, digest, plain, science_key, state_key
+from orchestrator.spec.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class DataWork:
+    """Documents (text), examples (instruction) or evaluation items of one source, split by document with `seed`.
+
+    Blobs: text and instruction data `train.parquet`, `heldout.parquet`; items `<task>/<split>.jsonl`.
+    """
+
+    kind: ClassVar[str] = "data"
+    data: DataSpec
+    seed: int = 0
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {}
+
+    def key(self) -> str:
+        return science_key(self.kind, self)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerWork:
+    """A tokenizer, trained on `data`'s training documents (or copied from a checkpoint). Blob: `tokenizer.json`."""
+
+    kind: ClassVar[str] = "tokenizer"
+    tokenizer: TokenizerSpec
+    data: str
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {"data": self.data} if self.data else {}
+
+    def key(self) -> str:
+        return science_key(self.kind, self)
+
+
+@dataclass(frozen=True, slots=True)
+class TokensWork:
+    """`data` as token ids with document, span (word, sentence) and loss-mask information. Blobs: `*.npy`."""
+
+    kind: ClassVar[str] = "tokens"
+    data: str
+    tokenizer: str
+    format: str
+    max_length: int = 0  # instruction examples are cut to this many tokens; 0 = not cut
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {"data": self.data, "tokenizer": self.tokenizer}
+
+    def key(self) -> str:
+        return science_key(self.kind, self)
+
+
+@dataclass(frozen=True, slots=True)
+class InitWork:
+    """The initial weights of a model: random by `seed`, imported or upcycled. Blob: `weights.safetensors`."""
+
+    kind: ClassVar[str] = "init"
+    model: ModelSpec
+    tokenizer: str
+    seed: int = 0
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {"tokenizer": self.tokenizer}
+
+    def key(self) -> str:
+        return science_key(self.kind, self)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What holds during a span of training steps, besides the state it starts from.
+
+    `train` is normalised by the plan: `freeze` is one role ("" = none frozen), `router_lr` is absolute, `router_lr_ratio` is 1,
+    `data` carries its digest. `steps` is the planned total of the phase, because the LR schedule depends on it.
+    """
+
+    phase: str  # pretrain | finetune
+    train: TrainSpec
+    tokens: str
+    seed: int
+
+    def digest(self) -> str:
+        return digest(self)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainWork:
+    """Training steps [start, stop) of one phase under fixed conditions.
+
+    `init` is the model's initial artifact, `history` the spans before `start` (of earlier conditions and phases), `parent` the
+    key of the state at `start`. Blobs of a state: `weights.safetensors`, `optimizer.safetensors`, `state.json`.
+    """
+
+    kind: ClassVar[str] = "train"
+    model: ModelSpec
+    tokenizer: str
+    init: str
+    history: tuple[Span, ...]
+    conditions: Conditions
+    start: int
+    stop: int
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return (*self.history, (self.conditions.digest(), self.start, self.stop))
+
+    @property
+    def parent(self) -> str:
+        return state_key(self.init, self.history)
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {"state": self.parent, "tokens": self.conditions.tokens, "tokenizer": self.tokenizer}
+
+    def key_at(self, step: int) -> str:
+        """Return the key of the state at `step`, start <= step <= stop."""
+        return state_key(self.init, (*self.history, (self.conditions.digest(), self.start, step)))
+
+    def key(self) -> str:
+        return self.key_at(self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateWork:
+    """One suite on one state. Blobs: `items.parquet` (per-item scores); metrics go into the manifest."""
+
+    kind: ClassVar[str] = "evaluate"
+    suite: str
+    state: str
+    model: ModelSpec
+    tokenizer: str
+    items: str  # key of the evaluation items ("" for `lm`)
+    tokens: str  # key of the held-out tokens ("" for task suites)
+    tasks: tuple[TaskSpec, ...] = ()
+    max_length: int = 512
+    shots: str = "per_item"
+    precision: str = "fp32"
+    val_tokens: int = 0
+    limit: int = 0
+    routing_seeds: int = 0
+    seed: int = 0
+
+    @property
+    def parents(self) -> dict[str, str]:
+        named = {"state": self.state, "tokenizer": self.tokenizer, "items": self.items, "tokens": self.tokens}
+        return {name: key for name, key in named.items() if key}
+
+    def key(self) -> str:
+        return science_key(self.kind, self)
+
+
+Work = DataWork | TokenizerWork | TokensWork | InitWork | TrainWork | EvaluateWork
+KINDS: dict[str, type] = {cls.kind: cls for cls in typing.get_args(Work)}
+
+
+def work_to_json(work: Work) -> dict[str, Any]:
+    """Return `work` as JSON types, with its kind."""
+    return {"kind": work.kind, **plain(work)}
+
+
+def work_from_json(payload: Mapping[str, Any]) -> Work:
+    """Rebuild a work from `work_to_json`'s output."""
+    fields = dict(payload)
+    return build(KINDS[fields.pop("kind")], fields)
+
+
+@lru_cache(maxsize=None)
+def _hints(cls: type) -> dict[str, Any]:
+    return {f.name: typing.get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
+
+
+def build(hint: Any, value: Any) -> Any:
+    """Turn JSON types into the frozen dataclasses and tuples that the type `hint` names."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = _hints(hint)
+        return hint(**{name: build(hints[name], item) for name, item in value.items()})
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return build(next(arg for arg in args if arg is not type(None)), value)
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(build(args[0], item) for item in value)
+        return tuple(build(arg, item) for arg, item in zip(args, value, strict=True))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {key: build(args[1], item) for key, item in value.items()}
+    if hint is float and isinstance(value, int):
+        return float(value)
+    return value
