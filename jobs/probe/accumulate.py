@@ -1,0 +1,144 @@
+"""The metrics of `jobs.probe.metrics` over a stream of batches, in memory that does not grow with the tokens."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jobs.probe.metrics import (
+    Floats,
+    Ints,
+    coactivation_of_pairs,
+    collaboration_of_pairs,
+    entropy_bits,
+    expert_counts,
+    in_range,
+    least_used,
+    margins,
+    overlaps,
+    pair_counts,
+    weight_entropies,
+)
+
+
+class RoutingTotals:
+    """Counts, pair counts and means of one set of tokens: O(L N^2) memory at any number of tokens."""
+
+    def __init__(self, num_layers: int, num_experts: int) -> None:
+        self.num_experts = num_experts
+        self.counts_LN: Ints = np.zeros((num_layers, num_experts), dtype=np.int64)
+        self.pairs_LNN: Ints = np.zeros((num_layers, num_experts, num_experts), dtype=np.int64)
+        self.scores_LN: Floats = np.zeros((num_layers, num_experts))
+        self.tokens_L: Ints = np.zeros(num_layers, dtype=np.int64)
+        self._margins = _Means(num_layers)
+        self._entropies = _Means(num_layers)
+
+    def update(
+        self,
+        layer: int,
+        indices_Tk: ArrayLike,
+        *,
+        weights_Tk: ArrayLike | None = None,
+        scores_TN: ArrayLike | None = None,
+        mask_T: ArrayLike | None = None,
+    ) -> None:
+        """Add one batch of one layer; tokens where `mask_T` is False do not count."""
+        indices = np.asarray(indices_Tk)
+        keep = np.ones(len(indices), dtype=bool) if mask_T is None else np.asarray(mask_T, dtype=bool)
+        indices = indices[keep]
+        self.tokens_L[layer] += len(indices)
+        self.counts_LN[layer] += expert_counts(indices, self.num_experts)
+        self.pairs_LNN[layer] += pair_counts(indices, self.num_experts)
+        if weights_Tk is not None:
+            self._entropies.add(layer, weight_entropies(np.asarray(weights_Tk)[keep], indices))
+        if scores_TN is not None:
+            scores = np.asarray(scores_TN)[keep]
+            self.scores_LN[layer] += scores.sum(axis=0, dtype=np.float64)
+            if scores.shape[1] > 1:
+                self._margins.add(layer, margins(scores))
+
+    def load_balance_L(self) -> Floats:
+        """Return the entropy of each layer's expert counts in bits, 0..log2 N."""
+        high = math.log2(self.num_experts)
+        return np.array([in_range("load_balance", entropy_bits(counts), 0.0, high) for counts in self.counts_LN])
+
+    def collaboration_L(self) -> Floats:
+        """Return each layer's mean partner entropy in bits, 0..log2(N-1)."""
+        return np.array([collaboration_of_pairs(pairs) for pairs in self.pairs_LNN])
+
+    def expert_allocation_entropy_L(self) -> Floats:
+        """Return each layer's load balance as a share of log2 N, 0..1."""
+        return self.load_balance_L() / (math.log2(self.num_experts) if self.num_experts > 1 else 1.0)
+
+    def expert_weight_entropy_L(self) -> Floats:
+        """Return each layer's mean weight entropy, 0..1."""
+        return self._entropies.values("expert_weight_entropy", 0.0, 1.0)
+
+    def router_margin_L(self) -> Floats:
+        """Return each layer's mean of best minus second best score."""
+        return self._margins.values("router_margin", 0.0, math.inf)
+
+    def expert_coactivation(self) -> Floats:
+        """Return N_ij / N_i, [L, N, N]."""
+        return np.stack([coactivation_of_pairs(pairs) for pairs in self.pairs_LNN])
+
+    def distribution_LN(self) -> Floats:
+        """Return each layer's mean routing distribution, rows summing to 1: what `routing_distance` compares."""
+        return self.scores_LN / self.scores_LN.sum(axis=1, keepdims=True)
+
+    def least_used(self) -> Ints:
+        """Return the least used expert of every layer, [L]."""
+        return least_used(self.counts_LN)
+
+
+class RoutingOverlap:
+    """How far two states route the same tokens to the same experts: saturation and change rate over a stream."""
+
+    def __init__(self, num_layers: int) -> None:
+        self._all = _Means(num_layers)
+        self._best = _Means(num_layers)
+        self._changed = _Means(num_layers)
+
+    def update(self, layer: int, first_Tk: ArrayLike, second_Tk: ArrayLike, mask_T: ArrayLike | None = None) -> None:
+        """Add one batch of one layer, routed by both states."""
+        first, second = np.asarray(first_Tk), np.asarray(second_Tk)
+        if mask_T is not None:
+            keep = np.asarray(mask_T, dtype=bool)
+            first, second = first[keep], second[keep]
+        shared = overlaps(first, second)
+        self._all.add(layer, shared)
+        self._changed.add(layer, (shared < 1.0).astype(np.float64))
+        self._best.add(layer, overlaps(first, second, top=1))
+
+    def saturation_L(self, top: int | None = None) -> Floats:
+        """Return each layer's mean overlap, 0..1, of all experts (`top` None) or of the best one (1)."""
+        if top not in (None, 1):
+            raise ValueError("the stream keeps overlaps of all experts and of the best one only")
+        return (self._all if top is None else self._best).values("router_saturation", 0.0, 1.0)
+
+    def change_rate_L(self, top: int | None = None) -> Floats:
+        """Return each layer's 1 - mean overlap, 0..1."""
+        return 1.0 - self.saturation_L(top)
+
+    def changed_share_L(self) -> Floats:
+        """Return each layer's share of tokens whose expert set changed at all, 0..1."""
+        return self._changed.values("expert_changed_share", 0.0, 1.0)
+
+
+class _Means:
+    """A mean per layer, kept as a sum and a number."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.sums_L = np.zeros(num_layers)
+        self.numbers_L = np.zeros(num_layers, dtype=np.int64)
+
+    def add(self, layer: int, values_T: Floats) -> None:
+        self.sums_L[layer] += values_T.sum(dtype=np.float64)
+        self.numbers_L[layer] += len(values_T)
+
+    def values(self, name: str, low: float, high: float) -> Floats:
+        if not self.numbers_L.all():
+            raise ValueError(f"{name}: no token was counted in layer {int(self.numbers_L.argmin())}")
+        return np.array([in_range(name, v, low, high) for v in self.sums_L / self.numbers_L])

@@ -1,0 +1,177 @@
+"""Routing metrics: closed-form values, independent recomputation, ranges, and streams equal to whole arrays."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from jobs.probe import metrics as m
+from jobs.probe.accumulate import RoutingOverlap, RoutingTotals
+
+
+def routings(layers: int = 3, tokens: int = 400, top_k: int = 4, experts: int = 16, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    scores = rng.dirichlet(np.linspace(0.2, 2.0, experts), size=(layers, tokens))
+    indices = np.argsort(-scores, axis=-1)[..., :top_k]
+    return scores, indices, np.take_along_axis(scores, indices, axis=-1)
+
+
+def test_uniform_load_over_four_experts_is_two_bits() -> None:
+    assert m.load_balance(np.arange(400).reshape(1, 100, 4) % 4, 4) == 2.0
+    assert m.load_balance(np.zeros((2, 50, 1), dtype=int), 4) == 0.0
+
+
+def test_load_balance_averages_layers_and_keeps_unused_experts_out_of_the_entropy() -> None:
+    indices = np.stack([np.arange(64)[:, None] % 2, np.arange(64)[:, None] % 8])
+    assert m.load_balance(indices, 8) == pytest.approx((1.0 + 3.0) / 2)
+
+
+def test_collaboration_bounds() -> None:
+    assert m.collaboration(np.arange(100)[None, :, None] % 8, 8) == 0.0  # k = 1
+    pairs = np.array(list(itertools.permutations(range(8), 2)))
+    assert m.collaboration(pairs, 8) == pytest.approx(math.log2(7))
+    fixed = np.array([[0, 1], [2, 3]] * 10)
+    assert m.collaboration(fixed, 8) == 0.0  # every expert has one partner; unused experts do not enter the mean
+
+
+def test_collaboration_matches_a_direct_recomputation() -> None:
+    _, indices, _ = routings()
+    experts, layers = 16, []
+    for layer in indices:
+        together = np.zeros((experts, experts))
+        for token in layer:
+            for i, j in itertools.permutations(token, 2):
+                together[i, j] += 1
+        values = []
+        for i in range(experts):
+            if together[i].sum():
+                q = together[i][together[i] > 0] / together[i].sum()
+                values.append(-(q * np.log2(q)).sum())
+        layers.append(np.mean(values))
+    assert m.collaboration(indices, experts) == pytest.approx(np.mean(layers), abs=1e-12)
+
+
+def test_masked_tokens_and_empty_slots_never_count() -> None:
+    _, indices, weights = routings()
+    mask = np.random.default_rng(1).random(400) < 0.5
+    assert m.load_balance(indices, 16, mask) == m.load_balance(indices[:, mask], 16)
+    assert m.collaboration(indices, 16, mask) == m.collaboration(indices[:, mask], 16)
+    padded = np.concatenate([indices, np.full((3, 400, 2), -1)], axis=2)
+    wider = np.concatenate([weights, np.zeros((3, 400, 2))], axis=2)
+    assert m.load_balance(padded, 16) == m.load_balance(indices, 16)
+    assert m.collaboration(padded, 16) == m.collaboration(indices, 16)
+    assert m.expert_weight_entropy(wider, padded) == pytest.approx(m.expert_weight_entropy(weights), abs=1e-12)
+    assert m.router_saturation(padded, indices) == 1.0
+
+
+def test_weight_entropy_is_one_for_equal_weights_and_zero_for_one_expert() -> None:
+    assert m.expert_weight_entropy(np.full((1, 9, 4), 0.1)) == pytest.approx(1.0)
+    assert m.expert_weight_entropy(np.full((1, 9, 1), 0.7)) == 0.0
+    assert m.expert_weight_entropy(np.array([[[0.5, 0.0]]])) == 0.0
+
+
+def test_margin_is_the_gap_between_the_two_best_scores() -> None:
+    scores, _, _ = routings()
+    ordered = np.sort(scores, axis=-1)
+    assert m.router_margin(scores) == pytest.approx((ordered[..., -1] - ordered[..., -2]).mean())
+
+
+def test_saturation_and_change_rate() -> None:
+    _, indices, _ = routings()
+    assert m.router_saturation(indices, indices) == 1.0
+    assert m.router_saturation(indices, indices[..., ::-1]) == 1.0  # sets, not sequences
+    assert m.expert_change_rate(indices, indices) == 0.0
+    a, b = np.array([[0, 1], [0, 1]]), np.array([[0, 2], [2, 3]])
+    assert m.router_saturation(a, b) == 0.25
+    assert m.router_saturation(a, b, top=1) == 0.5
+    assert m.expert_change_rate(a, b) == 0.75
+    assert m.expert_changed_share(a, np.array([[1, 0], [0, 3]])) == 0.5
+    # Expert choice: sets of different sizes are measured against the larger one.
+    assert m.router_saturation(np.array([[0, -1, -1]]), np.array([[0, 1, 2]])) == pytest.approx(1 / 3)
+
+
+def test_coactivation_is_the_share_of_an_experts_tokens() -> None:
+    matrix = m.expert_coactivation(np.array([[0, 1], [0, 2], [0, 1], [3, 1]]), 5)[0]
+    assert matrix[0, 1] == pytest.approx(2 / 3)
+    assert matrix[1, 3] == pytest.approx(1 / 3)
+    assert matrix[4].sum() == 0
+
+
+def test_similarity_excludes_the_diagonal() -> None:
+    assert m.expert_similarity(np.eye(4)) == 0.0
+    assert m.expert_similarity(np.ones((3, 2, 5))) == pytest.approx(1.0)
+    assert m.expert_output_similarity(np.stack([np.ones((6, 3)), -np.ones((6, 3))])) == pytest.approx(-1.0)
+
+
+def test_routing_distance_lies_between_zero_and_two() -> None:
+    scores, _, _ = routings()
+    assert m.routing_distance(scores, scores[:, ::-1]) == pytest.approx(0.0, abs=1e-12)
+    left, right = np.tile([1.0, 0.0], (1, 5, 1)), np.tile([0.0, 1.0], (1, 7, 1))
+    assert m.routing_distance(left, right) == 2.0
+
+
+def test_interventions_have_the_sign_of_their_definition() -> None:
+    assert m.capacity(0.5, 0.4) == pytest.approx(0.1)
+    assert m.specialization(0.5, [0.2, 0.4]) == pytest.approx(0.2)
+    assert m.capacity_bpb(1.0, 1.2) == pytest.approx(0.2)
+    assert m.specialization_bpb(1.0, [1.2, 1.4]) == pytest.approx(0.3)
+    assert m.drop_top(0.5, 0.3) == pytest.approx(-0.2)
+    assert m.least_used([[3, 1, 1], [0, 5, 0]]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: m.in_range("load_balance", 2.1, 0.0, 2.0),
+        lambda: m.in_range("x", float("nan")),
+        lambda: m.load_balance(np.full((1, 4, 1), 7), 4),
+        lambda: m.load_balance(np.full((1, 4, 1), -2), 4),
+        lambda: m.load_balance(np.full((1, 4, 1), -1), 4),
+        lambda: m.load_balance(np.zeros((1, 4, 1)), 4),
+        lambda: m.capacity(50.0, 40.0),  # per cent instead of fractions
+        lambda: m.expert_weight_entropy(np.array([[[0.5, -0.1]]])),
+    ],
+)
+def test_what_cannot_be_true_is_refused(call) -> None:
+    with pytest.raises(ValueError):
+        call()
+
+
+def test_streams_give_the_values_of_whole_arrays() -> None:
+    scores, indices, weights = routings()
+    mask = np.random.default_rng(3).random(400) < 0.8
+    totals, overlap = RoutingTotals(3, 16), RoutingOverlap(3)
+    later = routings(seed=5)[1]
+    for start in range(0, 400, 37):
+        part = slice(start, start + 37)
+        for layer in range(3):
+            totals.update(
+                layer,
+                indices[layer, part],
+                weights_Tk=weights[layer, part],
+                scores_TN=scores[layer, part],
+                mask_T=mask[part],
+            )
+            overlap.update(layer, indices[layer, part], later[layer, part], mask[part])
+    assert totals.load_balance_L() == pytest.approx(m.load_balance_L(indices, 16, mask))
+    assert totals.collaboration_L() == pytest.approx(m.collaboration_L(indices, 16, mask))
+    assert totals.expert_allocation_entropy_L() == pytest.approx(m.expert_allocation_entropy_L(indices, 16, mask))
+    assert totals.expert_weight_entropy_L() == pytest.approx(m.expert_weight_entropy_L(weights, None, mask))
+    assert totals.router_margin_L() == pytest.approx(m.router_margin_L(scores, mask))
+    assert totals.expert_coactivation() == pytest.approx(m.expert_coactivation(indices, 16, mask))
+    assert overlap.saturation_L() == pytest.approx(m.router_saturation_L(indices, later, None, mask))
+    assert overlap.saturation_L(top=1) == pytest.approx(m.router_saturation_L(indices, later, 1, mask))
+    assert overlap.changed_share_L().mean() == pytest.approx(m.expert_changed_share(indices, later, None, mask))
+    distance = m.distribution_distance_L(totals.distribution_LN(), totals.distribution_LN())
+    assert distance == pytest.approx(0.0)
+
+
+def test_spikes_are_counted_against_the_running_median() -> None:
+    series = 3.0 + 0.01 * np.sin(np.arange(200))
+    assert m.spikes(series) == (0, 0.0)
+    series[120] += 2.0
+    count, height = m.spikes(series)
+    assert count == 1 and height == pytest.approx(2.0, abs=0.05)
