@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
 from orchestrator.spec.cell import DataSpec, TaskSpec, TokenizerSpec, TrainSpec
-from orchestrator.spec.identity import Span, digest, plain, science_key, state_key
+from orchestrator.spec.identity import Span, digest, lineage, plain, science_key, state_key, state_keys
 from orchestrator.spec.model import ModelSpec
 
 
@@ -75,12 +75,16 @@ class TokensWork:
 
 @dataclass(frozen=True, slots=True)
 class InitWork:
-    """The initial weights of a model: random by `seed`, imported or upcycled. Blob: `weights.safetensors`."""
+    """The initial weights of a model: random by `seed`, imported or upcycled. Blob: `weights.safetensors`.
+
+    `private` names a cell that must not share its states with others (`--no-share`); no randomness derives from it.
+    """
 
     kind: ClassVar[str] = "init"
     model: ModelSpec
     tokenizer: str
     seed: int = 0
+    private: str = ""
 
     @property
     def parents(self) -> dict[str, str]:
@@ -139,6 +143,11 @@ class TrainWork:
     def key_at(self, step: int) -> str:
         """Return the key of the state at `step`, start <= step <= stop."""
         return state_key(self.init, (*self.history, (self.conditions.digest(), self.start, step)))
+
+    def keys_at(self, steps: Sequence[int]) -> list[str]:
+        """Return the keys of the states at `steps`, all in (start, stop], much faster than one by one."""
+        *before, (conditions, start, _) = lineage((*self.history, (self.conditions.digest(), self.start, self.stop)))
+        return state_keys(self.init, before, conditions, start, steps)
 
     def key(self) -> str:
         return self.key_at(self.stop)

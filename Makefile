@@ -1,0 +1,101 @@
+# moegrid: a YAML grid of Mixture-of-Experts experiments becomes jobs, checkpoints, evaluations and a table.
+# Every target sets up what it needs by itself; a second call costs nothing.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+GRID ?=
+SCALE ?= tiny
+SITE ?= local
+SEEDS ?=
+STORE ?= runs
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+export MOEGRID_STORE := $(STORE)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+OPTIONS := --scale $(SCALE) --site $(SITE) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+EXTRA := $(if $(filter slurm,$(SITE)),slurm)$(if $(filter ray,$(SITE)),ray)
+READY := $(VENV)/.ready$(if $(EXTRA),-$(EXTRA))
+
+.PHONY: help grid plan resume status report ui test check bench faults doctor clean setup
+
+help:  ## explain the targets
+	@echo 'moegrid: controlled experiments on Mixture-of-Experts language models'
+	@echo
+	@echo 'usage: make TARGET [GRID=name] [SCALE=tiny|small|paper] [SITE=local|slurm|ray] [SEEDS=0,1] [STORE=dir|s3://...] [ARGS=...]'
+	@echo
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo 'grids:'
+	@for f in grids/*.yaml; do n=$$(basename $$f .yaml); d=$$(sed -n 's/^description: *//p' $$f | head -n 1); printf '  %-24s %s\n' "$$n" "$$d"; done
+	@echo
+	@echo 'start with: make grid GRID=quickstart'
+
+need-grid = @test -n "$(GRID)" || { echo 'error: no grid named; hint: make $@ GRID=quickstart (make alone lists the grids)' >&2; exit 2; }
+
+grid: $(READY)  ## run a grid: plan, train, evaluate, table
+	$(need-grid)
+	@$(BIN)/moegrid run $(GRID) $(OPTIONS)
+
+plan: $(READY)  ## show what a run would do, and what it costs
+	$(need-grid)
+	@$(BIN)/moegrid plan $(GRID) $(OPTIONS)
+
+resume: $(READY)  ## go on after an interruption or a failure
+	$(need-grid)
+	@$(BIN)/moegrid resume $(GRID) $(OPTIONS)
+
+status: $(READY)  ## state of every cell
+	$(need-grid)
+	@$(BIN)/moegrid status $(GRID) $(OPTIONS)
+
+report: $(READY)  ## write the HTML, CSV and LaTeX report
+	$(need-grid)
+	@$(BIN)/moegrid report $(GRID) $(OPTIONS)
+
+ui: $(READY)  ## open the MLflow UI on this store's runs
+	@$(BIN)/moegrid ui
+
+doctor: $(READY)  ## check store, tracker, wheels, disk, versions
+	@$(BIN)/moegrid doctor --site $(SITE)
+
+test: $(VENV)/.ready-dev  ## run the tests
+	@$(BIN)/python -m pytest tests $(ARGS)
+
+faults: $(VENV)/.ready-dev  ## run the whole fault harness
+	@$(BIN)/python -m pytest tests/faults -m 'faults or not faults' $(ARGS)
+
+check: $(VENV)/.ready-dev  ## style, types, import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/.ready-dev  ## run the benchmarks that README quotes
+	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+setup: $(READY)  ## only install
+
+clean:  ## remove the virtual environment and caches (never a store)
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find orchestrator jobs tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); sys.exit(0 if ok else "error: Python %d.%d is not supported; hint: make PYTHON=python3.12 (3.11 to 3.13)" % sys.version_info[:2])'
+	@echo 'setting up $(VENV) (first time only, a few minutes)...' >&2
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and exactly: a looser request would fetch another build.
+$(VENV)/.ready: $(VENV)/.python pyproject.toml constraints.txt
+	@$(BIN)/pip install -q -c constraints.txt torch==2.13.0
+	@$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.ready-%: $(VENV)/.ready
+	@$(BIN)/pip install -q -c constraints.txt -e '.[$(subst dev,dev$(COMMA)s3lab,$*)]'
+	@touch $@
+
+COMMA := ,

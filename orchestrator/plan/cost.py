@@ -1,0 +1,138 @@
+"""What a stage costs: parameters, FLOPs, bytes, and time estimated from finished stages of the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.plan.stages import Stage
+from orchestrator.spec.cell import Resources
+from orchestrator.spec.identity import digest
+from orchestrator.spec.model import ModelSpec, resolve_moe
+from orchestrator.spec.work import DataWork, EvaluateWork, InitWork, TokensWork, TrainWork
+
+# Sustained FLOP/s assumed before anything of the same shape has finished.
+CPU_FLOPS_PER_CORE = 1.2e10
+GPU_FLOPS = 1.2e14
+PROCESS_START_SECONDS = 5.0
+DATA_SECONDS = 25.0
+# An evaluated item is about this many tokens after shared prefixes are computed once.
+TOKENS_PER_ITEM = 300
+GLU_MATRICES = 3
+MLP_MATRICES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Parameter counts of a model; `active` = what one token uses, both without the embedding table's look-up."""
+
+    total: int
+    active: int
+    expert: int
+
+    @property
+    def flops_per_token(self) -> int:
+        """Forward FLOPs per token of the matrix products, 2 a parameter (attention scores aside)."""
+        return 2 * self.active
+
+
+def parameters(model: ModelSpec, vocab_size: int) -> Parameters:
+    """Count the parameters of `model` from its shape.
+
+    `vocab_size` is used where the model leaves it to the tokenizer. Router extras of single algorithms
+    (projections, constants) are below 1 % and not counted.
+    """
+    moe = resolve_moe(model.moe)
+    d = model.hidden_size
+    vocab = model.vocab_size or vocab_size
+    head_dim = d // model.num_heads
+    attention = 2 * d * d + 2 * d * head_dim * model.num_kv_heads
+    matrices = GLU_MATRICES if moe.expert == "swiglu" else MLP_MATRICES
+    expert = matrices * d * moe.expert_width
+    shared = (moe.shared_experts or 0) * expert
+    moe_layers = model.num_layers - model.dense_layers
+    dense = matrices * d * (model.dense_width or moe.expert_width * moe.top_k)
+    is_dense = moe.preset == "dense"
+    routed_total = 0 if is_dense else moe.num_experts * expert
+    routed_active = 0 if is_dense else moe.top_k * expert
+    router = 0 if is_dense else moe.num_experts * d
+    ffn_dense = matrices * d * moe.expert_width * moe.top_k if is_dense else 0
+    norms = 2 * d * model.num_layers + d
+    common = model.num_layers * attention + norms + model.dense_layers * dense
+    head = vocab * d
+    embedding = 0 if model.tie_embeddings else vocab * d
+    total = common + moe_layers * (routed_total + shared + router + ffn_dense) + head + embedding
+    active = common + moe_layers * (routed_active + shared + router + ffn_dense) + head
+    return Parameters(total=total, active=active, expert=expert)
+
+
+def shape_of(stage: Stage, resources: Resources) -> str:
+    """Return a digest of what decides a stage's speed, so that finished stages calibrate unfinished ones."""
+    work = stage.work
+    fields: list[Any] = [stage.kind, stage.phase, resources]
+    if isinstance(work, TrainWork):
+        train = work.conditions.train
+        fields += [work.model, train.micro_batch, train.accumulation, train.sequence_length, train.precision]
+    elif isinstance(work, EvaluateWork):
+        fields += [work.model, work.suite, work.tasks, work.limit, work.routing_seeds, work.max_length, work.val_tokens]
+    elif isinstance(work, InitWork):
+        fields += [work.model]
+    elif isinstance(work, DataWork):
+        fields += [work.data]
+    return digest(fields)
+
+
+def units(stage: Stage) -> float:
+    """Return by how much a stage's time grows inside its shape: steps of training, else 1."""
+    return float(max(stage.steps, 1))
+
+
+def first_guess_seconds(stage: Stage, resources: Resources, vocab_size: int) -> float:
+    """Estimate a stage's time from FLOPs alone, before anything of its shape has finished."""
+    work = stage.work
+    chips = resources.nodes * resources.processes
+    if resources.gpus:
+        speed = GPU_FLOPS * chips * resources.gpus * 0.35
+    else:
+        speed = CPU_FLOPS_PER_CORE * chips * resources.cores
+    if isinstance(work, TrainWork):
+        train = work.conditions.train
+        tokens = stage.steps * train.micro_batch * train.accumulation * train.sequence_length
+        return PROCESS_START_SECONDS + 3 * parameters(work.model, vocab_size).flops_per_token * tokens / speed
+    if isinstance(work, EvaluateWork):
+        passes = 2 + work.routing_seeds if work.routing_seeds else 1
+        items = sum(work.limit or task.limit or 1000 for task in work.tasks)
+        tokens = passes * items * TOKENS_PER_ITEM + work.val_tokens
+        return PROCESS_START_SECONDS + parameters(work.model, vocab_size).flops_per_token * tokens / speed
+    if isinstance(work, (DataWork, TokensWork)):
+        return DATA_SECONDS
+    return PROCESS_START_SECONDS
+
+
+class Clock:
+    """Estimates seconds per stage, calibrated by the manifests of finished stages (`info.seconds`)."""
+
+    def __init__(self, measured: Mapping[str, float] | None = None) -> None:
+        self._measured = dict(measured or {})
+
+    @classmethod
+    def from_finished(cls, finished: Iterable[tuple[Stage, Resources, Mapping[str, Any]]]) -> Clock:
+        """Build from (stage, resources, manifest info) of finished stages; the mean of a shape counts."""
+        sums: dict[str, tuple[float, float]] = {}
+        for stage, resources, info in finished:
+            seconds = info.get("seconds")
+            if not isinstance(seconds, (int, float)) or seconds <= 0:
+                continue
+            shape = shape_of(stage, resources)
+            total, amount = sums.get(shape, (0.0, 0.0))
+            done = float(info.get("steps_run", units(stage))) if stage.steps else 1.0
+            sums[shape] = (total + float(seconds), amount + done)
+        return cls({shape: total / amount for shape, (total, amount) in sums.items() if amount})
+
+    def seconds(self, stage: Stage, resources: Resources, vocab_size: int) -> float:
+        """Return the expected seconds of `stage`."""
+        rate = self._measured.get(shape_of(stage, resources))
+        if rate is not None:
+            return rate * units(stage)
+        return first_guess_seconds(stage, resources, vocab_size)

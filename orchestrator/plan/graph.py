@@ -1,0 +1,134 @@
+"""The stage graph of a grid: equal keys are one stage, whichever cells need it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.plan.stages import CellStages, Lowering, Stage
+from orchestrator.spec.cell import Execution, Resources
+from orchestrator.spec.grid import Grid, GridCell
+
+# One process runs the segments of a chain; longer chains only delay the other branches' scheduling.
+MAX_CHAIN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StageGraph:
+    """Stages in topological order, the cells that need them, and what no sharing would have cost."""
+
+    grid: Grid
+    stages: Mapping[str, Stage]
+    cells: Mapping[str, CellStages]
+    users: Mapping[str, tuple[str, ...]]  # stage key -> ids of the cells that need it
+    shared: bool = True
+    _children: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    _by_id: Mapping[str, GridCell] = field(default_factory=dict)
+
+    def children(self, key: str) -> tuple[str, ...]:
+        """Return the keys of the stages that need the artifact `key`."""
+        return self._children.get(key, ())
+
+    def execution(self, key: str) -> Execution:
+        """Return how the stage is run: by the first cell that needs it."""
+        return self.cell(self.users[key][0]).cell.execution
+
+    def resources(self, key: str) -> Resources:
+        """Return the resources of the stage's phase."""
+        return self.execution(key).resources.get(self.stages[key].phase, Resources())
+
+    def cell(self, cell_id: str) -> GridCell:
+        """Return the grid's cell with this id."""
+        return self._by_id[cell_id]
+
+    def unshared(self) -> dict[str, tuple[int, int]]:
+        """Return phase -> (stages, steps) if every cell ran alone."""
+        totals: dict[str, tuple[int, int]] = {}
+        for stages in self.cells.values():
+            for stage in stages.stages:
+                count, steps = totals.get(stage.phase, (0, 0))
+                totals[stage.phase] = (count + 1, steps + stage.steps)
+        return totals
+
+    def sharing(self) -> dict[str, tuple[int, int]]:
+        """Return phase -> (stages, steps) with every artifact made once."""
+        totals: dict[str, tuple[int, int]] = {}
+        for stage in self.stages.values():
+            count, steps = totals.get(stage.phase, (0, 0))
+            totals[stage.phase] = (count + 1, steps + stage.steps)
+        return totals
+
+    def chains(self, ready: Iterable[str], done: Collection[str], busy: Collection[str] = ()) -> list[list[str]]:
+        """Group `ready` stages into jobs, one list of keys each, in the order a process runs them.
+
+        A training segment takes its first missing continuation with it (other branches fork from the committed
+        state), preparation takes what only waits for it, evaluations of one state go together.
+        `done` are committed keys, `busy` stages that some job has already.
+        """
+        ready = [key for key in self.stages if key in set(ready)]
+        taken = set(busy)
+        jobs: list[list[str]] = []
+        by_state: dict[tuple[str, Resources], list[str]] = {}
+        for key in ready:
+            if key in taken:
+                continue
+            stage = self.stages[key]
+            if stage.phase == "evaluate":
+                group = (stage.state, self.resources(key))
+                if group in by_state:
+                    by_state[group].append(key)
+                else:
+                    by_state[group] = [key]
+                    jobs.append(by_state[group])
+                taken.add(key)
+                continue
+            chain = [key]
+            taken.add(key)
+            while len(chain) < MAX_CHAIN and (following := self._continuation(chain, done, taken)):
+                chain.append(following)
+                taken.add(following)
+            jobs.append(chain)
+        return jobs
+
+    def _continuation(self, chain: list[str], done: Collection[str], taken: Collection[str]) -> str:
+        """Return the stage that the process at the end of `chain` should go on with, or ""."""
+        tail = chain[-1]
+        # Training continues its own state; preparation continues anything it has made possible.
+        sources = [tail] if self.stages[tail].kind == "train" else chain
+        for source in sources:
+            for child in self.children(source):
+                if child in done or child in taken or self.stages[child].phase != self.stages[tail].phase:
+                    continue
+                if self.resources(child) != self.resources(tail):
+                    continue
+                if all(parent in done or parent in chain for parent in self.stages[child].parents):
+                    return child
+        return ""
+
+
+def build_graph(grid: Grid, *, share: bool = True) -> StageGraph:
+    """Lower every cell and merge equal stages; `share=False` gives every cell its own training states."""
+    lowering = Lowering()
+    stages: dict[str, Stage] = {}
+    cells: dict[str, CellStages] = {}
+    users: dict[str, list[str]] = {}
+    children: dict[str, list[str]] = {}
+    for item in grid.cells:
+        lowered = lowering.cell(item.cell, private="" if share else item.id)
+        cells[item.id] = lowered
+        for stage in lowered.stages:
+            if stage.key not in stages:
+                stages[stage.key] = stage
+                users[stage.key] = []
+                for parent in stage.parents:
+                    children.setdefault(parent, []).append(stage.key)
+            users[stage.key].append(item.id)
+    return StageGraph(
+        grid=grid,
+        stages=stages,
+        cells=cells,
+        users={key: tuple(ids) for key, ids in users.items()},
+        shared=share,
+        _children={key: tuple(keys) for key, keys in children.items()},
+        _by_id={item.id: item for item in grid.cells},
+    )
