@@ -1,4 +1,4 @@
-"""What a run would do: an action per stage, with its reason, counts and time. A pure function of graph and store keys."""
+"""What a run would do: an action per stage, its reason, counts and time. A pure function of graph and keys."""
 
 from __future__ import annotations
 
@@ -83,8 +83,10 @@ class Plan:
         return total
 
     def wall_minutes(self, cores: int) -> float:
-        """Return the expected wall time on one machine of `cores` cores: work over cores, at least the longest path."""
-        work = sum(self.seconds(key) * min(devices(self.graph.resources(key), gpu=False), cores) for key in self.pending)
+        """Return the wall time on one machine of `cores` cores: work over cores, at least the longest path."""
+        work = sum(
+            self.seconds(key) * min(devices(self.graph.resources(key), gpu=False), cores) for key in self.pending
+        )
         longest: dict[str, float] = {}
         for key in self.pending:
             before = max((longest.get(parent, 0.0) for parent in self.graph.stages[key].parents), default=0.0)
@@ -98,7 +100,9 @@ class Plan:
         for phase in PHASES:
             if phase not in shared:
                 continue
-            actions = Counter(self.actions[key].name for key, stage in self.graph.stages.items() if stage.phase == phase)
+            actions = Counter(
+                self.actions[key].name for key, stage in self.graph.stages.items() if stage.phase == phase
+            )
             rows.append(
                 {
                     "phase": phase,

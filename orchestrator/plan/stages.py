@@ -89,9 +89,7 @@ class Lowering:
             corpus_of_tokenizer = ""
         else:
             corpus_of_tokenizer = corpus
-        tokenizer = self._add(
-            stages, TokenizerWork(cell.tokenizer, corpus_of_tokenizer), "prepare", "tokenizer"
-        )
+        tokenizer = self._add(stages, TokenizerWork(cell.tokenizer, corpus_of_tokenizer), "prepare", "tokenizer")
         init = self._add(
             stages, InitWork(cell.model, tokenizer, cell.seed.init, private), "prepare", f"init seed {cell.seed.init}"
         )

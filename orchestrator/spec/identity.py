@@ -42,9 +42,7 @@ def plain(value: Any) -> Any:
 
 def canonical(value: Any) -> bytes:
     """Return the canonical JSON bytes of `value` (dataclasses allowed)."""
-    return json.dumps(
-        plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
-    ).encode()
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
 def digest(value: Any) -> str:

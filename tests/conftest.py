@@ -1,0 +1,11 @@
+"""Fixtures that all tests share. Servers are session-scoped: one of each per test run."""
+
+from __future__ import annotations
+
+import os
+
+# Two cores run the whole suite: libraries that spawn a thread per core only get in each other's way.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
