@@ -1,0 +1,104 @@
+"""What every site can do: start a batch of jobs, say how they are, find them again by name, stop them.
+
+The scheduler is the truth about processes; the store is the truth about results. A backend keeps nothing that
+another driver, started later, could not ask the scheduler for again by the batch's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.spec.cell import Resources
+
+QUEUED, RUNNING, ENDED, ABSENT, ELSEWHERE = "queued", "running", "ended", "absent", "elsewhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One process (group) that a scheduler starts: attempt `<batch>-<index>` of a chain of stages."""
+
+    attempt: str
+    index: int
+    label: str
+    resources: Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one call of `submit` starts. `name` is unique for ever, so that a lost answer can be looked up by it."""
+
+    name: str
+    store: str
+    jobs: tuple[Job, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """How the scheduler calls one job. `details` is plain JSON of the backend's own."""
+
+    attempt: str
+    batch: str
+    id: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"attempt": self.attempt, "batch": self.batch, "id": self.id, "details": dict(self.details)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Handle:
+        return cls(data["attempt"], data["batch"], data["id"], data.get("details", {}))
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """What the scheduler says of one job.
+
+    `phase`: queued | running | ended | absent (the scheduler does not know it) | elsewhere (cannot be seen from
+    this machine). `exit_code` is None where nobody saw the process end; `signal` is the signal that ended it, 0 = none.
+    `reason` is the scheduler's own word (TIMEOUT, NODE_FAIL, PREEMPTED, OUT_OF_MEMORY, ...).
+    """
+
+    phase: str
+    exit_code: int | None = None
+    signal: int = 0
+    reason: str = ""
+    host: str = ""
+    max_rss_gb: float = 0.0
+
+
+class Backend(Protocol):
+    """One site. Methods raise `MoegridError` (exit code 3) when the scheduler cannot be reached."""
+
+    name: str
+
+    def admit(self, wanted: Sequence[Resources]) -> list[bool]:
+        """Say for each request, in order of priority, whether it should be submitted now."""
+        ...
+
+    def submit(self, batch: Batch) -> dict[str, Handle]:
+        """Start the jobs of `batch`; return the handle of each attempt."""
+        ...
+
+    def poll(self, handles: Sequence[Handle]) -> dict[str, JobState]:
+        """Return the state of each attempt, in one call to the scheduler where it can."""
+        ...
+
+    def find(self, batch: str) -> dict[str, Handle]:
+        """Ask the scheduler for the jobs of a batch by name: what a submission without an answer really started."""
+        ...
+
+    def cancel(self, handles: Sequence[Handle], *, now: bool) -> None:
+        """Ask jobs to checkpoint and stop (SIGTERM), or end them at once."""
+        ...
+
+    def forget(self, handles: Sequence[Handle]) -> None:
+        """Drop the scheduler-side records of jobs whose end has been written to the store."""
+        ...
+
+    def log(self, handle: Handle) -> Path | None:
+        """Return the file with the job's stdout and stderr, where this machine can read it."""
+        ...

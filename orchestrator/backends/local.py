@@ -1,0 +1,285 @@
+"""Jobs as processes of this machine, under a budget of cores, memory and GPUs.
+
+Each job is its own session, so it outlives a killed driver. Before it does any work it leaves its process id and start
+time in the run directory of this machine; from there any other driver finds, polls and stops it. A process id is never
+signalled unless its start time is the recorded one. The budget counts the jobs of all drivers of this user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.backends import host
+from orchestrator.backends.base import ABSENT, ELSEWHERE, ENDED, QUEUED, RUNNING, Batch, Handle, Job, JobState
+from orchestrator.errors import MoegridError
+from orchestrator.spec.cell import Resources
+
+ROOT = Path(__file__).resolve().parents[2]
+# The shell leaves its process id (the job's own: exec keeps it) before anything else can happen.
+_LAUNCH = (
+    'record=$1; shift; { cat /proc/$$/stat 2>/dev/null || echo "$$"; } > "$record.tmp" '
+    '&& mv "$record.tmp" "$record" && exec "$@"'
+)
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
+_STARTING_SECONDS = 10.0
+_KEEP_SECONDS = 7 * 86400.0
+_SUFFIXES = (".log", ".exit", ".pid", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the jobs of this machine may use together."""
+
+    cores: int
+    memory_gb: float
+    gpus: int
+
+    @classmethod
+    def of_machine(cls, *, cores: int = 0, memory_gb: float = 0.0, gpus: int | None = None) -> Budget:
+        """Fill what is not given (0, None) from the environment (MOEGRID_CORES, ...), then from the machine."""
+        environment = os.environ
+        cores = int(environment.get("MOEGRID_CORES", cores)) or host.cores()
+        memory = float(environment.get("MOEGRID_MEMORY_GB", memory_gb)) or host.memory_gb()
+        if gpus is None:
+            gpus = int(environment.get("MOEGRID_GPUS", len(list(Path("/dev").glob("nvidia[0-9]*")))))
+        return cls(cores, memory, gpus)
+
+
+def demand(resources: Resources) -> tuple[int, float, int]:
+    """Return the cores, GiB and GPUs that a job takes."""
+    return resources.cores * resources.processes, resources.memory_gb, resources.gpus
+
+
+class LocalBackend:
+    """The embedded default: subprocesses under a resource budget."""
+
+    name = "local"
+
+    def __init__(
+        self,
+        *,
+        budget: Budget | None = None,
+        program: Sequence[str] = (sys.executable, "-m", "jobs.run"),
+    ) -> None:
+        self.budget = budget or Budget.of_machine()
+        self._records = host.run_directory() / "jobs"
+        self._records.mkdir(exist_ok=True)
+        self._program = tuple(program)
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._oom_kills: dict[str, int] = {}
+
+    def admit(self, wanted: Sequence[Resources]) -> list[bool]:
+        """Admit what fits into the free part of the budget; what is larger than the whole budget runs alone."""
+        live = self._live()
+        cores = sum(record["cores"] for record in live)
+        memory = sum(record["memory_gb"] for record in live)
+        gpus = sum(len(record["gpus"]) for record in live)
+        answers = []
+        for resources in wanted:
+            more_cores, more_memory, more_gpus = demand(resources)
+            fits = (
+                cores + more_cores <= self.budget.cores
+                and memory + more_memory <= self.budget.memory_gb
+                and gpus + more_gpus <= self.budget.gpus
+            )
+            alone = cores == 0 and more_gpus <= self.budget.gpus
+            answers.append(fits or alone)
+            if fits or alone:
+                cores, memory, gpus = cores + more_cores, memory + more_memory, gpus + more_gpus
+        return answers
+
+    def submit(self, batch: Batch) -> dict[str, Handle]:
+        return {job.attempt: self._start(batch, job) for job in batch.jobs}
+
+    def poll(self, handles: Sequence[Handle]) -> dict[str, JobState]:
+        return {handle.attempt: self._state(handle) for handle in handles}
+
+    def find(self, batch: str) -> dict[str, Handle]:
+        found = {}
+        for path in sorted(self._records.glob(f"{batch}-*.json")):
+            record = _read(path)
+            pid, started = self._process(path.stem)
+            if record.get("batch") == batch and pid:
+                found[path.stem] = self._handle(record, pid, started)
+        return found
+
+    def cancel(self, handles: Sequence[Handle], *, now: bool) -> None:
+        for handle in handles:
+            pid, started = handle.details.get("pid", 0), handle.details.get("started", "")
+            if handle.details.get("host") == host.host_id() and host.alive(pid, started):
+                _signal(pid, started, signal.SIGKILL if now else signal.SIGTERM)
+
+    def forget(self, handles: Sequence[Handle]) -> None:
+        for handle in handles:
+            if handle.details.get("host") == host.host_id():
+                for suffix in _SUFFIXES:
+                    self._records.joinpath(f"{handle.attempt}{suffix}").unlink(missing_ok=True)
+
+    def log(self, handle: Handle) -> Path | None:
+        path = Path(handle.details.get("log", ""))
+        return path if path.is_file() else None
+
+    def _live(self) -> list[dict[str, Any]]:
+        """Return the records of all jobs of this user that live on this machine; drop those of long gone ones."""
+        live = []
+        for path in self._records.glob("*.json"):
+            record = _read(path)
+            if record.get("host") != host.host_id():
+                continue
+            pid, started = self._process(path.stem)
+            age = time.time() - record["time"]
+            if (not pid and age < _STARTING_SECONDS) or (host.alive(pid, started) and not host.is_zombie(pid)):
+                live.append(record)
+            elif age > _KEEP_SECONDS:
+                for suffix in _SUFFIXES:
+                    path.with_suffix(suffix).unlink(missing_ok=True)
+        return live
+
+    def _start(self, batch: Batch, job: Job) -> Handle:
+        cores, memory, gpus = demand(job.resources)
+        log = self._records / f"{job.attempt}.log"
+        record: dict[str, Any] = {
+            "attempt": job.attempt,
+            "batch": batch.name,
+            "store": batch.store,
+            "host": host.host_id(),
+            "driver": [os.getpid(), host.start_time(os.getpid())],
+            "time": time.time(),
+            "cores": cores,
+            "memory_gb": memory,
+            "gpus": self._free_gpus(gpus),
+            "log": str(log),
+        }
+        try:
+            _write(self._records / f"{job.attempt}.json", record)
+            process_record = self._records / f"{job.attempt}.pid"
+            self._oom_kills[job.attempt] = host.oom_kills()
+            with open(log, "ab") as output:
+                child = subprocess.Popen(
+                    ["/bin/sh", "-c", _LAUNCH, "moegrid-job", str(process_record), *self._command(batch, job)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=self._records,
+                    env=self._environment(batch, job, record["gpus"]),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise MoegridError(
+                f"cannot start {job.label} on this machine",
+                cause=str(error),
+                hint="free disk space and processes, then run: moegrid resume",
+            ) from error
+        self._children[job.attempt] = child
+        return self._handle(record, child.pid, host.start_time(child.pid))
+
+    def _command(self, batch: Batch, job: Job) -> list[str]:
+        arguments = ["--store", batch.store, "--batch", batch.name, "--job", str(job.index)]
+        if job.resources.processes == 1:
+            return [*self._program, *arguments]
+        launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python")
+        return [*launcher, f"--nproc-per-node={job.resources.processes}", *self._program, *arguments]
+
+    def _environment(self, batch: Batch, job: Job, gpus: Sequence[int]) -> dict[str, str]:
+        environment = dict(os.environ)
+        environment.update(dict.fromkeys(_THREADS, str(job.resources.cores)))
+        inherited = environment.get("PYTHONPATH", "")
+        environment["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), inherited) if part)
+        environment["PYTHONUNBUFFERED"] = "1"
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in gpus)
+        environment.update(batch.environment)
+        return environment
+
+    def _free_gpus(self, count: int) -> list[int]:
+        if not count:
+            return []
+        used = {gpu for record in self._live() for gpu in record["gpus"]}
+        return [gpu for gpu in range(self.budget.gpus) if gpu not in used][:count]
+
+    def _handle(self, record: Mapping[str, Any], pid: int, started: str) -> Handle:
+        details = {"host": record["host"], "pid": pid, "started": started, "log": record["log"]}
+        return Handle(record["attempt"], record["batch"], str(pid), details | {"driver": record["driver"]})
+
+    def _process(self, attempt: str) -> tuple[int, str]:
+        """Return the process id and start time that the job itself recorded, (0, "") when it has not (yet)."""
+        try:
+            text = self._records.joinpath(f"{attempt}.pid").read_text()
+        except OSError:
+            return 0, ""
+        pid = int(text.split(maxsplit=1)[0])
+        fields = text.rpartition(")")[2].split()
+        return pid, fields[19] if len(fields) > 19 else host.start_time(pid)
+
+    def _state(self, handle: Handle) -> JobState:
+        details = handle.details
+        if details.get("host") != host.host_id():
+            return JobState(ELSEWHERE, host=str(details.get("host", "")).partition(":")[0])
+        name = details["host"].partition(":")[0]
+        self._reap(handle.attempt)
+        ended = _read(self._records / f"{handle.attempt}.exit")
+        if ended:
+            reason = "OUT_OF_MEMORY" if ended["oom"] else ""
+            return JobState(ENDED, ended["code"], ended["signal"], reason, name, ended["rss"])
+        pid, started = details.get("pid", 0), details.get("started", "")
+        if host.alive(pid, started):
+            # A zombie's exit code belongs to its parent; without a parent that lives, nobody will ever read it.
+            orphan = host.is_zombie(pid) and not host.alive(*details["driver"])
+            return JobState(ENDED if orphan else RUNNING, host=name)
+        if self._records.joinpath(f"{handle.attempt}.json").exists() and not pid:
+            return JobState(QUEUED, host=name)
+        return JobState(ENDED if pid else ABSENT, host=name)
+
+    def _reap(self, attempt: str) -> None:
+        """Read a child's exit code, once, and record it for every driver."""
+        child = self._children.get(attempt)
+        if child is None or os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)  # what the job left behind; the zombie still holds the id
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        by_signal = max(0, -child.returncode)
+        oom = by_signal == signal.SIGKILL and host.oom_kills() > self._oom_kills.get(attempt, 0)
+        rss = usage.ru_maxrss / 2**20
+        code = None if by_signal else child.returncode
+        _write(self._records / f"{attempt}.exit", {"code": code, "signal": by_signal, "oom": oom, "rss": rss})
+        del self._children[attempt]
+
+
+def _signal(pid: int, started: str, number: int) -> None:
+    """Signal the process that has this start time, whatever happens to its id in the meantime."""
+    try:
+        if not hasattr(os, "pidfd_open"):
+            os.kill(pid, number)
+            return
+        descriptor = os.pidfd_open(pid)
+        try:
+            if host.alive(pid, started):
+                signal.pidfd_send_signal(descriptor, number)
+        finally:
+            os.close(descriptor)
+    except ProcessLookupError:
+        pass
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)
