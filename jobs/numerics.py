@@ -1,0 +1,75 @@
+"""What decides the bits of a result besides its science: set once per process, recorded in every manifest.
+
+Equal numerics promise equal bits. `set_threads` must run before numpy or torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from orchestrator.errors import NumericsError
+from orchestrator.spec.cell import Execution, Resources
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def set_threads(resources: Resources) -> None:
+    """Fix the thread counts of every numeric library through the environment."""
+    for name in THREAD_VARIABLES:
+        os.environ[name] = str(resources.cores)
+    # Equal code paths for equal inputs, whatever the alignment of a buffer.
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def prepare_torch(execution: Execution, resources: Resources) -> None:
+    """Import torch with fixed threads and, unless the site says otherwise, deterministic algorithms."""
+    import torch
+
+    torch.set_num_threads(resources.cores)
+    if torch.get_num_interop_threads() != 1:
+        torch.set_num_interop_threads(1)
+    torch.use_deterministic_algorithms(execution.deterministic)
+    # Filling fresh memory costs a pass over every activation and changes no result of initialised code.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def record(execution: Execution, resources: Resources, world_size: int) -> dict[str, Any]:
+    """Return the numerics of this process; torch's own facts are added once torch is imported."""
+    try:
+        torch_version = version("torch")
+    except PackageNotFoundError:
+        torch_version = ""
+    facts: dict[str, Any] = {
+        "device": execution.device,
+        "world_size": world_size,
+        "threads": resources.cores,
+        "torch": torch_version,
+        "engine": execution.engine,
+        "deterministic": execution.deterministic,
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        cuda = execution.device == "cuda"
+        facts["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+        facts["device_name"] = torch.cuda.get_device_name() if cuda else ""
+    return facts
+
+
+def refuse_other(parent: Mapping[str, Any], own: Mapping[str, Any], what: str) -> None:
+    """Raise NumericsError when a state made under `parent` would be continued under `own`."""
+    differing = {name: (parent.get(name), own[name]) for name in own if parent.get(name) != own[name]}
+    if not differing:
+        return
+    listed = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in sorted(differing.items()))
+    raise NumericsError(
+        f"{what} would be continued under other numerics",
+        cause=listed,
+        hint="run with the resources the state was made with, or accept other bits with --allow-numerics",
+    )
