@@ -184,11 +184,7 @@ class LocalBackend:
         return self._handle(record, child.pid, host.start_time(child.pid))
 
     def _command(self, batch: Batch, job: Job) -> list[str]:
-        arguments = ["--store", batch.store, "--batch", batch.name, "--job", str(job.index)]
-        if job.resources.processes == 1:
-            return [*self._program, *arguments]
-        launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python")
-        return [*launcher, f"--nproc-per-node={job.resources.processes}", *self._program, *arguments]
+        return [*self._program, "--store", batch.store, "--batch", batch.name, "--job", str(job.index)]
 
     def _environment(self, batch: Batch, job: Job, gpus: Sequence[int]) -> dict[str, str]:
         environment = dict(os.environ)
