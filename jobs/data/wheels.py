@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SourceError
-from orchestrator.spec.pins import Pin
+from orchestrator.spec.pins import Wheel
 
 # A rendered request file repeats each item for point-wise mutual information under ids from here on.
 DUPLICATE_IDS = 1_000_000
@@ -73,9 +73,9 @@ def fetch_wheel(name: str, version: str, sha256: str) -> Path:
     return target
 
 
-def fetch_pin(pin: Pin) -> Path:
-    """Return the local file of `pin`'s wheel."""
-    return fetch_wheel(pin.name, pin.version, pin.sha256)
+def fetch_pinned(wheel: Wheel) -> Path:
+    """Return the local file of a pinned wheel."""
+    return fetch_wheel(wheel.name, wheel.version, wheel.sha256)
 
 
 @contextmanager

