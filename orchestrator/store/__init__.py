@@ -1,0 +1,86 @@
+"""The store is the truth: artifacts, claims, submissions, attempts and grid versions in one folder or bucket.
+
+Layout: `store.json` (schema), `artifacts/<key>.json`, `blobs/<attempt>/`, `attempts/<attempt>/`, `claims/<stage>.json`,
+`submissions/<batch>.json`, `grids/<name>/<digest>.json` (roots for retention), `tombstones/<key>.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.errors import StoreError
+from orchestrator.store.artifacts import Artifacts, Blob, Manifest
+from orchestrator.store.claims import Claims, ClaimState, Lease
+from orchestrator.store.objects import PATIENCE, Entry, Objects
+
+__all__ = ["Artifacts", "Blob", "ClaimState", "Claims", "Entry", "Lease", "Manifest", "Objects", "Store"]
+
+SCHEMA = 1
+
+
+class Store:
+    """One open store: `objects`, `artifacts`, `claims`, JSON documents and the grids that keep artifacts alive."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        self.artifacts = Artifacts(objects)
+        self.claims = Claims(objects)
+        self._check_schema()
+
+    @classmethod
+    def open(cls, url: str, *, patience: float = PATIENCE) -> Store:
+        """Open (and on first use prepare) the store at `url`; StoreError if it cannot be used."""
+        return cls(Objects.open(url, patience=patience))
+
+    @property
+    def url(self) -> str:
+        """The URL or absolute path that opens this store again, from any folder."""
+        return self.objects.url
+
+    def get_json(self, path: str) -> Any | None:
+        """Return a JSON document, or None if it is absent; StoreError if it is not JSON."""
+        data = self.objects.get(path)
+        if data is None:
+            return None
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise StoreError(f"{path} in {self.url} is damaged", cause=str(error), hint=f"delete {path}") from error
+
+    def put_json(self, path: str, value: Any) -> None:
+        """Write or overwrite an advisory JSON document."""
+        self.objects.put(path, json.dumps(value).encode())
+
+    def create_json(self, path: str, value: Any) -> bool:
+        """Write a JSON document if it is absent; False if it exists."""
+        return self.objects.create(path, json.dumps(value).encode())
+
+    def write_root(self, name: str, digest: str, document: Mapping[str, Any]) -> None:
+        """Record a grid version, whose `keys` stay alive from now on; before a plan reads anything."""
+        self.objects.put(f"grids/{name}/{digest}.json", json.dumps(dict(document)).encode())
+
+    def roots(self) -> dict[str, dict[str, Any]]:
+        """Return every grid version by its path."""
+        paths = [entry.path for entry in self.objects.list("grids")]
+        documents = self.objects.parallel(self.get_json, paths)
+        return {path: document for path, document in zip(paths, documents, strict=True) if document is not None}
+
+    def _check_schema(self) -> None:
+        """Create `store.json` once; it also proves that the store honours put-if-absent, on which commits stand."""
+        document = self.get_json("store.json")
+        if document is None:
+            body = json.dumps({"schema": SCHEMA, "program": "moegrid"}).encode()
+            self.objects.create("store.json", body)
+            if self.objects.create("store.json", body):
+                raise StoreError(
+                    f"{self.url} cannot be used as a store",
+                    cause="it overwrites an object that was to be written only if absent",
+                    hint="use a store that honours If-None-Match and If-Match",
+                )
+        elif document.get("schema") != SCHEMA:
+            raise StoreError(
+                f"the store {self.url} has schema {document.get('schema')}; this moegrid knows {SCHEMA}",
+                hint="use the moegrid version that made it, or a new store",
+            )

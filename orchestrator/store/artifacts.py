@@ -1,0 +1,325 @@
+"""Artifacts: a manifest under its key, and the blobs that one attempt wrote for it.
+
+Truth: `artifacts/<key>.json`. An artifact exists if and only if its manifest does; blobs are written first, the
+manifest last by put-if-absent, and that is the commit. What is discarded (damaged, stale, collected) leaves a marker
+with the last generation in place of the manifest, so that discarding, committing and repairing are all one
+compare-and-swap on one object, and a listing with sizes is enough to tell what exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import CorruptBlob, StoreError
+from orchestrator.store.objects import Objects, check_path
+
+FOLDER = "artifacts"
+FORMAT = 1
+# A manifest holds at least its field names; a marker `{"generation":n}` is always shorter than this.
+_MARKER_LIMIT = 64
+_CHECKSUM = b',"checksum":"'
+# Blobs that tell of a run's course (times, rates): no child reads them, so they do not make a child stale.
+OBSERVATIONS = frozenset({"series.json"})
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A named file of an artifact: where it lies, its size in bytes and its sha256."""
+
+    name: str
+    path: str
+    size: int
+    sha256: str
+    artifact: str = field(default="", compare=False)  # the key it was read under, for error messages
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is known of an artifact. `parents` maps parent keys to the digests their manifests had when it was made."""
+
+    key: str
+    kind: str
+    spec: Mapping[str, Any]
+    parents: Mapping[str, str] = field(default_factory=dict)
+    numerics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    attempt: str = ""
+    generation: int = 0
+    blobs: tuple[Blob, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    created: float = 0.0
+
+    @property
+    def digest(self) -> str:
+        """The bits a child can depend on: equal after a repair that reproduced them, whoever made them and when."""
+        content = sorted([blob.name, blob.size, blob.sha256] for blob in self.blobs if blob.name not in OBSERVATIONS)
+        return hashlib.sha256(json.dumps([self.key, self.kind, content]).encode()).hexdigest()
+
+    def blob(self, name: str) -> Blob:
+        """Return the blob called `name`; StoreError if the artifact has none."""
+        for blob in self.blobs:
+            if blob.name == name:
+                return blob
+        raise StoreError(
+            f"artifact {self.key[:12]} ({self.kind}) has no blob {name!r}",
+            cause=f"it holds: {', '.join(blob.name for blob in self.blobs) or 'none'}",
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the manifest as one line of JSON whose last field is a checksum of what stands before it."""
+        fields: dict[str, Any] = {"format": FORMAT}
+        fields |= {name: getattr(self, name) for name in _FIELDS}
+        fields["blobs"] = [{name: getattr(blob, name) for name in _BLOB_FIELDS} for blob in self.blobs]
+        body = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, default=_plain).encode()[:-1]
+        return body + _CHECKSUM + hashlib.sha256(body).hexdigest().encode() + b'"}'
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest | None:
+        """Rebuild a manifest; None if the bytes are damaged."""
+        cut = data.rfind(_CHECKSUM)
+        if cut < 0 or data[cut + len(_CHECKSUM) : -2] != hashlib.sha256(data[:cut]).hexdigest().encode():
+            return None
+        fields = json.loads(data)
+        if fields["format"] > FORMAT:
+            raise StoreError(
+                f"artifact {fields['key'][:12]} was written by a newer moegrid",
+                hint="update moegrid, or use another store",
+            )
+        key = fields["key"]
+        blobs = tuple(Blob(b["name"], b["path"], b["size"], b["sha256"], key) for b in fields["blobs"])
+        return cls(**{name: fields[name] for name in _FIELDS if name != "blobs"}, blobs=blobs)
+
+
+_FIELDS = tuple(Manifest.__dataclass_fields__)
+_BLOB_FIELDS = ("name", "path", "size", "sha256")
+
+
+class Artifacts:
+    """Reading and committing artifacts of one store."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._lock = threading.Lock()
+        # Blobs of one process share a folder of their own under the attempt's, so nothing is ever overwritten, not
+        # even by a duplicate of the same attempt or by a second artifact with a blob of the same name.
+        self._folders: dict[str, tuple[str, set[str]]] = {}
+
+    def keys(self) -> set[str]:
+        """Return the keys of all artifacts, from one listing."""
+        cut = len(FOLDER) + 1
+        return {
+            entry.path[cut:-5]
+            for entry in self._objects.list(FOLDER)
+            if entry.size >= _MARKER_LIMIT and entry.path.endswith(".json")
+        }
+
+    def get(self, key: str) -> Manifest | None:
+        """Return the manifest, or None. A damaged manifest is discarded on sight: its artifact must be made again."""
+        data = self._objects.get(_path(key))
+        if data is None or len(data) < _MARKER_LIMIT:
+            return None
+        manifest = Manifest.from_bytes(data)
+        if manifest is None:
+            self._swap_if_damaged(key)
+        return manifest
+
+    def many(self, keys: Iterable[str]) -> dict[str, Manifest]:
+        """Return the manifests of those of `keys` that exist."""
+        found = self._objects.parallel(self.get, sorted(set(keys)))
+        return {manifest.key: manifest for manifest in found if manifest is not None}
+
+    def write_blob(self, attempt: str, name: str, source: Path | bytes) -> Blob:
+        """Write a blob below `blobs/<attempt>/`, never over another one, and return where it lies."""
+        check_path(f"{attempt}/{name}")
+        if isinstance(source, Path):
+            path = self._blob_path(attempt, name)
+            size, sha256 = self._objects.upload(path, source)
+            return Blob(name, path, size, sha256)
+        while not self._objects.create(path := self._blob_path(attempt, name), source):
+            pass
+        return Blob(name, path, len(source), hashlib.sha256(source).hexdigest())
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Make the artifact exist; return the winner's manifest, which is another's if it came first.
+
+        In place of a discarded artifact the generation is one more than that one's.
+        """
+        path = _path(manifest.key)
+        fresh = replace(manifest, generation=0, created=manifest.created or self._objects.now())
+        if self._objects.create(path, fresh.to_bytes()):
+            return fresh
+        while True:
+            found = self._objects.get_versioned(path)
+            if found is None:
+                if self._objects.create(path, fresh.to_bytes()):
+                    return fresh
+                continue
+            winner = Manifest.from_bytes(found[0])
+            if winner is not None:
+                return winner
+            again = replace(fresh, generation=_generation(found[0]) + 1)
+            if self._objects.replace(path, again.to_bytes(), found[1]):
+                return again
+
+    def repair(self, manifest: Manifest) -> Manifest:
+        """Put `manifest` in the place of the artifact's present one, generation + 1; return the winner's manifest.
+
+        Of two repairs at once one wins, and the other gets its manifest.
+        """
+        found = self._objects.get_versioned(_path(manifest.key))
+        if found is None or Manifest.from_bytes(found[0]) is None:
+            return self.commit(manifest)
+        again = replace(manifest, generation=_generation(found[0]) + 1, created=manifest.created or self._objects.now())
+        if self._objects.replace(_path(manifest.key), again.to_bytes(), found[1]):
+            return again
+        return self.commit(manifest)
+
+    def discard(self, key: str, *, digest: str = "", attempt: str = "") -> bool:
+        """Make the artifact absent, so that the next plan makes it again; its blobs stay for `gc`.
+
+        With `digest` or `attempt` only if the present manifest has that digest or attempt; False if not, or absent.
+        """
+        found = self._objects.get_versioned(_path(key))
+        if found is None or len(found[0]) < _MARKER_LIMIT:
+            return False
+        present = Manifest.from_bytes(found[0])
+        if present and ((digest and present.digest != digest) or (attempt and present.attempt != attempt)):
+            return False
+        return self._objects.replace(_path(key), _marker(found[0]), found[1])
+
+    def heal(self, key: str) -> bool:
+        """Discard the artifact if one of its blobs is damaged or gone; True if that was so."""
+        manifest = self.get(key)
+        if manifest is None:
+            return False
+        try:
+            self._verify(manifest)
+        except CorruptBlob:
+            self.discard(key, attempt=manifest.attempt)
+            return True
+        return False
+
+    def verify(self, key: str) -> None:
+        """Read every blob of the artifact; CorruptBlob if one is damaged or gone, StoreError if there is none."""
+        manifest = self.get(key)
+        if manifest is None:
+            raise StoreError(f"artifact {key[:12]} does not exist")
+        self._verify(manifest)
+
+    def verify_blob(self, blob: Blob) -> None:
+        """Read the blob and compare its size and sha256; CorruptBlob if they differ or it is gone."""
+        sha256 = hashlib.sha256()
+        size = 0
+        chunks = self._objects.chunks(blob.path)
+        for chunk in chunks if chunks is not None else ():
+            sha256.update(chunk)
+            size += len(chunk)
+        self._compare(blob, None if chunks is None else size, sha256.hexdigest())
+
+    def read(self, blob: Blob) -> bytes:
+        """Return the blob's bytes; CorruptBlob if they are not what the manifest says."""
+        data = self._objects.get(blob.path)
+        self._compare(blob, None if data is None else len(data), hashlib.sha256(data or b"").hexdigest())
+        assert data is not None
+        return data
+
+    def fetch(self, manifest: Manifest, name: str, directory: Path) -> Path:
+        """Copy a blob to `directory/name`, verified; the file appears whole or not at all."""
+        blob = manifest.blob(name)
+        target = directory / check_path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            if (chunks := self._objects.chunks(blob.path)) is None:
+                self._compare(blob, None, "")
+            sha256 = hashlib.sha256()
+            size = 0
+            with part.open("wb") as file:
+                for chunk in chunks or ():
+                    sha256.update(chunk)
+                    size += len(chunk)
+                    file.write(chunk)
+            self._compare(blob, size, sha256.hexdigest())
+            part.replace(target)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {target}", cause=str(error), hint="free some space or choose another scratch folder"
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+        return target
+
+    def stale(self, manifests: Iterable[Manifest]) -> set[str]:
+        """Return the keys of those made from other bits than their parents hold now.
+
+        A parent that no longer exists proves nothing: it was collected, or its repair may reproduce it.
+        """
+        children = list(manifests)
+        digests = {child.key: child.digest for child in children}
+        missing = {parent for child in children for parent in child.parents} - set(digests)
+        digests |= {key: manifest.digest for key, manifest in self.many(missing).items()}
+        return {
+            child.key
+            for child in children
+            if any(digests.get(parent, recorded) != recorded for parent, recorded in child.parents.items())
+        }
+
+    def _verify(self, manifest: Manifest) -> None:
+        self._objects.parallel(self.verify_blob, manifest.blobs)
+
+    def _swap_if_damaged(self, key: str) -> None:
+        found = self._objects.get_versioned(_path(key))
+        if found and len(found[0]) >= _MARKER_LIMIT and Manifest.from_bytes(found[0]) is None:
+            self._objects.replace(_path(key), _marker(found[0]), found[1])
+
+    def _blob_path(self, attempt: str, name: str) -> str:
+        with self._lock:
+            folder, names = self._folders.get(attempt, ("", set()))
+            if not folder or name in names:
+                folder, names = secrets.token_hex(5), set()
+                self._folders[attempt] = (folder, names)
+            names.add(name)
+        return f"blobs/{attempt}/{folder}/{name}"
+
+    @staticmethod
+    def _compare(blob: Blob, size: int | None, sha256: str) -> None:
+        if size is None:
+            cause = "the file is gone"
+        elif size != blob.size:
+            cause = f"{size} bytes instead of {blob.size}"
+        elif sha256 != blob.sha256:
+            cause = f"its sha256 is {sha256[:12]}... instead of {blob.sha256[:12]}..."
+        else:
+            return
+        raise CorruptBlob(blob.artifact or "unknown", blob.path, cause)
+
+
+def _path(key: str) -> str:
+    return f"{FOLDER}/{key}.json"
+
+
+def _generation(data: bytes) -> int:
+    """The generation of a manifest or of a marker; 0 if the bytes are too damaged to tell."""
+    try:
+        return int(json.loads(data)["generation"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def _marker(data: bytes) -> bytes:
+    return json.dumps({"generation": _generation(data)}).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return asdict(value)
