@@ -1,0 +1,172 @@
+"""MLflow as the tracker: the only file that imports mlflow, and only when it is used."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.tracking.tracker import FAILED, FINISHED, KEY_TAG, KILLED, Point, Recorded, Run, TrackerAway
+
+T = TypeVar("T")
+
+# MLflow's own limits for one log_batch.
+METRICS_A_BATCH = 1000
+PARAMS_A_BATCH = 100
+TAGS_A_BATCH = 100
+LONGEST_PARAM = 5000
+NOTE = "mlflow.note.content"
+PARENT = "mlflow.parentRunId"
+
+
+class MlflowTracker:
+    """Runs in one MLflow tracking server or SQLite database, always in batches."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        # A server that is away must be noticed in seconds, not after MLflow's own minutes of retries.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        self._uri = tracking_uri
+        self._experiment = ""
+        self._folder = ""
+        if tracking_uri.startswith("sqlite:///"):
+            database = Path(tracking_uri.removeprefix("sqlite:///")).absolute()
+            database.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = (database.parent / "mlartifacts").as_uri()
+        self._client: Any = None
+
+    def open(self, experiment: str, description: str, tags: Mapping[str, str]) -> dict[str, Recorded]:
+        """Make sure the experiment exists and return its runs by key."""
+        return self._reach(lambda: self._open(experiment, description, tags))
+
+    def create(self, run: Run, parent: str) -> Recorded:
+        """Create the run under the run id `parent` ("" for none), with its params and data sets."""
+        return self._reach(lambda: self._create(run, parent))
+
+    def update(self, recorded: Recorded, tags: Mapping[str, str], removed: Iterable[str] = ()) -> None:
+        """Set and remove tags."""
+        from mlflow.entities import RunTag
+
+        items = [RunTag(name, text) for name, text in tags.items()]
+        for part in _parts(items, TAGS_A_BATCH):
+            self._reach(partial(self._client.log_batch, recorded.id, tags=part))
+        for name in removed:
+            self._reach(partial(self._client.delete_tag, recorded.id, name))
+            recorded.tags.pop(name, None)
+        recorded.tags.update(tags)
+
+    def log(self, recorded: Recorded, points: Sequence[Point]) -> None:
+        """Append points, at most 1,000 a call."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(metric_name(p.metric), p.value, int(p.time * 1000), p.step) for p in points]
+        for part in _parts(metrics, METRICS_A_BATCH):
+            self._reach(partial(self._client.log_batch, recorded.id, metrics=part))
+
+    def steps(self, recorded: Recorded, metric: str) -> set[int]:
+        """Return the recorded steps of one metric."""
+        history = self._reach(lambda: self._client.get_metric_history(recorded.id, metric_name(metric)))
+        return {point.step for point in history}
+
+    def finish(self, recorded: Recorded, status: str, ended: float) -> None:
+        """Set the run's status; finished, failed and killed runs get their end time."""
+        if status in (FINISHED, FAILED, KILLED):
+            end = int(ended * 1000) or None
+            self._reach(lambda: self._client.set_terminated(recorded.id, status, end))
+        else:
+            self._reach(lambda: self._client.update_run(recorded.id, status=status))
+        recorded.status = status
+
+    def _open(self, experiment: str, description: str, tags: Mapping[str, str]) -> dict[str, Recorded]:
+        from mlflow.tracking import MlflowClient
+
+        client = self._client = self._client or MlflowClient(self._uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            location = f"{self._folder}/{experiment}" if self._folder else None
+            self._experiment = client.create_experiment(experiment, artifact_location=location)
+            held: Mapping[str, str] = {}
+        else:
+            self._experiment, held = found.experiment_id, found.tags
+            if found.lifecycle_stage == "deleted":
+                client.restore_experiment(self._experiment)
+        for name, text in {**tags, NOTE: description, "mlflow.experimentKind": "custom_model_development"}.items():
+            if held.get(name) != text:
+                client.set_experiment_tag(self._experiment, name, text)
+        return self._runs()
+
+    def _runs(self) -> dict[str, Recorded]:
+        recorded: dict[str, Recorded] = {}
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], max_results=1000, order_by=["attributes.start_time DESC"], page_token=token
+            )
+            for run in page:
+                key = run.data.tags.get(KEY_TAG)
+                if key:
+                    # Of two runs with one key the older stays.
+                    recorded[key] = Recorded(
+                        run.info.run_id,
+                        dict(run.data.tags),
+                        set(run.data.params),
+                        {metric.key: metric.step for metric in run.data._metric_objs},
+                        run.info.status,
+                    )
+            token = page.token
+            if not token:
+                return recorded
+
+    def _create(self, run: Run, parent: str) -> Recorded:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        tags = {KEY_TAG: run.key, "mlflow.runName": run.name, "mlflow.source.name": "moegrid", **run.tags}
+        if parent:
+            tags[PARENT] = parent
+        start = int(run.started * 1000) or None
+        created = self._client.create_run(self._experiment, start_time=start, tags=tags, run_name=run.name)
+        params = [Param(metric_name(name), text[:LONGEST_PARAM]) for name, text in run.params.items()]
+        for part in _parts(params, PARAMS_A_BATCH):
+            self._client.log_batch(created.info.run_id, params=part)
+        inputs = [
+            DatasetInput(
+                Dataset(name=d.name, digest=d.digest[:36] or "unknown", source_type="moegrid", source=d.source),
+                [InputTag("mlflow.data.context", d.context)],
+            )
+            for d in run.datasets
+        ]
+        if inputs:
+            self._client.log_inputs(created.info.run_id, inputs)
+        return Recorded(created.info.run_id, dict(created.data.tags), {p.key for p in params}, {}, created.info.status)
+
+    def _reach(self, call: Callable[[], T]) -> T:
+        """Return what `call` returns; raises TrackerAway for whatever goes wrong between here and the tracker."""
+        try:
+            return call()
+        except ImportError as error:
+            raise TrackerAway("MLflow is not installed here", cause=str(error), hint="pip install mlflow") from error
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise TrackerAway(
+                f"the tracker {safe_uri(self._uri)} cannot be used",
+                cause=f"{type(error).__name__}: {reason}",
+                hint="nothing is lost: `moegrid sync` fills it in when it is back",
+            ) from error
+
+
+def metric_name(name: str) -> str:
+    """Return `name` with what MLflow does not allow in metric and param names replaced by `_`."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+def safe_uri(uri: str) -> str:
+    """Return `uri` without credentials."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]

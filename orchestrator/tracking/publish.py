@@ -1,0 +1,291 @@
+"""Projects the store into a tracker: live while a grid runs, complete from the store alone at any time.
+
+The store is the truth and the tracker a copy: whatever is deleted there comes back with `sync`. One leased publisher
+works at a time; it logs only what the tracker does not hold yet, so that every series has exactly one point per step.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.errors import EXIT_UNREACHABLE, MoegridError, StoreError
+from orchestrator.store import Store
+from orchestrator.store.artifacts import Manifest
+from orchestrator.tracking import records
+from orchestrator.tracking.tracker import (
+    KILLED,
+    RUNNING,
+    SCHEDULED,
+    Point,
+    Recorded,
+    Run,
+    Tracker,
+    TrackerAway,
+    points_of,
+    project,
+)
+from orchestrator.tracking.turn import LEASE_SECONDS, Turn, short_digest
+
+log = logging.getLogger(__name__)
+
+INTERVAL_SECONDS = 2.0
+LONGEST_PAUSE = 60.0
+PUBLISHED_TAG = "moegrid.published"
+
+
+@dataclass(slots=True)
+class Published:
+    """What a sync did."""
+
+    experiment: str = ""
+    runs: int = 0
+    created: int = 0
+    points: int = 0
+    complete: bool = False  # everything the store holds is shown
+
+
+@dataclass(slots=True)
+class _Progress:
+    """One run as the tracker holds it, and what this publisher checked of it."""
+
+    recorded: Recorded
+    shown: str = ""
+    began_empty: bool = False
+    sent: set[str] = field(default_factory=set)
+
+
+class GridPublisher:
+    """Publishes one grid. `tick` brings the tracker up to date; call it again and again while the grid runs."""
+
+    def __init__(self, store: Store, tracker: Tracker, grid: str) -> None:
+        self._store, self._tracker, self._grid = store, tracker, grid
+        self._submissions = records.Submissions(store, grid)
+        self._live = records.LiveSeries(store)
+        self._documents: dict[str, dict[str, Any]] = {}
+        self._manifests: dict[str, Manifest] = {}
+        self._progress: dict[str, _Progress] | None = None
+
+    def tick(self, *, following: bool = False) -> Published:
+        """Bring the tracker up to date; after TrackerAway or StoreError the next tick starts from what is there."""
+        try:
+            return self._tick(following)
+        except BaseException:
+            self._progress = None  # what arrived is unknown: ask the tracker again
+            raise
+
+    def _tick(self, following: bool) -> Published:
+        documents = records.documents(self._store, self._grid)
+        if not documents:
+            return Published(self._grid, complete=True)
+        keys = {key for document in documents for key in document["keys"]}
+        present = self._store.artifacts.keys() & keys
+        known = {key: manifest for key, manifest in self._manifests.items() if key in present}
+        self._manifests = known | self._store.artifacts.many(present - known.keys())
+        attempts = self._submissions.attempts()
+        failed = records.failures(self._store, attempts, self._manifests)
+        self._live.refresh(attempts, self._manifests)
+        waiting = sorted(keys - self._manifests.keys())
+        live = {stage for stage, state in self._store.claims.states(waiting).items() if state.live}
+        runs = project(documents, self._manifests, attempts, failed, live=live)
+        if self._progress is None:
+            held = self._tracker.open(self._grid, _description(documents[-1]), {"scale": documents[-1]["scale"]})
+            self._progress = {key: _Progress(r, shown=r.tags.get(PUBLISHED_TAG, "")) for key, r in held.items()}
+        summary = Published(self._grid, runs=len(runs), complete=True)
+        for run in runs:
+            self._publish(run, following, summary)
+        return summary
+
+    def _publish(self, run: Run, following: bool, summary: Published) -> None:
+        assert self._progress is not None
+        status = RUNNING if following and run.status in (SCHEDULED, KILLED) else run.status
+        progress = self._progress.get(run.key)
+        parent = self._progress.get(run.parent)
+        if progress is None:
+            recorded = self._tracker.create(run, parent.recorded.id if parent else "")
+            progress = self._progress[run.key] = _Progress(recorded, began_empty=True)
+            summary.created += 1
+        signature = run.signature() if run.settled else ""
+        if signature and progress.shown == signature:
+            return
+        held = progress.recorded
+        points = self._points(run, progress)
+        if points:
+            self._tracker.log(held, points)
+            summary.points += len(points)
+            for point in points:
+                held.last[point.metric] = max(point.step, held.last.get(point.metric, -1))
+        wanted = {**run.tags, "mlflow.runName": run.name}
+        if parent:
+            wanted["mlflow.parentRunId"] = parent.recorded.id
+        optional = {"failure", "failure.message", "mlflow.parentRunId", "cell", "cells", "shared"}
+        removed = sorted((optional & held.tags.keys()) - wanted.keys())
+        changed = {name: text for name, text in wanted.items() if held.tags.get(name) != text}
+        if changed or removed:
+            self._tracker.update(held, changed, removed)
+        if held.status != status:
+            self._tracker.finish(held, status, run.ended)
+        if signature:
+            # Last, so that a run so marked is complete.
+            self._tracker.update(held, {PUBLISHED_TAG: signature})
+            progress.shown = signature
+
+    def _points(self, run: Run, progress: _Progress) -> list[Point]:
+        """Return what the tracker lacks: points above the last recorded step, and gaps once everything is committed."""
+        series: list[records.Row] = []
+        committed = records.committed_rows(
+            self._store, [self._manifests[k] for k in run.series if k in self._manifests and k not in progress.sent]
+        )
+        for key in run.series:
+            series.extend(committed.get(key, ()) if key in self._manifests else self._live.rows(key))
+        candidates = [*points_of(records.ordered(series)), *run.results]
+        last = progress.recorded.last
+        points = [p for p in candidates if p.step > last.get(p.metric, -1)]
+        if run.settled and not progress.began_empty:
+            # A tracker that was away, or another publisher, may have left gaps below the last step.
+            below = {p.metric for p in candidates if p.step <= last.get(p.metric, -1)}
+            for metric in sorted(below):
+                there = self._tracker.steps(progress.recorded, metric)
+                mine = [p for p in candidates if p.metric == metric and p.step <= last[metric]]
+                points.extend(p for p in mine if p.step not in there)
+        if not run.settled or progress.began_empty:
+            progress.sent.update(committed)
+        return sorted(points, key=lambda p: (p.step, p.metric))
+
+
+def sync(
+    store: Store, grids: str | Sequence[str], tracking_uri: str, *, tracker: Tracker | None = None
+) -> list[Published]:
+    """Show everything the store holds of `grids` in the tracker; nothing is shown twice, nothing is left out.
+
+    Waits up to a minute for another publisher to finish. Raises TrackerAway when the tracker is away, MoegridError
+    for an unknown grid or when another publisher stays at work.
+    """
+    names = [grids] if isinstance(grids, str) else list(grids)
+    for name in names:
+        records.document(store, name)
+    with Turn(store, tracking_uri) as turn:
+        if not turn.wait(LEASE_SECONDS + 5):
+            raise MoegridError(
+                "another process is publishing to this tracker",
+                cause=f"it holds the lease {turn.name}",
+                hint="a running grid publishes by itself; try again when it has ended",
+            )
+        target = tracker or connect(tracking_uri)
+        done = []
+        for name in names:
+            signature = _signature(store, name)
+            done.append(GridPublisher(store, target, name).tick())
+            _mark(store, name, tracking_uri, signature)
+        return done
+
+
+def follow(
+    store: Store,
+    grids: Iterable[str],
+    tracking_uri: str,
+    *,
+    stop: threading.Event,
+    interval: float = INTERVAL_SECONDS,
+    tracker: Callable[[], Tracker] | None = None,
+) -> bool:
+    """Publish `grids` until `stop` is set, then once more; return whether that last publication was complete.
+
+    A tracker or store that is away is told once, and asked again with growing pauses. While another publisher holds
+    the lease this one waits for its turn.
+    """
+    names = list(grids)
+    pause, warned, publishers = interval, False, None
+    with Turn(store, tracking_uri) as turn:
+        while True:
+            ending = stop.is_set()
+            try:
+                if turn.wait(LEASE_SECONDS if ending else 0):
+                    if publishers is None:
+                        target = tracker() if tracker else connect(tracking_uri)
+                        publishers = [GridPublisher(store, target, name) for name in names]
+                    for name, publisher in zip(names, publishers, strict=True):
+                        signature = _signature(store, name)
+                        publisher.tick(following=not ending)
+                        if ending:
+                            _mark(store, name, tracking_uri, signature)
+                    if warned:
+                        log.info("the tracker is back; everything is there")
+                    pause, warned = interval, False
+                    if ending:
+                        return True
+            except (TrackerAway, StoreError) as error:
+                if not warned:
+                    log.warning("the tracker is not up to date, the run goes on: %s", error.cause or error.error)
+                warned, pause = True, min(pause * 2, LONGEST_PAUSE)
+                if ending:
+                    return False
+            stop.wait(pause)
+
+
+def published(store: Store, grid: str, tracking_uri: str) -> bool:
+    """Return whether an earlier sync already showed all that the store holds of `grid` (cheap; advisory)."""
+    body = store.objects.get(_marker(grid, tracking_uri))
+    if body is None or json.loads(body).get("signature") != _signature(store, grid):
+        return False
+    path = tracking_uri.removeprefix("sqlite:///")
+    return path == tracking_uri or os.path.exists(path)
+
+
+def connect(tracking_uri: str) -> Tracker:
+    """Return the tracker behind `tracking_uri`."""
+    from orchestrator.tracking.mlflow import MlflowTracker
+
+    return MlflowTracker(tracking_uri)
+
+
+def serve(store: Store, grids: Iterable[str], tracking_uri: str, *, interval: float = INTERVAL_SECONDS) -> int:
+    """Publish until SIGTERM or SIGINT, or until the process that started this one is gone; return the exit code."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    parent = os.getppid()
+
+    def watch() -> None:
+        while not stop.wait(1.0):
+            if os.getppid() != parent:
+                stop.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    return 0 if follow(store, grids, tracking_uri, stop=stop, interval=interval) else EXIT_UNREACHABLE
+
+
+def _marker(grid: str, tracking_uri: str) -> str:
+    return f"tracking/{short_digest(tracking_uri)}/{grid}.json"
+
+
+def _signature(store: Store, grid: str) -> str:
+    """Return a digest of the grid's versions and of which of their artifacts exist."""
+    documents = records.documents(store, grid)
+    wanted = {key for document in documents for key in document["keys"]}
+    there = sorted(wanted & store.artifacts.keys())
+    return short_digest(json.dumps([sorted(document["digest"] for document in documents), there]))
+
+
+def _mark(store: Store, grid: str, tracking_uri: str, signature: str) -> None:
+    store.objects.put(_marker(grid, tracking_uri), json.dumps({"signature": signature}).encode())
+
+
+def _description(document: dict[str, Any]) -> str:
+    stages = document["stages"].values()
+    kinds = {kind: sum(1 for stage in stages if stage["kind"] == kind) for kind in ("train", "evaluate")}
+    lines = [
+        f"**{document['name']}** at scale `{document['scale']}`. {document.get('description', '')}".strip(),
+        f"{len(document['cells'])} cells, {kinds['train']} training stages, {kinds['evaluate']} evaluations;"
+        f" factors: {', '.join(document['factors'])}; the seed that varies: {document['seed']}.",
+        "A cell's run holds the series of its last phase and its results; shared stages have runs of their own.",
+        f"Everything here is a copy of the store: `moegrid sync {document['name']}` makes it again,"
+        f" `moegrid report {document['name']}` writes the tables and figures.",
+    ]
+    return "\n\n".join(lines)

@@ -1,0 +1,178 @@
+"""What the store says about a grid: its planned versions, its attempts, their failures and series.
+
+Root documents and manifests are the truth; submissions, failures and live series are advisory and may be absent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import MoegridError
+from orchestrator.store import Store
+from orchestrator.store.artifacts import Manifest
+
+SERIES_BLOB = "series.json"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at one job: the stages it was asked to run, and where."""
+
+    id: str
+    stages: tuple[str, ...]
+    site: str
+    batch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why the last attempt at a stage ended without its artifact."""
+
+    stage: str
+    kind: str
+    message: str
+    hint: str
+    attempt: str
+    log: str = ""
+
+
+def grid_names(store: Store) -> list[str]:
+    """Return the names of all grids that were ever planned in this store."""
+    return sorted({entry.path.split("/")[1] for entry in store.objects.list("grids")})
+
+
+def documents(store: Store, name: str) -> list[dict[str, Any]]:
+    """Return every planned version of the grid, oldest first."""
+    entries = sorted(store.objects.list(f"grids/{name}"), key=lambda entry: (entry.modified, entry.path))
+    bodies = _read_all(store, [entry.path for entry in entries])
+    return [json.loads(body) for body in bodies if body is not None]
+
+
+def document(store: Store, name: str, digest: str = "") -> dict[str, Any]:
+    """Return one planned version of the grid, the newest unless `digest` (or its beginning) names one.
+
+    Raises MoegridError when the store knows no such grid.
+    """
+    found = [doc for doc in documents(store, name) if doc["digest"].startswith(digest)]
+    if not found:
+        known = ", ".join(grid_names(store)) or "none"
+        raise MoegridError(
+            f"the store has no grid {name!r}" + (f" with digest {digest}" if digest else ""),
+            cause=f"grids planned in {store.objects.url}: {known}",
+            hint=f"plan it first: moegrid plan {name}",
+        )
+    return found[-1]
+
+
+class Submissions:
+    """The grid's attempts in the order they were submitted; a submission is written once and so read once."""
+
+    def __init__(self, store: Store, grid: str) -> None:
+        self._store = store
+        self._grid = grid
+        self._known: dict[str, list[Attempt]] = {}
+
+    def attempts(self) -> list[Attempt]:
+        """Return every attempt that was submitted until now."""
+        entries = sorted(self._store.objects.list("submissions"), key=lambda entry: (entry.modified, entry.path))
+        new = [entry.path for entry in entries if entry.path not in self._known]
+        for path, body in zip(new, _read_all(self._store, new), strict=True):
+            if body is not None:
+                self._known[path] = self._parse(json.loads(body))
+        return [attempt for entry in entries for attempt in self._known.get(entry.path, ())]
+
+    def _parse(self, batch: Mapping[str, Any]) -> list[Attempt]:
+        if batch.get("grid") != self._grid:
+            return []
+        site, name = str(batch.get("site", "")), str(batch["batch"])
+        return [
+            Attempt(job["attempt"], tuple(stage["key"] for stage in job["stages"]), site, name) for job in batch["jobs"]
+        ]
+
+
+def failures(store: Store, tried: Iterable[Attempt], done: Mapping[str, Any]) -> dict[str, Failure]:
+    """Return stage -> its last failure, for stages without an artifact in `done`."""
+    open_attempts = [a for a in tried if any(stage not in done for stage in a.stages)]
+    bodies = _read_all(store, [f"attempts/{a.id}/failure.json" for a in open_attempts])
+    found: dict[str, Failure] = {}
+    for attempt, body in zip(open_attempts, bodies, strict=True):
+        if body is None:
+            continue
+        record = json.loads(body)
+        stage = record.get("stage") or attempt.stages[0]
+        if stage not in done:
+            found[stage] = Failure(
+                stage,
+                str(record.get("kind", "error")),
+                str(record.get("message", "")),
+                str(record.get("hint", "")),
+                attempt.id,
+            )
+    return found
+
+
+def committed_rows(store: Store, manifests: Iterable[Manifest]) -> dict[str, list[Row]]:
+    """Return key -> the committed series of each training state that has one, in step order."""
+    wanted = [m for m in manifests if any(blob.name == SERIES_BLOB for blob in m.blobs)]
+    bodies = store.objects.parallel(lambda m: store.artifacts.read(m.blob(SERIES_BLOB)), wanted)
+    return {m.key: ordered(_rows(json.loads(body))) for m, body in zip(wanted, bodies, strict=True)}
+
+
+class LiveSeries:
+    """The series that running attempts append to, read chunk by chunk and never twice."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen: dict[str, str] = {}
+        self._rows: dict[str, dict[int, Row]] = {}
+
+    def refresh(self, tried: Iterable[Attempt], done: Mapping[str, Any]) -> None:
+        """Read the new chunks of attempts at stages that have no artifact yet."""
+        for attempt in tried:
+            if all(stage in done for stage in attempt.stages):
+                continue
+            prefix = f"attempts/{attempt.id}/series"
+            seen = self._seen.get(attempt.id, "")
+            new = sorted(entry.path for entry in self._store.objects.list(prefix) if entry.path > seen)
+            for path, body in zip(new, _read_all(self._store, new), strict=True):
+                if body is None:
+                    break
+                chunk = json.loads(body)
+                rows = self._rows.setdefault(chunk["stage"], {})
+                for row in chunk["rows"]:
+                    # A resumed attempt repeats the steps after its checkpoint: the first telling stays.
+                    rows.setdefault(int(row["step"]), row)
+                self._seen[attempt.id] = path
+
+    def rows(self, stage: str) -> list[Row]:
+        """Return what is known of the stage's series, one row a step, in step order."""
+        return [row for _, row in sorted(self._rows.get(stage, {}).items())]
+
+
+def ordered(rows: Iterable[Row]) -> list[Row]:
+    """Return `rows` in step order, one row a step (the last one told)."""
+    return [row for _, row in sorted({int(row["step"]): row for row in rows}.items())]
+
+
+def values(row: Row) -> dict[str, float]:
+    """Return the finite metrics of a series row."""
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if name not in ("step", "time") and isinstance(value, (int, float)) and math.isfinite(value)
+    }
+
+
+def _rows(body: Any) -> list[Row]:
+    rows: list[Row] = body["rows"] if isinstance(body, dict) else body
+    return rows
+
+
+def _read_all(store: Store, paths: Sequence[str]) -> Sequence[bytes | None]:
+    return store.objects.parallel(store.objects.get, paths)

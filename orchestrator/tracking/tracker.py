@@ -1,0 +1,300 @@
+"""Which runs a tracker should show for a grid: a pure projection of root documents and manifests.
+
+One run a cell, named by the factors that differ and holding the stitched series of its last phase and its results; one
+run a stage of training or evaluation, the child of its cell, or on its own when cells share it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
+from orchestrator.spec.identity import digest
+from orchestrator.store.artifacts import Manifest
+from orchestrator.tracking.records import Attempt, Failure, Row, values
+
+RUNNING, SCHEDULED, FINISHED, FAILED, KILLED = "RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"
+TRACKED_KINDS = ("train", "evaluate")
+LONGEST_TAG = 4000
+KEY_TAG = "moegrid.key"
+
+
+class TrackerAway(MoegridError):
+    """The tracker cannot be reached or refuses; nothing is lost, a later sync fills it in."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One value of one metric at one step; `time` in seconds."""
+
+    metric: str
+    value: float
+    step: int
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A data set a run read: its name, where it comes from, its content digest."""
+
+    name: str
+    source: str
+    digest: str
+    context: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one run of the tracker should hold."""
+
+    key: str
+    name: str
+    parent: str = ""
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    datasets: tuple[Dataset, ...] = ()
+    series: tuple[str, ...] = ()  # training stages whose rows this run shows, in order
+    results: tuple[Point, ...] = ()
+    status: str = RUNNING
+    started: float = 0.0
+    ended: float = 0.0
+    settled: bool = False  # every artifact it shows is committed
+
+    def signature(self) -> str:
+        """Return a digest of what is shown: equal signatures need no second look."""
+        points = [[p.metric, p.step, p.value] for p in self.results]
+        return digest([self.name, self.parent, dict(self.tags), list(self.series), points, self.status])
+
+
+@dataclass(slots=True)
+class Recorded:
+    """What the tracker already holds of a run: `last` is the highest recorded step of each metric."""
+
+    id: str
+    tags: dict[str, str]
+    params: set[str]
+    last: dict[str, int]
+    status: str
+
+
+class Tracker(Protocol):
+    """Where runs are shown. Every call raises TrackerAway when the tracker cannot be reached."""
+
+    def open(self, experiment: str, description: str, tags: Mapping[str, str]) -> dict[str, Recorded]:
+        """Make sure the experiment exists and return its runs by key."""
+
+    def create(self, run: Run, parent: str) -> Recorded:
+        """Create the run under the tracker's run id `parent` ("" for none)."""
+
+    def update(self, recorded: Recorded, tags: Mapping[str, str], removed: Iterable[str] = ()) -> None:
+        """Set and remove tags."""
+
+    def log(self, recorded: Recorded, points: Sequence[Point]) -> None:
+        """Append points in batches."""
+
+    def steps(self, recorded: Recorded, metric: str) -> set[int]:
+        """Return the recorded steps of one metric."""
+
+    def finish(self, recorded: Recorded, status: str, ended: float) -> None:
+        """Set the run's status."""
+
+
+def points_of(rows: Iterable[Row]) -> Iterator[Point]:
+    """Yield the points of series rows."""
+    for row in rows:
+        for metric, value in values(row).items():
+            yield Point(metric, value, int(row["step"]), float(row.get("time", 0.0)))
+
+
+def project(
+    documents: Sequence[Mapping[str, Any]],
+    manifests: Mapping[str, Manifest],
+    attempts: Sequence[Attempt] = (),
+    failures: Mapping[str, Failure] | None = None,
+    *,
+    live: Iterable[str] = (),
+) -> list[Run]:
+    """Return the runs of one grid, parents before children.
+
+    `documents` are its planned versions, oldest first: cells of older versions stay when they were finished.
+    `live` are the stages that some process works on now.
+    """
+    view = _View(documents, manifests, attempts, failures or {}, frozenset(live))
+    runs = [run for cell in view.cells.values() if (run := view.cell_run(cell)) is not None]
+    shown = {run.key for run in runs}
+    return runs + [run for key in view.stages if (run := view.stage_run(key, shown)) is not None]
+
+
+def is_causal(moe: Mapping[str, Any]) -> bool:
+    """Return whether no later token can change an earlier one's output under this resolved MoE block."""
+    leaky_choice = moe.get("choice") == "expert" and not (
+        moe.get("train_select") == "threshold" and moe.get("eval_select") == "threshold"
+    )
+    return not leaky_choice and moe.get("pool") != "full_mean"
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Return nested mappings as dotted names with text values; empty values are left out."""
+    if isinstance(value, Mapping):
+        items = [flat(item, f"{prefix}.{name}" if prefix else str(name)) for name, item in value.items()]
+        return {name: text for item in items for name, text in item.items()}
+    if value is None or value == "" or value == []:
+        return {}
+    return {prefix: value if isinstance(value, str) else json.dumps(value)}
+
+
+class _View:
+    def __init__(
+        self,
+        documents: Sequence[Mapping[str, Any]],
+        manifests: Mapping[str, Manifest],
+        attempts: Sequence[Attempt],
+        failures: Mapping[str, Failure],
+        live: frozenset[str],
+    ) -> None:
+        self.manifests, self.failures, self.live = manifests, failures, live
+        self.sites = {attempt.id: attempt.site for attempt in attempts}
+        self.newest = documents[-1]
+        self.stages: dict[str, Mapping[str, Any]] = {}
+        self.cells: dict[str, Mapping[str, Any]] = {}
+        for document in documents:
+            self.stages.update(document["stages"])
+            current = document is self.newest
+            kept = [cell for cell in document["cells"] if current or cell["final"] in manifests]
+            self.cells.update({cell["id"]: cell for cell in kept})
+        self.users: dict[str, list[str]] = {}
+        for cell in self.cells.values():
+            for key in cell["stages"]:
+                self.users.setdefault(key, []).append(cell["id"])
+
+    def grid_tags(self) -> dict[str, str]:
+        return {"grid": self.newest["name"], "scale": self.newest["scale"]}
+
+    def cell_run(self, cell: Mapping[str, Any]) -> Run | None:
+        train = [key for key in cell["stages"] if self.stages[key]["kind"] == "train"]
+        if not any(key in self.manifests or key in self.live or key in self.failures for key in train):
+            return None
+        last = self.stages[cell["final"]]["phase"]
+        series = tuple(key for key in train if self.stages[key]["phase"] == last)
+        wanted = [cell["final"], *(result["key"] for result in cell["results"])]
+        made = [self.manifests[key] for key in (*series, *wanted) if key in self.manifests]
+        settled = all(key in self.manifests for key in wanted)
+        resolved = cell.get("resolved", {})
+        tags = {
+            **self.grid_tags(),
+            "kind": "cell",
+            "cell": cell["id"],
+            "setting": cell["setting"],
+            "causal": json.dumps(is_causal(resolved.get("model", {}).get("moe", {}))),
+            "shared": " ".join(key[:12] for key in train if len(self.users.get(key, ())) > 1)[:LONGEST_TAG],
+            **self._origin(made),
+            **self._failure(cell["stages"]),
+        }
+        params = {name: str(value) for name, value in cell["factors"].items()}
+        params |= {f"parameters.{name}": str(value) for name, value in cell.get("parameters", {}).items()}
+        results = [point for result in cell["results"] for point in self._results(result["key"], result.get("step"))]
+        return Run(
+            key=f"{self.newest['name']}/cell/{cell['id']}",
+            name=cell["name"] or cell["id"],
+            params={**flat(resolved), **params},
+            tags={name: text for name, text in tags.items() if text},
+            datasets=_datasets(resolved),
+            series=series,
+            results=tuple(results),
+            status=self._status(cell["stages"], settled, bool(made)),
+            started=min((m.created for m in made), default=0.0),
+            ended=max((m.created for m in made), default=0.0),
+            settled=settled,
+        )
+
+    def stage_run(self, key: str, shown: set[str]) -> Run | None:
+        stage = self.stages[key]
+        manifest = self.manifests.get(key)
+        if stage["kind"] not in TRACKED_KINDS or not (manifest or key in self.live or key in self.failures):
+            return None
+        users = self.users.get(key, [])
+        if not users:
+            return None
+        parent = f"{self.newest['name']}/cell/{users[0]}" if len(users) == 1 else ""
+        made = [manifest] if manifest else []
+        tags = {
+            **self.grid_tags(),
+            "kind": stage["kind"],
+            "stage": key,
+            "phase": stage["phase"],
+            "cell": users[0] if len(users) == 1 else "",
+            "cells": " ".join(users)[:LONGEST_TAG] if len(users) > 1 else "",
+            **self._origin(made),
+            **self._failure([key]),
+        }
+        facts = {name: stage.get(name) for name in ("kind", "phase", "start", "stop", "frozen", "suite")}
+        numerics = manifest.numerics if manifest else {}
+        training = stage["kind"] == "train"
+        return Run(
+            key=f"{self.newest['name']}/stage/{key}",
+            name=stage["label"] or f"{stage['kind']} {key[:12]}",
+            parent=parent if parent in shown else "",
+            params=flat({**facts, "numerics": numerics}),
+            tags={name: text for name, text in tags.items() if text},
+            series=(key,) if training else (),
+            results=() if training else tuple(self._results(key, self._step_of(stage))),
+            status=self._status([key], manifest is not None, False),
+            started=manifest.created if manifest else 0.0,
+            ended=manifest.created if manifest else 0.0,
+            settled=manifest is not None,
+        )
+
+    def _step_of(self, stage: Mapping[str, Any]) -> int:
+        return int(self.stages.get(stage.get("state", ""), {}).get("stop", 0))
+
+    def _results(self, key: str, step: int | None) -> list[Point]:
+        manifest = self.manifests.get(key)
+        if manifest is None:
+            return []
+        at = self._step_of(self.stages[key]) if step is None else step
+        return [Point(f"eval/{n}", float(v), int(at), manifest.created) for n, v in sorted(manifest.metrics.items())]
+
+    def _status(self, keys: Sequence[str], settled: bool, begun: bool) -> str:
+        if settled:
+            return FINISHED
+        if any(key in self.live for key in keys if key not in self.manifests):
+            return RUNNING
+        if any(key in self.failures for key in keys):
+            return FAILED
+        return KILLED if begun else SCHEDULED
+
+    def _origin(self, made: Sequence[Manifest]) -> dict[str, str]:
+        if not made:
+            return {}
+        latest = max(made, key=lambda m: m.created)
+        commit = str(latest.provenance.get("git", ""))
+        return {
+            "attempt": latest.attempt,
+            "site": self.sites.get(latest.attempt, ""),
+            "git": commit,
+            "mlflow.source.git.commit": commit,
+            "job": str(latest.provenance.get("job", "")),
+        }
+
+    def _failure(self, keys: Sequence[str]) -> dict[str, str]:
+        failed = [self.failures[key] for key in keys if key in self.failures]
+        if not failed:
+            return {}
+        return {"failure": failed[0].kind, "failure.message": failed[0].message[:LONGEST_TAG]}
+
+
+def _datasets(resolved: Mapping[str, Any]) -> tuple[Dataset, ...]:
+    found = []
+    for phase in ("pretrain", "finetune"):
+        data = (resolved.get(phase) or {}).get("data")
+        if data:
+            found.append(Dataset(f"{phase} {data['source'].rsplit('/', 1)[-1]}", data["source"], data["digest"], phase))
+    items = resolved.get("evaluate") or {}
+    if items.get("source"):
+        found.append(Dataset("evaluation items", items["source"], items.get("digest", ""), "evaluate"))
+    return tuple(found)
