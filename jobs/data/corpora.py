@@ -1,4 +1,4 @@
-"""Text and instruction data made from the pinned wheels: the pretraining passages and fine-tuning examples of scale `tiny`."""
+"""Text and instruction data of the pinned wheels: pretraining passages and fine-tuning examples of scale `tiny`."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def read_rows(data: DataSpec) -> Sequence[Document | Example]:
 def split_rows(
     rows: Sequence[Document | Example], data: DataSpec, seed: int
 ) -> tuple[list[Document | Example], list[Document | Example]]:
-    """Return (training, held-out) rows: a pseudo-random order by `seed`, cut to `data.rows`, `data.holdout` of it held out.
+    """Return (training, held-out) rows: ordered at random by `seed`, cut to `data.rows`, `data.holdout` held out.
 
     Held-out documents that training documents quote at length are dropped.
     """
@@ -199,7 +199,7 @@ def json_rows(data: bytes, name: str) -> Iterator[Row]:
 
 
 def load_hub(source: str, split: str | None) -> Any:
-    """Return a hub data set (`hub://ORG/NAME[:CONFIG][@REVISION]`), one split or all of them; SourceError when it cannot."""
+    """Return a hub data set (`hub://ORG/NAME[:CONFIG][@REVISION]`), one split or all; SourceError when it cannot."""
     import datasets
 
     name, _, revision = source.removeprefix("hub://").partition("@")
@@ -253,7 +253,7 @@ def _all_splits(data: DataSpec, tasks: list[str]) -> Iterator[tuple[str, Splits]
 
 
 def _file_items(path: Path, task: str) -> Splits:
-    """Return the splits of `task` in a folder or zip file: `<task>/<split>.jsonl`, or `<task>.jsonl` (one split, `train`)."""
+    """Return the splits of `task` in a folder or zip file: `<task>/<split>.jsonl`, or `<task>.jsonl` as `train`."""
     if path.is_dir():
         files = {str(p.relative_to(path)): p for p in path.rglob("*.jsonl")}
         contents = {name: file.read_bytes() for name, file in files.items() if _belongs(name, task)}

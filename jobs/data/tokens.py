@@ -1,0 +1,109 @@
+"""The tokens stage: a data artifact as token ids, with documents, spans and the loss mask.
+
+Text: `<split>_tokens.npy` is one stream of `<bos> document <eos>`, `<split>_docs.npy` where each document begins,
+`<split>_bytes.npy` its size in UTF-8 bytes. Instructions: `<split>_offsets.npy` [examples + 1] cuts the stream into
+examples `prompt response <eos>`, `<split>_loss_mask.npy` is true on responses. Both: `<split>_spans_word.npy` and
+`<split>_spans_sentence.npy` are true where a word or a sentence begins. `span_tables.npy` serves new text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.data.spans import SpanTables
+from jobs.data.tokenizer import Vocabulary
+from orchestrator.errors import SourceError
+from orchestrator.spec.work import TokensWork
+
+if TYPE_CHECKING:
+    from jobs.context import StageContext
+
+Arrays = dict[str, NDArray[Any]]
+_BATCH = 512
+
+
+def run(context: StageContext, work: TokensWork) -> None:
+    """Tokenize both splits and commit the arrays; `info["tokens"]` counts the tokens of each split."""
+    vocabulary = Vocabulary.load(context.directory(work.tokenizer))
+    tables = vocabulary.span_tables()
+    blobs: dict[str, Path | bytes] = {}
+    tokens = {}
+    for split in ("train", "heldout"):
+        columns = context.fetch(work.data, f"{split}.parquet")
+        if work.format == "text":
+            arrays = text_arrays(columns, vocabulary)
+        elif work.format == "instruction":
+            arrays = instruction_arrays(columns, vocabulary, work.max_length)
+        else:
+            raise SourceError(f"data format {work.format!r} is unknown", hint="use text or instruction")
+        arrays |= span_arrays(arrays["tokens"], tables)
+        tokens[split] = len(arrays["tokens"])
+        for name, array in arrays.items():
+            path = context.scratch / f"{split}_{name}.npy"
+            np.save(path, array)
+            blobs[path.name] = path
+    tables.save(context.scratch / "span_tables.npy")
+    blobs["span_tables.npy"] = context.scratch / "span_tables.npy"
+    special = {"bos": vocabulary.bos, "eos": vocabulary.eos, "pad": vocabulary.pad}
+    context.commit(work, blobs=blobs, info={"tokens": tokens, "vocab_size": vocabulary.size, **special})
+
+
+def _id_type(vocabulary: Vocabulary) -> type[np.unsignedinteger[Any]]:
+    return np.uint16 if vocabulary.size <= 2**16 else np.uint32
+
+
+def _batches(parquet: Path, names: list[str]) -> Iterator[list[list[str]]]:
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(parquet).iter_batches(batch_size=_BATCH, columns=names):
+        yield [batch.column(name).to_pylist() for name in names]
+
+
+def text_arrays(parquet: Path, vocabulary: Vocabulary) -> Arrays:
+    """Return `tokens`, `docs` and `bytes` of the documents in a Parquet file."""
+    pieces: list[NDArray[Any]] = []
+    starts, sizes, position = [], [], 0
+    dtype = _id_type(vocabulary)
+    for (texts,) in _batches(parquet, ["text"]):
+        for text, ids in zip(texts, vocabulary.encode_many(texts), strict=True):
+            pieces.append(np.array([vocabulary.bos, *ids, vocabulary.eos], dtype=dtype))
+            starts.append(position)
+            sizes.append(len(text.encode()))
+            position += len(pieces[-1])
+    tokens = np.concatenate(pieces) if pieces else np.empty(0, dtype=dtype)
+    return {"tokens": tokens, "docs": np.array(starts, dtype=np.int64), "bytes": np.array(sizes, dtype=np.int64)}
+
+
+def instruction_arrays(parquet: Path, vocabulary: Vocabulary, max_length: int = 0) -> Arrays:
+    """Return `tokens`, `offsets` and `loss_mask` of prompt and response pairs.
+
+    An example longer than `max_length` loses the beginning of its prompt, then the end of its response.
+    """
+    tokens: list[int] = []
+    mask: list[bool] = []
+    offsets = [0]
+    for prompts, responses in _batches(parquet, ["prompt", "response"]):
+        pairs = zip(vocabulary.encode_many(prompts), vocabulary.encode_many(responses), strict=True)
+        for prompt, response in pairs:
+            answer = [*response, vocabulary.eos]
+            if max_length:
+                answer = answer[: max_length - 1]
+                prompt = prompt[max(0, len(prompt) + len(answer) - max_length) :]
+            tokens += prompt + answer
+            mask += [False] * len(prompt) + [True] * len(answer)
+            offsets.append(len(tokens))
+    return {
+        "tokens": np.array(tokens, dtype=_id_type(vocabulary)),
+        "offsets": np.array(offsets, dtype=np.int64),
+        "loss_mask": np.array(mask, dtype=bool),
+    }
+
+
+def span_arrays(tokens: NDArray[Any], tables: SpanTables) -> Arrays:
+    """Return where words and sentences begin in a stream of tokens."""
+    return {"spans_word": tables.word_starts(tokens), "spans_sentence": tables.sentence_starts(tokens)}
