@@ -59,7 +59,10 @@ class Store:
 
     def write_root(self, name: str, digest: str, document: Mapping[str, Any]) -> None:
         """Record a grid version, whose `keys` stay alive from now on; before a plan reads anything."""
-        self.objects.put(f"grids/{name}/{digest}.json", json.dumps(dict(document)).encode())
+        path, data = f"grids/{name}/{digest}.json", json.dumps(dict(document)).encode()
+        if not self.objects.create(path, data):
+            # Written again, so that the version planned last is the newest one.
+            self.objects.put(path, data)
 
     def roots(self) -> dict[str, dict[str, Any]]:
         """Return every grid version by its path."""

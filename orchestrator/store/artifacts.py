@@ -22,6 +22,8 @@ from orchestrator.errors import CorruptBlob, StoreError
 from orchestrator.store.objects import Objects, check_path
 
 FOLDER = "artifacts"
+# One object per artifact that `gc` is deleting; whoever commits such an artifact takes its place instead.
+DYING = "tombstones/dying"
 FORMAT = 1
 # A manifest holds at least its field names; a marker `{"generation":n}` is always shorter than this.
 _MARKER_LIMIT = 64
@@ -114,13 +116,12 @@ class Artifacts:
         self._folders: dict[str, tuple[str, set[str]]] = {}
 
     def keys(self) -> set[str]:
-        """Return the keys of all artifacts, from one listing."""
-        cut = len(FOLDER) + 1
-        return {
-            entry.path[cut:-5]
-            for entry in self._objects.list(FOLDER)
-            if entry.size >= _MARKER_LIMIT and entry.path.endswith(".json")
-        }
+        """Return the keys of all artifacts but those that `gc` is deleting at this moment.
+
+        The order matters: who has recorded its grid and then sees no tombstone will be seen by the collector.
+        """
+        dying = {_key(entry.path) for entry in self._objects.list(DYING)}
+        return {_key(entry.path) for entry in self._objects.list(FOLDER) if entry.size >= _MARKER_LIMIT} - dying
 
     def get(self, key: str) -> Manifest | None:
         """Return the manifest, or None. A damaged manifest is discarded on sight: its artifact must be made again."""
@@ -158,16 +159,20 @@ class Artifacts:
         if self._objects.create(path, fresh.to_bytes()):
             return fresh
         while True:
+            # Tombstone before manifest: when it is not there, a collector has finished or will see our grid.
+            dying = self._objects.get(f"{DYING}/{manifest.key}.json") is not None
             found = self._objects.get_versioned(path)
             if found is None:
                 if self._objects.create(path, fresh.to_bytes()):
                     return fresh
                 continue
             winner = Manifest.from_bytes(found[0])
-            if winner is not None:
+            if winner is not None and not dying:
                 return winner
             again = replace(fresh, generation=_generation(found[0]) + 1)
             if self._objects.replace(path, again.to_bytes(), found[1]):
+                if dying:
+                    self._objects.delete(f"{DYING}/{manifest.key}.json")
                 return again
 
     def repair(self, manifest: Manifest) -> Manifest:
@@ -274,7 +279,8 @@ class Artifacts:
         }
 
     def _verify(self, manifest: Manifest) -> None:
-        self._objects.parallel(self.verify_blob, manifest.blobs)
+        for blob in manifest.blobs:
+            self.verify_blob(blob)
 
     def _swap_if_damaged(self, key: str) -> None:
         found = self._objects.get_versioned(_path(key))
@@ -305,6 +311,10 @@ class Artifacts:
 
 def _path(key: str) -> str:
     return f"{FOLDER}/{key}.json"
+
+
+def _key(path: str) -> str:
+    return path.rsplit("/", 1)[-1].removesuffix(".json")
 
 
 def _generation(data: bytes) -> int:

@@ -66,6 +66,8 @@ class BucketObjects(Objects):
         self._patience = patience
         prefix = parts.path.strip("/")
         self._prefix = check_path(prefix) + "/" if prefix else ""
+        # Without keys obstore asks the machine for a role; a refusal then means that there are none.
+        self._keys_found = bool(os.environ.get("AWS_ACCESS_KEY_ID") or "access_key_id" in _profile())
         self._store: MemoryStore | S3Store
         self._once: MemoryStore | S3Store
         if parts.scheme == "memory":
@@ -205,13 +207,13 @@ class BucketObjects(Objects):
         code = _first(r"<Code>(\w+)</Code>", text)
         status = _first(r"status:? (\d{3})", text) or _first(r"\b([45]\d\d) [A-Z][a-z]+", text)
         endpoint = _endpoint() or "AWS"
-        if code == "NoSuchBucket":
+        if not self._keys_found and not code and status in ("", "401", "403"):
+            cause, hint = f"no credentials were found for {endpoint}", _CREDENTIALS
+        elif code == "NoSuchBucket":
             cause, hint = "the bucket does not exist", "create the bucket, or correct its name"
         elif isinstance(error, _REFUSED) or status in ("401", "403"):
             cause = f"{endpoint} refused the credentials" + (f" ({code})" if code else "")
             hint = f"{_CREDENTIALS} that may read and write this bucket"
-        elif "169.254.169.254" in text or "credential" in text.lower():
-            cause, hint = "no credentials were found", _CREDENTIALS
         elif code or status:
             cause = f"{endpoint} answered {' '.join(filter(None, (status, code)))}"
             hint = "try again later, or ask who runs the object store"
@@ -265,12 +267,12 @@ def _s3(bucket: str, patience: float, *, retries: int) -> S3Store:
         "retry_timeout": timedelta(seconds=patience),
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
     }
-    config: dict[str, Any] = {"region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")}
-    if not os.environ.get("AWS_ACCESS_KEY_ID"):
-        config |= _profile()
+    profile = {} if os.environ.get("AWS_ACCESS_KEY_ID") else _profile()
+    config: dict[str, Any] = {"region": "us-east-1", **profile}
+    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+        config["region"] = region
     if endpoint:
         config["endpoint"] = endpoint
-    config["region"] = config["region"] or "us-east-1"
     return S3Store(bucket, config=config, client_options=client, retry_config=retry)
 
 

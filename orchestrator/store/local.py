@@ -227,7 +227,9 @@ class LocalObjects(Objects):
         try:
             yield
         except OSError as error:
-            cause, hint = _HINTS.get(error.errno or 0, ("", "check the disk and its permissions"))
+            cause, hint = _HINTS.get(
+                error.errno or 0, ("", "check the disk, or choose another folder with STORE= or --store")
+            )
             raise StoreError(
                 f"cannot {action} {'the store' if action == 'open' else path} in {self.url}",
                 cause=f"{cause}: {error}" if cause else str(error),

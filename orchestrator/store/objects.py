@@ -80,6 +80,8 @@ class Objects(ABC):
         Credentials for S3 come from the environment or the standard AWS files and roles, never from `url`.
         `patience`: seconds to retry an unreachable bucket before an operation raises StoreError.
         """
+        if not url:
+            raise StoreError("no store was given", hint="set STORE= or --store to a folder or s3://bucket/prefix")
         scheme = url.split("://", 1)[0] if "://" in url else ""
         if scheme in ("", "file"):
             from orchestrator.store.local import LocalObjects
@@ -129,6 +131,10 @@ class Objects(ABC):
     @abstractmethod
     def _touch(self) -> float:
         """Write something and return the time that the store gave it."""
+
+    def sweep(self, older_than: float) -> int:
+        """Delete what killed writers left before the store time `older_than`, where the store shows it; the count."""
+        return 0
 
     def local_path(self, path: str) -> Path | None:
         """Return the object's file if the store is a local folder, else None."""
