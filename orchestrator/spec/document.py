@@ -1,0 +1,312 @@
+"""A grid file with its includes, its recipe, its scale and the command line, as one set of sections and cell layers.
+
+Later wins: recipe, scale file, included grids, the grid, the grid's `scales.<scale>`, the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from orchestrator.errors import GridError, Problem
+from orchestrator.spec.problems import Problems, did_you_mean
+from orchestrator.spec.yaml_positions import Document, Path, parse_yaml
+
+PROJECT = FilePath(__file__).resolve().parents[2]
+GRIDS = PROJECT / "grids"
+COMMAND_LINE = "command line"
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+
+MERGED = ("factors", "baseline", "when", "set")
+REPLACED = ("description", "also", "exclude", "evaluate", "at", "primary", "search", "runnable")
+TOP = ("name", "base", "include", "scales")
+RECIPE = ("phase", "plain_seed")
+
+
+@dataclass(slots=True)
+class Section:
+    """One section's data and where each of its keys and items was written."""
+
+    data: Any
+    places: dict[Path, str]
+
+    def place(self, *path: str | int) -> str:
+        """Return the place of `path` inside the section, or of its nearest ancestor."""
+        for stop in range(len(path), -1, -1):
+            if path[:stop] in self.places:
+                return self.places[path[:stop]]
+        return ""
+
+
+@dataclass(slots=True)
+class Layer:
+    """Nested cell fields of one origin."""
+
+    data: dict[str, Any]
+    places: dict[tuple[str, ...], str]
+
+
+@dataclass(slots=True)
+class GridDocument:
+    """Everything that was written about one grid at one scale."""
+
+    name: str
+    base: str
+    path: str
+    scale: str
+    phase: str
+    plain_seed: str
+    sections: dict[str, Section] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
+
+
+def find_grid(name_or_path: str) -> FilePath:
+    """Return the file of a grid given by name (`quickstart`, sought in grids/) or by path. Raises GridError."""
+    given = FilePath(name_or_path)
+    if given.suffix in (".yaml", ".yml") or os.sep in name_or_path:
+        if given.is_file():
+            return given.resolve()
+        raise GridError([Problem(f"grid file {name_or_path!r} does not exist", hint=_known(given.stem, GRIDS))])
+    for folder in (FilePath.cwd() / "grids", GRIDS):
+        if (folder / f"{name_or_path}.yaml").is_file():
+            return (folder / f"{name_or_path}.yaml").resolve()
+    raise GridError([Problem(f"grid {name_or_path!r} does not exist", hint=_known(name_or_path, GRIDS))])
+
+
+def grid_names() -> tuple[str, ...]:
+    """Return the names of the grids that come with the project."""
+    return tuple(sorted(path.stem for path in GRIDS.glob("*.yaml")))
+
+
+def _known(name: str, folder: FilePath) -> str:
+    return did_you_mean(name, sorted(path.stem for path in folder.glob("*.yaml")))
+
+
+def show(path: FilePath) -> str:
+    """Return `path` relative to the project or the working directory where it lies inside, else in full."""
+    for root in (PROJECT, FilePath.cwd()):
+        if path.is_relative_to(root):
+            return str(path.relative_to(root))
+    return str(path)
+
+
+class Loader:
+    """Reads a grid's files; problems are collected, not raised."""
+
+    def __init__(self, problems: Problems) -> None:
+        self.problems = problems
+        self.sections: dict[str, Section] = {}
+        self.layers: list[Layer] = []
+        self.top: dict[str, Section] = {}
+
+    def load(self, path: FilePath, scale: str, overrides: Sequence[str]) -> GridDocument:
+        """Return the document of the grid file `path` at `scale`."""
+        chain = self._chain(path, ())
+        for document in chain:
+            for key in ("name", "base"):
+                if key in document.data:
+                    self.top[key] = _section(document.data, document.places, (key,))
+        name = self._name(path)
+        base, phase, plain_seed = self._recipe(show(path))
+        overlays = [overlay for document in chain for overlay in self._overlays(document)]
+        self._scale(scale, {name for name, _ in overlays}, show(path))
+        for document in chain:
+            self._apply(document.data, document.places, (*TOP, *MERGED, *REPLACED))
+        for overlay_name, overlay in overlays:
+            if overlay_name == scale:
+                self._apply(overlay.data, overlay.places, (*MERGED, *REPLACED))
+        for override in overrides:
+            self._override(override)
+        for key, field_name in (("evaluate", "suites"), ("at", "at")):
+            if key in self.sections:
+                section = self.sections[key]
+                value = section.data if isinstance(section.data, list) else [section.data]
+                place = {("evaluate", field_name): section.place()}
+                self.layers.append(Layer({"evaluate": {field_name: value}}, place))
+        return GridDocument(name, base, show(path), scale, phase, plain_seed, self.sections, self.layers)
+
+    def _read(self, path: FilePath) -> Document:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            self.problems.add(f"cannot read {show(path)}: {error}", show(path))
+            return Document({})
+        before = len(self.problems.found)
+        document = parse_yaml(text, show(path), self.problems)
+        if not isinstance(document.data, dict):
+            if len(self.problems.found) == before:
+                self.problems.add("the file must be a mapping of sections", f"{show(path)}:1")
+            document.data = {}
+        return document
+
+    def _chain(self, path: FilePath, above: tuple[FilePath, ...]) -> list[Document]:
+        """Return the included documents, in order, and last the document itself."""
+        document = self._read(path)
+        chain: list[Document] = []
+        includes = document.data.get("include", [])
+        for i, include in enumerate(includes if isinstance(includes, list) else [includes]):
+            where = document.places.get(("include", i)) or document.places[("include",)]
+            target = (path.parent / str(include)).resolve()
+            if not isinstance(include, str) or not include:
+                self.problems.add(f"include must name a file, not {include!r}", where, "include")
+            elif not (target.is_relative_to(path.parent) or target.is_relative_to(GRIDS)):
+                hint = "include files beside the grid or from grids/"
+                self.problems.add(f"include {include!r} leaves the folder of the grid", where, "include", hint)
+            elif not target.is_file():
+                hint = did_you_mean(include, sorted(file.name for file in path.parent.glob("*.yaml")), "files")
+                self.problems.add(f"include {include!r} does not exist", where, "include", hint)
+            elif target == path or target in above:
+                self.problems.add(f"include {include!r} includes itself", where, "include", "remove one of them")
+            else:
+                chain.extend(self._chain(target, (*above, path)))
+        return [*chain, document]
+
+    def _name(self, path: FilePath) -> str:
+        section = self.top.get("name", Section(path.stem, {(): f"{show(path)}:1"}))
+        if isinstance(section.data, str) and NAME.match(section.data):
+            return section.data
+        self.problems.add(
+            f"name {section.data!r} is not a plain name",
+            section.place(),
+            "name",
+            "use letters, digits, _ . and -: names and paths from a grid cannot leave the store's prefix",
+        )
+        return path.stem
+
+    def _recipe(self, grid: str) -> tuple[str, str, str]:
+        """Lay the recipe's fields down first; return its name, its phase and what its plain seed means."""
+        section = self.top.get("base", Section("", {(): f"{grid}:1"}))
+        base = section.data
+        recipes = sorted(path.stem for path in (GRIDS / "recipes").glob("*.yaml"))
+        if not base:
+            hint = f"add base: one of {', '.join(recipes)}"
+            self.problems.add("base is missing: it names the recipe", section.place(), "base", hint)
+        elif base not in recipes:
+            hint = did_you_mean(base, recipes, "recipes")
+            self.problems.add(f"recipe {base!r} does not exist", section.place(), "base", hint)
+        else:
+            document = self._read(GRIDS / "recipes" / f"{base}.yaml")
+            self._layer({key: value for key, value in document.data.items() if key not in RECIPE}, document.places)
+            return base, str(document.data["phase"]), str(document.data["plain_seed"])
+        return str(base), "pretrain", "pretrain"
+
+    def _overlays(self, document: Document) -> list[tuple[str, Section]]:
+        """Return the `scales` sections of one document by scale."""
+        scales = document.data.get("scales", {})
+        if not isinstance(scales, dict):
+            self.problems.add(f"scales must be a mapping, not {scales!r}", document.places[("scales",)], "scales")
+            return []
+        found = []
+        for name in scales:
+            section = _section(document.data, document.places, ("scales", name))
+            if section.data is None:
+                section.data = {}
+            if isinstance(section.data, dict):
+                found.append((name, section))
+            else:
+                self.problems.add(f"scale {name!r} must be a mapping of sections", section.place(), f"scales.{name}")
+        return found
+
+    def _scale(self, scale: str, inside: set[str], grid: str) -> None:
+        """Apply the scale's own file; what it sets for a phase that the recipe does not have is left out."""
+        files = {path.stem: path for path in (GRIDS / "scales").glob("*.yaml")}
+        if scale in files:
+            document = self._read(files[scale])
+            absent = [key for key, value in self.layers[0].data.items() if value is None] if self.layers else []
+            fields = document.data.get("set") or {}
+            document.data["set"] = {key: value for key, value in fields.items() if key not in absent}
+            self._apply(document.data, document.places, ("description", "runnable", "set"))
+            self.sections.pop("description", None)
+        elif scale not in inside:
+            known = sorted({*files, *inside})
+            self.problems.add(f"scale {scale!r} is unknown", grid, "scales", did_you_mean(scale, known, "scales"))
+
+    def _apply(self, data: Mapping[str, Any], places: Mapping[Path, str], known: Sequence[str]) -> None:
+        """Put the sections in `data` over those so far."""
+        for key, value in data.items():
+            place = places.get((key,), "")
+            if key not in known:
+                hint = did_you_mean(key, known, "sections")
+                self.problems.add(f"section {key!r} is unknown", place, key, hint)
+            elif key in MERGED and not isinstance(value, dict):
+                self.problems.add(f"{key} must be a mapping, not {value!r}", place, key)
+            elif key == "set":
+                section = _section(data, places, (key,))
+                self._layer(section.data, section.places)
+            elif key in MERGED:
+                self._merge(key, _section(data, places, (key,)))
+            elif key in REPLACED:
+                self.sections[key] = _section(data, places, (key,))
+
+    def _merge(self, key: str, section: Section) -> None:
+        """Merge a section by its first keys; null removes one."""
+        merged = self.sections.setdefault(key, Section({}, {}))
+        for name, value in section.data.items():
+            for path in [path for path in merged.places if path[:1] == (name,)]:
+                del merged.places[path]
+            if value is None:
+                merged.data.pop(name, None)
+            else:
+                merged.data[name] = value
+        merged.places.update(section.places)
+
+    def _layer(self, data: Mapping[str, Any], places: Mapping[Path, str]) -> None:
+        """Add a layer of cell fields; dotted keys (`finetune.lr`) become nested ones."""
+        nested: dict[str, Any] = {}
+        origins: dict[tuple[str, ...], str] = {}
+        for key, value in data.items():
+            path = tuple(str(key).split("."))
+            target = nested
+            for part in path[:-1]:
+                inner = target.get(part)
+                target[part] = dict(inner) if isinstance(inner, dict) else {}
+                target = target[part]
+            old = target.get(path[-1])
+            target[path[-1]] = _deep(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+            for written, place in places.items():
+                if written[:1] == (key,):
+                    origins[(*path, *(str(part) for part in written[1:]))] = place
+        self.layers.append(Layer(nested, origins))
+
+    def _override(self, text: str) -> None:
+        """Apply one command-line override `section[.key]=value`."""
+        key, equals, value_text = text.partition("=")
+        section, _, rest = key.strip().partition(".")
+        where = f"{COMMAND_LINE}: {text}"
+        known = (*MERGED, *REPLACED)
+        if not equals or section not in known or (section in MERGED and not rest):
+            hint = "write factors.seed=[0,1], set.finetune.lr=1e-4 or at=[1.0]"
+            self.problems.add(f"override {text!r} is not section.key=value", COMMAND_LINE, key.strip(), hint)
+            return
+        document = parse_yaml(value_text, where, self.problems)
+        if section in REPLACED and rest:
+            if not isinstance(self.sections.get(section, Section({}, {})).data, dict):
+                self.problems.add(f"override {text!r}: {section} has no keys", COMMAND_LINE, key.strip())
+                return
+            old = self.sections.get(section, Section({}, {}))
+            self.sections[section] = Section({**old.data, rest: document.data}, {**old.places, (rest,): where})
+            return
+        places: dict[Path, str] = {(section,): where, (section, rest): where}
+        self._apply({section: {rest: document.data} if rest else document.data}, places, known)
+
+
+def _section(data: Mapping[str, Any], places: Mapping[Path, str], path: Path) -> Section:
+    """Return the part of a document below `path`, its places relative to it."""
+    inner: Any = data
+    for part in path:
+        inner = inner[part]
+    size = len(path)
+    return Section(inner, {written[size:]: place for written, place in places.items() if written[:size] == path})
+
+
+def _deep(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: _deep(old[key], new[key]) for key in old.keys() & new.keys() if _dicts(old[key], new[key])}
+    return {**old, **new, **both}
+
+
+def _dicts(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)

@@ -1,0 +1,149 @@
+"""Factors: the short names a grid may vary, the cell fields each of them sets, and granularity.
+
+A short name is the last word of a field's path (`top_k` is `model.moe.top_k`); those of a training phase mean the recipe's phase.
+Any dotted path of a field (`finetune.lr`) is a factor too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from orchestrator.spec.cell import BalanceSpec, Cell, Seeds, TrainSpec
+from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of
+from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.problems import Mistake, did_you_mean
+from orchestrator.spec.schedule import parse_freeze
+
+PHASES = ("pretrain", "finetune")
+GRANULARITY = "granularity"
+_GRANULARITY = re.compile(r"^(\d+)/(\d+)(?:\+(\d+))?$")
+# Sections whose fields are never hashed or are set once per grid: varying them would compare nothing.
+_NOT_FACTORS = {"execution": "execution is not science", "evaluate.at": "it is the grid's own `at`"}
+_NOT_FACTORS["evaluate.suites"] = "it is the grid's own `evaluate`"
+
+Assignments = tuple[tuple[Path, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A named factor and the fields it sets."""
+
+    name: str
+    paths: tuple[Path, ...]
+
+    def assign(self, value: Any, active_width: int) -> Assignments:
+        """Return what `value` (plain data) sets. `active_width` is what granularity keeps equal. Raises Mistake."""
+        if self.name == GRANULARITY:
+            return tuple(zip(self.paths, granularity(value, active_width), strict=True))
+        path = self.paths[0]
+        if isinstance(value, Mapping):
+            raise Mistake(f"must be a value, not {value!r}")
+        result = field_paths()[path].typed(value)
+        if path[-1] == "freeze":
+            check_freeze(result)
+        return ((path, result),)
+
+    def read(self, cell: Cell) -> Any:
+        """Return the value of this factor in `cell`."""
+        if self.name == GRANULARITY:
+            moe = cell.model.moe
+            return f"{moe.top_k}/{moe.num_experts}" + (f"+{moe.shared_experts}" if moe.shared_experts else "")
+        value: Any = cell
+        for name in self.paths[0]:
+            value = None if value is None else getattr(value, name)
+        return value
+
+
+def check_freeze(schedule: str) -> None:
+    """Raise Mistake when `schedule` is no freeze schedule."""
+    try:
+        parse_freeze(schedule)
+    except ValueError as error:
+        words = [part.partition("@")[0].strip() for part in schedule.split("->")]
+        wrong = [word for word in words if word not in ("none", "router", "expert")]
+        hint = did_you_mean(wrong[0], ("none", "router", "expert"), "roles") if wrong else "as in none->router"
+        raise Mistake(str(error), hint) from None
+
+
+def granularity(value: Any, active_width: int) -> tuple[int, int, int, int]:
+    """Return (top_k, num_experts, shared_experts, expert_width) of `2/8` or `1/7+1` at equal active FFN width.
+
+    Raises Mistake when it is malformed or impossible.
+    """
+    match = _GRANULARITY.match(value) if isinstance(value, str) else None
+    if not match:
+        raise Mistake(f"{value!r} is not a granularity", "write top_k/num_experts[+shared], as in 2/8 or 1/7+1")
+    top_k, num_experts, shared = (int(group or 0) for group in match.groups())
+    if top_k < 1:
+        raise Mistake(f"granularity {value!r} selects no expert", "top_k is at least 1")
+    if top_k > num_experts:
+        raise Mistake(f"granularity {value!r} selects {top_k} of {num_experts} experts", "top_k is at most num_experts")
+    width, rest = divmod(active_width, top_k + shared)
+    if rest or not width:
+        raise Mistake(
+            f"granularity {value!r} divides the active width {active_width} by {top_k + shared} active experts",
+            "choose k + shared that divides it, or another model.active_width",
+        )
+    return top_k, num_experts, shared, width
+
+
+@lru_cache(maxsize=None)
+def short_names(phase: str, plain_seed: str) -> Mapping[str, tuple[Path, ...]]:
+    """Return every short name and the paths it sets, for a recipe of `phase` whose plain seed is `plain_seed`."""
+    moe = ("model", "moe")
+    names: dict[str, tuple[Path, ...]] = {
+        "seed": (("seed", plain_seed),),
+        GRANULARITY: tuple((*moe, name) for name in ("top_k", "num_experts", "shared_experts", "expert_width")),
+    }
+    tables: tuple[tuple[type, Path], ...] = (
+        (TrainSpec, (phase,)),
+        (BalanceSpec, (phase, "balance")),
+        (ModelSpec, ("model",)),
+        (MoESpec, moe),
+    )
+    for owner, prefix in tables:
+        for name, field in fields_of(owner).items():
+            if dataclass_in(field.hint) is None:
+                names.setdefault(name, ((*prefix, name),))
+    names["data"] = ((phase, "data", "source"),)
+    names["rows"] = ((phase, "data", "rows"),)
+    names["vocab_size"] = (("tokenizer", "vocab_size"),)
+    return names
+
+
+def find_factor(name: str, phase: str, plain_seed: str) -> Factor:
+    """Return the factor called `name`. Raises Mistake with the nearest name when there is none."""
+    names = short_names(phase, plain_seed)
+    if name in names:
+        return Factor(name, names[name])
+    for prefix, reason in _NOT_FACTORS.items():
+        if name == prefix or name.startswith(prefix + "."):
+            raise Mistake(f"{name!r} cannot be a factor: {reason}", "put it under set:, evaluate: or at:")
+    path = tuple(name.split("."))
+    if path in field_paths() and path != ("evaluate", "tasks"):
+        return Factor(name, (path,))
+    dotted = [".".join(path) for path in field_paths()] if "." in name else list(names)
+    hint = did_you_mean(name, dotted)
+    raise Mistake(f"factor {name!r} is unknown", hint if hint.startswith("did") else "moegrid schema lists the factors")
+
+
+def replace_path(value: Any, path: Path, new: Any) -> Any:
+    """Return the frozen dataclass `value` with the field at `path` replaced."""
+    if len(path) > 1:
+        new = replace_path(getattr(value, path[0]), path[1:], new)
+    return dataclasses.replace(value, **{path[0]: new})
+
+
+def seed_names(plain_seed: str) -> frozenset[str]:
+    """Return the factor names that set a seed."""
+    return frozenset({"seed", *(f"seed.{name}" for name in fields_of(Seeds))})
+
+
+def factor_field(factor: Factor) -> Field | None:
+    """Return the field a factor sets, None for granularity."""
+    return field_paths()[factor.paths[0]] if factor.name != GRANULARITY else None

@@ -1,0 +1,44 @@
+"""Collect everything that is wrong with a grid, so that it is reported at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from orchestrator.errors import GridError, Problem
+
+
+class Mistake(ValueError):
+    """One wrong value: the reason and, where there is one, the remedy. It becomes a `Problem` once its place is known."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Problems:
+    """A list of problems without repetitions."""
+
+    def __init__(self) -> None:
+        self.found: dict[Problem, None] = {}
+
+    def add(self, message: str, where: str = "", key: str = "", hint: str = "") -> None:
+        self.found[Problem(message, where, key, hint)] = None
+
+    def raise_if_any(self) -> None:
+        """Raise GridError with all problems found so far."""
+        if self.found:
+            raise GridError(self.found)
+
+    def __bool__(self) -> bool:
+        return bool(self.found)
+
+
+def did_you_mean(word: object, known: Iterable[str], what: str = "known") -> str:
+    """Return a hint: the nearest of the `known` words, or all of them."""
+    words = list(known)
+    near = difflib.get_close_matches(str(word), words, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"{what}: {', '.join(words)}" if words else ""

@@ -1,0 +1,155 @@
+"""What makes a well-typed cell wrong: combinations inside a section, between sections, and factors without effect."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from orchestrator.spec.cell import Cell, EvaluateSpec, TrainSpec
+from orchestrator.spec.factors import check_freeze
+from orchestrator.spec.fields import Path
+from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.problems import Mistake
+from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
+from orchestrator.spec.validity import model_problems
+
+Finding = tuple[Path, str, str]  # field path, message, hint
+TASK_SUITES = ("reasoning", "efficiency")
+
+
+def section_findings(name: str, section: object) -> Iterator[Finding]:
+    """Yield what is wrong inside one section of a cell."""
+    if isinstance(section, ModelSpec):
+        for message in model_problems(section):
+            yield (name,), message, ""
+    elif isinstance(section, TrainSpec):
+        yield from _train(name, section)
+    elif isinstance(section, EvaluateSpec):
+        if not section.tasks and any(suite in TASK_SUITES for suite in section.suites):
+            yield (name, "tasks"), "the suites reasoning and efficiency need evaluate.tasks", "name at least one task"
+
+
+def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
+    if train.router_lr is not None and train.router_lr_ratio != 1.0:
+        yield (name, "router_lr"), "router_lr and router_lr_ratio are both set", "keep one of them"
+    if train.loss == "response" and train.data.format != "instruction":
+        yield (name, "loss"), "loss 'response' needs instruction data", "set data.format: instruction, or loss: all"
+    try:
+        check_freeze(train.freeze)
+    except Mistake as mistake:
+        yield (name, "freeze"), mistake.message, mistake.hint
+        return
+    bounds = [step_at(start, train.steps) for _, start in parse_freeze(train.freeze)] + [train.steps]
+    if any(start == stop for start, stop in zip(bounds, bounds[1:], strict=False)):
+        message = f"freeze schedule {train.freeze!r} has a phase of no step at {train.steps} steps"
+        yield (name, "steps"), message, "train for more steps"
+
+
+def cell_findings(cell: Cell) -> Iterator[Finding]:
+    """Yield what is wrong between the sections of a cell."""
+    context = cell.model.context
+    phases = {"pretrain": cell.pretrain, "finetune": cell.finetune}
+    if cell.pretrain is None and cell.finetune is None:
+        yield ("pretrain",), "the cell trains in no phase", "set pretrain or finetune"
+    for name, train in phases.items():
+        if train is None:
+            continue
+        if train.sequence_length > context:
+            message = f"{name}.sequence_length {train.sequence_length} exceeds model.context {context}"
+            yield (name, "sequence_length"), message, "raise model.context or shorten the sequences"
+        if cell.model.moe.preset == "dense":
+            if any(phase.frozen for phase in freeze_phases(train.freeze, train.steps)):
+                yield (
+                    (name, "freeze"),
+                    f"freeze {train.freeze!r} does not apply: preset 'dense' has no router and no experts",
+                    "",
+                )
+    if cell.evaluate.max_length > context:
+        message = f"evaluate.max_length {cell.evaluate.max_length} exceeds model.context {context}"
+        yield ("evaluate", "max_length"), message, "raise model.context or shorten the items"
+    last = cell.finetune or cell.pretrain
+    if last is not None:
+        steps = [step_at(at, last.steps) for at in cell.evaluate.at]
+        if len(set(steps)) < len(steps) or 0 in steps:
+            message = f"the fractions {list(cell.evaluate.at)} are not distinct steps above 0 of {last.steps}"
+            yield ("evaluate", "at"), message, "train for more steps or evaluate at fewer fractions"
+    if cell.tokenizer.kind == "pretrained" and not cell.tokenizer.source:
+        yield ("tokenizer", "source"), "tokenizer kind 'pretrained' needs a source", "name the checkpoint it comes from"
+
+
+# A factor without effect: field name -> (does it apply, why not). Checked for the factors of a cell only, never for the recipe.
+Applies = Callable[[Cell, TrainSpec], bool]
+MOE_ONLY = "preset 'dense' has no router"
+_TRAIN_RULES: dict[str, tuple[Applies, str]] = {
+    "aux_variant": (lambda _, train: train.balance.aux_coef > 0, "aux_coef is 0"),
+    "aux_group": (lambda _, train: train.balance.aux_coef > 0, "aux_coef is 0"),
+    "aux_scope": (lambda _, train: train.balance.aux_coef > 0, "aux_coef is 0"),
+    "bias_center": (lambda _, train: train.balance.bias_rate > 0, "bias_rate is 0"),
+    "bias_rate": (
+        lambda cell, train: train.balance.bias_rate == 0 or bool(cell.model.moe.balance_bias),
+        "the preset has no balancing bias",
+    ),
+    "null_coef": (
+        lambda cell, train: train.balance.null_coef == 0 or cell.model.moe.preset == "tc_moe",
+        "only preset 'tc_moe' has null experts",
+    ),
+    "min_lr_ratio": (lambda _, train: train.schedule != "constant", "the schedule is constant"),
+    "router_lr": (lambda _, train: not _router_frozen(train), "the router is frozen all the time"),
+    "router_lr_ratio": (lambda _, train: not _router_frozen(train), "the router is frozen all the time"),
+}
+_MODEL_RULES: dict[str, tuple[Callable[[Cell], bool], str]] = {
+    "pool": (lambda cell: cell.model.moe.unit != "token", "unit is 'token'"),
+    "train_select": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
+    "eval_select": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
+    "choice_group": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
+    "threshold_decay": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
+    "topk_group": (lambda cell: (cell.model.moe.n_group or 1) > 1, "n_group is 1"),
+    "group_score": (lambda cell: (cell.model.moe.n_group or 1) > 1, "n_group is 1"),
+    "combine": (lambda cell: bool(cell.model.moe.shared_experts), "there is no shared expert"),
+    "dense_width": (lambda cell: cell.model.dense_layers > 0, "dense_layers is 0"),
+}
+_DENSE_KEEPS = ("preset", "variant", "expert_width", "expert", "top_k")
+
+
+def _router_frozen(train: TrainSpec) -> bool:
+    return all(phase.frozen == "router" for phase in freeze_phases(train.freeze, train.steps))
+
+
+def why_not(cell: Cell, path: Path) -> str:
+    """Return why the field at `path` has no effect in `cell`, "" when it has one."""
+    name = path[-1]
+    dense = cell.model.moe.preset == "dense"
+    if path[0] in ("pretrain", "finetune"):
+        train = cell.pretrain if path[0] == "pretrain" else cell.finetune
+        if train is None:
+            return f"the cell has no {path[0]} phase"
+        if dense and (name in ("router_lr", "router_lr_ratio", "expert_dropout") or path[1] == "balance"):
+            return MOE_ONLY
+        applies, reason = _TRAIN_RULES.get(name, (None, ""))
+        return "" if applies is None or applies(cell, train) else reason
+    if path[:2] == ("model", "moe") and dense and name not in _DENSE_KEEPS:
+        return MOE_ONLY
+    if path[0] == "model":
+        holds, reason = _MODEL_RULES.get(name, (None, ""))
+        return "" if holds is None or holds(cell) else reason
+    if path == ("seed", "pretrain") and cell.pretrain is None or path == ("seed", "finetune") and cell.finetune is None:
+        return f"the cell has no {path[1]} phase"
+    if path == ("seed", "init") and cell.model.checkpoint and not cell.model.upcycle:
+        return "the weights come from a checkpoint"
+    if (
+        path[0] == "evaluate"
+        and name in ("efficiency_limit", "routing_seeds")
+        and "efficiency" not in cell.evaluate.suites
+    ):
+        return "the suite efficiency is not evaluated"
+    return ""
+
+
+def normal_train(train: TrainSpec) -> TrainSpec:
+    """Return `train` as what it does: phases as `role@step`, an absolute router learning rate."""
+    phases = freeze_phases(train.freeze, train.steps)
+    freeze = "->".join(f"{phase.frozen or 'none'}@{phase.start}" for phase in phases)
+    router_lr = train.lr * train.router_lr_ratio if train.router_lr is None else train.router_lr
+    if _router_frozen(train):
+        router_lr = 0.0
+    return dataclasses.replace(train, freeze=freeze, router_lr=router_lr, router_lr_ratio=1.0)

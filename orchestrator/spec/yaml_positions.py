@@ -1,0 +1,128 @@
+"""Safe YAML with the line of every key: no tags, no code, no duplicate keys.
+
+Scalars follow YAML 1.2 (`1e-5` is a number; `no`, `off`, `1:30` and dates are text). A sequence as a key, as in
+`[a, b]: [[1, 2], [3, 4]]`, reads as the text "a, b".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from orchestrator.spec.problems import Problems
+
+Path = tuple[str | int, ...]
+MAX_DEPTH = 40
+MAX_NODES = 500_000
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes only; its implicit scalar types are those of YAML 1.2."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+
+_NULL, _BOOL, _INT, _FLOAT, _STR = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))
+_Loader.add_implicit_resolver(_NULL, re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+@dataclass(slots=True)
+class Document:
+    """The data of one YAML text and the place (`file:line`) of every key and list item, by path."""
+
+    data: Any = None
+    places: dict[Path, str] = field(default_factory=dict)
+
+
+def parse_yaml(text: str, name: str, problems: Problems) -> Document:
+    """Return the document in `text`; what is wrong with it goes to `problems` with `name`:line."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name}:{mark.line + 1}" if mark else name
+        problems.add(f"not valid YAML: {error.problem or error.context}", where, hint="check indentation and quotes")
+        return Document()
+    except yaml.YAMLError as error:
+        problems.add(f"not valid YAML: {' '.join(str(error).split())}", name)
+        return Document()
+    document = Document()
+    if node is not None:
+        document.data = _Reader(name, problems, document.places).value(node, ())
+    return document
+
+
+class _Reader:
+    def __init__(self, name: str, problems: Problems, places: dict[Path, str]) -> None:
+        self.name = name
+        self.problems = problems
+        self.places = places
+        self.nodes = 0
+
+    def value(self, node: yaml.Node, path: Path) -> Any:
+        self.nodes += 1
+        where = f"{self.name}:{node.start_mark.line + 1}"
+        self.places.setdefault(path, where)
+        if len(path) > MAX_DEPTH or self.nodes > MAX_NODES:
+            if self.nodes < 2 * MAX_NODES:
+                self.problems.add("the YAML is nested too deeply or too large", where, hint="check its anchors")
+                self.nodes = 2 * MAX_NODES
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
+        return self._scalar(node, where)
+
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            where = f"{self.name}:{key_node.start_mark.line + 1}"
+            key = self._key(key_node)
+            if key is None:
+                self.problems.add("a key must be plain text or a list of factor names", where, hint="quote the key")
+                continue
+            if key == "<<":
+                self.problems.add("merge keys (<<) are not supported", where, hint="use include: or set:")
+                continue
+            if key in result:
+                first = self.places[(*path, key)]
+                self.problems.add(f"key {key!r} is given twice", where, key, f"the first one is at {first}")
+                continue
+            self.places[(*path, key)] = where
+            result[key] = self.value(value_node, (*path, key))
+        return result
+
+    def _key(self, node: yaml.Node) -> str | None:
+        if isinstance(node, yaml.ScalarNode):
+            return str(node.value)
+        if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
+            return ", ".join(str(item.value) for item in node.value)
+        return None
+
+    def _scalar(self, node: yaml.Node, where: str) -> Any:
+        text = str(node.value)
+        if node.tag == _STR:
+            return text
+        if node.tag == _NULL:
+            return None
+        if node.tag == _BOOL:
+            return text.lower() == "true"
+        if node.tag in (_INT, _FLOAT):
+            try:
+                return int(text) if node.tag == _INT else float(text)
+            except ValueError:
+                self.problems.add(f"{text!r} is not a number", where)
+                return None
+        self.problems.add(f"the YAML tag {node.tag!r} is not allowed", where, hint="write plain values")
+        return None
