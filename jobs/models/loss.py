@@ -1,0 +1,70 @@
+"""Next-token cross-entropy fused with the output head: logits exist one chunk of tokens at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Tokens per chunk: 256 x 4096 fp32 logits are 4 MB, so they stay in the last-level cache of a CPU core.
+CHUNK = 256
+
+
+def linear_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (summed cross-entropy in nats, number of labels) of `hidden @ head.T`; labels of -100 count nothing."""
+    labels = labels_BS.reshape(-1)
+    hidden = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, head_VD = hidden.to(dtype), head_VD.to(dtype)
+    kept = labels != -100
+    tokens = kept.sum()
+    if hidden.is_cpu and not bool(kept.all()):
+        # Loss on the response only: the head runs on its tokens alone.
+        rows = kept.nonzero().squeeze(1)
+        hidden, labels = hidden.index_select(0, rows), labels.index_select(0, rows)
+    return _LinearCrossEntropy.apply(hidden, head_VD, labels), tokens
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Computes both gradients in the forward pass, while a chunk's logits are there; backward scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+        need_hidden, need_head = ctx.needs_input_grad[:2]
+        d_hidden = torch.empty_like(hidden) if need_hidden else None
+        d_head = torch.zeros_like(head) if need_head else None
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), CHUNK):
+            h, target = hidden[start : start + CHUNK], labels[start : start + CHUNK].unsqueeze(1)
+            ignored = target == -100
+            target = target.masked_fill(ignored, 0)
+            logits = torch.mm(h, head.t()).float()
+            lse = torch.logsumexp(logits, dim=-1, keepdim=True)
+            loss += (lse - logits.gather(1, target)).masked_fill(ignored, 0.0).sum()
+            if d_hidden is None and d_head is None:
+                continue
+            p = logits.sub_(lse).exp_()
+            p.scatter_add_(1, target, torch.full_like(lse, -1.0))
+            gradient = p.masked_fill_(ignored, 0.0).to(head.dtype)
+            if d_hidden is not None:
+                torch.mm(gradient, head, out=d_hidden[start : start + CHUNK])
+            if d_head is not None:
+                d_head.addmm_(gradient.t(), h)
+        ctx.save_for_backward(*[g for g in (d_hidden, d_head) if g is not None])
+        ctx.has = (d_hidden is not None, d_head is not None)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        saved = list(ctx.saved_tensors)
+        d_hidden = saved.pop(0) * d_loss if ctx.has[0] else None
+        d_head = saved.pop(0) * d_loss if ctx.has[1] else None
+        return d_hidden, d_head, None
+
+
+def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
+    """Return the summed cross-entropy of given logits (fp32), for tests and small batches."""
+    return F.cross_entropy(logits_TV.float(), labels_T, ignore_index=-100, reduction="sum")

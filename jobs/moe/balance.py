@@ -1,0 +1,238 @@
+"""Losses and updates that keep the experts' load even; every published scaling is a named variant.
+
+f_i is the share of assignments to id i (assignments / tokens), P_i the mean probability, N the ids, k = top_k. `group` says over
+what f and P are taken: `batch` (a layer's micro-batch), `sequence` (then mean over sequences), `pooled` (over all layers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from jobs.moe.routing import Routing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from orchestrator.spec.cell import BalanceSpec
+
+# variant -> the group it fixes ("" = the caller's choice)
+LOAD_VARIANTS: dict[str, str] = {
+    "paper": "",
+    "switch": "",
+    "olmoe_hf": "pooled",
+    "sequence": "sequence",
+    "sigmoid_normalised": "",
+    "sigmoid_raw": "sequence",
+    "top1_squared": "sequence",
+    "heterogeneous": "",
+}
+
+
+def balanced_value(variant: str, top_k: int, num_ids: int) -> float | None:
+    """Return the loss of a perfectly even routing, None where it depends on the scores."""
+    if variant == "paper":
+        return top_k / num_ids
+    if variant == "olmoe_hf":
+        return float(top_k)
+    return None if variant in ("sigmoid_raw", "heterogeneous") else 1.0
+
+
+def load_balance(
+    routings: Sequence[Routing], variant: str = "switch", group: str = "batch", scope: str = "micro_batch"
+) -> Tensor:
+    """Return the load-balance loss with coefficient 1, a mean over layers unless the group is `pooled`.
+
+    `scope: global` takes f from the assignments of all data-parallel ranks; P stays the rank's own. Sources: MoE-Bench eq. 2
+    (`paper`), Switch Transformer (`switch`), transformers (`olmoe_hf`), LibMoE (`sigmoid_raw`, `top1_squared`), MoE++ (`heterogeneous`).
+    """
+    group = LOAD_VARIANTS[variant] or group
+    # Per layer: f and P as [groups, N]; the loss of a group is a dot product.
+    parts = [_shares(routing, variant, group == "sequence", scope == "global") for routing in routings]
+    if group == "pooled":
+        f = torch.stack([f for f, _, _ in parts]).mean(0)
+        p = torch.stack([p for _, p, _ in parts]).mean(0)
+        return _scaled((f * p).sum(-1).mean(), variant, routings[0])
+    terms = []
+    for (f, p, share), routing in zip(parts, routings, strict=True):
+        product = f * p if routing.cost is None or variant != "heterogeneous" else f * p * routing.cost
+        terms.append(_scaled((product.sum(-1) * share).sum(), variant, routing))
+    return torch.stack(terms).mean()
+
+
+def _scaled(value: Tensor, variant: str, routing: Routing) -> Tensor:
+    num, k = routing.num_ids, routing.top_k
+    if variant in ("paper", "heterogeneous"):
+        return value
+    if variant in ("olmoe_hf", "top1_squared"):
+        return value * num
+    return value * (num / k)
+
+
+def _shares(routing: Routing, variant: str, per_sequence: bool, reduce: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return f [G,N], P [G,N] and each group's share of the mean [G] (groups without a real token have none)."""
+    groups = routing.batch if per_sequence else 1
+    if variant == "sigmoid_raw":
+        p = routing.scores
+    elif variant == "sigmoid_normalised":
+        p = routing.scores / routing.scores.sum(-1, keepdim=True)
+    elif variant == "top1_squared":
+        p = torch.softmax(routing.logits, dim=-1) if not routing.softmax else routing.scores
+    else:
+        p = routing.probabilities
+    num = routing.num_ids
+    if groups == 1 and variant != "top1_squared":
+        counts = routing.counts.to(p.dtype).unsqueeze(0)
+    else:
+        indices = routing.indices[:, :1] if variant == "top1_squared" else routing.indices
+        counts = _group_counts(indices, groups, num).to(p.dtype)
+    if routing.padded:
+        tokens = routing.mask.view(groups, -1).sum(1, keepdim=True).to(p.dtype)
+        total = (p * routing.mask.unsqueeze(-1)).view(groups, -1, num).sum(1)
+    else:
+        tokens = torch.full((groups, 1), float(len(p) // groups), device=p.device)
+        total = p.view(groups, -1, num).sum(1)
+    present = (tokens > 0).to(p.dtype)
+    share = (present / present.sum().clamp_min(1)).squeeze(-1)
+    mean = total / tokens.clamp_min(1)
+    if reduce and torch.distributed.is_available() and torch.distributed.is_initialized():
+        counts, tokens = counts.clone(), tokens.clone()
+        torch.distributed.all_reduce(counts)
+        torch.distributed.all_reduce(tokens)
+    return counts / tokens.clamp_min(1), mean, share
+
+
+def _group_counts(indices_TK: Tensor, groups: int, num: int) -> Tensor:
+    """Return the assignments per group and id [G,N]."""
+    rows = torch.arange(groups, device=indices_TK.device).view(groups, 1, 1)
+    flat = (rows * (num + 1) + indices_TK.view(groups, -1, indices_TK.shape[1]) + 1).reshape(-1)
+    return torch.bincount(flat, minlength=groups * (num + 1)).view(groups, num + 1)[:, 1:]
+
+
+def _token_mean(values_T: Tensor, routing: Routing) -> Tensor:
+    if not routing.padded:
+        return values_T.mean()
+    return torch.where(routing.mask, values_T, 0.0).sum() / routing.mask.sum().clamp_min(1)
+
+
+def z_loss(routing: Routing) -> Tensor:
+    """Return mean_t (logsumexp_j h_tj)^2 in natural log (ST-MoE)."""
+    return _token_mean(torch.logsumexp(routing.logits, dim=-1).square(), routing)
+
+
+def mean_probabilities(routing: Routing) -> Tensor:
+    """Return the mean of p over the real tokens [N]."""
+    if not routing.padded:
+        return routing.probabilities.mean(0)
+    return (routing.probabilities * routing.mask.unsqueeze(-1)).sum(0) / routing.mask.sum().clamp_min(1)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum(-1)
+
+
+def entropy_loss(routing: Routing) -> Tensor:
+    """Return -H(mean softmax(h)) in nats: sigma-MoE's regulariser (lower = more even)."""
+    p = torch.softmax(routing.logits, dim=-1)
+    mean = p.mean(0) if not routing.padded else (p * routing.mask.unsqueeze(-1)).sum(0) / routing.mask.sum().clamp_min(1)
+    return -_entropy(mean)
+
+
+def mutual_information_loss(routing: Routing) -> Tensor:
+    """Return H(e|x) - H(e) in nats, e ~ p (MoLM; MoE-RBench)."""
+    return _token_mean(_entropy(routing.probabilities), routing) - _entropy(mean_probabilities(routing))
+
+
+def null_reward(routing: Routing) -> Tensor:
+    """Return -(mean over tokens of the null experts' probability) (TC-MoE); 0 without null experts."""
+    if routing.null is None:
+        return routing.scores.new_zeros(())
+    return -_token_mean(routing.scores[:, slice(*routing.null)].sum(-1), routing)
+
+
+def layer_losses(routing: Routing) -> dict[str, Tensor]:
+    """Return every loss of one layer by name, with coefficient 1."""
+    losses = {variant: load_balance([routing], variant) for variant in LOAD_VARIANTS if variant != "heterogeneous"}
+    losses["z_loss"] = z_loss(routing)
+    losses["entropy"] = entropy_loss(routing)
+    losses["mutual_information"] = mutual_information_loss(routing)
+    if routing.cost is not None:
+        losses["heterogeneous"] = load_balance([routing], "heterogeneous")
+    if routing.null is not None:
+        losses["null_reward"] = null_reward(routing)
+    return losses
+
+
+def balance_loss(routings: Sequence[Routing], balance: BalanceSpec) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return (sum of coefficient * loss, losses by name with coefficient 1), each a mean over layers.
+
+    The load-balance and z losses are always among the parts (detached where their coefficient is 0); others only when used.
+    """
+    if not routings:
+        return torch.zeros(()), {}
+    total = routings[0].logits.new_zeros(())
+    parts: dict[str, Tensor] = {}
+
+    def add(name: str, coefficient: float, value: Tensor) -> None:
+        nonlocal total
+        parts[name] = value.detach()
+        if coefficient:
+            total = total + coefficient * value
+
+    with torch.set_grad_enabled(torch.is_grad_enabled() and bool(balance.aux_coef)):
+        aux = load_balance(routings, balance.aux_variant, balance.aux_group, balance.aux_scope)
+    add("aux_loss", balance.aux_coef, aux)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and bool(balance.z_coef)):
+        z = torch.stack([z_loss(routing) for routing in routings]).mean()
+    add("z_loss", balance.z_coef, z)
+    for name, coefficient, loss in (
+        ("entropy_loss", balance.entropy_coef, entropy_loss),
+        ("null_reward_loss", balance.null_coef, null_reward),
+        ("mutual_information_loss", balance.mutual_information_coef, mutual_information_loss),
+    ):
+        if coefficient:
+            add(name, coefficient, torch.stack([loss(routing) for routing in routings]).mean())
+    return total, parts
+
+
+class StepStatistics:
+    """What the updates after an optimizer step need: counts and cutoffs, summed over its micro-batches and ranks."""
+
+    def __init__(self) -> None:
+        self.counts: Tensor | None = None  # [L,N]
+        self.cutoffs: Tensor | None = None  # [L,N] sum over micro-batches
+        self.micro_batches = 0
+
+    @torch.no_grad()
+    def add(self, routings: Sequence[Routing]) -> None:
+        """Add one micro-batch."""
+        if not routings:
+            return
+        counts = torch.stack([routing.counts for routing in routings])
+        self.counts = counts if self.counts is None else self.counts + counts
+        if routings[0].cutoffs is not None:
+            cutoffs = torch.stack([routing.cutoffs for routing in routings if routing.cutoffs is not None])
+            self.cutoffs = cutoffs if self.cutoffs is None else self.cutoffs + cutoffs
+        self.micro_batches += 1
+
+    def update(self, model: nn.Module, balance: BalanceSpec, *, router_frozen: bool = False) -> None:
+        """Sum over ranks, then move the balancing biases and the expert-choice thresholds of `model.moe_blocks`."""
+        if self.counts is None or router_frozen:
+            return
+        counts, cutoffs, batches = self.counts, self.cutoffs, torch.tensor(float(self.micro_batches))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            counts = counts.clone()
+            batches = batches.to(counts.device)
+            torch.distributed.all_reduce(counts)
+            torch.distributed.all_reduce(batches)
+            if cutoffs is not None:
+                cutoffs = cutoffs.clone()
+                torch.distributed.all_reduce(cutoffs)
+        for layer, block in enumerate(model.moe_blocks):  # type: ignore[arg-type]
+            if balance.bias_rate and block.moe.balance_bias:
+                block.update_balance_bias(counts[layer], balance.bias_rate, balance.bias_center)
+            if cutoffs is not None:
+                block.update_thresholds(cutoffs[layer] / batches)

@@ -1,0 +1,197 @@
+"""The MoE block that stands in for a transformer's feed-forward: router, experts, combination."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jobs.moe.experts import ConstantExperts, Experts, SharedExperts
+from jobs.moe.routers import Context, build_router
+from jobs.moe.routing import Routing, to_physical
+from jobs.moe.spans import SpanState
+from orchestrator.errors import MoegridError
+from orchestrator.spec.model import ModelSpec, MoESpec, resolve_moe
+from orchestrator.spec.validity import moe_problems
+
+
+class MoEBlock(nn.Module):
+    """Routed experts, shared experts and MoE++'s special experts under one router. Build it with `build_block`."""
+
+    def __init__(self, moe: MoESpec, hidden_size: int, init_std: float = 0.02) -> None:
+        super().__init__()
+        self.moe, self.hidden_size, self.init_std = moe, hidden_size, init_std
+        self.layer = 0
+        self.expert_dropout = 0.0
+        self.router = build_router(moe, hidden_size)
+        self.experts = Experts(moe.num_experts, hidden_size, moe.expert_width, moe.expert or "swiglu")
+        shared = moe.shared_experts or 0
+        self.shared = SharedExperts(shared, hidden_size, moe.expert_width, moe.expert or "swiglu") if shared else None
+        constants = moe.constant_experts or 0
+        self.constant = ConstantExperts(constants, hidden_size) if constants else None
+        # MoE++'s released layer feeds k * x to every expert.
+        self.input_scale = float(moe.top_k) if (moe.preset, moe.variant) == ("moepp", "reference") else 1.0
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights from torch's current generator."""
+        self.router.reset_parameters()
+        for part in (self.experts, self.shared, self.constant):
+            if part is not None:
+                part.reset_parameters(self.init_std)
+
+    @property
+    def causal(self) -> bool:
+        """True when no later token can change an earlier token's output in the current mode (train or eval)."""
+        return self.router.causal
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        spans: Tensor | None = None,
+        padding: Tensor | None = None,
+        *,
+        previous: Tensor | None = None,
+        keys: Tensor | None = None,
+        span_states: dict[int, SpanState] | None = None,
+    ) -> tuple[Tensor, Routing]:
+        """Return the block's output [B,S,D] and its routing record.
+
+        `spans` [B,S] are word or sentence ids, `padding` [B,S] is True where a token is padding, `previous` [T,N] are the
+        logits that the previous layer carried (MoE++), `keys` [T] seed random routing, `span_states` belong to a KV cache.
+        """
+        batch, length, _ = x_BSD.shape
+        x = x_BSD.reshape(batch * length, -1)
+        mask = torch.ones(len(x), dtype=torch.bool, device=x.device) if padding is None else ~padding.reshape(-1).bool()
+        context = Context(batch, mask, padding is not None, spans, previous, keys, span_states, self.layer)
+        routing = self.router(x, context)
+        source = x * self.input_scale if self.input_scale != 1.0 else x
+        routed = self._routed(source, routing)
+        if self.expert_dropout and self.training:
+            routed = F.dropout(routed, self.expert_dropout)
+        y = routed if self.shared is None else self._combine(routed, self.shared(x))
+        return y.view(batch, length, -1).to(x_BSD.dtype), routing
+
+    def _routed(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        indices, weights = routing.indices, routing.weights
+        if self.moe.preset == "tc_moe":
+            # The negative ids' sign rides on the weight of the physical expert.
+            weights = torch.where(indices >= self.moe.num_experts, -weights, weights)
+        y = self.experts(x_TD, to_physical(indices, routing.physical), weights)
+        if self.moe.preset == "moepp":
+            y = y + self._special(x_TD, indices, weights)
+        return y  # type: ignore[no-any-return]
+
+    def _special(self, x_TD: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """Return the share of constant and copy experts; zero experts add nothing."""
+        per_id = weights.new_zeros(len(x_TD), self.router.num_ids + 1)
+        per_id = per_id.scatter_add(1, torch.where(indices < 0, self.router.num_ids, indices), weights).to(x_TD.dtype)
+        first, constants = self.moe.num_experts, self.moe.constant_experts or 0
+        copies = first + constants
+        scale = per_id[:, copies : copies + (self.moe.copy_experts or 0)].sum(-1, keepdim=True)
+        if self.constant is None:
+            return scale * x_TD
+        kept, value = self.constant(x_TD, per_id[:, first:copies])
+        return (scale + kept) * x_TD + value
+
+    def _combine(self, routed: Tensor, shared: Tensor) -> Tensor:
+        if self.moe.combine == "sum":
+            return routed + shared
+        k, n = self.moe.top_k, self.moe.shared_experts or 0
+        return routed * (k / (k + n)) + shared * (n / (k + n))
+
+    @torch.no_grad()
+    def update_balance_bias(self, counts: Tensor, rate: float, center: bool = True) -> None:
+        """Aux-loss-free balancing: b += rate * sign(mean(c) - c), minus its mean when `center`; `counts` [N] of the whole step."""
+        counts = counts.to(torch.float32)
+        change = rate * torch.sign(counts.mean() - counts)
+        self.router.bias += change - change.mean() if center else change
+
+    @torch.no_grad()
+    def update_thresholds(self, cutoffs: Tensor) -> None:
+        """Expert choice: move the thresholds towards `cutoffs` [N], the mean C-th best scores of one optimizer step."""
+        router = self.router
+        decay = self.moe.threshold_decay or 0.0
+        started = router.threshold_updates > 0
+        router.threshold.copy_(torch.where(started, decay * router.threshold + (1 - decay) * cutoffs, cutoffs))
+        router.threshold_updates += 1
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """Return every parameter and saved buffer by its public name (`router.weight`, `experts.gate`, ...), as views."""
+        named: dict[str, Tensor] = {}
+        for name, tensor in self.state_dict().items():
+            if name == "experts.up" and self.moe.expert == "swiglu":
+                named["experts.gate"] = tensor[:, : self.experts.width]
+                named["experts.up"] = tensor[:, self.experts.width :]
+            else:
+                named[name] = tensor
+        return named
+
+    @torch.no_grad()
+    def load_named(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy `weights` in by public name; names that are absent keep their values. Raises MoegridError on a wrong name or shape."""
+        own = self.named_weights()
+        for name, tensor in weights.items():
+            if name not in own:
+                raise MoegridError(f"the block has no weight {name!r}", hint=f"its weights: {', '.join(own)}")
+            value = torch.as_tensor(tensor)
+            if value.shape != own[name].shape:
+                raise MoegridError(f"weight {name!r} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}")
+            own[name].copy_(value)
+
+
+class DenseBlock(nn.Module):
+    """The dense twin: one feed-forward with the width of all active experts; it routes nothing."""
+
+    def __init__(self, moe: MoESpec, hidden_size: int, init_std: float = 0.02, width: int = 0) -> None:
+        super().__init__()
+        self.init_std = init_std
+        self.ffn = SharedExperts(1, hidden_size, width or dense_width(moe), moe.expert or "swiglu")
+        self.ffn.role = "other"
+        self.ffn.reset_parameters(init_std)
+
+    causal = True
+
+    def forward(self, x_BSD: Tensor, spans: Tensor | None = None, padding: Tensor | None = None) -> tuple[Tensor, None]:
+        """Return the feed-forward of x and no routing record."""
+        return self.ffn(x_BSD), None
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights from torch's current generator."""
+        self.ffn.reset_parameters(self.init_std)
+
+
+def dense_width(moe: MoESpec) -> int:
+    """Return the feed-forward width with the active parameters of `moe`'s experts."""
+    return moe.expert_width * (moe.top_k + (moe.shared_experts or 0))
+
+
+def build_block(
+    spec: MoESpec | ModelSpec | Mapping[str, Any], *, hidden_size: int | None = None, init_std: float = 0.02
+) -> MoEBlock | DenseBlock:
+    """Build one block from a ModelSpec, a MoESpec with `hidden_size`, or a mapping of MoESpec fields plus `hidden_size`.
+
+    Raises MoegridError with every reason when the combination is invalid.
+    """
+    if isinstance(spec, ModelSpec):
+        moe, hidden_size, init_std = spec.moe, spec.hidden_size, spec.init_std
+    elif isinstance(spec, MoESpec):
+        moe = spec
+    else:
+        fields = dict(spec)
+        hidden_size = fields.pop("hidden_size", hidden_size)
+        unknown = set(fields) - {field.name for field in dataclasses.fields(MoESpec)}
+        if unknown:
+            raise MoegridError(f"unknown MoE field(s): {', '.join(sorted(unknown))}")
+        moe = MoESpec(**fields)
+    if not hidden_size:
+        raise MoegridError("a block needs hidden_size", hint="pass hidden_size=D or use a ModelSpec")
+    problems = moe_problems(moe)
+    if problems:
+        raise MoegridError("this MoE block cannot be built", cause="; ".join(problems))
+    moe = resolve_moe(moe)
+    return (DenseBlock if moe.preset == "dense" else MoEBlock)(moe, hidden_size, init_std)

@@ -1,0 +1,417 @@
+"""Routers: from a token's hidden state to a `Routing` record.
+
+A new router is one class here (its logits, its scores, its weights: override what differs) and one line in `ROUTERS`;
+its parameters are fields of `orchestrator.spec.model.MoESpec`. Everything computes in fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jobs.moe.routing import Routing
+from jobs.moe.selection import choose_tokens, limit_collaboration, limit_groups, slots, top_k
+from jobs.moe.spans import SpanState, pool_spans
+from orchestrator.errors import MoegridError
+from orchestrator.spec.model import MoESpec
+
+# Added to a sum of weights before dividing by it; too small to change any fp32 sum that is not 0.
+_TINY = 1e-20
+
+
+@dataclass
+class Context:
+    """What a router may know beside the hidden states; T = batch * length tokens."""
+
+    batch: int
+    mask: Tensor  # [T] bool, True = real token
+    padded: bool
+    spans: Tensor | None = None  # [B,S] word or sentence ids
+    previous: Tensor | None = None  # [T,N] the previous layer's logits (MoE++ gating residual)
+    keys: Tensor | None = None  # [T] int64, stands for (position, token): seeds of random routing
+    span_states: dict[int, SpanState] | None = None  # of the KV cache, by layer
+    layer: int = 0
+
+
+@dataclass
+class Switches:
+    """Interventions that are on (jobs.moe.interventions); the defaults change nothing."""
+
+    removed: tuple[int, ...] = ()  # physical experts
+    temperature: float = 1.0
+    random_seed: int | None = None
+    drop: int = 0
+
+
+class Router(nn.Module):
+    """Token choice over a linear router: softmax or sigmoid scores, top-k, raw or renormalised weights.
+
+    `weight` [N,D]. Optional `bias` [N] (aux-loss-free balancing) enters the selection, never the weights.
+    """
+
+    role = "router"
+
+    def __init__(self, moe: MoESpec, hidden_size: int) -> None:
+        super().__init__()
+        self.moe = moe
+        self.hidden_size = hidden_size
+        self.num_ids = self.count_ids()
+        self.switches = Switches()
+        self.build()
+        if moe.balance_bias:
+            self.register_buffer("bias", torch.zeros(self.num_ids))
+        if moe.collaboration_top:
+            # Until a profiling stage sets the lists, every expert may work with every other.
+            self.register_buffer("allowed", torch.ones(self.num_ids, self.num_ids, dtype=torch.bool))
+        physical = self.physical_ids()
+        self.register_buffer("physical", physical, persistent=False)
+
+    # What a new router overrides -------------------------------------------------------------------------------
+
+    def count_ids(self) -> int:
+        """Return how many ids the router chooses from."""
+        return self.moe.num_experts
+
+    def physical_ids(self) -> Tensor | None:
+        """Return the map [N] from ids to physical experts (-1 = none), None when it is the identity."""
+        return None
+
+    def build(self) -> None:
+        """Create the parameters."""
+        self.weight = nn.Parameter(torch.empty(self.num_ids, self.hidden_size))
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights."""
+        nn.init.normal_(self.weight, std=self.moe.router_init_std)
+
+    def logits(self, x_TD: Tensor, context: Context) -> Tensor:
+        """Return h [T,N] of fp32 hidden states."""
+        return F.linear(x_TD, self.weight.float())
+
+    def score(self, logits_TN: Tensor) -> Tensor:
+        """Return the scores s [T,N]; a constant temperature divides the logits."""
+        if self.moe.temperature != 1.0:
+            logits_TN = logits_TN / self.moe.temperature
+        return torch.sigmoid(logits_TN) if self.moe.score == "sigmoid" else torch.softmax(logits_TN, dim=-1)
+
+    def weigh(self, scores_TN: Tensor, indices_TK: Tensor) -> Tensor:
+        """Return the combine weights [T,K] of the chosen ids."""
+        weights = scores_TN.gather(1, indices_TK)
+        if self.moe.renormalise:
+            weights = weights / (weights.sum(-1, keepdim=True) + _TINY)
+        return weights
+
+    def extras(self) -> dict[str, object]:
+        """Return further fields of the `Routing` record."""
+        return {}
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def causal(self) -> bool:
+        """True when no later token can change an earlier token's routing in the current mode (train or eval)."""
+        return self.moe.unit == "token" or self.moe.pool != "full_mean"
+
+    def forward(self, x_TD: Tensor, context: Context) -> Routing:
+        with torch.autocast(x_TD.device.type, enabled=False):
+            logits, carried = self.prepare(x_TD.float(), context)
+            scores = self.score(logits)
+            indices = self.choose(scores)
+            weights = self.weigh(scores, indices)
+            if self.switches.removed:
+                # Fewer than k experts may be left: a removed one never fills the slot.
+                gone = logits.gather(1, indices) == float("-inf")
+                indices, weights = indices.masked_fill(gone, -1), weights.masked_fill(gone, 0.0)
+            if self.moe.routed_scaling != 1.0:
+                weights = weights * self.moe.routed_scaling
+        return self.record(context, logits, scores, indices, weights, carried)
+
+    def prepare(self, x_TD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Return the logits after span pooling and interventions, and those before interventions."""
+        logits = self.logits(x_TD, context)
+        if self.moe.unit != "token":
+            logits = self._pool(logits, context)
+        carried = logits
+        if self.switches.temperature != 1.0:
+            logits = logits / self.switches.temperature
+        if self.switches.removed:
+            logits = logits.masked_fill(self.removed_ids(), float("-inf"))
+        return logits, carried
+
+    def removed_ids(self) -> Tensor:
+        """Return which ids [N] belong to a removed expert (both signs of TC-MoE)."""
+        ids = self.physical if self.physical is not None else torch.arange(self.num_ids, device=self.device)
+        return torch.isin(ids, torch.tensor(self.switches.removed, device=self.device))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def choose(self, scores_TN: Tensor) -> Tensor:
+        """Return the chosen ids [T,k], best first."""
+        moe, values = self.moe, scores_TN.detach()
+        if moe.balance_bias:
+            values = values + self.bias
+        if self.switches.removed:
+            values = values.masked_fill(self.removed_ids(), float("-inf"))
+        if moe.n_group and moe.n_group > 1:
+            values = limit_groups(values, moe.n_group, moe.topk_group or 1, moe.group_score or "max")
+        if moe.collaboration_top or hasattr(self, "allowed"):
+            values = limit_collaboration(values, self.allowed)
+        drop = self.switches.drop
+        return top_k(values, moe.top_k + drop)[:, drop:]
+
+    def record(
+        self, context: Context, logits: Tensor, scores: Tensor, indices: Tensor, weights: Tensor, carried: Tensor
+    ) -> Routing:
+        """Apply random routing and the padding mask, count, and return the record."""
+        if self.switches.random_seed is not None:
+            indices = random_ids(indices, self.num_ids, context, self.switches.random_seed)
+        if context.padded:
+            real = context.mask.unsqueeze(-1)
+            indices, weights = torch.where(real, indices, -1), torch.where(real, weights, 0.0)
+        return Routing(
+            logits=logits,
+            scores=scores,
+            indices=indices,
+            weights=weights,
+            mask=context.mask,
+            counts=count(indices, self.num_ids),
+            batch=context.batch,
+            top_k=self.moe.top_k,
+            num_experts=self.moe.num_experts,
+            padded=context.padded,
+            softmax=self.moe.score != "sigmoid",
+            physical=self.physical,
+            carried=carried,
+            **self.extras(),  # type: ignore[arg-type]
+        )
+
+    def _pool(self, logits_TN: Tensor, context: Context) -> Tensor:
+        if context.spans is None:
+            raise MoegridError(
+                f"routing unit {self.moe.unit!r} needs span ids",
+                cause="the block was called without `spans`",
+                hint=f"pass spans [B,S] of the data stage (spans_{self.moe.unit})",
+            )
+        shape = (context.batch, -1, logits_TN.shape[1])
+        states = context.span_states
+        pooled, state = pool_spans(
+            logits_TN.view(shape),
+            context.spans,
+            context.mask.view(context.batch, -1),
+            self.moe.pool or "first",
+            states.get(context.layer) if states is not None else None,
+        )
+        if states is not None:
+            states[context.layer] = state
+        return pooled.reshape(logits_TN.shape)
+
+
+class XMoE(Router):
+    """Cosine router on a low-dimensional projection (r = N/2): `projection` [r,D], `embeddings` [N,r].
+
+    Variants: `paper` (learned temperature), `torchscale` (no cosine: the projected input keeps its length), `libmoe_lm`
+    (double softmax, renormalised), `libmoe_vlm` (softmax over the selected probabilities).
+    """
+
+    def build(self) -> None:
+        rank = max(1, self.num_ids // 2)
+        self.projection = nn.Parameter(torch.empty(rank, self.hidden_size))
+        self.embeddings = nn.Parameter(torch.empty(self.num_ids, rank))
+        if self.moe.variant == "paper":
+            self.temperature = nn.Parameter(torch.tensor(float(self.moe.temperature or 1.0)))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.projection, std=self.moe.router_init_std)
+        nn.init.orthogonal_(self.embeddings, gain=0.32)
+        if self.moe.variant != "paper":
+            with torch.no_grad():
+                self.embeddings.mul_(1.5 / self.embeddings.norm(dim=1, keepdim=True))
+        else:
+            nn.init.constant_(self.temperature, float(self.moe.temperature or 1.0))
+
+    def logits(self, x_TD: Tensor, context: Context) -> Tensor:
+        projected, embeddings = F.linear(x_TD, self.projection.float()), self.embeddings.float()
+        if self.moe.variant in ("torchscale", "libmoe_lm"):
+            # Held at length 1.5 outside the graph, as if the parameter had been rescaled in place before use.
+            held = embeddings.detach() * (1.5 / embeddings.detach().norm(dim=1, keepdim=True))
+            embeddings = embeddings + (held - embeddings).detach()
+        if self.moe.variant != "torchscale":
+            projected = F.normalize(projected, dim=-1)
+        return F.linear(projected, F.normalize(embeddings, dim=-1))
+
+    def score(self, logits_TN: Tensor) -> Tensor:
+        temperature = self.temperature.float() if self.moe.variant == "paper" else self.moe.temperature
+        scores = torch.softmax(logits_TN / temperature, dim=-1)
+        if self.moe.variant == "libmoe_lm":
+            if self.switches.removed:
+                scores = scores.masked_fill(logits_TN == float("-inf"), float("-inf"))
+            scores = torch.softmax(scores, dim=-1)
+        return scores
+
+    def weigh(self, scores_TN: Tensor, indices_TK: Tensor) -> Tensor:
+        if self.moe.variant == "libmoe_vlm":
+            return torch.softmax(scores_TN.gather(1, indices_TK), dim=-1)
+        return super().weigh(scores_TN, indices_TK)
+
+
+class MoEPlusPlus(Router):
+    """MoE++: ids are the FFN experts, then constant, copy and zero experts; logits take the previous layer's through `residual` [N,N]."""
+
+    COST_OF_SPECIAL = 0.75  # tau, eta of every expert that is no FFN
+
+    def count_ids(self) -> int:
+        moe = self.moe
+        return moe.num_experts + (moe.constant_experts or 0) + (moe.copy_experts or 0) + (moe.zero_experts or 0)
+
+    def physical_ids(self) -> Tensor:
+        ids = torch.arange(self.num_ids)
+        return torch.where(ids < self.moe.num_experts, ids, -1)
+
+    def build(self) -> None:
+        width = self.hidden_size
+        if self.moe.gating_layers == 2:
+            width = 8 * self.num_ids
+            self.hidden = nn.Parameter(torch.empty(width, self.hidden_size))
+        self.weight = nn.Parameter(torch.empty(self.num_ids, width))
+        if self.moe.gating_residual:
+            self.residual = nn.Parameter(torch.empty(self.num_ids, self.num_ids))
+        cost = torch.where(self.physical_ids() >= 0, 1.0, self.COST_OF_SPECIAL)
+        self.register_buffer("cost", cost, persistent=False)
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=self.moe.router_init_std)
+
+    def logits(self, x_TD: Tensor, context: Context) -> Tensor:
+        hidden = torch.tanh(F.linear(x_TD, self.hidden.float())) if self.moe.gating_layers == 2 else x_TD
+        logits = F.linear(hidden, self.weight.float())
+        if self.moe.gating_residual and context.previous is not None:
+            logits = logits + F.linear(context.previous, self.residual.float())
+        return logits
+
+    def weigh(self, scores_TN: Tensor, indices_TK: Tensor) -> Tensor:
+        if self.moe.variant != "reference":
+            return super().weigh(scores_TN, indices_TK)
+        zero = indices_TK >= self.num_ids - (self.moe.zero_experts or 0)
+        weights = scores_TN.gather(1, indices_TK).masked_fill(zero, 0.0)
+        return weights / (weights.sum(-1, keepdim=True) + _TINY)
+
+    def extras(self) -> dict[str, object]:
+        return {"cost": self.cost}
+
+
+class TCMoE(Router):
+    """TC-MoE: ids are E positive, E negative (output times -1), then null experts; `weight` [2E + null, D]."""
+
+    def count_ids(self) -> int:
+        return 2 * self.moe.num_experts + (self.moe.null_experts or 0)
+
+    def physical_ids(self) -> Tensor:
+        experts = torch.arange(self.moe.num_experts)
+        return torch.cat([experts, experts, torch.full((self.moe.null_experts or 0,), -1)])
+
+    def build(self) -> None:
+        super().build()
+        experts, nulls = self.moe.num_experts, self.moe.null_experts or 0
+        sizes = torch.tensor([experts, experts, nulls])
+        self.register_buffer("offset", torch.tensor([0.0, 1.0, 10.0]).repeat_interleave(sizes), persistent=False)
+
+    def score(self, logits_TN: Tensor) -> Tensor:
+        return torch.softmax(logits_TN / self.moe.temperature - self.offset, dim=-1)
+
+    def weigh(self, scores_TN: Tensor, indices_TK: Tensor) -> Tensor:
+        first_null = 2 * self.moe.num_experts
+        chosen = scores_TN.gather(1, indices_TK)
+        real = torch.where(indices_TK < first_null, chosen, 0.0)
+        total = real.sum(-1, keepdim=True) + scores_TN[:, first_null:].sum(-1, keepdim=True)
+        return real / (total + _TINY)
+
+    def extras(self) -> dict[str, object]:
+        return {"null": (2 * self.moe.num_experts, self.num_ids)}
+
+
+class ExpertChoice(Router):
+    """Experts choose tokens: top C of a group, or every token above the expert's running threshold (which is causal)."""
+
+    def build(self) -> None:
+        super().build()
+        self.register_buffer("threshold", torch.full((self.num_ids,), 1.0 / self.num_ids))
+        self.register_buffer("threshold_updates", torch.zeros((), dtype=torch.long))
+
+    @property
+    def selects_by_threshold(self) -> bool:
+        # The first training batch initialises the thresholds, so it has to choose by rank.
+        if self.training:
+            return self.moe.train_select == "threshold" and bool(self.threshold_updates > 0)
+        return self.moe.eval_select == "threshold"
+
+    @property
+    def causal(self) -> bool:
+        return (self.moe.train_select if self.training else self.moe.eval_select) == "threshold"
+
+    def forward(self, x_TD: Tensor, context: Context) -> Routing:
+        with torch.autocast(x_TD.device.type, enabled=False):
+            logits, carried = self.prepare(x_TD.float(), context)
+            scores = self.score(logits)
+            chosen, cutoffs = self._chosen(scores.detach(), context)
+            if self.switches.removed:
+                chosen = chosen & ~self.removed_ids()
+            indices, weights = slots(chosen, scores)
+            if self.moe.renormalise:
+                weights = weights / (weights.sum(-1, keepdim=True) + _TINY)
+            if self.moe.routed_scaling != 1.0:
+                weights = weights * self.moe.routed_scaling
+        routing = self.record(context, logits, scores, indices, weights, carried)
+        routing.cutoffs = cutoffs
+        return routing
+
+    def _chosen(self, scores_TN: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        groups = context.batch if self.moe.choice_group == "sequence" else 1
+        chosen, cutoffs = choose_tokens(
+            scores_TN.view(groups, -1, self.num_ids), context.mask.view(groups, -1), self.moe.top_k
+        )
+        if self.selects_by_threshold:
+            return (scores_TN >= self.threshold) & context.mask.unsqueeze(-1), cutoffs
+        return chosen.view(-1, self.num_ids), cutoffs
+
+
+ROUTERS: dict[str, type[Router]] = {
+    "xmoe": XMoE,
+    "moepp": MoEPlusPlus,
+    "tc_moe": TCMoE,
+}
+
+
+def build_router(moe: MoESpec, hidden_size: int) -> Router:
+    """Return the router of a resolved spec: by choice first, then by preset; presets without a line use `Router`."""
+    cls = ExpertChoice if moe.choice == "expert" else ROUTERS.get(moe.preset, Router)
+    return cls(moe, hidden_size)
+
+
+def count(indices_TK: Tensor, num_ids: int) -> Tensor:
+    """Return the assignments to each id [N]; empty slots are not counted."""
+    return torch.bincount(indices_TK.reshape(-1) + 1, minlength=num_ids + 1)[1:]
+
+
+def random_ids(indices_TK: Tensor, num_ids: int, context: Context, seed: int) -> Tensor:
+    """Return distinct uniform ids for the filled slots.
+
+    A pure function of (seed, layer, token key): the same token gets the same experts whatever the batch, padding or cache.
+    """
+    keys = context.keys if context.keys is not None else torch.arange(len(indices_TK), device=indices_TK.device)
+    start = _mix(torch.tensor(seed * 1_000_003 + context.layer, device=keys.device))
+    noise = _mix((_mix(keys + start).unsqueeze(-1) + torch.arange(num_ids, device=keys.device)))
+    ids = torch.sort(noise, dim=-1, stable=True).indices[:, : indices_TK.shape[1]]
+    return torch.where(indices_TK < 0, -1, ids)
+
+
+def _mix(values: Tensor) -> Tensor:
+    """Scramble int64 values (the finaliser of splitmix64; int64 arithmetic wraps)."""
+    values = (values ^ ((values >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    values = (values ^ ((values >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    return values ^ ((values >> 31) & 0x1FFFFFFFF)

@@ -1,0 +1,74 @@
+"""Selection: which experts a token (or which tokens an expert) takes, given scores. Ties go to the lower index, everywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Up to this many rounds of max beat torch.topk on a CPU (2048 tokens, 16 experts: 0.07 ms against 0.30 ms a round of two).
+_MAX_ROUNDS = 4
+
+
+def top_k(values: Tensor, k: int) -> Tensor:
+    """Return the indices [..., k] of the k largest `values` along the last dimension, best first, ties to the lower index."""
+    if k == values.shape[-1] or not values.is_cpu:
+        return torch.sort(values, dim=-1, descending=True, stable=True).indices[..., :k]
+    if k <= _MAX_ROUNDS:
+        rest, chosen = values, []
+        for i in range(k):
+            index = rest.argmax(-1, keepdim=True) if i == k - 1 else rest.max(-1, keepdim=True).indices
+            chosen.append(index)
+            if i < k - 1:
+                rest = rest.scatter(-1, index, float("-inf"))
+        return torch.cat(chosen, dim=-1)
+    best, indices = values.topk(k + 1, dim=-1)
+    if bool((best[..., 1:] == best[..., :-1]).any()):
+        return torch.sort(values, dim=-1, descending=True, stable=True).indices[..., :k]
+    return indices[..., :k]
+
+
+def limit_groups(values_TN: Tensor, n_group: int, topk_group: int, group_score: str) -> Tensor:
+    """Return `values` with -inf outside each token's best `topk_group` of `n_group` groups (DeepSeek-V2: max, V3: top2_sum)."""
+    grouped = values_TN.view(values_TN.shape[0], n_group, -1)
+    if group_score == "max":
+        strength = grouped.amax(-1)
+    else:
+        strength = grouped.topk(2, dim=-1).values.sum(-1)
+    kept = torch.zeros_like(strength, dtype=torch.bool).scatter_(1, top_k(strength, topk_group), True)
+    return grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).view_as(values_TN)
+
+
+def limit_collaboration(values_TN: Tensor, allowed_NN: Tensor) -> Tensor:
+    """Return `values` with -inf outside the first choice and its list (C2R): `allowed[i, j]` = j may work with i."""
+    first = top_k(values_TN, 1)
+    allowed = allowed_NN[first.squeeze(-1)].scatter(1, first, True)
+    return values_TN.masked_fill(~allowed, float("-inf"))
+
+
+def choose_tokens(scores_GSN: Tensor, mask_GS: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Expert choice: each expert takes its best C = max(1, floor(k * S / N)) of a group's S real tokens.
+
+    Returns the choice [G,S,N] (bool) and the C-th best scores averaged over groups [N]. Ties go to the earlier token.
+    """
+    groups, _, num = scores_GSN.shape
+    real = mask_GS.sum(1)
+    capacity = torch.minimum((real * top_k // num).clamp_min(1), real)
+    order = torch.sort(
+        scores_GSN.masked_fill(~mask_GS.unsqueeze(-1), float("-inf")), dim=1, descending=True, stable=True
+    )
+    rank = torch.argsort(order.indices, dim=1)
+    chosen = (rank < capacity.view(-1, 1, 1)) & mask_GS.unsqueeze(-1)
+    last = (capacity - 1).clamp_min(0).view(-1, 1, 1).expand(groups, 1, num)
+    cutoff = order.values.gather(1, last).squeeze(1)
+    present = (real > 0).unsqueeze(-1)
+    cutoffs = torch.where(present, cutoff, 0.0).sum(0) / present.sum().clamp_min(1)
+    return chosen, cutoffs
+
+
+def slots(chosen_TN: Tensor, weights_TN: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn a choice [T,N] into slots: indices [T,K] best first with -1 in empty slots, and their weights [T,K]; K = the most used."""
+    used = int(chosen_TN.sum(1).max()) if chosen_TN.numel() else 0
+    indices = top_k(torch.where(chosen_TN, weights_TN.detach(), float("-inf")), max(used, 1))
+    filled = chosen_TN.gather(1, indices)
+    weights = torch.where(filled, weights_TN.gather(1, indices), 0.0)
+    return torch.where(filled, indices, -1), weights
