@@ -11,9 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
+from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.spec.cell import Resources
 
 QUEUED, RUNNING, ENDED, ABSENT, ELSEWHERE = "queued", "running", "ended", "absent", "elsewhere"
+
+
+class SchedulerUnreachable(MoegridError):
+    """The scheduler did not answer: its jobs go on, and it is asked again later."""
+
+    exit_code = EXIT_UNREACHABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ class JobState:
 
 
 class Backend(Protocol):
-    """One site. Methods raise `MoegridError` (exit code 3) when the scheduler cannot be reached."""
+    """One site. Methods raise `SchedulerUnreachable` when the scheduler cannot be reached."""
 
     name: str
 
