@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
-from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.spec.cell import Resources
 
 QUEUED, RUNNING, ENDED, ABSENT, ELSEWHERE = "queued", "running", "ended", "absent", "elsewhere"

@@ -20,8 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.backends import host
-from orchestrator.backends.base import ABSENT, ELSEWHERE, ENDED, QUEUED, RUNNING, Batch, Handle, Job, JobState
-from orchestrator.errors import MoegridError
+from orchestrator.backends.base import (
+    ABSENT,
+    ELSEWHERE,
+    ENDED,
+    RUNNING,
+    Batch,
+    Handle,
+    Job,
+    JobState,
+    SchedulerUnreachable,
+)
 from orchestrator.spec.cell import Resources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -175,7 +184,7 @@ class LocalBackend:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise MoegridError(
+            raise SchedulerUnreachable(
                 f"cannot start {job.label} on this machine",
                 cause=str(error),
                 hint="free disk space and processes, then run: moegrid resume",
@@ -231,8 +240,6 @@ class LocalBackend:
             # A zombie's exit code belongs to its parent; without a parent that lives, nobody will ever read it.
             orphan = host.is_zombie(pid) and not host.alive(*details["driver"])
             return JobState(ENDED if orphan else RUNNING, host=name)
-        if self._records.joinpath(f"{handle.attempt}.json").exists() and not pid:
-            return JobState(QUEUED, host=name)
         return JobState(ENDED if pid else ABSENT, host=name)
 
     def _reap(self, attempt: str) -> None:

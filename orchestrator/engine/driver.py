@@ -1,0 +1,82 @@
+"""Drivers of this machine: who submitted a batch, and whether that process still lives.
+
+A batch's name starts with its driver's id, so a claim alone tells whose it is. The registry is advisory: a driver that
+is not in it (another machine's) counts as unknown, and its leases decide.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import secrets
+import time
+from pathlib import Path
+
+from orchestrator.backends import host
+
+KEEP_SECONDS = 30 * 86400.0
+
+
+class Driver:
+    """This process as the driver of a grid."""
+
+    def __init__(self) -> None:
+        self.id = f"{time.strftime('%y%m%d%H%M%S', time.gmtime())}{secrets.token_hex(3)}"
+        self._batches = itertools.count()
+        self._path = _registry() / f"{self.id}.json"
+        pid = os.getpid()
+        self._path.write_text(json.dumps({"host": host.host_id(), "pid": pid, "started": host.start_time(pid)}))
+
+    def new_batch(self) -> str:
+        """Return a batch name that was never used before."""
+        return f"{self.id}-{next(self._batches)}"
+
+    def owns(self, attempt: str) -> bool:
+        """Did this driver submit the attempt?"""
+        return driver_of(attempt) == self.id
+
+
+def driver_of(attempt: str) -> str:
+    """Return the id of the driver that made an attempt `<driver>-<batch>-<index>`."""
+    return attempt.rsplit("-", 2)[0]
+
+
+def batch_of(attempt: str) -> str:
+    """Return the batch of an attempt."""
+    return attempt.rsplit("-", 1)[0]
+
+
+def is_dead(driver: str) -> bool:
+    """Is it certain that this driver does not run any more? False for a driver of another machine."""
+    try:
+        record = json.loads(_registry().joinpath(f"{driver}.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return record["host"] == host.host_id() and not _runs(record["pid"], record["started"])
+
+
+def is_alive(driver: str) -> bool:
+    """Is it certain that this driver runs on this machine?"""
+    try:
+        record = json.loads(_registry().joinpath(f"{driver}.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return record["host"] == host.host_id() and _runs(record["pid"], record["started"])
+
+
+def sweep() -> None:
+    """Forget drivers that ended long ago."""
+    for path in _registry().glob("*.json"):
+        if time.time() - path.stat().st_mtime > KEEP_SECONDS and is_dead(path.stem):
+            path.unlink(missing_ok=True)
+
+
+def _runs(pid: int, started: str) -> bool:
+    return host.alive(pid, started) and not host.is_zombie(pid)
+
+
+def _registry() -> Path:
+    path = host.run_directory() / "drivers"
+    path.mkdir(exist_ok=True)
+    return path

@@ -1,0 +1,202 @@
+"""What the engine writes down and reads again: submissions, handles, failures, pardons. All of it is in the store.
+
+`submissions/<batch>.json` (immutable) says what a batch was asked to run; `attempts/<attempt>/handle.json` how the
+scheduler calls it; `failures/<stage>/<attempt>.json` (immutable) why an attempt did not finish a stage, and
+`failures/<stage>/<attempt>.pardon` that a person asked to try again. What is immutable is read once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from orchestrator.backends.base import Handle
+from orchestrator.engine.driver import batch_of
+from orchestrator.engine.failures import Failure
+from orchestrator.plan.graph import StageGraph
+from orchestrator.spec.cell import Resources
+from orchestrator.spec.identity import plain
+from orchestrator.spec.work import work_to_json
+from orchestrator.store import ClaimState, Lease, Store
+
+LOG_BYTES = 256 * 1024
+FORMAT = 1
+
+
+class Journal:
+    """The engine's memory, kept in the store; what it caches is immutable."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._submissions: dict[str, dict[str, Any]] = {}
+        self._handles: dict[str, Handle] = {}
+        self._failures: dict[str, dict[str, Failure]] = {}
+        self._pardons: set[tuple[str, str]] = set()
+        self.recorded: set[str] = set()  # attempts that have a failure written down
+        self._claims: dict[str, tuple[float, ClaimState]] = {}
+
+    def claims(self, stages: Collection[str]) -> dict[str, ClaimState]:
+        """Return the claims of `stages`: one listing, and one read for each claim that changed or lives."""
+        wanted = []
+        for entry in self.store.objects.list("claims"):
+            stage = entry.path[len("claims/") : -len(".json")]
+            if stage not in stages:
+                continue
+            known = self._claims.get(stage)
+            if known is None or known[0] != entry.modified or known[1].live:
+                self._claims[stage] = (entry.modified, _NO_CLAIM)
+                wanted.append(stage)
+        for stage, state in self.store.claims.states(wanted).items():
+            self._claims[stage] = (self._claims[stage][0], state)
+        return {stage: self._claims[stage][1] for stage in stages if stage in self._claims}
+
+    def evict(self, stage: str, attempt: str) -> None:
+        """Release a claim whose attempt is known to be over; nothing if it changed hands meanwhile."""
+        body = self.store.get_json(f"claims/{stage}.json")
+        if body and body["attempt"] == attempt and not body["released"]:
+            lease = Lease(stage, attempt, int(body["token"]), body["nonce"], float(body["ttl"]))
+            self.store.claims.release(lease)
+        self._claims.pop(stage, None)
+
+    def submit(self, batch: str, header: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> None:
+        """Write down what a batch will be asked to run, before the scheduler hears of it."""
+        document = {"format": FORMAT, "batch": batch, **header, "jobs": list(jobs)}
+        self.store.create_json(f"submissions/{batch}.json", document)
+        self._submissions[batch] = document
+
+    def submission(self, batch: str) -> dict[str, Any] | None:
+        """Return what a batch was asked to run; None when its driver died before it wrote that down."""
+        if batch not in self._submissions:
+            found = self.store.get_json(f"submissions/{batch}.json")
+            if found is None:
+                return None
+            self._submissions[batch] = found
+        return self._submissions[batch]
+
+    def job(self, attempt: str) -> dict[str, Any] | None:
+        """Return the job that an attempt was to run."""
+        submission = self.submission(batch_of(attempt))
+        return submission["jobs"][int(attempt.rsplit("-", 1)[1])] if submission else None
+
+    def record_handles(self, handles: Iterable[Handle]) -> None:
+        """Write down how the scheduler calls its jobs."""
+        for handle in handles:
+            self._handles[handle.attempt] = handle
+            self.store.put_json(f"attempts/{handle.attempt}/handle.json", handle.to_json())
+
+    def handle(self, attempt: str) -> Handle | None:
+        """Return how the scheduler calls an attempt, if that was written down."""
+        if attempt not in self._handles:
+            found = self.store.get_json(f"attempts/{attempt}/handle.json")
+            if found is None:
+                return None
+            self._handles[attempt] = Handle.from_json(found)
+        return self._handles[attempt]
+
+    def heartbeat(self, attempt: str) -> dict[str, Any]:
+        """Return the last heartbeat of an attempt, {} before the first."""
+        return self.store.get_json(f"attempts/{attempt}/heartbeat.json") or {}
+
+    def report(self, attempt: str) -> dict[str, Any] | None:
+        """Return the node's own `failure.json`."""
+        return self.store.get_json(f"attempts/{attempt}/failure.json")
+
+    def log(self, attempt: str, path: Path | None) -> str:
+        """Return the end of an attempt's log: from this machine's file, else as the node shipped it."""
+        data = b""
+        if path is not None:
+            try:
+                with path.open("rb") as file:
+                    file.seek(max(0, path.stat().st_size - LOG_BYTES))
+                    data = file.read()
+            except OSError:
+                data = b""
+        return (data or self.store.objects.get(f"attempts/{attempt}/log/0.txt") or b"").decode(errors="replace")
+
+    def record_failure(self, failure: Failure, log: str) -> None:
+        """Write down, once, why an attempt did not finish a stage; the node's report and log too if it left none."""
+        self.store.create_json(f"failures/{failure.stage}/{failure.attempt}.json", failure.to_json())
+        report = {name: getattr(failure, name) for name in ("stage", "kind", "message", "hint", "exit_code")}
+        self.store.create_json(f"attempts/{failure.attempt}/failure.json", {**report, "traceback": failure.tail})
+        if log:
+            self.store.objects.create(f"attempts/{failure.attempt}/log/0.txt", log.encode())
+
+    def failures(self, stages: Collection[str]) -> dict[str, list[Failure]]:
+        """Return the failures of `stages` that are not pardoned, oldest first; one listing."""
+        for entry in self.store.objects.list("failures"):
+            _, stage, name = entry.path.split("/")
+            attempt, _, kind = name.rpartition(".")
+            self.recorded.add(attempt)
+            if kind == "pardon":
+                self._pardons.add((stage, attempt))
+            elif stage in stages and attempt not in self._failures.get(stage, {}):
+                found = self.store.get_json(entry.path)
+                if found is not None:
+                    # The store's clock orders the failures of several drivers.
+                    failure = replace(Failure.from_json(found), time=entry.modified)
+                    self._failures.setdefault(stage, {})[attempt] = failure
+        result = {}
+        for stage, known in self._failures.items():
+            kept = [f for f in known.values() if (stage, f.attempt) not in self._pardons]
+            if kept and stage in stages:
+                result[stage] = sorted(kept, key=lambda failure: failure.time)
+        return result
+
+    def knows_failures(self, stage: str) -> bool:
+        """Has no driver written down a failure of `stage` since they were last read?"""
+        known = self._failures.get(stage, {})
+        names = (entry.path.rsplit("/", 1)[1] for entry in self.store.objects.list(f"failures/{stage}"))
+        return all(name.endswith(".pardon") or name.removesuffix(".json") in known for name in names)
+
+    def attempts(self, stage: str) -> int:
+        """Return how many attempts at a stage have failed, pardoned ones included."""
+        return len(self._failures.get(stage, {}))
+
+    def pardon(self, failures: Iterable[Failure]) -> None:
+        """Let these failures count no more."""
+        for failure in failures:
+            self.store.create_json(f"failures/{failure.stage}/{failure.attempt}.pardon", {})
+            self._pardons.add((failure.stage, failure.attempt))
+
+
+_NO_CLAIM = ClaimState(attempt="", token=0, live=False, entered=False, age=0.0, released=True)
+
+
+def describe_job(graph: StageGraph, attempt: str, keys: Sequence[str], resources: Resources) -> dict[str, Any]:
+    """Return the job of a submission: everything a node needs to run these stages."""
+    execution = {name: value for name, value in plain(graph.execution(keys[0])).items() if name != "resources"}
+    stages = [graph.stages[key] for key in keys]
+    label = stages[0].label if len(stages) == 1 else f"{stages[0].label} (+{len(stages) - 1})"
+    return {
+        "attempt": attempt,
+        "label": label,
+        "resources": asdict(resources),
+        "execution": execution,
+        "stages": [
+            {
+                "key": stage.key,
+                "label": stage.label,
+                "phase": stage.phase,
+                "cells": list(graph.users[stage.key]),
+                "work": work_to_json(stage.work),
+            }
+            for stage in stages
+        ],
+    }
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """Return a digest of the code that decides a result, the same in every clone of one version."""
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for folder in ("jobs", "orchestrator/spec", "orchestrator/store"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(json.dumps(str(path.relative_to(root))).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

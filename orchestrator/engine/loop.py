@@ -1,0 +1,299 @@
+"""The only part that acts: ticks that bring a grid from what the store holds to what it asks for.
+
+A tick reads (one listing each of artifacts, claims, failures), settles attempts that are over, and submits what is
+ready and fits. It keeps nothing that store and scheduler do not know, so it can be killed anywhere and started again on
+another machine; two drivers on one grid, or two grids that share stages, meet in the claims.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.backends.base import Backend, Batch, Job
+from orchestrator.engine.driver import Driver
+from orchestrator.engine.failures import Failure
+from orchestrator.engine.journal import Journal, code_digest, describe_job
+from orchestrator.engine.retry import Decision, decide, pardoned
+from orchestrator.engine.watch import InFlight, Watch
+from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
+from orchestrator.plan.cost import Clock
+from orchestrator.plan.graph import StageGraph
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.spec.cell import Resources
+from orchestrator.store import Store
+
+# How long a driver waits for a store that is away; its jobs go on meanwhile.
+PATIENCE_SECONDS = 900.0
+FINISH_SECONDS = 60.0
+CANCEL_FOLDER = "control"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a driver works: never what it computes. `max_jobs` 0 = as many as the site takes."""
+
+    site: str = "local"
+    tracking_uri: str = ""
+    tick_seconds: float = 0.5
+    lease_seconds: float = 30.0
+    max_jobs: int = 0
+    retry: str = "outside"  # outside | all
+    allow_numerics: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a tick saw and did."""
+
+    plan: Plan
+    busy: Mapping[str, str]  # stage -> attempt
+    flying: Mapping[str, InFlight]
+    waiting: Mapping[str, Decision]  # stages that will be tried again later
+    failures: Mapping[str, Sequence[Failure]]
+    finished: tuple[str, ...]  # committed since the last tick
+    failed: tuple[Failure, ...]  # written down since the last tick
+    submitted: tuple[str, ...]  # labels of the jobs submitted in this tick
+
+    @property
+    def settled(self) -> bool:
+        """Is everything done, or blocked by something that will not be tried again?"""
+        return self.plan.settled
+
+
+class Engine:
+    """Drives one grid on one site."""
+
+    def __init__(
+        self,
+        graph: StageGraph,
+        store: Store,
+        backend: Backend,
+        options: Options | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.graph = graph
+        self.store = store
+        self.backend = backend
+        self.options = options or Options()
+        self.journal = Journal(store)
+        self.driver = Driver()
+        self.watch = Watch(self.journal, backend, self.driver, stall_seconds=self.options.lease_seconds)
+        self._clock = clock or Clock()
+        self._stages = frozenset(graph.stages)
+        self._present: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
+        self._plan: Plan | None = None
+        self._planned: tuple[frozenset[str], tuple[tuple[str, str], ...]] | None = None
+        self._path_seconds: dict[str, float] = {}
+        self._first = True
+        self._stopping = False
+        self._signalled: set[tuple[str, bool]] = set()
+        self._now = False
+        self._started = 0.0
+
+    def begin(self) -> None:
+        """Pardon what a new run tries again. Failures from before it are old news."""
+        self._started = self.store.objects.now()
+        failures = self.journal.failures(self._stages)
+        for own in failures.values():
+            if decide(own).retry:
+                continue
+            if all(pardoned(failure, retry=self.options.retry, code=code_digest()) for failure in own):
+                self.journal.pardon(own)
+        self._told = {(f.stage, f.attempt) for own in failures.values() for f in own}
+
+    def tick(self) -> Snapshot:
+        """Read, settle, submit. Raises MoegridError (exit code 3) when store or scheduler are away."""
+        present = self.store.artifacts.keys() & self._stages
+        missing = self._stages - present
+        failures = self.journal.failures(missing)
+        busy = self.watch.observe(self.journal.claims(missing))
+        if self.watch.settled:
+            failures = self.journal.failures(missing)
+        decisions = {stage: decide(own) for stage, own in failures.items()}
+        failed = {stage: decision.reason for stage, decision in decisions.items() if not decision.retry}
+        plan = self._planning(present, failed)
+        now = self.store.objects.now() if decisions else 0.0
+        waiting = {stage: decision for stage, decision in decisions.items() if decision.retry and decision.at > now}
+        submitted: list[str] = []
+        if not self._stopping:
+            ready = [
+                key
+                for key in plan.pending
+                if key not in busy and key not in waiting and all(p in present for p in self.graph.stages[key].parents)
+            ]
+            submitted = self._submit(ready, present, {*busy, *waiting, *failed}, decisions)
+        news = [f for own in failures.values() for f in own if (f.stage, f.attempt) not in self._told]
+        self._told.update((failure.stage, failure.attempt) for failure in news)
+        finished = () if self._first else tuple(key for key in self.graph.stages if key in present - self._present)
+        self._first, self._present = False, present
+        return Snapshot(plan, busy, dict(self.watch.flying), waiting, failures, finished, tuple(news), tuple(submitted))
+
+    def run(self, observe: Callable[[Snapshot], None], trouble: Callable[[MoegridError], None]) -> Snapshot:
+        """Tick until everything is done or blocked, or `stop` was called and the jobs have saved their states.
+
+        `trouble` hears of a store or scheduler that is away; raises its error after PATIENCE_SECONDS.
+        """
+        away_since = settled_since = 0.0
+        while True:
+            pause = self.options.tick_seconds
+            try:
+                began = time.monotonic()
+                if self._asked_to_stop():
+                    self._signal_jobs()
+                snapshot = self.tick()
+                away_since = 0.0
+                # A long listing must not keep the store busy all the time.
+                pause = max(pause, time.monotonic() - began)
+                observe(snapshot)
+                if self._stopping and not self.watch.mine:
+                    return snapshot
+                if snapshot.settled:
+                    settled_since = settled_since or time.monotonic()
+                    if not self.watch.mine or time.monotonic() - settled_since > FINISH_SECONDS:
+                        return snapshot
+            except MoegridError as error:
+                if error.exit_code != EXIT_UNREACHABLE:
+                    raise
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > PATIENCE_SECONDS:
+                    raise
+                trouble(error)
+                pause = min(30.0, max(1.0, (time.monotonic() - away_since) / 4))
+            self._pause(pause)
+
+    def stop(self, *, now: bool = False) -> None:
+        """Submit nothing more, ask the jobs to save their states; `now` ends them. Safe in a signal handler."""
+        self._now = self._now or now
+        self._stopping = self.watch.stopping = True
+
+    @property
+    def stopped(self) -> bool:
+        """Was `stop` called?"""
+        return self._stopping
+
+    def request_cancel(self) -> None:
+        """Ask every driver of this grid, on any machine, to stop as after Ctrl-C."""
+        self.store.objects.put(
+            f"{CANCEL_FOLDER}/{self.graph.grid.name}.json", json.dumps(secrets.token_hex(8)).encode()
+        )
+
+    def _asked_to_stop(self) -> bool:
+        if not self._stopping:
+            found = self.store.objects.read(f"{CANCEL_FOLDER}/{self.graph.grid.name}.json")
+            if found is not None and found.modified > self._started:
+                self.stop()
+        return self._stopping
+
+    def _pause(self, seconds: float) -> None:
+        """Sleep, but wake up soon after `stop` was called by a signal handler (which must not take locks)."""
+        end, stopping = time.monotonic() + seconds, self._stopping
+        while (left := end - time.monotonic()) > 0 and self._stopping == stopping:
+            time.sleep(min(left, 0.1))
+
+    def _signal_jobs(self) -> None:
+        asked = [handle for handle in self.watch.mine if (handle.attempt, self._now) not in self._signalled]
+        self.backend.cancel(asked, now=self._now)
+        self._signalled.update((handle.attempt, self._now) for handle in asked)
+
+    def _planning(self, present: set[str], failed: Mapping[str, str]) -> Plan:
+        state = (frozenset(present), tuple(sorted(failed.items())))
+        if self._plan is None or self._planned != state:
+            self._plan = make_plan(self.graph, present, failed=failed, clock=self._clock)
+            self._planned = state
+        return self._plan
+
+    def _submit(
+        self, ready: Sequence[str], present: set[str], taken: set[str], decisions: Mapping[str, Decision]
+    ) -> list[str]:
+        """Claim and submit the most urgent of the ready chains that fit; return their labels."""
+        if not ready:
+            return []
+        chains = sorted(self.graph.chains(ready, present, taken), key=self._urgency)
+        wanted = [self._resources(chain, decisions) for chain in chains]
+        room = self.options.max_jobs - len(self.watch.mine) if self.options.max_jobs else len(chains)
+        chosen = [
+            (chain, resources)
+            for chain, resources, fits in zip(chains, wanted, self.backend.admit(wanted), strict=True)
+            if fits
+        ][: max(0, room)]
+        if not chosen:
+            return []
+        batch = self.driver.new_batch()
+        jobs: list[dict[str, Any]] = []
+        for chain, resources in chosen:
+            attempt = f"{batch}-{len(jobs)}"
+            if won := self._claim(chain, attempt):
+                jobs.append(describe_job(self.graph, attempt, won, resources))
+        if jobs:
+            self._start(batch, jobs)
+        return [job["label"] for job in jobs]
+
+    def _claim(self, chain: Sequence[str], attempt: str) -> list[str]:
+        """Claim the chain from its beginning as far as it is free; what was done or failed meanwhile is given back."""
+        leases = self.store.claims.claim_many([(key, attempt) for key in chain], self.options.lease_seconds)
+        won: list[str] = []
+        for key, lease in zip(chain, leases, strict=True):
+            if lease is None:
+                break
+            if self.store.artifacts.get(key) is not None or not self.journal.knows_failures(key):
+                break
+            won.append(key)
+        for lease in leases[len(won) :]:
+            if lease is not None:
+                self.store.claims.release(lease)
+        return won
+
+    def _start(self, batch: str, jobs: Sequence[dict[str, Any]]) -> None:
+        grid = self.graph.grid
+        header = {
+            "grid": grid.name,
+            "grid_digest": grid.digest,
+            "scale": grid.scale,
+            "site": self.options.site,
+            "tracking_uri": self.options.tracking_uri,
+        }
+        self.journal.submit(batch, header, jobs)
+        requests = tuple(
+            Job(job["attempt"], index, job["label"], Resources(**job["resources"])) for index, job in enumerate(jobs)
+        )
+        try:
+            handles = self.backend.submit(Batch(batch, self.store.url, requests, self.options.environment))
+        except MoegridError:
+            # An error is no proof that nothing was started: what the scheduler knows by name goes on.
+            handles = self.backend.find(batch)
+            self.watch.started(handles.values())
+            for job in jobs:
+                if job["attempt"] not in handles:
+                    for stage in job["stages"]:
+                        self.journal.evict(stage["key"], job["attempt"])
+            raise
+        self.watch.started(handles.values())
+        self.journal.record_handles(handles.values())
+
+    def _resources(self, chain: Sequence[str], decisions: Mapping[str, Decision]) -> Resources:
+        resources = self.graph.resources(chain[0])
+        factor = max((decisions[key].memory_factor for key in chain if key in decisions), default=1.0)
+        return dataclasses.replace(resources, memory_gb=resources.memory_gb * factor)
+
+    def _urgency(self, chain: Sequence[str]) -> tuple[int, float]:
+        """Evaluations of committed states first, then whatever most of the remaining time hangs on."""
+        if not self._path_seconds:
+            self._path_seconds = critical_path(self.graph, self._clock)
+        return (0 if self.graph.stages[chain[0]].phase == "evaluate" else 1, -self._path_seconds[chain[0]])
+
+
+def critical_path(graph: StageGraph, clock: Clock) -> dict[str, float]:
+    """Return for each stage the expected seconds of the longest chain of work that starts with it."""
+    plan = make_plan(graph, (), clock=clock)
+    seconds: dict[str, float] = {}
+    for key in reversed(list(graph.stages)):
+        seconds[key] = plan.seconds(key) + max((seconds.get(child, 0.0) for child in graph.children(key)), default=0.0)
+    return seconds

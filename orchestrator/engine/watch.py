@@ -1,0 +1,172 @@
+"""The attempts in flight: which stages are busy, and what to do with an attempt that is over.
+
+Who may call an attempt over: its own driver; any driver once that one is dead or the lease has run out. Everything done
+about it can be done twice: failures are put if absent, claims are released by compare-and-swap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from orchestrator.backends.base import ABSENT, ELSEWHERE, ENDED, RUNNING, Backend, Handle, JobState
+from orchestrator.engine import driver as drivers
+from orchestrator.engine.driver import Driver, batch_of, driver_of
+from orchestrator.engine.failures import Failure, classify, tail
+from orchestrator.engine.journal import Journal, code_digest
+from orchestrator.store import ClaimState
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """One attempt that works or waits for its turn."""
+
+    attempt: str
+    handle: Handle | None
+    state: JobState | None
+
+
+class Watch:
+    """Follows attempts through claims and scheduler. Keeps only what it can ask for again."""
+
+    def __init__(self, journal: Journal, backend: Backend, driver: Driver, *, stall_seconds: float) -> None:
+        self._journal = journal
+        self._backend = backend
+        self._driver = driver
+        self._stall_seconds = stall_seconds
+        self._stalled: dict[str, float] = {}
+        self._over: set[str] = set()
+        self._mine: dict[str, Handle] = {}
+        self.flying: dict[str, InFlight] = {}
+        self.stopping = False
+        self.settled = 0  # attempts called over by the last `observe`
+
+    def started(self, handles: Iterable[Handle]) -> None:
+        """Follow jobs that this driver has just submitted."""
+        for handle in handles:
+            self._mine[handle.attempt] = handle
+            self.flying[handle.attempt] = InFlight(handle.attempt, handle, None)
+
+    @property
+    def mine(self) -> list[Handle]:
+        """Jobs in flight that this driver answers for: its own, and those of drivers that are dead."""
+        return list(self._mine.values())
+
+    def observe(self, claims: Mapping[str, ClaimState]) -> dict[str, str]:
+        """Return the busy stages among those of `claims` (of stages without artifact), with their attempts.
+
+        Attempts that are over are written down and their claims released on the way.
+        """
+        by_attempt: dict[str, list[str]] = {attempt: [] for attempt in self._mine}
+        for stage, claim in claims.items():
+            known = claim.attempt in self._over or claim.attempt in self._journal.recorded
+            if claim.attempt and not (claim.released and known):
+                by_attempt.setdefault(claim.attempt, []).append(stage)
+        handles = self._handles(by_attempt)
+        states = self._backend.poll(list(handles.values())) if handles else {}
+        busy: dict[str, str] = {}
+        self.flying = {}
+        self.settled = 0
+        for attempt, stages in by_attempt.items():
+            held = [claims[stage] for stage in stages]
+            handle, state = handles.get(attempt), states.get(attempt, JobState(ABSENT))
+            if self._is_over(attempt, state, held):
+                self._settle(attempt, handle, state, stages)
+                continue
+            if handle is not None and drivers.is_dead(driver_of(attempt)):
+                self._mine[attempt] = handle
+            self.flying[attempt] = InFlight(attempt, handle, state)
+            busy.update(dict.fromkeys(stages, attempt))
+        return busy
+
+    def _handles(self, attempts: Collection[str]) -> dict[str, Handle]:
+        """Return the handles as they were written down, else as the scheduler knows the batch by its name."""
+        handles, asked = {}, dict[str, dict[str, Handle]]()
+        for attempt in attempts:
+            handle = self._mine.get(attempt) or self._journal.handle(attempt)
+            if handle is None:
+                batch = batch_of(attempt)
+                if batch not in asked:
+                    asked[batch] = self._backend.find(batch)
+                handle = asked[batch].get(attempt)
+            if handle is not None:
+                handles[attempt] = handle
+        return handles
+
+    def _is_over(self, attempt: str, state: JobState, held: list[ClaimState]) -> bool:
+        live = any(claim.live for claim in held)
+        released = bool(held) and all(claim.released for claim in held)
+        owner = driver_of(attempt)
+        if state.phase == ELSEWHERE:
+            return not live
+        if state.phase == ABSENT:
+            # Claimed, but not (yet) started: its driver is at it, unless that one is dead.
+            return not live or owner == self._driver.id or drivers.is_dead(owner)
+        if state.phase == ENDED:
+            # Only the parent of a process learns its exit code: leave it a moment to write that down.
+            told = state.exit_code is not None or state.signal > 0
+            return told or not live or not drivers.is_alive(owner) or owner == self._driver.id
+        if state.phase == RUNNING and held and not live and not released:
+            return self._end_stalled(attempt)
+        self._stalled.pop(attempt, None)
+        return False
+
+    def _end_stalled(self, attempt: str) -> bool:
+        """A process is there but has not renewed its lease: wait for as long again, then end it."""
+        since = self._stalled.setdefault(attempt, time.monotonic())
+        if time.monotonic() - since > self._stall_seconds:
+            handle = self._handles([attempt]).get(attempt)
+            if handle is not None:
+                self._backend.cancel([handle], now=True)
+        return False
+
+    def _settle(self, attempt: str, handle: Handle | None, state: JobState, stages: list[str]) -> None:
+        """Write down why an attempt that is over did not finish, and release what it still holds."""
+        store = self._journal.store
+        job = self._journal.job(attempt)
+        keys = [stage["key"] for stage in job["stages"]] if job else stages
+        missing = [key for key in keys if store.artifacts.get(key) is None]
+        entered = state.phase != ABSENT or bool(self._journal.heartbeat(attempt))
+        if missing and job is not None and entered:
+            self._record(attempt, handle, state, missing, float(job["resources"]["memory_gb"]))
+        for key in missing:
+            self._journal.evict(key, attempt)
+        if handle is not None:
+            self._backend.forget([handle])
+        self.settled += 1
+        self._over.add(attempt)
+        self._mine.pop(attempt, None)
+
+    def _record(
+        self, attempt: str, handle: Handle | None, state: JobState, missing: list[str], memory_gb: float
+    ) -> None:
+        report = self._journal.report(attempt)
+        log = self._journal.log(attempt, self._backend.log(handle) if handle else None)
+        beat = self._journal.heartbeat(attempt)
+        if state.exit_code is None and not state.signal:
+            # Nobody saw the process end; its last heartbeat tells how, if it could.
+            state = replace(state, phase=ENDED, exit_code=beat.get("exit_code"))
+        verdict = classify(state, report, log, memory_gb)
+        if verdict.kind == "lease_lost":
+            return
+        told = str(report.get("stage", "")) if report else ""
+        artifact = str(report.get("artifact", "")) if report else ""
+        failure = Failure(
+            stage=told if told in missing else missing[0],
+            attempt=attempt,
+            kind=verdict.kind,
+            message=verdict.message,
+            hint=verdict.hint,
+            exit_code=state.exit_code,
+            artifact=artifact,
+            state=str(beat.get("state") or ""),
+            step=int(beat.get("step") or 0),
+            code=code_digest(),
+            tail=tail(log),
+        )
+        if artifact:
+            self._journal.store.artifacts.heal(artifact)
+        self._journal.record_failure(failure, log)
+        if self.stopping and verdict.kind in ("preempted", "killed"):
+            self._journal.pardon([failure])  # a person stopped it: that uses no budget
