@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +31,9 @@ class MlflowTracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self._uri = tracking_uri
         self._experiment = ""
         self._folder = ""
@@ -47,6 +51,10 @@ class MlflowTracker:
         """Create the run under the run id `parent` ("" for none), with its params and data sets."""
         return self._reach(lambda: self._create(run, parent))
 
+    def describe(self, recorded: Recorded, params: Mapping[str, str]) -> None:
+        """Set params that the run does not have yet."""
+        self._reach(lambda: self._describe(recorded, params))
+
     def update(self, recorded: Recorded, tags: Mapping[str, str], removed: Iterable[str] = ()) -> None:
         """Set and remove tags."""
         from mlflow.entities import RunTag
@@ -63,13 +71,13 @@ class MlflowTracker:
         """Append points, at most 1,000 a call."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(metric_name(p.metric), p.value, int(p.time * 1000), p.step) for p in points]
+        metrics = [Metric(p.metric, p.value, int(p.time * 1000), p.step) for p in points]
         for part in _parts(metrics, METRICS_A_BATCH):
             self._reach(partial(self._client.log_batch, recorded.id, metrics=part))
 
     def steps(self, recorded: Recorded, metric: str) -> set[int]:
         """Return the recorded steps of one metric."""
-        history = self._reach(lambda: self._client.get_metric_history(recorded.id, metric_name(metric)))
+        history = self._reach(lambda: self._client.get_metric_history(recorded.id, metric))
         return {point.step for point in history}
 
     def finish(self, recorded: Recorded, status: str, ended: float) -> None:
@@ -122,16 +130,15 @@ class MlflowTracker:
                 return recorded
 
     def _create(self, run: Run, parent: str) -> Recorded:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        from mlflow.entities import Dataset, DatasetInput, InputTag
 
         tags = {KEY_TAG: run.key, "mlflow.runName": run.name, "mlflow.source.name": "moegrid", **run.tags}
         if parent:
             tags[PARENT] = parent
         start = int(run.started * 1000) or None
         created = self._client.create_run(self._experiment, start_time=start, tags=tags, run_name=run.name)
-        params = [Param(metric_name(name), text[:LONGEST_PARAM]) for name, text in run.params.items()]
-        for part in _parts(params, PARAMS_A_BATCH):
-            self._client.log_batch(created.info.run_id, params=part)
+        recorded = Recorded(created.info.run_id, dict(created.data.tags), set(), {}, created.info.status)
+        self._describe(recorded, run.params)
         inputs = [
             DatasetInput(
                 Dataset(name=d.name, digest=d.digest[:36] or "unknown", source_type="moegrid", source=d.source),
@@ -141,7 +148,14 @@ class MlflowTracker:
         ]
         if inputs:
             self._client.log_inputs(created.info.run_id, inputs)
-        return Recorded(created.info.run_id, dict(created.data.tags), {p.key for p in params}, {}, created.info.status)
+        return recorded
+
+    def _describe(self, recorded: Recorded, params: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        for part in _parts([Param(name, text[:LONGEST_PARAM]) for name, text in params.items()], PARAMS_A_BATCH):
+            self._client.log_batch(recorded.id, params=part)
+        recorded.params.update(params)
 
     def _reach(self, call: Callable[[], T]) -> T:
         """Return what `call` returns; raises TrackerAway for whatever goes wrong between here and the tracker."""
@@ -156,11 +170,6 @@ class MlflowTracker:
                 cause=f"{type(error).__name__}: {reason}",
                 hint="nothing is lost: `moegrid sync` fills it in when it is back",
             ) from error
-
-
-def metric_name(name: str) -> str:
-    """Return `name` with what MLflow does not allow in metric and param names replaced by `_`."""
-    return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 def safe_uri(uri: str) -> str:

@@ -115,6 +115,9 @@ class GridPublisher:
         if signature and progress.shown == signature:
             return
         held = progress.recorded
+        missing = {name: text for name, text in run.params.items() if name not in held.params}
+        if missing:
+            self._tracker.describe(held, missing)
         points = self._points(run, progress)
         if points:
             self._tracker.log(held, points)

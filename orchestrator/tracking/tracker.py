@@ -7,6 +7,7 @@ run a stage of training or evaluation, the child of its cell, or on its own when
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -91,6 +92,9 @@ class Tracker(Protocol):
     def create(self, run: Run, parent: str) -> Recorded:
         """Create the run under the tracker's run id `parent` ("" for none)."""
 
+    def describe(self, recorded: Recorded, params: Mapping[str, str]) -> None:
+        """Set params that the run does not have yet."""
+
     def update(self, recorded: Recorded, tags: Mapping[str, str], removed: Iterable[str] = ()) -> None:
         """Set and remove tags."""
 
@@ -104,11 +108,16 @@ class Tracker(Protocol):
         """Set the run's status."""
 
 
+def safe_name(name: str) -> str:
+    """Return `name` with what trackers do not allow in metric and param names replaced by `_`."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
 def points_of(rows: Iterable[Row]) -> Iterator[Point]:
     """Yield the points of series rows."""
     for row in rows:
         for metric, value in values(row).items():
-            yield Point(metric, value, int(row["step"]), float(row.get("time", 0.0)))
+            yield Point(safe_name(metric), value, int(row["step"]), float(row.get("time", 0.0)))
 
 
 def project(
@@ -145,7 +154,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, str]:
         return {name: text for item in items for name, text in item.items()}
     if value is None or value == "" or value == []:
         return {}
-    return {prefix: value if isinstance(value, str) else json.dumps(value)}
+    return {safe_name(prefix): value if isinstance(value, str) else json.dumps(value)}
 
 
 class _View:
@@ -195,7 +204,7 @@ class _View:
             **self._origin(made),
             **self._failure(cell["stages"]),
         }
-        params = {name: str(value) for name, value in cell["factors"].items()}
+        params = {safe_name(name): str(value) for name, value in cell["factors"].items()}
         params |= {f"parameters.{name}": str(value) for name, value in cell.get("parameters", {}).items()}
         results = [point for result in cell["results"] for point in self._results(result["key"], result.get("step"))]
         return Run(
@@ -257,7 +266,10 @@ class _View:
         if manifest is None:
             return []
         at = self._step_of(self.stages[key]) if step is None else step
-        return [Point(f"eval/{n}", float(v), int(at), manifest.created) for n, v in sorted(manifest.metrics.items())]
+        return [
+            Point(safe_name(f"eval/{n}"), float(v), int(at), manifest.created)
+            for n, v in sorted(manifest.metrics.items())
+        ]
 
     def _status(self, keys: Sequence[str], settled: bool, begun: bool) -> str:
         if settled:

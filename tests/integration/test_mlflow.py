@@ -1,0 +1,195 @@
+"""The real MLflow: a server that goes away and comes back, a database that is deleted, a publisher that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.store import Store
+from orchestrator.tracking.publish import follow, published, sync
+from tests.grid_store import FINETUNE_STEPS, LOG_EVERY, GridStore
+
+
+class Server:
+    """One `mlflow server` on loopback, over a database that outlives it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1"]
+        command += ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
+        command += ["--default-artifact-root", str(self.folder / "artifacts")]
+        output = (self.folder / "server.txt").open("ab")
+        self.process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
+                    return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError((self.folder / "server.txt").read_text()[-2000:])
+
+    def stop(self) -> None:
+        """Stop the server and its worker."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("mlflow"))
+    running.start()
+    yield running
+    running.stop()
+
+
+def content(uri: str, grid: str) -> dict[str, object]:
+    """Return everything a person would compare: runs by key, with name, params, tags, parents and whole series."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(grid)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    keys = {run.info.run_id: run.data.tags["moegrid.key"] for run in runs}
+    assert len(set(keys.values())) == len(keys)
+    found = {}
+    for run in runs:
+        series = {}
+        for metric in run.data.metrics:
+            points = [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, metric)]
+            assert len({step for step, _ in points}) == len(points), f"{run.info.run_name} {metric}"
+            series[metric] = sorted(points)
+        tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.") or k == "mlflow.runName"}
+        parent = keys.get(run.data.tags.get("mlflow.parentRunId", ""), "")
+        datasets = sorted((d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs)
+        found[keys[run.info.run_id]] = (tags, parent, dict(run.data.params), series, run.info.status, datasets)
+    return found
+
+
+def test_sqlite_is_rebuilt_from_the_store_alone(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    grid = GridStore(store, settings=("none", "router"), seeds=(0, 1))
+    grid.commit_all()
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert sync(store, "demo", uri)[0].complete
+    before = content(uri, "demo")
+    assert sync(store, "demo", uri)[0].points == 0
+    assert published(store, "demo", uri)
+    cell = grid.cell("router", 1)
+    tags, parent, params, series, status, datasets = before[f"demo/cell/{cell['id']}"]
+    assert (tags["mlflow.runName"], parent, status) == ("freeze=router seed=1", "", "FINISHED")
+    assert params["freeze"] == "router"
+    assert params["model.moe.top_k"] == "2"
+    assert datasets == [("finetune demo.jsonl", ("ab" * 18))]
+    assert [step for step, _ in series["train/loss"]] == list(range(LOG_EVERY, FINETUNE_STEPS + 1, LOG_EVERY))
+    assert before[f"demo/stage/{cell['final']}"][1] == f"demo/cell/{cell['id']}"
+    (tmp_path / "mlflow.db").unlink()
+    assert not published(store, "demo", uri)
+    sync(store, "demo", uri)
+    assert content(uri, "demo") == before
+
+
+def test_a_server_that_goes_away_and_comes_back_loses_and_doubles_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.tracking.publish.LONGEST_PAUSE", 1.0)
+    store = Store.open(str(tmp_path / "store"))
+    grid = GridStore(store, name="away", settings=("none", "router"), seeds=(0,))
+    half = grid.cell("none", 0)["stages"][1]
+    rows = grid.rows(half)
+    grid.commit(grid.base)
+    attempt = grid.submit("one", [half])
+    store.claims.claim(half, attempt, 600)
+    grid.tell(attempt, 0, half, rows[:1])
+    stop = threading.Event()
+    ended: list[bool] = []
+    thread = threading.Thread(
+        target=lambda: ended.append(follow(store, ["away"], server.uri, stop=stop, interval=0.2)), daemon=True
+    )
+    thread.start()
+    try:
+        wait_for(lambda: steps(server.uri, "away", half) == [rows[0]["step"]])
+        server.stop()
+        grid.tell(attempt, 1, half, rows[1:])
+        time.sleep(1.0)
+        grid.commit_all(list(grid.stages)[:4])
+        time.sleep(0.5)
+        server.start()
+        wait_for(lambda: steps(server.uri, "away", half) == [row["step"] for row in rows])
+        grid.commit_all()
+    finally:
+        stop.set()
+        thread.join(timeout=60)
+    assert ended == [True]
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    sync(store, "away", uri)
+    assert content(server.uri, "away") == content(uri, "away")
+
+
+def test_the_sidecar_publishes_a_last_time_when_it_is_told_to_end(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    grid = GridStore(store, name="aside", settings=("none",), seeds=(0,))
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    command = [sys.executable, "-m", "orchestrator.tracking", "--store", str(tmp_path / "store")]
+    command += ["--tracking-uri", uri, "--grid", "aside", "--interval", "0.2"]
+    process = subprocess.Popen(command)
+    try:
+        grid.commit(grid.base)
+        wait_for(lambda: (tmp_path / "mlflow.db").exists())
+        grid.commit_all()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+    assert published(store, "aside", uri)
+    assert len(content(uri, "aside")) == 1 + len(grid.stages)
+
+
+def steps(uri: str, grid: str, stage: str) -> list[int]:
+    """Return the recorded steps of a training stage's loss, [] when it is not there."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    try:
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(grid)
+        if experiment is None:
+            return []
+        runs = client.search_runs(
+            [experiment.experiment_id], filter_string=f"tags.`moegrid.key` = '{grid}/stage/{stage}'"
+        )
+        return sorted(p.step for run in runs for p in client.get_metric_history(run.info.run_id, "train/loss"))
+    except MlflowException:
+        return []
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    """Wait until `condition()` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.2)

@@ -1,0 +1,277 @@
+"""Publishing: one point a step whatever happens, nothing lost, and a tracker that can be rebuilt from the store."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+
+import pytest
+
+from orchestrator.errors import MoegridError
+from orchestrator.store import Store
+from orchestrator.tracking.publish import GridPublisher, follow, published, sync
+from orchestrator.tracking.tracker import (
+    FAILED,
+    FINISHED,
+    KEY_TAG,
+    RUNNING,
+    Point,
+    Recorded,
+    Run,
+    TrackerAway,
+    is_causal,
+)
+from tests.grid_store import FINETUNE_STEPS, LOG_EVERY, GridStore
+
+URI = "fake://tracker"
+
+
+class FakeTracker:
+    """A tracker that keeps every point for ever, as MLflow does, and can go away in the middle of a batch."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, Recorded] = {}
+        self.names: dict[str, str] = {}
+        self.parents: dict[str, str] = {}
+        self.points: dict[str, list[Point]] = {}
+        self.fail_after: int | None = None
+
+    def _pass(self) -> None:
+        if self.fail_after is not None:
+            self.fail_after -= 1
+            if self.fail_after < 0:
+                raise TrackerAway("away", cause="the test says so")
+
+    def open(self, experiment: str, description: str, tags: Mapping[str, str]) -> dict[str, Recorded]:
+        self._pass()
+        copies = {}
+        for key, run in self.runs.items():
+            last: dict[str, int] = {}
+            for point in self.points[run.id]:
+                last[point.metric] = max(point.step, last.get(point.metric, -1))
+            copies[key] = Recorded(run.id, dict(run.tags), set(run.params), last, run.status)
+        return copies
+
+    def create(self, run: Run, parent: str) -> Recorded:
+        self._pass()
+        assert run.key not in self.runs
+        self.runs[run.key] = Recorded(f"id{len(self.runs)}", {KEY_TAG: run.key}, set(run.params), {}, RUNNING)
+        self.names[run.key], self.parents[run.key] = run.name, parent
+        self.points[self.runs[run.key].id] = []
+        return Recorded(self.runs[run.key].id, {KEY_TAG: run.key}, set(run.params), {}, RUNNING)
+
+    def describe(self, recorded: Recorded, params: Mapping[str, str]) -> None:
+        self._pass()
+        for held in (recorded, self._own(recorded)):
+            held.params.update(params)
+
+    def update(self, recorded: Recorded, tags: Mapping[str, str], removed: Iterable[str] = ()) -> None:
+        self._pass()
+        for held in (recorded, self._own(recorded)):
+            held.tags.update(tags)
+            for name in removed:
+                held.tags.pop(name, None)
+
+    def log(self, recorded: Recorded, points: Sequence[Point]) -> None:
+        for point in points:
+            self._pass()
+            self.points[recorded.id].append(point)
+
+    def steps(self, recorded: Recorded, metric: str) -> set[int]:
+        self._pass()
+        return {p.step for p in self.points[recorded.id] if p.metric == metric}
+
+    def finish(self, recorded: Recorded, status: str, ended: float) -> None:
+        self._pass()
+        recorded.status = self._own(recorded).status = status
+
+    def _own(self, recorded: Recorded) -> Recorded:
+        return next(run for run in self.runs.values() if run.id == recorded.id)
+
+    def content(self) -> dict[str, object]:
+        return {
+            key: (
+                self.names[key],
+                sorted((p.metric, p.step, p.value) for p in self.points[run.id]),
+                run.status,
+                run.params,
+                {name: text for name, text in run.tags.items() if name != "mlflow.parentRunId"},
+            )
+            for key, run in self.runs.items()
+        }
+
+    def assert_one_point_a_step(self) -> None:
+        for points in self.points.values():
+            steps = [(p.metric, p.step) for p in points]
+            assert len(steps) == len(set(steps))
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store.open(f"memory://{uuid.uuid4().hex}")
+
+
+def test_a_cell_is_a_run_and_a_shared_stage_has_one_of_its_own(store: Store) -> None:
+    grid = GridStore(store)
+    grid.commit_all()
+    tracker = FakeTracker()
+    summary = sync(store, "demo", URI, tracker=tracker)[0]
+    assert summary.complete
+    cells = [key for key in tracker.runs if "/cell/" in key]
+    assert len(cells) == 12
+    assert len(tracker.runs) == 12 + len(grid.stages)
+    base = tracker.runs[f"demo/stage/{grid.base}"]
+    assert tracker.parents[f"demo/stage/{grid.base}"] == ""
+    assert len(base.tags["cells"].split()) == 12
+    cell = grid.cell("router", 1)
+    run = tracker.runs[f"demo/cell/{cell['id']}"]
+    assert tracker.names[f"demo/cell/{cell['id']}"] == "freeze=router seed=1"
+    assert grid.base[:12] in run.tags["shared"]
+    assert tracker.parents[f"demo/stage/{cell['final']}"] == run.id
+    assert run.status == FINISHED
+    losses = [p.step for p in tracker.points[run.id] if p.metric == "train/loss"]
+    assert losses == list(range(LOG_EVERY, FINETUNE_STEPS + 1, LOG_EVERY))  # the last phase, stitched from two halves
+    evaluated = {(p.metric, p.step) for p in tracker.points[run.id] if p.metric.startswith("eval/")}
+    assert ("eval/answer_bpb", 10) in evaluated
+    assert ("eval/answer_bpb", 20) in evaluated
+    tracker.assert_one_point_a_step()
+
+
+def test_a_second_sync_adds_nothing_and_a_rebuilt_tracker_is_equal(store: Store) -> None:
+    GridStore(store).commit_all()
+    tracker, rebuilt = FakeTracker(), FakeTracker()
+    sync(store, "demo", URI, tracker=tracker)
+    again = sync(store, "demo", URI, tracker=tracker)[0]
+    assert (again.created, again.points) == (0, 0)
+    sync(store, "demo", URI, tracker=rebuilt)
+    assert rebuilt.content() == tracker.content()
+
+
+@pytest.mark.parametrize("fail_after", [0, 1, 5, 9, 30, 77, 120])
+def test_a_tracker_that_goes_away_anywhere_loses_and_doubles_nothing(store: Store, fail_after: int) -> None:
+    GridStore(store, settings=("none", "router"), seeds=(0,)).commit_all()
+    whole, tracker = FakeTracker(), FakeTracker()
+    sync(store, "demo", URI, tracker=whole)
+    publisher = GridPublisher(store, tracker, "demo")
+    tracker.fail_after = fail_after
+    with pytest.raises(TrackerAway):
+        publisher.tick()
+    tracker.fail_after = None
+    publisher.tick()
+    assert tracker.content() == whole.content()
+    tracker.assert_one_point_a_step()
+
+
+def test_a_live_series_survives_a_kill_and_a_resume_with_one_point_a_step(store: Store) -> None:
+    grid = GridStore(store, settings=("none",), seeds=(0,))
+    cell = grid.cell("none", 0)
+    half = cell["stages"][1]
+    rows = grid.rows(half)
+    tracker = FakeTracker()
+    publisher = GridPublisher(store, tracker, "demo")
+    first = grid.submit("one", [half])
+    assert store.claims.claim(half, first, 60) is not None
+    grid.tell(first, 0, half, rows[:1])
+    publisher.tick(following=True)
+    run = tracker.runs[f"demo/cell/{cell['id']}"]
+    assert run.status == RUNNING
+    assert len(tracker.points[run.id]) == 2
+    grid.tell(first, 1, half, rows[1:])
+    publisher.tick(following=True)
+    # Killed, and resumed from an earlier checkpoint: the same steps are told again, later.
+    second = grid.submit("two", [half])
+    grid.tell(second, 0, half, [{**row, "time": row["time"] + 99} for row in rows])
+    publisher.tick(following=True)
+    GridPublisher(store, tracker, "demo").tick(following=True)
+    grid.commit_all()
+    publisher.tick()
+    tracker.assert_one_point_a_step()
+    rebuilt = FakeTracker()
+    sync(store, "demo", URI, tracker=rebuilt)
+    assert rebuilt.content() == tracker.content()
+
+
+def test_a_gap_that_the_live_view_left_is_filled_when_the_state_is_committed(store: Store) -> None:
+    grid = GridStore(store, settings=("none",), seeds=(0,))
+    half = grid.cell("none", 0)["stages"][1]
+    attempt = grid.submit("one", [half])
+    store.claims.claim(half, attempt, 60)
+    grid.tell(attempt, 0, half, grid.rows(half)[1:])  # the first row never arrived
+    tracker, whole = FakeTracker(), FakeTracker()
+    GridPublisher(store, tracker, "demo").tick(following=True)
+    grid.commit_all()
+    sync(store, "demo", URI, tracker=tracker)
+    sync(store, "demo", URI, tracker=whole)
+    assert tracker.content() == whole.content()
+
+
+def test_a_failed_stage_is_told_and_forgotten_once_it_works(store: Store) -> None:
+    grid = GridStore(store, settings=("none",), seeds=(0,))
+    cell = grid.cell("none", 0)
+    grid.commit(grid.base)
+    attempt = grid.submit("one", cell["stages"][1:3])
+    grid.fail(attempt, cell["stages"][1])
+    tracker = FakeTracker()
+    sync(store, "demo", URI, tracker=tracker)
+    run = tracker.runs[f"demo/cell/{cell['id']}"]
+    assert run.status == FAILED
+    assert run.tags["failure"] == "nan"
+    grid.commit_all(cell["stages"][1:])
+    sync(store, "demo", URI, tracker=tracker)
+    assert run.status == FINISHED
+    assert "failure" not in run.tags
+
+
+def test_the_marker_says_when_everything_is_published(store: Store) -> None:
+    grid = GridStore(store, settings=("none",), seeds=(0,))
+    stages = list(grid.stages)
+    grid.commit_all(stages[:-1])
+    assert not published(store, "demo", URI)
+    sync(store, "demo", URI, tracker=FakeTracker())
+    assert published(store, "demo", URI)
+    grid.commit(stages[-1])
+    assert not published(store, "demo", URI)
+    assert not published(store, "demo", "sqlite:////nowhere/mlflow.db")
+
+
+def test_follow_goes_on_while_the_tracker_is_away_and_ends_complete(store: Store) -> None:
+    GridStore(store, settings=("none",), seeds=(0,)).commit_all()
+    tracker, whole = FakeTracker(), FakeTracker()
+    stop = threading.Event()
+    away = itertools.count()
+
+    def connect() -> FakeTracker:
+        if next(away) < 2:
+            raise TrackerAway("away", cause="not yet")
+        stop.set()
+        return tracker
+
+    assert follow(store, ["demo"], URI, stop=stop, interval=0.01, tracker=connect)
+    sync(store, "demo", "fake://other", tracker=whole)
+    assert tracker.content() == whole.content()
+
+
+def test_one_publisher_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    GridStore(store, settings=("none",), seeds=(0,)).commit_all()
+    monkeypatch.setattr("orchestrator.tracking.publish.LEASE_SECONDS", -5.0)
+    sync(store, "demo", URI, tracker=FakeTracker())
+    name = next(name for name in store.claims.states() if name.startswith("tracker-"))
+    assert store.claims.claim(name, "another", 60) is not None
+    with pytest.raises(MoegridError, match="another process is publishing"):
+        sync(store, "demo", URI, tracker=FakeTracker())
+
+
+def test_an_unknown_grid_names_the_known_ones(store: Store) -> None:
+    GridStore(store)
+    with pytest.raises(MoegridError) as caught:
+        sync(store, "dmo", URI, tracker=FakeTracker())
+    assert "demo" in str(caught.value)
+
+
+def test_leaky_routers_are_marked() -> None:
+    assert is_causal({"choice": "token"})
+    assert not is_causal({"choice": "expert", "train_select": "topc", "eval_select": "threshold"})
+    assert is_causal({"choice": "expert", "train_select": "threshold", "eval_select": "threshold"})
+    assert not is_causal({"choice": "token", "unit": "sentence", "pool": "full_mean"})
