@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
+import errno
 import logging
 import os
 import shutil
@@ -20,16 +19,16 @@ from jobs.reporter import Reporter
 from orchestrator.errors import CorruptBlob, LeaseLost, MoegridError, StoreError
 from orchestrator.spec.cell import Execution, Resources
 from orchestrator.spec.work import Work, work_to_json
-from orchestrator.store import Store
-from orchestrator.store.artifacts import Blob, Manifest
+from orchestrator.store import Blob, Manifest, Store
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # How long a node waits for a store that is away before it gives up what it wanted to write or read.
 PATIENCE_SECONDS = 900.0
+# A full or read-only disk does not mend by waiting.
+_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 CACHE_BYTES = 20 * 2**30
-_CHUNK = 1 << 22
 
 
 def patiently(action: Callable[[], T], what: str, patience: float | None = None) -> T:
@@ -42,6 +41,8 @@ def patiently(action: Callable[[], T], what: str, patience: float | None = None)
         except CorruptBlob:
             raise
         except StoreError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _HOPELESS:
+                raise
             if time.monotonic() + pause > give_up:
                 raise
             log.warning("%s: %s; trying again in %.0f s", what, error.error, pause)
@@ -53,8 +54,8 @@ def patiently(action: Callable[[], T], what: str, patience: float | None = None)
 class Job:
     """What the stages of one process share.
 
-    `live` carries a stage's objects (model, optimizer) to the next stage of the chain. `damaged` are artifacts that exist
-    but must be replaced.
+    `live` carries a stage's objects (model, optimizer) to the next stage of the chain. `finishers` are called after the
+    last stage: they wait for what still goes on in the background.
     """
 
     store: Store
@@ -68,7 +69,6 @@ class Job:
     local_rank: int = 0
     world_size: int = 1
     live: dict[str, Any] = field(default_factory=dict)
-    damaged: set[str] = field(default_factory=set)
     manifests: dict[str, Manifest] = field(default_factory=dict)
     files: dict[tuple[str, str], Path] = field(default_factory=dict)
     finishers: list[Callable[[], None]] = field(default_factory=list)
@@ -130,8 +130,11 @@ class StageContext:
             return known
         manifest = self.manifest(key)
         blob = manifest.blob(name)
-        local = self.store.objects.local_path(blob.path)
-        path = self._verified(key, blob, local) if local is not None else self._cached(manifest, blob)
+        path = self.store.objects.local_path(blob.path)
+        if path is not None:
+            self.store.artifacts.verify_blob(blob)
+        else:
+            path = self._cached(manifest, blob)
         self.job.files[key, name] = path
         return path
 
@@ -145,21 +148,6 @@ class StageContext:
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(self.fetch(key, blob.name).absolute())
         return target
-
-    def _verified(self, key: str, blob: Blob, path: Path) -> Path:
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise CorruptBlob(key, blob.path, "the file is missing") from None
-        if size != blob.size:
-            raise CorruptBlob(key, blob.path, f"{size} bytes instead of {blob.size}")
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        if digest.hexdigest() != blob.sha256:
-            raise CorruptBlob(key, blob.path, "its checksum differs")
-        return path
 
     def _cached(self, manifest: Manifest, blob: Blob) -> Path:
         root = cache_directory()
@@ -195,16 +183,8 @@ class StageContext:
         key = key or work.key()
         if parents is None:
             parents = {parent: self.manifest(parent).digest for parent in work.parents.values()}
-        token = self._checked()
-        # A process start has its own token: what an earlier one left behind under the same attempt is never overwritten.
-        folder = f"{key[:24]}-{token}"
-        written = []
-        for name, source in blobs.items():
-            blob = patiently(
-                lambda name=name, source=source: self._write(f"{folder}/{name}", source),  # type: ignore[misc]
-                f"upload {name}",
-            )
-            written.append(dataclasses.replace(blob, name=name))
+        self.ensure_mine()
+        written = [self.write_blob(name, source) for name, source in blobs.items()]
         return self.commit_written(work, key, tuple(written), metrics or {}, info or {}, parents)
 
     def commit_written(
@@ -231,29 +211,28 @@ class StageContext:
             info=dict(info),
             created=time.time(),
         )
-        self._checked()
-        artifacts = self.store.artifacts
-        if key in self.job.damaged:
-            committed = patiently(lambda: artifacts.repair(manifest), f"repair {key[:12]}")
-            self.job.damaged.discard(key)
-        else:
-            committed = patiently(lambda: artifacts.commit(manifest), f"commit {key[:12]}")
+        self.ensure_mine()
+        committed = patiently(lambda: self.store.artifacts.commit(manifest), f"commit {key[:12]}")
         self.job.manifests[key] = committed
         for name in (blob.name for blob in committed.blobs):
             self.job.files.pop((key, name), None)
         self.job.reporter.beat(state=key)
         return committed
 
-    def _write(self, name: str, source: Path | bytes) -> Blob:
-        return self.store.artifacts.write_blob(self.attempt, name, source)
+    def write_blob(self, name: str, source: Path | bytes) -> Blob:
+        """Upload one blob of a manifest to come."""
+        return patiently(lambda: self.store.artifacts.write_blob(self.attempt, name, source), f"upload {name}")
 
-    def _checked(self) -> int:
-        """Return the fencing token after asking the store whether it is still the newest."""
+    def ensure_mine(self) -> None:
+        """Ask the store whether this process still holds the stage; raises LeaseLost."""
         lease = self.job.reporter.lease(self.stage)
         if lease is None:
             raise LeaseLost(f"stage {self.stage[:12]} holds no lease")
         patiently(lambda: self.store.claims.check(lease), "lease check")
-        return lease.token
+
+    def release(self, *, reopen: bool = False) -> None:
+        """Give the lease back; `reopen` lets the same attempt start again. One that cannot be released expires."""
+        release(self.job, self.stage, reopen=reopen)
 
     def series(self, step: int, metrics: Mapping[str, float], when: float | None = None) -> None:
         """Show one row of the live series; never waits for the store."""
@@ -265,6 +244,17 @@ class StageContext:
         self.job.reporter.beat(
             stage=self.stage, label=self.label, step=step, total=total, stopping=self.stopping, **values
         )
+
+
+def release(job: Job, stage: str, *, reopen: bool = False) -> None:
+    """Give the lease of `stage` back, if it is still held."""
+    try:
+        lease = job.reporter.lease(stage)
+        if lease is not None:
+            job.reporter.drop(stage)
+            job.store.claims.release(lease, reopen=reopen)
+    except (LeaseLost, StoreError) as error:
+        log.warning("lease of %s not released: %s", stage[:12], error.error)
 
 
 def cache_directory() -> Path:

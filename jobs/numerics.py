@@ -37,7 +37,7 @@ def prepare_torch(execution: Execution, resources: Resources) -> None:
         torch.set_num_interop_threads(1)
     torch.use_deterministic_algorithms(execution.deterministic)
     # Filling fresh memory costs a pass over every activation and changes no result of initialised code.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def record(execution: Execution, resources: Resources, world_size: int) -> dict[str, Any]:

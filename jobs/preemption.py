@@ -40,10 +40,6 @@ class Signals:
         if self.requested:
             raise Preempted(self.requested)
 
-    def ignore(self) -> None:
-        """Record signals only, from now on: the process is already on its way out."""
-        self._deferred += 1
-
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """Only record signals inside the block."""

@@ -15,8 +15,7 @@ from typing import Any
 
 from jobs.logs import LogFile
 from orchestrator.errors import LeaseLost, StoreError
-from orchestrator.store import Store
-from orchestrator.store.claims import Lease
+from orchestrator.store import Lease, Store
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +104,7 @@ class Reporter:
             due = [lease for stage, lease in self._leases.items() if now - self._renewed[stage] > lease.ttl / 4]
         for lease in due:
             try:
-                renewed = self._store.claims.renew(lease)
+                self._store.claims.renew(lease)
             except LeaseLost as error:
                 with self._lock:
                     self._lost[lease.stage] = error
@@ -116,9 +115,7 @@ class Reporter:
                 log.warning("lease of stage %s not renewed: %s", lease.stage[:12], error.error)
                 continue
             with self._lock:
-                if lease.stage in self._leases:
-                    self._leases[lease.stage] = renewed
-                    self._renewed[lease.stage] = now
+                self._renewed[lease.stage] = now
 
     def _report(self) -> None:
         now = time.monotonic()

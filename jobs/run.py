@@ -23,7 +23,7 @@ from typing import Any
 from jobs import failures, numerics
 from jobs.preemption import Preempted, Signals
 from jobs.world import World, launch, world_from
-from orchestrator.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, CorruptBlob, LeaseLost, MoegridError, StoreError
+from orchestrator.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, MoegridError, StoreError
 from orchestrator.spec.cell import Execution, Resources
 from orchestrator.spec.work import EvaluateWork, Work, build, work_from_json
 
@@ -31,12 +31,12 @@ log = logging.getLogger("jobs.run")
 
 # Where each kind of stage is implemented; evaluations by suite. Imported when run: a data stage never loads torch.
 STAGES: dict[str, str] = {
-    "data": "jobs.data.stage",
+    "data": "jobs.data.sources",
     "tokenizer": "jobs.data.tokenizer",
-    "tokens": "jobs.data.packing",
+    "tokens": "jobs.data.tokens",
     "init": "jobs.train.init",
     "train": "jobs.train.stage",
-    "evaluate/lm": "jobs.evaluate.language_model",
+    "evaluate/lm": "jobs.evaluate.lm",
     "evaluate/reasoning": "jobs.evaluate.reasoning",
     "evaluate/efficiency": "jobs.evaluate.efficiency",
 }
@@ -63,7 +63,7 @@ class JobRequest:
 
 
 def read_job(submission: dict[str, Any], index: int) -> JobRequest:
-    """Return job `index` of a submission; raises MoegridError when a payload does not produce the key it was planned for."""
+    """Return job `index` of a submission; raises MoegridError when a payload does not make its planned key."""
     job = submission["jobs"][index]
     stages = []
     for stage in job["stages"]:
@@ -134,7 +134,7 @@ def run_job(url: str, batch: str, index: int, signals: Signals, arguments: Seque
 
 
 def _run_stages(store: Any, request: JobRequest, signals: Signals, world: World, scratch: Path) -> int:
-    from jobs.context import Job
+    from jobs.context import Job, release
     from jobs.logs import LogFile
     from jobs.reporter import Reporter
 
@@ -153,45 +153,58 @@ def _run_stages(store: Any, request: JobRequest, signals: Signals, world: World,
         local_rank=world.local_rank,
         world_size=world.size,
     )
-    current = request.stages[0].key
-    code = EXIT_DONE
-    try:
-        if world.rank == 0:
-            _enter(job, request)
-        reporter.start()
-        todo = _todo(job, request) if world.rank == 0 else []
-        if any(stage.work.kind in TORCH_KINDS for stage in request.stages):
-            numerics.prepare_torch(request.execution, request.resources)
-        if world.size > 1:
-            from jobs.train.distributed import join
-
-            todo = join(world, request.execution, todo)
-        for stage in request.stages:
-            current = stage.key
-            if stage.key not in todo:
-                log.info("%s: exists already", stage.label)
-                _leave(job, stage.key)
-                continue
-            signals.check()
-            _run_stage(job, stage)
+    code = _guarded(job, request.stages[0].key, lambda: _work_through(job, request, world))
+    # What still goes on in the background is committed also when the process was stopped or a later stage failed.
+    with signals.deferred():
         for finish in job.finishers:
-            finish()
-    except Preempted as stopped:
-        log.info("stopped by %s, state saved", stopped)
-        code = EXIT_PREEMPTED
-    except Exception as error:
-        code = failures.exit_code_of(error)
-        log.error("stage %s failed", current[:12], exc_info=error)
-        if code != failures.EXIT_NOT_MINE:
-            _record_failure(job, current, error)
-    finally:
-        signals.ignore()
+            code = _guarded(job, request.stages[0].key, finish) or code
         for key in reporter.held():
-            _leave(job, key)
+            release(job, key, reopen=code == EXIT_PREEMPTED)
         reporter.beat(exit_code=code)
         with contextlib.suppress(StoreError):
             reporter.close()
     return code
+
+
+def _guarded(job: Any, stage: str, action: Callable[[], None]) -> int:
+    """Run `action` and return the exit code; a failure is recorded with the stage that was running."""
+    try:
+        action()
+    except Preempted as stopped:
+        log.info("stopped by %s, state saved", stopped)
+        return EXIT_PREEMPTED
+    except Exception as error:
+        code = failures.exit_code_of(error)
+        failed = job.live.get("stage", stage)
+        log.error("stage %s failed", failed[:12], exc_info=error)
+        if code != failures.EXIT_NOT_MINE:
+            _record_failure(job, failed, error)
+        return code
+    return EXIT_DONE
+
+
+def _work_through(job: Any, request: JobRequest, world: World) -> None:
+    from jobs.context import release
+
+    todo: list[str] = []
+    if world.rank == 0:
+        _enter(job, request)
+    job.reporter.start()
+    if world.rank == 0:
+        todo = _todo(job, request)
+    if any(stage.work.kind in TORCH_KINDS for stage in request.stages):
+        numerics.prepare_torch(request.execution, request.resources)
+    if world.size > 1:
+        from jobs.train.distributed import join
+
+        todo = join(world, request.execution, todo)
+    for stage in request.stages:
+        if stage.key not in todo:
+            log.info("%s: exists already", stage.label)
+            release(job, stage.key)
+            continue
+        job.signals.check()
+        _run_stage(job, stage)
 
 
 def _enter(job: Any, request: JobRequest) -> None:
@@ -205,16 +218,15 @@ def _todo(job: Any, request: JobRequest) -> list[str]:
     todo = []
     artifacts = job.store.artifacts
     for stage in request.stages:
+        if artifacts.heal(stage.key):
+            log.warning("%s: its artifact is damaged; making it again", stage.label)
         existing = artifacts.get(stage.key)
-        if existing is not None:
-            try:
-                artifacts.verify(stage.key)
-                if not artifacts.stale([existing]):
-                    continue
-            except CorruptBlob as error:
-                log.warning("%s: %s (%s); making it again", stage.label, error.error, error.cause)
-            job.damaged.add(stage.key)
-        todo.append(stage.key)
+        if existing is not None and artifacts.stale([existing]):
+            log.warning("%s: its artifact was made from other parents; making it again", stage.label)
+            artifacts.discard(stage.key, attempt=existing.attempt)
+            existing = None
+        if existing is None:
+            todo.append(stage.key)
     return todo
 
 
@@ -222,23 +234,13 @@ def _run_stage(job: Any, stage: StageRequest) -> None:
     from jobs.context import StageContext
 
     log.info("%s: starting", stage.label)
+    job.live["stage"] = stage.key
     job.reporter.beat(stage=stage.key, label=stage.label, step=0, total=0)
     context = StageContext(job, stage.key, stage.label)
     stage_function(stage.work)(context, stage.work)
     if stage.work.kind != "train":  # a training stage's last state is committed in the background; its writer lets go
-        _leave(job, stage.key)
+        context.release()
     log.info("%s: done", stage.label)
-
-
-def _leave(job: Any, key: str) -> None:
-    """Release a lease; one that was lost or cannot be released now expires by itself."""
-    try:
-        lease = job.reporter.lease(key)
-        if lease is not None:
-            job.reporter.drop(key)
-            job.store.claims.release(lease)
-    except (LeaseLost, StoreError) as error:
-        log.warning("lease of %s not released: %s", key[:12], error.error)
 
 
 def _record_failure(job: Any, stage: str, error: BaseException) -> None:

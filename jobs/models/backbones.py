@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,12 +129,14 @@ class CausalLM(nn.Module):
         logits_to_keep: int | Tensor = 0,
         padding: Tensor | None = None,
         labels: Tensor | None = None,
+        shifted: bool = False,
     ) -> Output:
         """Return logits [B,S,V] (only the last `logits_to_keep` positions, or those of an index tensor) and routing records.
 
         `attention_mask` [B,S] is 1 for real tokens (with a cache [B, past + S]; other mask shapes go to the attention alone, then
         `padding` [B,S], True = padding, says which tokens are not routed). `spans` [B,S] for word and sentence routing. With
-        `labels` [B,S] (aligned with `input_ids`, -100 = none) the summed next-token loss is computed without keeping logits.
+        `labels` [B,S] (aligned with `input_ids`, or `shifted`: what follows each of them; -100 = none) the summed next-token
+        loss is computed without keeping logits.
         """
         length = input_ids.shape[1]
         if padding is None and attention_mask is not None and attention_mask.dim() == 2:
@@ -159,7 +161,8 @@ class CausalLM(nn.Module):
         routings = tuple(call.routings)
         head: Tensor = self.backbone.lm_head.weight  # type: ignore[assignment, union-attr]
         if labels is not None:
-            loss, tokens = linear_cross_entropy(hidden[:, :-1], head, labels[:, 1:])
+            hidden, labels = (hidden, labels) if shifted else (hidden[:, :-1], labels[:, 1:])
+            loss, tokens = linear_cross_entropy(hidden, head, labels)
             return Output(None, past_key_values, routings, loss, tokens)
         if isinstance(logits_to_keep, Tensor):
             hidden = hidden[:, logits_to_keep]
@@ -295,8 +298,13 @@ def load_canonical(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 def weights_sha256(model: nn.Module) -> str:
     """Return the sha256 of names, dtypes, shapes and bytes of `canonical_state`, in its order."""
+    return tensors_sha256(canonical_state(model))
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of names, dtypes, shapes and bytes of `tensors`, in their order."""
     digest = hashlib.sha256()
-    for name, tensor in canonical_state(model).items():
+    for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

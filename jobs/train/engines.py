@@ -1,0 +1,182 @@
+"""Engines: who owns gradients and optimizer, on how many processes. `torch` is one process or data parallel.
+
+Micro-batches are dealt to the ranks in turn; gradients are summed over ranks in one flat buffer whose layout depends
+on the trainable parameters alone. torch's own DistributedDataParallel regroups its buckets after the first iteration,
+so that a resumed run would sum in another order than one that never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from jobs.models.backbones import CausalLM, parameter_roles
+from jobs.train.freeze import apply_freeze
+from jobs.train.optimizer import (
+    FROZEN_ROLES,
+    assert_learning_rates,
+    build_optimizer,
+    export_state,
+    freeze_groups,
+    import_state,
+    plan_groups,
+    set_learning_rates,
+)
+from orchestrator.errors import MoegridError
+from orchestrator.spec.cell import TrainSpec
+
+
+class Engine(Protocol):
+    """What the training loop asks of an engine."""
+
+    model: CausalLM
+    rank: int
+    world_size: int
+
+    def freeze(self, frozen: str) -> None:
+        """Freeze the roles that the schedule's word names, train all others."""
+
+    def set_lr(self, lr: float, router_lr: float) -> None:
+        """Set the learning rates of the next step."""
+
+    def assert_lr(self, lr: float, router_lr: float) -> None:
+        """Raise NumericsError unless every group has its learning rate."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one micro-batch's share of the loss."""
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Return the sum of `values` over ranks."""
+
+    def gradient_norm(self) -> Tensor:
+        """Sum gradients over ranks and return their norm over all trainable parameters."""
+
+    def step(self, scale: float) -> None:
+        """Multiply gradients by `scale`, update the trainable parameters and drop the gradients."""
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients without a step."""
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Return this rank's optimizer tensors as `<parameter>.<slot>`, not copied."""
+
+    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the optimizer tensors of all ranks."""
+
+
+class TorchEngine:
+    """Plain torch: the whole model and optimizer on every rank.
+
+    Precisions: `fp32`; `mixed` (fp32 weights, bf16 autocast); `bf16` (bf16 weights and gradients, fp32 master weights
+    and moments, gradients of micro-batches summed in fp32).
+    """
+
+    def __init__(self, model: CausalLM, train: TrainSpec, rank: int = 0, world_size: int = 1) -> None:
+        self.model = model
+        self.rank = rank
+        self.world_size = world_size
+        dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+            parameter.grad = None
+        self._roles = list(parameter_roles(model))
+        self._parameters = {name: parameter for name, parameter, _ in self._roles}
+        self._masters: dict[str, Tensor] = {
+            name: p if dtype is torch.float32 else p.detach().float() for name, p in self._parameters.items()
+        }
+        self._separate = dtype is not torch.float32
+        self.optimizer = build_optimizer(train, plan_groups(self._roles), self._masters)
+        self._names = {id(tensor): name for name, tensor in self._masters.items()}
+        self._trained: list[str] = list(self._parameters)
+
+    def freeze(self, frozen: str) -> None:
+        apply_freeze(self.model, frozen)
+        freeze_groups(self.optimizer, frozen)
+        self._trained = [name for name, _, role in self._roles if role not in FROZEN_ROLES[frozen]]
+
+    def set_lr(self, lr: float, router_lr: float) -> None:
+        set_learning_rates(self.optimizer, lr, router_lr)
+
+    def assert_lr(self, lr: float, router_lr: float) -> None:
+        assert_learning_rates(self.optimizer, lr, router_lr)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+        if self._separate:
+            for name in self._trained:
+                gradient = self._parameters[name].grad
+                if gradient is None:
+                    continue
+                master = self._masters[name]
+                master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+                self._parameters[name].grad = None
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gradient_norm(self) -> Tensor:
+        if self.world_size > 1:
+            self._sum_gradients()
+        gradients = self._gradients()
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+    def step(self, scale: float) -> None:
+        if scale != 1.0:
+            torch._foreach_mul_(self._gradients(), scale)
+        self.optimizer.step()
+        if self._separate:
+            with torch.no_grad():
+                for name in self._trained:
+                    self._parameters[name].copy_(self._masters[name])
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        for name in self._trained:
+            self._parameters[name].grad = None
+            self._masters[name].grad = None
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        tensors = export_state(self.optimizer, self._names)
+        if self._separate:
+            tensors |= {f"{name}.master": master for name, master in self._masters.items()}
+        return tensors
+
+    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        import_state(self.optimizer, self._names, tensors)
+        if self._separate:
+            for name, master in self._masters.items():
+                master.copy_(tensors[f"{name}.master"])
+
+    def _gradients(self) -> list[Tensor]:
+        gradients = (self._masters[name].grad for name in self._trained)
+        return [gradient for gradient in gradients if gradient is not None]
+
+    def _sum_gradients(self) -> None:
+        """All-reduce in one buffer; a rank without a micro-batch, or a parameter without a gradient, adds zeros."""
+        masters = [self._masters[name] for name in self._trained]
+        flat = torch.zeros(sum(m.numel() for m in masters), device=masters[0].device)
+        views = [v.view_as(m) for v, m in zip(flat.split([m.numel() for m in masters]), masters, strict=True)]
+        for view, master in zip(views, masters, strict=True):
+            if master.grad is not None:
+                view.copy_(master.grad)
+        dist.all_reduce(flat)
+        for view, master in zip(views, masters, strict=True):
+            master.grad = view
+
+
+def build_engine(name: str, model: CausalLM, train: TrainSpec, rank: int, world_size: int) -> Engine:
+    """Return the engine `name` over `model`; MoegridError if it is unknown."""
+    if name == "torch":
+        return TorchEngine(model, train, rank, world_size)
+    raise MoegridError(f"engine {name!r} is unknown", hint="engines: torch")
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    """Return how many parameters get gradients."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

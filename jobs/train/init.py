@@ -1,0 +1,22 @@
+"""The init stage: the weights that a model starts from, at random by seed."""
+
+from __future__ import annotations
+
+from safetensors.torch import save_file
+
+from jobs.context import StageContext
+from jobs.models.backbones import build_model, canonical_state, weights_sha256
+from jobs.train.randomness import reseed
+from jobs.train.stage import vocabulary_size
+from orchestrator.spec.work import InitWork
+
+
+def run(context: StageContext, work: InitWork) -> None:
+    """Build the model and commit its weights."""
+    reseed(work.seed, "init")
+    model = build_model(work.model, vocabulary_size(context, work.tokenizer))
+    path = context.scratch / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in canonical_state(model).items()}, path)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    info = {"weights_sha256": weights_sha256(model), "parameters": parameters}
+    context.commit(work, blobs={path.name: path}, info=info)

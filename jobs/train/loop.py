@@ -1,0 +1,197 @@
+"""Optimizer steps: deterministic in (seed, step), one look at the host per step, nothing applied that is not finite."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+from jobs.data.packing import IGNORED, Batch, Batches
+from jobs.models.backbones import Output
+from jobs.moe.balance import balance_loss
+from jobs.moe.routing import Routing
+from jobs.train.engines import Engine
+from jobs.train.errors import NotFinite
+from jobs.train.meter import Meter
+from jobs.train.randomness import reseed
+from jobs.train.schedule import learning_rates
+from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.work import Conditions
+
+
+@dataclass
+class StepResult:
+    """One optimizer step: values by series name, expert counts [L, N], and what any rank asked for."""
+
+    values: dict[str, float]
+    counts_LN: list[list[float]]
+    requests: list[bool]
+
+
+class Sums:
+    """Named tensors summed over micro-batches, then over ranks as one vector, then read with one look at the host."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+
+    def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
+        """Add `weight * value` to the sum of this name (in fp64)."""
+        value = value.detach().double() * weight
+        known = self._tensors.get(name)
+        self._tensors[name] = value if known is None else known + value
+
+    def reduce(self, engine: Engine, after: Tensor) -> tuple[dict[str, Tensor], dict[str, list[float]], float]:
+        """Return the sums over ranks as tensors and as flat lists, and the scalar `after`, which is not summed."""
+        sizes = [tensor.numel() for tensor in self._tensors.values()]
+        flat = engine.sum_over_ranks(torch.cat([tensor.reshape(-1) for tensor in self._tensors.values()]))
+        tensors = {
+            name: part.view(self._tensors[name].shape)
+            for name, part in zip(self._tensors, flat.split(sizes), strict=True)
+        }
+        values = torch.cat([flat, after.detach().double().reshape(1)]).tolist()
+        lists, first = {}, 0
+        for name, size in zip(self._tensors, sizes, strict=True):
+            lists[name] = values[first : first + size]
+            first += size
+        return tensors, lists, values[-1]
+
+
+@dataclass
+class Trainer:
+    """The state of one phase's training besides the engine's tensors."""
+
+    engine: Engine
+    conditions: Conditions
+    model_spec: ModelSpec
+    source: Batches
+    step: int = 0
+    tokens: int = 0
+    meter: Meter = field(default_factory=Meter)
+
+    def train_step(self, requests: Sequence[bool] = (False,), *, router_gradient: bool = False) -> StepResult:
+        """Take one optimizer step; raises NotFinite, without a step, when loss or gradient norm is not finite.
+
+        `requests` are wishes of this rank; the result says which of them any rank had. `router_gradient` also
+        measures the gradient that reaches the router's logits (a frozen router passes it on to the trunk).
+        """
+        engine, train = self.engine, self.conditions.train
+        lr, router_lr = learning_rates(train, self.step)
+        engine.set_lr(lr, router_lr)
+        batches = list(self._micro_batches())
+        tokens = self._loss_tokens(batches)
+        sums = Sums()
+        sums.add("requests", torch.tensor([float(request) for request in requests]).to(batches[0][1].input_ids.device))
+        watched: list[Tensor] = []
+        for index, batch, weight in batches:
+            reseed(self.conditions.seed, self.conditions.phase, self.step, index)
+            output = self._forward(batch)
+            lm_sum = output.loss
+            assert lm_sum is not None
+            balance, parts = balance_loss(output.routings, train.balance)
+            if router_gradient:
+                watched += _watch_logits(output.routings)
+            engine.backward(weight * (lm_sum / tokens + balance / train.accumulation))
+            sums.add("lm_loss", lm_sum, weight / tokens)
+            sums.add("loss", balance, weight / train.accumulation)
+            for name, part in parts.items():
+                sums.add(name, part, weight / train.accumulation)
+            _add_routings(sums, output.routings, weight, train.accumulation)
+            del output, lm_sum, balance
+        tensors, lists, norm = sums.reduce(engine, engine.gradient_norm())
+        values = {
+            f"train/{name}": value[0] for name, value in lists.items() if name not in ("requests", "counts", "cutoffs")
+        }
+        values["train/loss"] += values["train/lm_loss"]
+        if not (math.isfinite(values["train/loss"]) and math.isfinite(norm)):
+            engine.drop_gradients()
+            raise NotFinite(
+                f"step {self.step + 1}: loss {values['train/loss']}, gradient norm {norm}",
+                hint="lower lr or raise warmup_ratio; the step was not applied and the last committed state is kept",
+            )
+        values["train/grad_norm"] = norm
+        if watched:
+            values["train/router_passed_grad_norm"] = _norm_of_gradients(watched)
+        engine.step(min(1.0, train.clip / (norm + 1e-6)) if train.clip > 0 else 1.0)
+        self._update_blocks(tensors)
+        self.step += 1
+        self.tokens += tokens
+        experts = tensors["counts"].shape[1] if "counts" in tensors else 1
+        counts = lists.get("counts", [])
+        rows = [counts[first : first + experts] for first in range(0, len(counts), experts)]
+        return StepResult(values, rows, [total > 0 for total in lists["requests"]])
+
+    def _micro_batches(self) -> Iterator[tuple[int, Batch, float]]:
+        """Yield (index, batch, weight) of this rank's micro-batches; every rank yields equally many.
+
+        They are dealt in turn. A rank whose turn has no micro-batch left repeats the first one with weight 0.
+        """
+        train, engine = self.conditions.train, self.engine
+        device = next(engine.model.parameters()).device
+        for turn in range(math.ceil(train.accumulation / engine.world_size)):
+            index = turn * engine.world_size + engine.rank
+            weight = float(index < train.accumulation)
+            index = index if weight else 0
+            yield index, _to(self.source.micro_batch(self.step, index, train.micro_batch), device), weight
+
+    def _loss_tokens(self, batches: Sequence[tuple[int, Batch, float]]) -> int:
+        """Return how many tokens of the whole step carry a loss, over all micro-batches and ranks."""
+        own = sum(weight * (batch.labels != IGNORED).sum() for _, batch, weight in batches)
+        assert isinstance(own, Tensor)
+        return max(1, int(self.engine.sum_over_ranks(own.double()).item()))
+
+    def _forward(self, batch: Batch) -> Output:
+        unit = self.model_spec.moe.unit
+        spans = batch.spans_word if unit == "word" else batch.spans_sentence if unit == "sentence" else None
+        mixed = self.conditions.train.precision == "mixed"
+        device = batch.input_ids.device.type
+        with torch.autocast(device, torch.bfloat16) if mixed else contextlib.nullcontext():
+            output: Output = self.engine.model(
+                batch.input_ids,
+                attention_mask=None if bool(batch.attention_mask.all()) else batch.attention_mask,
+                spans=spans,
+                labels=batch.labels,
+                shifted=True,
+            )
+        return output
+
+    def _update_blocks(self, sums: dict[str, Tensor]) -> None:
+        """Move what the router learns without gradients: the aux-loss-free bias and expert choice's thresholds."""
+        train = self.conditions.train
+        if train.freeze == "router":
+            return
+        for layer, block in enumerate(self.engine.model.moe_blocks):
+            if train.balance.bias_rate and block.moe.balance_bias:
+                block.update_balance_bias(sums["counts"][layer], train.balance.bias_rate, train.balance.bias_center)
+            if "cutoffs" in sums:
+                block.update_thresholds(sums["cutoffs"][layer].float())
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    if device.type == "cpu":
+        return batch
+    return Batch(*(getattr(batch, item.name).to(device, non_blocking=True) for item in fields(batch)))
+
+
+def _add_routings(sums: Sums, routings: Sequence[Routing], weight: float, accumulation: int) -> None:
+    if not routings:
+        return
+    sums.add("counts", torch.stack([routing.counts for routing in routings]), weight)
+    cutoffs = [routing.cutoffs for routing in routings if routing.cutoffs is not None]
+    if cutoffs:
+        sums.add("cutoffs", torch.stack(cutoffs), weight / accumulation)
+
+
+def _watch_logits(routings: Sequence[Routing]) -> list[Tensor]:
+    watched = [routing.logits for routing in routings if routing.logits.requires_grad]
+    for logits in watched:
+        logits.retain_grad()
+    return watched
+
+
+def _norm_of_gradients(tensors: Sequence[Tensor]) -> float:
+    gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) if gradients else 0.0

@@ -1,0 +1,281 @@
+"""The training stage: from the latest committed state on the way, step by step, to the wanted one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs import numerics
+from jobs.context import StageContext
+from jobs.data.packing import open_batches
+from jobs.models.backbones import CausalLM, build_model, load_canonical
+from jobs.preemption import Preempted
+from jobs.train.checkpoint import CheckpointWriter, load_optimizer, read_tensors
+from jobs.train.engines import Engine, build_engine
+from jobs.train.errors import FrozenMoved
+from jobs.train.freeze import frozen_digest
+from jobs.train.loop import StepResult, Trainer
+from jobs.train.meter import Meter
+from jobs.train.schedule import learning_rates
+from orchestrator.errors import CorruptBlob
+from orchestrator.spec.identity import lineage, state_keys
+from orchestrator.spec.work import TrainWork
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Session:
+    """A model in training that the next segment of the chain may take over: bit-identical to loading its last state."""
+
+    model: CausalLM
+    engine: Engine
+    phase: str
+    state: str  # key of the state it is in
+    step: int
+    tokens: int
+    meter: Meter
+    mixed_numerics: bool = False
+
+
+@dataclass
+class Segment:
+    """What one run of a stage has seen so far."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    marked: float = field(default_factory=time.monotonic)
+    marked_tokens: int = 0
+    saved: float = field(default_factory=time.monotonic)
+
+
+def run(context: StageContext, work: TrainWork) -> None:
+    """Train [start, stop); commits the state at `stop`, and periodic ones on the way."""
+    with context.job.signals.deferred():
+        live = context.job.live
+        if "writer" not in live:
+            live["writer"] = CheckpointWriter()
+            context.job.finishers.append(live["writer"].wait)
+        segment = Segment()
+        session = _enter(context, work, segment)
+        live["training"] = None  # a failure leaves nothing that could be taken over
+        train_segment(context, work, session, segment, live["writer"])
+        live["training"] = session
+
+
+def train_segment(
+    context: StageContext, work: TrainWork, session: Session, segment: Segment, writer: CheckpointWriter
+) -> None:
+    """Take the steps from the session's to `work.stop` and hand the states to `writer`."""
+    train = work.conditions.train
+    engine = session.engine
+    engine.freeze(train.freeze)
+    for block in session.model.moe_blocks:
+        block.expert_dropout = train.expert_dropout
+    session.model.train()
+    engine.set_lr(*learning_rates(train, session.step))
+    engine.assert_lr(*learning_rates(train, session.step))
+    frozen = frozen_digest(session.model, train.freeze)
+    trainer = Trainer(
+        engine, work.conditions, work.model, _source(context, work), session.step, session.tokens, session.meter
+    )
+    first = segment.marked_tokens = trainer.tokens
+    saved_step = trainer.step
+    while trainer.step < work.stop:
+        writer.check()
+        context.check()
+        if context.world_size == 1 and context.stopping and trainer.step == saved_step:
+            raise Preempted(context.job.signals.requested)
+        logging_step = _logged(trainer.step + 1, work, context)
+        due = _due(trainer.step + 1, context, segment, writer)
+        result = trainer.train_step((context.stopping, due), router_gradient=logging_step and train.freeze == "router")
+        stop, save = result.requests
+        _observe(context, work, trainer, segment, result, logging_step)
+        last = trainer.step == work.stop
+        if not (last or stop or save):
+            continue
+        after = frozen_digest(session.model, train.freeze) if last or stop else frozen
+        if after != frozen:
+            raise FrozenMoved(f"the frozen {train.freeze} changed between steps {work.start} and {trainer.step}")
+        elapsed = time.monotonic() - segment.began
+        writer.submit(
+            context,
+            work,
+            engine,
+            {
+                "key": work.key_at(trainer.step),
+                "step": trainer.step,
+                "state": _state(work, trainer, frozen),
+                "rows": tuple(segment.rows),
+                "metrics": {"train_loss": result.values["train/lm_loss"]},
+                "info": {
+                    "phase": work.conditions.phase,
+                    "step": trainer.step,
+                    "total": train.steps,
+                    "tokens": trainer.tokens,
+                    "tokens_per_second": (trainer.tokens - first) / max(elapsed, 1e-9),
+                    "train_seconds": elapsed,
+                    "frozen_sha256": frozen,
+                    "mixed_numerics": session.mixed_numerics,
+                },
+            },
+            last=last,
+        )
+        saved_step, segment.saved = trainer.step, time.monotonic()
+        if stop and not last:
+            writer.wait()
+            raise Preempted(context.job.signals.requested)
+    session.state, session.step, session.tokens = work.key(), trainer.step, trainer.tokens
+
+
+def _enter(context: StageContext, work: TrainWork, segment: Segment) -> Session:
+    """Return the session to go on from: the latest committed state, the chain's own, or the parent state."""
+    writer: CheckpointWriter = context.job.live["writer"]
+    live: Session | None = context.job.live.get("training")
+    found = _latest(context, work)
+    if found is None and live is not None and live.state == work.parent:
+        if work.start > 0 and live.phase == work.conditions.phase:
+            return live
+        if work.start == 0:
+            engine = _engine(context, work, live.model)
+            return Session(live.model, engine, work.conditions.phase, work.parent, 0, 0, Meter())
+    writer.wait()
+    context.job.live["training"] = None
+    del live
+    step, key = found or (work.start, work.parent)
+    session = load_session(context, work, step, key)
+    if step > work.start:
+        segment.rows = json.loads(context.fetch(key, "series.json").read_bytes())
+    log.info("%s: going on from step %d", context.label, step)
+    return session
+
+
+def load_session(context: StageContext, work: TrainWork, step: int, key: str) -> Session:
+    """Return a session in the committed state `key` at `step` of the work's phase."""
+    manifest = context.manifest(key)
+    mixed = bool(manifest.info.get("mixed_numerics")) and step > 0
+    if step > 0:
+        own = context.numerics
+        if context.execution.allow_numerics:
+            mixed = mixed or any(manifest.numerics.get(name) != own[name] for name in own)
+        else:
+            numerics.refuse_other(manifest.numerics, own, f"the state at step {step}")
+    weights = context.fetch(key, "weights.safetensors")
+    model = build_model(work.model, vocabulary_size(context, work.tokenizer))
+    load_canonical(model, read_tensors(weights))
+    model.to(context.execution.device)
+    engine = _engine(context, work, model)
+    session = Session(model, engine, work.conditions.phase, key, step, 0, Meter(), mixed)
+    if step > 0:
+        state = json.loads(context.fetch(key, "state.json").read_bytes())
+        load_optimizer(context, manifest, engine)
+        session.tokens, session.meter = state["tokens"], Meter.from_json(state["meter"])
+    return session
+
+
+def _latest(context: StageContext, work: TrainWork) -> tuple[int, str] | None:
+    """Return (step, key) of the latest sound committed state strictly between start and stop."""
+    steps = range(work.start + 1, work.stop)
+    if not steps:
+        return None
+    *history, (conditions, start, _) = lineage(work.spans)
+    keys = dict(zip(state_keys(work.init, history, conditions, start, steps), steps, strict=True))
+    existing = context.store.artifacts.keys() & keys.keys()
+    for step, key in sorted(((keys[key], key) for key in existing), reverse=True):
+        try:
+            for blob in context.manifest(key).blobs:
+                context.fetch(key, blob.name)
+        except CorruptBlob as error:
+            log.warning("%s: the state at step %d is damaged (%s); taking an earlier one", context.label, step, error)
+            if context.rank == 0:
+                context.store.artifacts.heal(key)
+            context.job.manifests.pop(key, None)
+            continue
+        return step, key
+    return None
+
+
+def _engine(context: StageContext, work: TrainWork, model: CausalLM) -> Engine:
+    return build_engine(context.execution.engine, model, work.conditions.train, context.rank, context.world_size)
+
+
+def _source(context: StageContext, work: TrainWork) -> Any:
+    train = work.conditions.train
+    return open_batches(
+        train.data.format,
+        context.directory(work.conditions.tokens),
+        train.sequence_length,
+        work.conditions.seed,
+        accumulation=train.accumulation,
+        loss=train.loss,
+        pad=int(context.manifest(work.conditions.tokens).info.get("pad", 0)),
+    )
+
+
+def vocabulary_size(context: StageContext, tokenizer: str) -> int:
+    """Return the number of token ids of a tokenizer artifact."""
+    return int(context.manifest(tokenizer).info["vocab_size"])
+
+
+def _logged(step: int, work: TrainWork, context: StageContext) -> bool:
+    total = work.conditions.train.steps
+    return step == 1 or step == total or step % max(1, context.execution.log_every) == 0
+
+
+def _due(step: int, context: StageContext, segment: Segment, writer: CheckpointWriter) -> bool:
+    """Whether this rank wants a periodic checkpoint after the coming step (skipped while two are in flight)."""
+    if context.rank > 0 or writer.busy:
+        return False
+    execution = context.execution
+    by_step = execution.checkpoint_steps > 0 and step % execution.checkpoint_steps == 0
+    by_time = 0 < execution.checkpoint_seconds <= time.monotonic() - segment.saved
+    return by_step or by_time
+
+
+def _observe(
+    context: StageContext, work: TrainWork, trainer: Trainer, segment: Segment, result: StepResult, logged: bool
+) -> None:
+    """Log the step; raises Diverged or RouterCollapsed."""
+    train, now = work.conditions.train, time.monotonic()
+    trainer.meter.add(result.values, result.counts_LN)
+    rate = (trainer.tokens - segment.marked_tokens) / max(now - segment.marked, 1e-9)
+    context.progress(trainer.step, train.steps, loss=result.values["train/loss"], tokens_per_second=rate)
+    if not logged:
+        return
+    segment.marked, segment.marked_tokens = now, trainer.tokens
+    lr, router_lr = learning_rates(train, trainer.step - 1)
+    row = trainer.meter.take()
+    row |= {"train/lr": lr, "train/router_lr": router_lr, "train/tokens": float(trainer.tokens)}
+    observed = {"train/tokens_per_second": rate, "system/rss_gb": _resident_gb()}
+    context.series(trainer.step, row | observed)
+    segment.rows.append({"step": trainer.step, "time": time.time(), **row, **observed})
+    moe = work.model.moe
+    routed = moe.choice == "token" and moe.preset != "dense"
+    vocabulary = vocabulary_size(context, work.tokenizer)
+    trainer.meter.judge(row, vocabulary, moe.top_k if routed else 0, moe.num_experts, train.freeze != "router")
+
+
+def _state(work: TrainWork, trainer: Trainer, frozen: str) -> dict[str, Any]:
+    """Return `state.json`: no times, so that equal bits make an equal file."""
+    lr, router_lr = learning_rates(work.conditions.train, max(0, trainer.step - 1))
+    return {
+        "format": 1,
+        "phase": work.conditions.phase,
+        "step": trainer.step,
+        "total": work.conditions.train.steps,
+        "tokens": trainer.tokens,
+        "lr": lr,
+        "router_lr": router_lr,
+        "frozen": work.conditions.train.freeze,
+        "frozen_sha256": frozen,
+        "meter": trainer.meter.to_json(),
+    }
+
+
+def _resident_gb() -> float:
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 1e9
