@@ -15,7 +15,7 @@ from orchestrator.spec.units import Length
 
 @dataclass(eq=False, frozen=True, slots=True)
 class Choice:
-    """One value of an axis (of a paired axis: one value per factor), ready to be set in a cell. Compared by identity."""
+    """One value of an axis (of a paired axis: one per factor), ready to be set in a cell. Compared by identity."""
 
     values: tuple[tuple[str, Any], ...] = ()
     label: str = ""

@@ -125,7 +125,7 @@ class Loader:
             if key in self.sections:
                 section = self.sections[key]
                 value = section.data if isinstance(section.data, list) else [section.data]
-                place = {("evaluate", field_name): section.place()}
+                place: dict[tuple[str, ...], str] = {("evaluate", field_name): section.place()}
                 self.layers.append(Layer({"evaluate": {field_name: value}}, place))
         return GridDocument(name, base, show(path), scale, phase, plain_seed, self.sections, self.layers)
 

@@ -1,4 +1,4 @@
-"""Expansion: products of axes become cells. Sections of a cell that no factor of a combination touches are built once."""
+"""Expansion: products of axes become cells; a section of a cell is built once for all the cells that share it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ class Built:
 
 
 class Expander:
-    """Builds the cells of products over one base cell. Problems are collected with the first cell that has each."""
+    """Builds the cells of products over one base cell. Problems are collected with the first cell that has each.
+
+    `unnamed` factors have one value in the whole grid and stay out of the cells' names.
+    """
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Expander:
         self.folder = folder
         self.seeds = seeds
         self.problems = problems
+        self.unnamed: frozenset[str] = frozenset()
         self._sections: dict[str, dict[Any, Built]] = {name: {} for name in SECTIONS}
         self._checked: set[Any] = set()
         self._found: dict[tuple[Path, str], tuple[str, str, str, int]] = {}
@@ -116,7 +120,8 @@ class Expander:
             if touched[name]
         ]
         science = [slot for slot, name in enumerate(SECTIONS) if name in SCIENCE]
-        unseeded = [i for i, axis in enumerate(axes) if not self.seeds.issuperset(axis.names)]
+        named = [i for i, axis in enumerate(axes) if not self.unnamed.issuperset(axis.names)]
+        unseeded = [i for i in named if not self.seeds.issuperset(axes[i].names)]
 
         def assemble(combo: tuple[Choice, ...]) -> GridCell:
             for slot, name, choices_of, cache in varying:
@@ -131,7 +136,7 @@ class Expander:
                 factors.update(choice.values)
             return GridCell(
                 key[:12],
-                " ".join([choice.label for choice in combo if choice.label]) or "base",
+                " ".join([combo[i].label for i in named if combo[i].label]) or "base",
                 " ".join([combo[i].label for i in unseeded if combo[i].label]) or "base",
                 factors,
                 Cell(*[part.value for part in parts]),  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
 """Factors: the short names a grid may vary, the cell fields each of them sets, and granularity.
 
-A short name is the last word of a field's path (`top_k` is `model.moe.top_k`); those of a training phase mean the recipe's phase.
-Any dotted path of a field (`finetune.lr`) is a factor too.
+A short name is the last word of a field's path (`top_k` is `model.moe.top_k`); those of a training phase mean the
+recipe's phase. Any dotted path of a field (`finetune.lr`) is a factor too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from orchestrator.spec.cell import BalanceSpec, Cell, Seeds, TrainSpec
@@ -92,7 +92,7 @@ def granularity(value: Any, active_width: int) -> tuple[int, int, int, int]:
     return top_k, num_experts, shared, width
 
 
-@lru_cache(maxsize=None)
+@cache
 def short_names(phase: str, plain_seed: str) -> Mapping[str, tuple[Path, ...]]:
     """Return every short name and the paths it sets, for a recipe of `phase` whose plain seed is `plain_seed`."""
     moe = ("model", "moe")

@@ -9,7 +9,7 @@ from orchestrator.errors import GridError, Problem
 
 
 class Mistake(ValueError):
-    """One wrong value: the reason and, where there is one, the remedy. It becomes a `Problem` once its place is known."""
+    """One wrong value: the reason, and the remedy where there is one; a `Problem` once its place is known."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

@@ -38,7 +38,7 @@ class Length:
         else:
             if train.data.rows < 1:
                 raise Mistake(f"{self.text!r} needs to know how many rows the data has", "set data.rows")
-            kept = train.data.rows - int(math.floor(train.data.rows * train.data.holdout + 0.5))
+            kept = train.data.rows - math.floor(train.data.rows * train.data.holdout + 0.5)
             exact = self.amount * kept / sequences
         # 1e-9 forgives the float error of an amount that is a whole number of steps.
         steps = math.ceil(exact - 1e-9)

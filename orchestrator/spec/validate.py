@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 
 from orchestrator.spec.cell import Cell, EvaluateSpec, TrainSpec
 from orchestrator.spec.factors import check_freeze
-from orchestrator.spec.fields import Path
-from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.fields import Path, fields_of
+from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
 from orchestrator.spec.validity import model_problems
 
 Finding = tuple[Path, str, str]  # field path, message, hint
+_MOE_FIELDS = frozenset(fields_of(MoESpec))
+_MODEL_FIELDS = frozenset(fields_of(ModelSpec))
 TASK_SUITES = ("reasoning", "efficiency")
 
 
@@ -21,12 +24,13 @@ def section_findings(name: str, section: object) -> Iterator[Finding]:
     """Yield what is wrong inside one section of a cell."""
     if isinstance(section, ModelSpec):
         for message in model_problems(section):
-            yield (name,), message, ""
+            word = message.split(" ")[0]
+            path = (name, "moe", word) if word in _MOE_FIELDS else (name, word) if word in _MODEL_FIELDS else (name,)
+            yield path, message, ""
     elif isinstance(section, TrainSpec):
         yield from _train(name, section)
-    elif isinstance(section, EvaluateSpec):
-        if not section.tasks and any(suite in TASK_SUITES for suite in section.suites):
-            yield (name, "tasks"), "the suites reasoning and efficiency need evaluate.tasks", "name at least one task"
+    elif isinstance(section, EvaluateSpec) and not section.tasks and set(TASK_SUITES) & set(section.suites):
+        yield (name, "tasks"), "the suites reasoning and efficiency need evaluate.tasks", "name at least one task"
 
 
 def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
@@ -40,7 +44,7 @@ def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
         yield (name, "freeze"), mistake.message, mistake.hint
         return
     bounds = [step_at(start, train.steps) for _, start in parse_freeze(train.freeze)] + [train.steps]
-    if any(start == stop for start, stop in zip(bounds, bounds[1:], strict=False)):
+    if any(start == stop for start, stop in itertools.pairwise(bounds)):
         message = f"freeze schedule {train.freeze!r} has a phase of no step at {train.steps} steps"
         yield (name, "steps"), message, "train for more steps"
 
@@ -57,13 +61,9 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         if train.sequence_length > context:
             message = f"{name}.sequence_length {train.sequence_length} exceeds model.context {context}"
             yield (name, "sequence_length"), message, "raise model.context or shorten the sequences"
-        if cell.model.moe.preset == "dense":
-            if any(phase.frozen for phase in freeze_phases(train.freeze, train.steps)):
-                yield (
-                    (name, "freeze"),
-                    f"freeze {train.freeze!r} does not apply: preset 'dense' has no router and no experts",
-                    "",
-                )
+        if cell.model.moe.preset == "dense" and train.freeze != "none":
+            message = f"freeze {train.freeze!r} does not apply: preset 'dense' has no router and no experts"
+            yield (name, "freeze"), message, "use when: {freeze: {preset: [...]}}"
     if cell.evaluate.max_length > context:
         message = f"evaluate.max_length {cell.evaluate.max_length} exceeds model.context {context}"
         yield ("evaluate", "max_length"), message, "raise model.context or shorten the items"
@@ -77,7 +77,7 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         yield ("tokenizer", "source"), "tokenizer kind 'pretrained' needs a source", "name the checkpoint it comes from"
 
 
-# A factor without effect: field name -> (does it apply, why not). Checked for the factors of a cell only, never for the recipe.
+# A factor without effect: field name -> (does it apply, why not). Asked about a cell's factors, never about the recipe.
 Applies = Callable[[Cell, TrainSpec], bool]
 MOE_ONLY = "preset 'dense' has no router"
 _TRAIN_RULES: dict[str, tuple[Applies, str]] = {
@@ -132,15 +132,11 @@ def why_not(cell: Cell, path: Path) -> str:
     if path[0] == "model":
         holds, reason = _MODEL_RULES.get(name, (None, ""))
         return "" if holds is None or holds(cell) else reason
-    if path == ("seed", "pretrain") and cell.pretrain is None or path == ("seed", "finetune") and cell.finetune is None:
-        return f"the cell has no {path[1]} phase"
+    if path[0] == "seed" and name in ("pretrain", "finetune") and getattr(cell, name) is None:
+        return f"the cell has no {name} phase"
     if path == ("seed", "init") and cell.model.checkpoint and not cell.model.upcycle:
         return "the weights come from a checkpoint"
-    if (
-        path[0] == "evaluate"
-        and name in ("efficiency_limit", "routing_seeds")
-        and "efficiency" not in cell.evaluate.suites
-    ):
+    if name in ("efficiency_limit", "routing_seeds") and "efficiency" not in cell.evaluate.suites:
         return "the suite efficiency is not evaluated"
     return ""
 

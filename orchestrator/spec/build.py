@@ -1,0 +1,125 @@
+"""Nested plain data becomes a cell of frozen dataclasses; everything wrong in it is reported with its place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from orchestrator.spec import cell as cells
+from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of
+from orchestrator.spec.problems import Mistake, Problems, did_you_mean
+from orchestrator.spec.rules import STAGE_RESOURCES
+from orchestrator.spec.tasks import TASKS
+from orchestrator.spec.units import Length
+
+
+class Builder:
+    """Builds a cell from nested plain data; `place(path)` says where a path was written."""
+
+    def __init__(self, problems: Problems, place: Callable[[Path], str]) -> None:
+        self.problems = problems
+        self.place = place
+        self.lengths: dict[str, Length] = {}
+
+    def build(self, owner: type, data: Any, path: Path) -> Any:
+        """Return an `owner` made of `data`, or None when something was wrong with it."""
+        if not isinstance(data, Mapping):
+            self._add(path, f"must be a mapping, not {data!r}")
+            return None
+        fields = fields_of(owner)
+        for name in data:
+            if name not in fields:
+                known = [".".join((*path, known)) for known in fields]
+                self.problems.add(
+                    f"{'.'.join((*path, str(name)))!r} is not a field of a cell",
+                    self.place((*path, str(name))),
+                    ".".join((*path, str(name))),
+                    near_field((*path, str(name)), known),
+                )
+        values: dict[str, Any] = {}
+        sound = True
+        for name, field in fields.items():
+            if name not in data:
+                if field_required(owner, name):
+                    self._add((*path, name), "is required")
+                    sound = False
+                continue
+            try:
+                values[name] = self._field(field, data[name], (*path, name))
+            except Mistake as mistake:
+                self._add((*path, name), mistake.message, mistake.hint)
+                sound = False
+            else:
+                sound = sound and not (values[name] is None and data[name] is not None)
+        return owner(**values) if sound else None
+
+    def _field(self, field: Field, value: Any, path: Path) -> Any:
+        inner = dataclass_in(field.hint)
+        if inner is not None:
+            if value is None and inner is not field.hint:
+                return None
+            return self.build(inner, value, path)
+        if path == ("evaluate", "tasks"):
+            return self._tasks(value, path)
+        if path == ("execution", "resources"):
+            return self._resources(value, path)
+        result = field.typed(value)
+        if isinstance(result, Length):
+            self.lengths[path[0]] = result
+            return 1
+        return result
+
+    def _tasks(self, value: Any, path: Path) -> Any:
+        """Tasks by name (`{arc_easy: {shots: 5}}`, merged by layer) or as a list of names or mappings."""
+        if isinstance(value, Mapping):
+            value = [{"name": name, **(spec or {})} for name, spec in value.items() if spec is not False]
+        if not isinstance(value, list):
+            raise Mistake(f"must be a mapping of tasks or a list of their names, not {value!r}")
+        tasks = []
+        for item in value:
+            spec = {"name": item} if isinstance(item, str) else item
+            name = spec.get("name") if isinstance(spec, Mapping) else None
+            if name in TASKS:
+                default = TASKS[name]
+                spec = {"shots": default.shots, "metric": default.metric, **spec}
+            tasks.append(self.build(cells.TaskSpec, spec, (*path, str(name)) if name else path))
+        names = [task.name for task in tasks if task]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise Mistake(f"names {name!r} twice")
+        return None if None in tasks else tuple(tasks)
+
+    def _resources(self, value: Any, path: Path) -> Any:
+        if not isinstance(value, Mapping):
+            raise Mistake(f"must be a mapping, not {value!r}")
+        for kind in value:
+            if kind not in STAGE_RESOURCES:
+                self._add((*path, str(kind)), "is not a kind of stage", did_you_mean(kind, STAGE_RESOURCES, "kinds"))
+        built = {kind: self.build(cells.Resources, spec, (*path, kind)) for kind, spec in value.items()}
+        return None if None in built.values() else built
+
+    def _add(self, path: Path, message: str, hint: str = "") -> None:
+        key = ".".join(path)
+        self.problems.add(f"{key} {message}", self.place(path), key, hint)
+
+
+def field_required(owner: type, name: str) -> bool:
+    """Return whether the dataclass `owner` has no default for `name`."""
+    field = next(f for f in dataclasses.fields(owner) if f.name == name)
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def near_field(path: Path, siblings: Iterable[str] = ()) -> str:
+    """Return a hint for the unknown field `path`: a sibling with a similar name, or a namesake elsewhere."""
+    near = did_you_mean(".".join(path), siblings)
+    if near.startswith("did you mean"):
+        return near
+    elsewhere = [".".join(known) for known in field_paths() if known[-1] == path[-1]]
+    if elsewhere:
+        return f"did you mean {elsewhere[0]!r}?"
+    near = did_you_mean(path[-1], {known[-1] for known in field_paths()})
+    if near.startswith("did you mean"):
+        word = near.split("'")[1]
+        return next(f"did you mean {'.'.join(known)!r}?" for known in field_paths() if known[-1] == word)
+    return near if len(list(siblings)) else "moegrid schema lists every field"

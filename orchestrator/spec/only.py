@@ -1,0 +1,48 @@
+"""Which cells of a grid a command is about: `--only freeze=none->router`, `--only 5303feb1be93`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.spec.axes import show_value
+from orchestrator.spec.expand import GridCell
+from orchestrator.spec.factors import Factor, find_factor
+from orchestrator.spec.problems import Mistake, Problems, did_you_mean
+
+
+def select(
+    cells: Sequence[GridCell], only: Sequence[str], phase: str, plain_seed: str, problems: Problems
+) -> list[GridCell]:
+    """Return the cells with an id or a factor's value in `only`; several values of one factor: any of them."""
+    kept = list(cells)
+    ids = [text for text in only if "=" not in text]
+    for text in ids:
+        if not any(item.id.startswith(text) for item in cells):
+            hint = "write FACTOR=VALUE or a cell's id"
+            problems.add(f"--only {text!r}: no cell has this id", "command line", hint=hint)
+    if ids:
+        kept = [item for item in kept if item.id.startswith(tuple(ids))]
+    wanted: dict[str, tuple[Factor, list[str]]] = {}
+    for text in only:
+        name, equals, value = text.partition("=")
+        if equals:
+            try:
+                factor = find_factor(name.strip(), phase, plain_seed)
+            except Mistake as mistake:
+                problems.add(mistake.message, "command line", name, mistake.hint)
+            else:
+                wanted.setdefault(factor.name, (factor, []))[1].append(value.strip())
+    for name, (factor, values) in wanted.items():
+        shown = [_shown(factor, item) for item in kept]
+        for value in values:
+            if value not in shown:
+                hint = did_you_mean(value, sorted(set(shown)), "values")
+                problems.add(f"--only {name}={value} matches no cell", "command line", name, hint)
+        kept = [item for item, text in zip(kept, shown, strict=True) if text in values]
+    return kept
+
+
+def _shown(factor: Factor, item: GridCell) -> str:
+    value: Any = item.factors[factor.name] if factor.name in item.factors else factor.read(item.cell)
+    return show_value(list(value) if isinstance(value, tuple) else value)

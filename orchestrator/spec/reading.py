@@ -1,0 +1,176 @@
+"""The sections of a grid read and checked as a whole: axes, conditions, exclusions, baseline; then the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.spec.axes import AxisReader, Condition, read_condition, show_value
+from orchestrator.spec.build import Builder
+from orchestrator.spec.cell import Cell
+from orchestrator.spec.document import GridDocument, Section
+from orchestrator.spec.expand import Expander, GridCell, holds
+from orchestrator.spec.factors import seed_names
+from orchestrator.spec.merge import Merged
+from orchestrator.spec.problems import Problems, did_you_mean
+
+
+class Reading:
+    """Reads the sections of a document, in turn; keeps what the grid needs."""
+
+    def __init__(self, document: GridDocument, merged: Merged, folder: Path, problems: Problems) -> None:
+        self.document = document
+        self.merged = merged
+        self.problems = problems
+        self.baseline: dict[str, Any] = {}
+        fields, active_width = self._active_width(merged.fields)
+        builder = Builder(problems, merged.place)
+        self.base: Cell | None = builder.build(Cell, fields, ()) if fields else None
+        self.reader = AxisReader(document, active_width, problems)
+        self.products = self.reader.products()
+        self.when = self._when()
+        self.exclude = self._exclude()
+        self._baseline()
+        self.names("primary")
+        self.text("runnable"), self.text("description")
+        seeds = seed_names(document.plain_seed)
+        if self.base is not None:
+            self.expander = Expander(self.base, builder.lengths, merged, folder, seeds, problems)
+            self.expander.unnamed = self._constant() - seeds
+
+    def cells(self, strict: bool) -> list[GridCell]:
+        """Return the cells of all products; with `strict` an exclusion that excludes nothing is a problem."""
+        if self.problems or self.base is None:
+            return []
+        used: set[int] = set()
+
+        def excluded(item: GridCell) -> bool:
+            hits = [i for i, condition in enumerate(self.exclude) if holds(condition, item)]
+            used.update(hits)
+            return bool(hits)
+
+        found: dict[str, GridCell] = {}
+        for product in self.products or [[]]:
+            for item in self.expander.expand(product, self.when, excluded if self.exclude else _never):
+                first = found.setdefault(item.id, item)
+                if first is not item and first.factors != item.factors:
+                    self.problems.add(
+                        f"cells {first.name!r} and {item.name!r} differ in a factor but are the same science",
+                        product[0].place if product else self.document.path,
+                        hint="remove one of them: a table would compare a result with itself",
+                    )
+        self.expander.report()
+        if strict:
+            for i, condition in enumerate(self.exclude):
+                if i not in used:
+                    hint = "remove it or correct its values"
+                    self.problems.add(f"exclude {{{condition.text}}} matches no cell", condition.place, "exclude", hint)
+        self._check_baseline(found.values())
+        if not found and not self.problems:
+            self.problems.add("every cell is excluded", self.document.path, "exclude")
+        return list(found.values())
+
+    def _constant(self) -> frozenset[str]:
+        """Return the factors that have one and the same value in every product."""
+        values: dict[str, set[str]] = {}
+        for product in self.products:
+            for axis in product:
+                for choice in axis.choices:
+                    for name, value in choice.values:
+                        values.setdefault(name, set()).add(show_value(value))
+        everywhere = [{name for axis in product for name in axis.names} for product in self.products]
+        conditional = set(self.when)
+        return frozenset(
+            name
+            for name, shown in values.items()
+            if len(shown) == 1 and name not in conditional and all(name in names for names in everywhere)
+        )
+
+    def _active_width(self, fields: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Replace `model.active_width` by the expert width it means; return the fields and the active width."""
+        model = fields.get("model")
+        if not isinstance(model, dict) or not isinstance(model.get("moe"), dict):
+            return fields, 0
+        model = dict(model)
+        active = model.pop("active_width", None)
+        moe = model["moe"]
+        active_experts = [moe.get("top_k", 2), moe.get("shared_experts") or 0]
+        if not all(type(number) is int for number in active_experts):
+            return {**fields, "model": model}, 0
+        number = sum(active_experts)
+        if active is None:
+            width = moe.get("expert_width")
+            return {**fields, "model": model}, width * number if isinstance(width, int) else 0
+        place = self.merged.place(("model", "active_width"))
+        if type(active) is not int or active < 1 or number < 1 or active % number:
+            message = f"model.active_width {active!r} is not divisible by the {number} active experts (top_k + shared)"
+            self.problems.add(message, place, "model.active_width", "choose a multiple")
+            return {**fields, "model": model}, 0
+        return {**fields, "model": {**model, "moe": {**moe, "expert_width": active // number}}}, active
+
+    def _when(self) -> dict[str, Condition]:
+        section = self.document.sections.get("when", Section({}, {}))
+        axes = {name for product in self.products for axis in product for name in axis.names}
+        conditions = {}
+        for name, data in section.data.items():
+            place = section.place(name)
+            if self.reader.factor(str(name), place) is None:
+                continue
+            if name not in axes and not self.problems:
+                hint = did_you_mean(name, axes, "axes")
+                self.problems.add(f"when names {name!r}, which is no axis of this grid", place, f"when.{name}", hint)
+            if isinstance(data, Mapping) and name in data:
+                self.problems.add(f"when makes {name!r} depend on itself", place, f"when.{name}")
+                continue
+            condition = read_condition(self.reader, data, section, (name,), f"when.{name}")
+            if condition is not None:
+                conditions[str(name)] = condition
+        return conditions
+
+    def _exclude(self) -> list[Condition]:
+        section = self.document.sections.get("exclude", Section([], {}))
+        if not isinstance(section.data, list):
+            self.problems.add(f"exclude must be a list, not {section.data!r}", section.place(), "exclude")
+            return []
+        found = [read_condition(self.reader, data, section, (i,), "exclude") for i, data in enumerate(section.data)]
+        return [condition for condition in found if condition is not None]
+
+    def _baseline(self) -> None:
+        section = self.document.sections.get("baseline", Section({}, {}))
+        for name, value in section.data.items():
+            place = section.place(name)
+            factor = self.reader.factor(str(name), place)
+            choice = self.reader.choice((factor,), [value], place) if factor else None
+            if choice is not None:
+                self.baseline[str(name)] = choice.values[0][1]
+
+    def _check_baseline(self, cells: Iterable[GridCell]) -> None:
+        if self.baseline and not any(
+            all(item.factors.get(name) == value for name, value in self.baseline.items()) for item in cells
+        ):
+            section = self.document.sections["baseline"]
+            text = ", ".join(f"{name}: {show_value(value)}" for name, value in self.baseline.items())
+            hint = "name values of this grid's factors"
+            self.problems.add(f"baseline {{{text}}} matches no cell", section.place(), "baseline", hint)
+
+    def text(self, key: str) -> str:
+        """Return a section that is one text."""
+        section = self.document.sections.get(key, Section("", {}))
+        if isinstance(section.data, str):
+            return section.data
+        self.problems.add(f"{key} must be text, not {section.data!r}", section.place(), key)
+        return ""
+
+    def names(self, key: str) -> list[str]:
+        """Return a section that is a list of names."""
+        section = self.document.sections.get(key, Section([], {}))
+        value = section.data if isinstance(section.data, list) else [section.data]
+        if all(isinstance(name, str) and name for name in value):
+            return value
+        self.problems.add(f"{key} must be a list of names, not {section.data!r}", section.place(), key)
+        return []
+
+
+def _never(_: GridCell) -> bool:
+    return False
