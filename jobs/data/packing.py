@@ -1,4 +1,4 @@
-"""Loaders of the tokens artifact. A micro-batch is a pure function of (seed, step, index): a resume needs no loader state.
+"""Loaders of the tokens artifact: a micro-batch is a pure function of (seed, step, index), so a resume needs no state.
 
 Labels are already shifted: `labels[b, t]` is the token that follows `input_ids[b, t]`, or -100 where there is no loss.
 """

@@ -150,9 +150,10 @@ class Vocabulary:
         """Read the blobs of a tokenizer artifact from `directory`."""
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        tokenizer: Any = Tokenizer.from_file(str(directory / "tokenizer.json"))
         special = json.loads((directory / "special.json").read_text())
-        return cls(tokenizer, *(tokenizer.token_to_id(special[name]) for name in ("bos", "eos", "pad")))
+        bos, eos, pad = (int(tokenizer.token_to_id(special[name])) for name in ("bos", "eos", "pad"))
+        return cls(tokenizer, bos, eos, pad)
 
     @property
     def size(self) -> int:
