@@ -151,9 +151,9 @@ class GridStore:
         self.store.create_json(f"attempts/{attempt}/series/{sequence:06d}.json", {"stage": stage, "rows": list(rows)})
 
     def fail(self, attempt: str, stage: str, kind: str = "nan", message: str = "the loss is not finite") -> None:
-        """Leave the failure record of an attempt."""
+        """Leave the failure record of an attempt at a stage."""
         body = {"stage": stage, "kind": kind, "message": message, "hint": "lower the learning rate", "exit_code": 1}
-        self.store.create_json(f"attempts/{attempt}/failure.json", body)
+        self.store.create_json(f"failures/{stage}/{attempt}.json", {**body, "tail": "the last line of the log"})
 
     def commit(self, stage: str, attempt: str = "batch-0") -> Manifest:
         """Commit a stage with the metrics, series and items that its kind leaves."""
@@ -162,7 +162,7 @@ class GridStore:
         if facts["kind"] == "train":
             rows = json.dumps(self.rows(stage)).encode()
             blobs.append(self.store.artifacts.write_blob(attempt, "series.json", rows))
-            info = {"weights_sha256": key("weights", stage), "seconds": 60.0}
+            info = {"weights_sha256": key("weights", stage), "train_seconds": 60.0, "tokens": 5120 * facts["stop"]}
         else:
             metrics, info = self._measured(stage, facts)
         if facts.get("suite") == "reasoning":

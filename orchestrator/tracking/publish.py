@@ -89,9 +89,9 @@ class GridPublisher:
         known = {key: manifest for key, manifest in self._manifests.items() if key in present}
         self._manifests = known | self._store.artifacts.many(present - known.keys())
         attempts = self._submissions.attempts()
-        failed = records.failures(self._store, attempts, self._manifests)
         self._live.refresh(attempts, self._manifests)
         waiting = sorted(keys - self._manifests.keys())
+        failed = records.failures(self._store, set(waiting))
         live = {stage for stage, state in self._store.claims.states(waiting).items() if state.live}
         runs = project(documents, self._manifests, attempts, failed, live=live)
         if self._progress is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,24 +96,24 @@ class Submissions:
         ]
 
 
-def failures(store: Store, tried: Iterable[Attempt], done: Mapping[str, Any]) -> dict[str, Failure]:
-    """Return stage -> its last failure, for stages without an artifact in `done`."""
-    open_attempts = [a for a in tried if any(stage not in done for stage in a.stages)]
-    bodies = _read_all(store, [f"attempts/{a.id}/failure.json" for a in open_attempts])
+def failures(store: Store, stages: Collection[str]) -> dict[str, Failure]:
+    """Return stage -> its last failure that nobody pardoned, for those of `stages` that have one."""
+    entries = sorted(store.objects.list("failures"), key=lambda entry: (entry.modified, entry.path))
+    pardoned = {entry.path.removesuffix(".pardon") for entry in entries if entry.path.endswith(".pardon")}
+    wanted = [
+        entry.path
+        for entry in entries
+        if entry.path.endswith(".json")
+        and entry.path.split("/")[1] in stages
+        and entry.path.removesuffix(".json") not in pardoned
+    ]
     found: dict[str, Failure] = {}
-    for attempt, body in zip(open_attempts, bodies, strict=True):
-        if body is None:
-            continue
-        record = json.loads(body)
-        stage = record.get("stage") or attempt.stages[0]
-        if stage not in done:
-            found[stage] = Failure(
-                stage,
-                str(record.get("kind", "error")),
-                str(record.get("message", "")),
-                str(record.get("hint", "")),
-                attempt.id,
-            )
+    for path, body in zip(wanted, _read_all(store, wanted), strict=True):
+        if body is not None:
+            record = json.loads(body)
+            stage, attempt = path.split("/")[1], path.split("/")[2].removesuffix(".json")
+            texts = [str(record.get(name, "")) for name in ("kind", "message", "hint")]
+            found[stage] = Failure(stage, texts[0], texts[1], texts[2], attempt, str(record.get("tail", "")))
     return found
 
 
