@@ -13,7 +13,7 @@ from orchestrator.spec.model import ModelSpec, resolve_moe
 from orchestrator.spec.work import DataWork, EvaluateWork, InitWork, TokensWork, TrainWork
 
 # Sustained FLOP/s assumed before anything of the same shape has finished.
-CPU_FLOPS_PER_CORE = 1.2e10
+CPU_FLOPS_PER_CORE = 3e10
 GPU_FLOPS = 1.2e14
 PROCESS_START_SECONDS = 5.0
 DATA_SECONDS = 25.0

@@ -113,8 +113,11 @@ def build_graph(grid: Grid, *, share: bool = True) -> StageGraph:
     cells: dict[str, CellStages] = {}
     users: dict[str, list[str]] = {}
     children: dict[str, list[str]] = {}
+    private = {item.id: "" if share else item.id for item in grid.cells}
     for item in grid.cells:
-        lowered = lowering.cell(item.cell, private="" if share else item.id)
+        lowering.cell(item.cell, private=private[item.id])
+    for item in grid.cells:
+        lowered = lowering.cell(item.cell, private=private[item.id])
         cells[item.id] = lowered
         for stage in lowered.stages:
             if stage.key not in stages:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
 
 from orchestrator.spec.cell import Cell, DataSpec, EvaluateSpec, TrainSpec
@@ -72,12 +71,21 @@ def conditions_of(train: TrainSpec, phase: str, frozen: str, tokens: str, seed: 
     return Conditions(phase=phase, train=normal, tokens=tokens, seed=seed)
 
 
+# A line of training: the initial artifact, the spans before, the conditions' digest and the step where they set in.
+Line = tuple[str, tuple[Span, ...], str, int]
+
+
 class Lowering:
-    """Lowers cells; equal works are built once, so that ten thousand cells that share a base stay cheap."""
+    """Lowers cells; equal works are built once, so that ten thousand cells that share a base stay cheap.
+
+    Lower every cell twice: the first pass gathers at which steps of a line some cell forks or wants a state, the second
+    cuts all cells' runs there, so that a prefix is trained once whoever needs it.
+    """
 
     def __init__(self) -> None:
         self._stages: dict[object, Stage] = {}
         self._digests: dict[Conditions, str] = {}
+        self._cuts: dict[Line, set[int]] = {}
 
     def cell(self, cell: Cell, *, private: str = "") -> CellStages:
         """Return the stages of `cell`; with `private` its states are shared with no other cell."""
@@ -111,12 +119,21 @@ class Lowering:
             last = phase == present[-1][0]
             wanted = {step_at(at, train.steps) for at in cell.evaluate.at} if last else set()
             states = {0: state}
-            for frozen, start, stop in segments(train, wanted):
-                conditions = conditions_of(train, phase, frozen, tokens_of[phase], seed)
-                work = TrainWork(cell.model, tokenizer, init, history, conditions, start, stop)
-                state = self._segment(stages, work, state)
-                history = (*history, (self._digest(conditions), start, stop))
-                states[stop] = state
+            for span in freeze_phases(train.freeze, train.steps):
+                conditions = conditions_of(train, phase, span.frozen, tokens_of[phase], seed)
+                digest = self._digest(conditions)
+                cuts = self._cuts.setdefault((init, history, digest, span.start), set())
+                cuts.add(span.stop)
+                cuts.update(step for step in wanted if span.start < step < span.stop)
+                before = history
+                start = span.start
+                for stop in sorted(cut for cut in cuts if cut <= span.stop):
+                    work = TrainWork(cell.model, tokenizer, init, before, conditions, start, stop)
+                    state = self._segment(stages, work, state)
+                    before = (*history, (digest, span.start, stop))
+                    states[stop] = state
+                    start = stop
+                history = before
         results = self._evaluations(stages, cell, present[-1][1], states, tokenizer, tokens_of[present[0][0]])
         return CellStages(tuple(dict.fromkeys(stages)), state, results)
 
@@ -185,15 +202,6 @@ class Lowering:
             )
         stages.append(self._stages[work])
         return self._stages[work].key
-
-
-def segments(train: TrainSpec, wanted: set[int]) -> list[tuple[str, int, int]]:
-    """Return (frozen role, start, stop) of each segment: cut where the freeze changes or a state is wanted."""
-    cut: list[tuple[str, int, int]] = []
-    for phase in freeze_phases(train.freeze, train.steps):
-        bounds = sorted({phase.start, phase.stop, *(step for step in wanted if phase.start < step < phase.stop)})
-        cut += [(phase.frozen, start, stop) for start, stop in itertools.pairwise(bounds)]
-    return cut
 
 
 def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, tokens: str) -> EvaluateWork:

@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 
 import pytest
-from orchestrator.spec.grid import Grid, GridCell
 
 from orchestrator.plan.cost import parameters
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import latest_step, make_plan
 from orchestrator.plan.root import root_document
-from orchestrator.plan.stages import segments
 from orchestrator.spec.cell import Cell, DataSpec, EvaluateSpec, Seeds, TaskSpec, TokenizerSpec, TrainSpec
+from orchestrator.spec.grid import Grid, GridCell
 from orchestrator.spec.identity import lineage, state_key
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.work import TrainWork, work_from_json, work_to_json
@@ -113,8 +112,20 @@ def test_the_phase_boundary_is_not_merged_into_one_span() -> None:
     ],
 )
 def test_segments_round_half_up_to_whole_steps(schedule: str, expected: list[tuple[str, int, int]]) -> None:
-    train = TrainSpec(DataSpec("x"), steps=9, freeze=schedule)
-    assert segments(train, {5, 9}) == expected
+    cell = cell_with(schedule)
+    assert cell.finetune is not None
+    graph = build_graph(
+        grid_of([("a", dataclasses.replace(cell, finetune=dataclasses.replace(cell.finetune, steps=9)))])
+    )
+    assert [(w.conditions.train.freeze, w.start, w.stop) for w in train_stages(graph, "finetune")] == expected
+
+
+def test_a_run_is_cut_where_another_cell_forks_from_it() -> None:
+    alone = build_graph(grid_of([("a", cell_with("none", at=(1.0,)))]))
+    both = build_graph(grid_of([("a", cell_with("none", at=(1.0,))), ("b", cell_with("none->router", at=(1.0,)))]))
+    assert len(train_stages(alone, "finetune")) == 1
+    assert sum(w.stop - w.start for w in train_stages(both, "finetune")) == 15
+    assert alone.cells["000000000000"].final == both.cells["000000000000"].final
 
 
 def test_chains_follow_one_branch_and_group_evaluations_of_a_state() -> None:
