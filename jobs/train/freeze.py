@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from jobs.models.backbones import parameter_roles, tensors_sha256
 from jobs.train.optimizer import FROZEN_ROLES
 
+Named = Iterator[tuple[str, Tensor]]
+
 
 def apply_freeze(model: nn.Module, frozen: str) -> None:
     """Stop gradients of the roles that the word `frozen` names, let all others have them."""
@@ -18,9 +20,7 @@ def apply_freeze(model: nn.Module, frozen: str) -> None:
             parameter.grad = None
 
 
-def _buffers(
-    module: nn.Module, roles: tuple[str, ...], role: str = "other", prefix: str = ""
-) -> Iterator[tuple[str, Tensor]]:
+def _buffers(module: nn.Module, roles: tuple[str, ...], role: str = "other", prefix: str = "") -> Named:
     role = getattr(module, "role", role)
     if role in roles:
         saved = module.state_dict(keep_vars=True)

@@ -157,6 +157,7 @@ class Execution:
     checkpoint_seconds: float = 300.0
     log_every: int = 10
     deterministic: bool = True
+    allow_numerics: bool = False  # go on from states made under other numerics, and say so in what is made
 
 
 @dataclass(frozen=True, slots=True)
