@@ -38,7 +38,7 @@ def _ranged(name: str, values_L: Floats, low: float = -math.inf, high: float = m
 
 
 def entropy_bits(counts: ArrayLike) -> float:
-    """Return the Shannon entropy of the distribution counts / sum(counts) in bits; raises ValueError on an empty one."""
+    """Return the Shannon entropy of counts / sum(counts) in bits; raises ValueError when all are zero."""
     c = np.asarray(counts, dtype=np.float64)
     total = c.sum()
     if not total > 0 or (c < 0).any():
@@ -111,7 +111,7 @@ def collaboration_of_pairs(pairs_NN: ArrayLike) -> float:
 
 
 def load_balance_L(indices_LTk: ArrayLike, num_experts: int, mask: ArrayLike | None = None) -> Floats:
-    """Return the entropy of the expert counts per layer, bits in 0..log2 N (MoE-Bench section 4; routed experts only)."""
+    """Return the entropy of the routed experts' counts per layer, bits in 0..log2 N (MoE-Bench section 4)."""
     indices = as_layers(indices_LTk)
     kept = masks(mask, *indices.shape[:2])
     values = [entropy_bits(expert_counts(i, num_experts, m)) for i, m in zip(indices, kept, strict=True)]
@@ -215,7 +215,7 @@ def router_margin(scores_LTN: ArrayLike, mask: ArrayLike | None = None) -> float
 
 
 def overlaps(first_Tk: ArrayLike, second_Tk: ArrayLike, top: int | None = None) -> Floats:
-    """Return size(A and B) / max(size A, size B) of each token's two expert sets, [t]; tokens with two empty sets left out."""
+    """Return size(A and B) / max(size A, size B) of each token's two expert sets, [t]; two empty sets are left out."""
     a, b = _best(np.asarray(first_Tk), top), _best(np.asarray(second_Tk), top)
     if len(a) != len(b):
         raise ValueError(f"the same tokens are needed twice, got {len(a)} and {len(b)}")
@@ -314,7 +314,7 @@ def routing_distance_L(
     mask: ArrayLike | None = None,
     shifted_mask: ArrayLike | None = None,
 ) -> Floats:
-    """Return the L1 distance between the mean routing distributions of two data sets per layer, 0..2 (MoE-RBench Fig. 3)."""
+    """Return the L1 distance between two data sets' mean routing distributions per layer, 0..2 (MoE-RBench Fig. 3)."""
     means = []
     for scores, kept in ((as_layers(scores_LTN), mask), (as_layers(shifted_LUN), shifted_mask)):
         rows = zip(scores, masks(kept, *scores.shape[:2]), strict=True)
@@ -343,7 +343,7 @@ def capacity(base: float, pruned: float) -> float:
 
 
 def specialization(base: float, random: Sequence[float]) -> float:
-    """Return acc(base) - the mean accuracy under random routings (one per routing seed), -1..1 (MoE-Bench section 4)."""
+    """Return acc(base) - the mean accuracy under random routings, one a routing seed, -1..1 (MoE-Bench section 4)."""
     return in_range("specialization", _accuracy(base) - float(np.mean([_accuracy(r) for r in random])), -1.0, 1.0)
 
 
@@ -367,24 +367,6 @@ def init_std_balance(steps: ArrayLike, losses: ArrayLike, first: int = 1000) -> 
     """Return the mean load-balance loss over the steps up to `first` (LibMoE section 5g), >= 0."""
     early = np.asarray(losses, dtype=np.float64)[np.asarray(steps) <= first]
     return in_range("init_std_balance", _mean(early), 0.0)
-
-
-def spikes(values: ArrayLike, window: int = 50, threshold: float = 6.0) -> tuple[int, float]:
-    """Return how many values of a series are spikes, and the largest one's height over the running median.
-
-    A spike exceeds the median of the up to `window` values before it (at least 10) by more than `threshold` robust
-    standard deviations (1.4826 x median absolute deviation).
-    """
-    x = np.asarray(values, dtype=np.float64)
-    count, largest = 0, 0.0
-    for i in range(10, len(x)):
-        before = x[max(0, i - window) : i]
-        median = float(np.median(before))
-        spread = 1.4826 * float(np.median(np.abs(before - median)))
-        height = float(x[i]) - median
-        if not height <= max(threshold * spread, 1e-12):
-            count, largest = count + 1, max(largest, height)
-    return count, largest
 
 
 def _accuracy(value: float) -> float:
