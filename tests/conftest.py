@@ -9,3 +9,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from tests.s3_lab import proxy, s3, s3_server  # noqa: E402, F401 (fixtures)
+
+pytest_plugins = ["tests.lab_slurm"]

@@ -1,0 +1,216 @@
+"""The store on a real S3 server: the same promises as in a folder, and a network that fails."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import CorruptBlob, LeaseLost, StoreError
+from orchestrator.store import Manifest, Objects, Store
+from tests.processes import race
+from tests.s3_lab import Proxy, S3Lab
+
+KEY = "a" * 64
+
+
+@pytest.fixture
+def store(s3: S3Lab) -> Store:
+    return Store.open(s3.fresh_url())
+
+
+def test_of_sixteen_writers_one_creates(store: Store) -> None:
+    code = "print(sum(store.objects.create(f'x/{i}', f'{me}'.encode()) for i in range(20)))"
+    assert sum(map(int, race(code, store.url, 16))) == 20
+
+
+def test_of_sixteen_claimers_one_wins_even_an_expired_lease(store: Store) -> None:
+    for number in range(10):
+        store.claims.claim(f"s{number}", "old-0", ttl=0.0)
+    code = "print(sum(store.claims.claim(f's{i}', f'{me}-0', 600) is not None for i in range(10)))"
+    assert sum(map(int, race(code, store.url, 16))) == 10
+    assert {state.token for state in store.claims.states().values()} == {2}
+
+
+def test_one_process_enters_and_a_stalled_one_is_fenced(store: Store) -> None:
+    store.claims.claim("stage", "a-0", ttl=0.0)
+    code = """
+from orchestrator.errors import LeaseLost
+try:
+    store.claims.enter("stage", "a-0")
+    print(1)
+except LeaseLost:
+    print(0)
+"""
+    assert sum(map(int, race(code, store.url, 8))) == 1
+    stalled = store.claims.claim("stage", "b-0", ttl=0.0)
+    assert stalled is not None
+    assert store.claims.claim("stage", "c-0", ttl=60) is not None
+    with pytest.raises(LeaseLost):
+        store.claims.check(stalled)
+
+
+def test_renewals_with_equal_fields_do_not_confuse_versions(store: Store) -> None:
+    lease = store.claims.claim("stage", "a-0", 60)
+    assert lease is not None
+    versions = set()
+    for _ in range(5):
+        store.claims.renew(lease)
+        versions.add((store.objects.get_versioned("claims/stage.json") or (b"", ""))[1])
+    assert len(versions) == 5
+
+
+def test_leases_age_by_the_servers_clock(store: Store) -> None:
+    lease = store.claims.claim("stage", "a-0", ttl=3)
+    assert lease is not None
+    assert store.claims.states()["stage"].live
+    time.sleep(4.5)  # the server's times are whole seconds
+    assert not store.claims.states()["stage"].live
+    store.claims.renew(lease)
+    assert store.claims.states()["stage"].live
+
+
+def test_a_large_blob_goes_up_in_parts_and_comes_back(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "weights"
+    source.write_bytes(os.urandom((20 << 20) + 7))
+    blob = store.artifacts.write_blob("a-0", "weights.safetensors", source)
+    manifest = store.artifacts.commit(Manifest(key=KEY, kind="train", spec={}, blobs=(blob,), attempt="a-0"))
+    assert blob.size == source.stat().st_size
+    store.artifacts.verify(KEY)
+    assert store.artifacts.fetch(manifest, blob.name, tmp_path / "out").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "gone"])
+def test_damage_is_found_and_healed(store: Store, how: str) -> None:
+    data = os.urandom(1000)
+    blob = store.artifacts.write_blob("a-0", "x", data)
+    store.artifacts.commit(Manifest(key=KEY, kind="data", spec={}, blobs=(blob,), attempt="a-0"))
+    if how == "gone":
+        store.objects.delete(blob.path)
+    else:
+        store.objects.put(blob.path, data[:-1] if how == "truncated" else bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(CorruptBlob, match="x"):
+        store.artifacts.verify(KEY)
+    assert store.artifacts.heal(KEY)
+    assert store.artifacts.keys() == set()
+    again = Manifest(
+        key=KEY, kind="data", spec={}, blobs=(store.artifacts.write_blob("b-0", "x", data),), attempt="b-0"
+    )
+    assert store.artifacts.commit(again).generation == 1
+    store.artifacts.verify(KEY)
+
+
+def test_listings_longer_than_a_page_are_complete(store: Store) -> None:
+    keys = [f"{number:064x}" for number in range(1100)]
+    store.objects.parallel(lambda key: store.artifacts.commit(Manifest(key=key, kind="data", spec={})), keys)
+    assert store.artifacts.keys() == set(keys)
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
+def test_a_wrong_secret_is_refused_at_once_and_never_shown(
+    s3: S3Lab, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "planted-secret-value")
+    begin = time.monotonic()
+    with pytest.raises(StoreError, match="refused the credentials") as caught:
+        Store.open(s3.fresh_url())
+    assert time.monotonic() - begin < 5
+    assert caught.value.exit_code == 3
+    assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+    assert "planted-secret-value" not in str(caught.value)
+
+
+def test_keys_may_come_from_the_standard_files(s3: S3Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key, secret = (os.environ[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    with pytest.raises(StoreError, match="no credentials were found"):
+        Store.open(s3.fresh_url(), patience=2)
+    (tmp_path / "credentials").write_text(f"[lab]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+    Store.open(s3.fresh_url())
+
+
+def test_a_bucket_that_does_not_exist_is_named(s3: S3Lab) -> None:
+    with pytest.raises(StoreError, match="the bucket does not exist"):
+        Store.open("s3://no-such-bucket/x", patience=2)
+
+
+def test_an_unreachable_endpoint_is_given_up_after_the_patience(s3: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    begin = time.monotonic()
+    with pytest.raises(StoreError, match="could not be reached") as caught:
+        Store.open(s3.fresh_url(), patience=2)
+    assert time.monotonic() - begin < 10
+    assert caught.value.exit_code == 3
+    assert "AWS_ENDPOINT_URL" in caught.value.hint
+
+
+def test_work_goes_on_when_the_server_comes_back(s3: S3Lab, proxy: Proxy) -> None:
+    store = Store.open(s3.fresh_url(), patience=20)
+    store.objects.put("x", b"1")
+    proxy.cut()
+    threading.Timer(1.5, proxy.restore).start()
+    begin = time.monotonic()
+    assert store.objects.create("y", b"2")
+    assert store.objects.get("x") == b"1"
+    lease = store.claims.claim("stage", "a-0", 60)
+    assert lease is not None
+    assert time.monotonic() - begin > 1
+
+
+def test_a_cut_server_gives_a_store_error_within_the_patience(s3: S3Lab, proxy: Proxy) -> None:
+    store = Store.open(s3.fresh_url(), patience=2)
+    proxy.cut()
+    for action in (
+        lambda: store.objects.get("x"),
+        lambda: store.objects.put("x", b""),
+        lambda: store.objects.create("x", b""),
+        lambda: list(store.objects.list("artifacts")),
+    ):
+        begin = time.monotonic()
+        with pytest.raises(StoreError, match="could not be reached"):
+            action()
+        assert time.monotonic() - begin < 10
+
+
+def test_a_lost_answer_does_not_make_the_winner_a_loser(s3: S3Lab) -> None:
+    """The server wrote the object, the connection broke, and the retry finds the object there: it is our own."""
+    objects = Objects.open(s3.fresh_url(), patience=10)
+    import obstore
+
+    genuine, calls = obstore.put, []
+
+    def put_and_lose_the_answer(*args: object, **options: object) -> object:
+        calls.append(args)
+        result = genuine(*args, **options)  # type: ignore[arg-type]
+        if len(calls) == 1:
+            raise obstore.exceptions.GenericError("connection reset")
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(obstore, "put", put_and_lose_the_answer)
+        assert objects.create("x", b"nonce-1")
+        assert len(calls) == 2
+        calls.clear()
+        _, version = objects.get_versioned("x") or (b"", "")
+        assert objects.replace("x", b"nonce-2", version)
+        assert len(calls) == 2
+    assert not objects.create("x", b"nonce-3")
+
+
+def test_an_upload_that_breaks_off_leaves_no_object(s3: S3Lab, proxy: Proxy, tmp_path: Path) -> None:
+    source = tmp_path / "weights"
+    source.write_bytes(os.urandom(30 << 20))
+    store = Store.open(s3.fresh_url(), patience=2)
+    proxy.limit = 1 << 20
+    with pytest.raises(StoreError):
+        store.artifacts.write_blob("a-0", "weights", source)
+    proxy.limit = None
+    assert list(store.objects.list("blobs")) == []
+    blob = store.artifacts.write_blob("a-0", "weights", source)
+    store.artifacts.verify_blob(blob)
