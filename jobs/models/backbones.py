@@ -1,4 +1,4 @@
-"""Causal language models: attention, norms, rotary embedding and head from transformers, our block in the feed-forward's place."""
+"""Causal language models: attention, norms, rotary embedding and head from transformers, our feed-forward blocks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _FeedForward(nn.Module):
     def forward(self, x_BSD: Tensor) -> Tensor:
         call = self.call[0]
         if call is None or isinstance(self.block, DenseBlock):
-            return self.block(x_BSD)[0]  # type: ignore[no-any-return]
+            return self.block(x_BSD)[0]
         y, routing = self.block(
             x_BSD,
             call.spans,
@@ -67,18 +67,19 @@ class _FeedForward(nn.Module):
         )
         call.routings.append(routing)
         call.previous = routing.carried
-        return y  # type: ignore[no-any-return]
+        return y
 
 
 class CausalLM(nn.Module):
     """A transformers causal LM whose feed-forwards are our blocks. Build it with `build_model`."""
 
-    def __init__(self, spec: ModelSpec, backbone: nn.Module) -> None:
+    def __init__(self, spec: ModelSpec, backbone: Any) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = backbone
+        self.backbone: Any = backbone
         self._call: list[_Call | None] = [None]
-        for layer, decoder in enumerate(self.layers):
+        decoders: list[Any] = list(self.layers)
+        for layer, decoder in enumerate(decoders):
             width = spec.dense_width if layer < spec.dense_layers else 0
             block = (
                 DenseBlock(spec.moe, spec.hidden_size, spec.init_std, width)
@@ -95,16 +96,16 @@ class CausalLM(nn.Module):
 
     @property
     def config(self) -> PreTrainedConfig:
-        return self.backbone.config  # type: ignore[return-value]
+        return self.backbone.config
 
     @property
     def layers(self) -> nn.ModuleList:
-        return self.backbone.model.layers  # type: ignore[return-value, union-attr]
+        return self.backbone.model.layers
 
     @property
     def moe_blocks(self) -> list[MoEBlock]:
         """The MoE blocks in layer order, aligned with `Output.routings`; dense layers are not among them."""
-        blocks = [decoder.mlp.block for decoder in self.layers]  # type: ignore[union-attr]
+        blocks: list[Any] = [decoder.mlp.block for decoder in self.layers]  # type: ignore[union-attr]
         return [block for block in blocks if isinstance(block, MoEBlock)]
 
     @property
@@ -114,7 +115,7 @@ class CausalLM(nn.Module):
 
     @property
     def cacheable(self) -> bool:
-        """True when a KV cache may be cropped, copied and shared: routing depends on nothing but the token's own hidden state."""
+        """True when a KV cache may be cropped, copied and shared: a token's routing depends on its own state alone."""
         return self.causal and self.spec.moe.unit == "token"
 
     def forward(
@@ -131,12 +132,12 @@ class CausalLM(nn.Module):
         labels: Tensor | None = None,
         shifted: bool = False,
     ) -> Output:
-        """Return logits [B,S,V] (only the last `logits_to_keep` positions, or those of an index tensor) and routing records.
+        """Return logits [B,S,V] (of the last `logits_to_keep` positions or those of an index tensor) and routings.
 
-        `attention_mask` [B,S] is 1 for real tokens (with a cache [B, past + S]; other mask shapes go to the attention alone, then
-        `padding` [B,S], True = padding, says which tokens are not routed). `spans` [B,S] for word and sentence routing. With
-        `labels` [B,S] (aligned with `input_ids`, or `shifted`: what follows each of them; -100 = none) the summed next-token
-        loss is computed without keeping logits.
+        `attention_mask` [B,S] is 1 for real tokens (with a cache [B, past + S]); other mask shapes go to the attention
+        alone, then `padding` [B,S], True = padding, says which tokens are not routed. `spans` [B,S] are for word and
+        sentence routing. With `labels` [B,S] (aligned with `input_ids`, or `shifted`: what follows each of them; -100 =
+        none) the summed next-token loss is computed without keeping logits.
         """
         length = input_ids.shape[1]
         if padding is None and attention_mask is not None and attention_mask.dim() == 2:
@@ -149,7 +150,7 @@ class CausalLM(nn.Module):
         call = _Call(spans, padding, self._random_keys(input_ids, position_ids, past_key_values), states, [])
         self._call[0] = call
         try:
-            hidden = self.backbone.model(  # type: ignore[operator]
+            hidden = self.backbone.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
@@ -159,13 +160,14 @@ class CausalLM(nn.Module):
         finally:
             self._call[0] = None
         routings = tuple(call.routings)
-        head: Tensor = self.backbone.lm_head.weight  # type: ignore[assignment, union-attr]
+        head: Tensor = self.backbone.lm_head.weight
         if labels is not None:
             hidden, labels = (hidden, labels) if shifted else (hidden[:, :-1], labels[:, 1:])
             loss, tokens = linear_cross_entropy(hidden, head, labels)
             return Output(None, past_key_values, routings, loss, tokens)
         if isinstance(logits_to_keep, Tensor):
-            hidden = hidden[:, logits_to_keep]
+            # A [B,S] mask picks positions one by one, in row order: logits are then [n,V].
+            hidden = hidden[logits_to_keep] if logits_to_keep.dim() == 2 else hidden[:, logits_to_keep]
         elif logits_to_keep:
             hidden = hidden[:, -logits_to_keep:]
         return Output(torch.nn.functional.linear(hidden, head), past_key_values, routings)
@@ -248,7 +250,7 @@ def build_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
 
 @torch.no_grad()
 def _reset(model: CausalLM) -> None:
-    """Draw all weights in module order: N(0, init_std) for matrices, 1 for norms, 0 for biases; blocks draw their own."""
+    """Draw all weights in module order: N(0, init_std) for matrices, 0 for biases; blocks draw their own."""
     for module in model.modules():
         if isinstance(module, (MoEBlock, DenseBlock)):
             module.reset_parameters()
@@ -275,7 +277,7 @@ def parameter_roles(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]
 
 
 def canonical_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and saved buffers by name in a fixed order, tied weights once: what `weights.safetensors` holds."""
+    """Return parameters and saved buffers by name in a fixed order, tied weights once: `weights.safetensors`."""
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -290,7 +292,9 @@ def load_canonical(model: nn.Module, state: dict[str, Tensor]) -> None:
     own = canonical_state(model)
     if set(own) != set(state):
         difference = sorted(set(own) ^ set(state))
-        raise MoegridError("these weights belong to another model", cause=f"differing names: {', '.join(difference[:8])}")
+        raise MoegridError(
+            "these weights belong to another model", cause=f"differing names: {', '.join(difference[:8])}"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])

@@ -58,7 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         saved = list(ctx.saved_tensors)
         d_hidden = saved.pop(0) * d_loss if ctx.has[0] else None
         d_head = saved.pop(0) * d_loss if ctx.has[1] else None

@@ -1,7 +1,8 @@
 """Losses and updates that keep the experts' load even; every published scaling is a named variant.
 
-f_i is the share of assignments to id i (assignments / tokens), P_i the mean probability, N the ids, k = top_k. `group` says over
-what f and P are taken: `batch` (a layer's micro-batch), `sequence` (then mean over sequences), `pooled` (over all layers).
+f_i is the share of assignments to id i (assignments / tokens), P_i the mean probability, N the ids, k = top_k. `group`
+says over what f and P are taken: `batch` (a layer's micro-batch), `sequence` (then mean over sequences), `pooled` (over
+all layers).
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def load_balance(
 ) -> Tensor:
     """Return the load-balance loss with coefficient 1, a mean over layers unless the group is `pooled`.
 
-    `scope: global` takes f from the assignments of all data-parallel ranks; P stays the rank's own. Sources: MoE-Bench eq. 2
-    (`paper`), Switch Transformer (`switch`), transformers (`olmoe_hf`), LibMoE (`sigmoid_raw`, `top1_squared`), MoE++ (`heterogeneous`).
+    `scope: global` takes f from the assignments of all data-parallel ranks; P stays the rank's own. Sources: MoE-Bench
+    eq. 2 (`paper`), Switch Transformer (`switch`), transformers (`olmoe_hf`), LibMoE (`sigmoid_raw`, `top1_squared`),
+    MoE++ (`heterogeneous`).
     """
     group = LOAD_VARIANTS[variant] or group
     # Per layer: f and P as [groups, N]; the loss of a group is a dot product.
@@ -123,11 +125,11 @@ def z_loss(routing: Routing) -> Tensor:
     return _token_mean(torch.logsumexp(routing.logits, dim=-1).square(), routing)
 
 
-def mean_probabilities(routing: Routing) -> Tensor:
-    """Return the mean of p over the real tokens [N]."""
+def _mean(p_TN: Tensor, routing: Routing) -> Tensor:
+    """Return the mean over the real tokens [N]."""
     if not routing.padded:
-        return routing.probabilities.mean(0)
-    return (routing.probabilities * routing.mask.unsqueeze(-1)).sum(0) / routing.mask.sum().clamp_min(1)
+        return p_TN.mean(0)
+    return (p_TN * routing.mask.unsqueeze(-1)).sum(0) / routing.mask.sum().clamp_min(1)
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -136,14 +138,12 @@ def _entropy(p: Tensor) -> Tensor:
 
 def entropy_loss(routing: Routing) -> Tensor:
     """Return -H(mean softmax(h)) in nats: sigma-MoE's regulariser (lower = more even)."""
-    p = torch.softmax(routing.logits, dim=-1)
-    mean = p.mean(0) if not routing.padded else (p * routing.mask.unsqueeze(-1)).sum(0) / routing.mask.sum().clamp_min(1)
-    return -_entropy(mean)
+    return -_entropy(_mean(torch.softmax(routing.logits, dim=-1), routing))
 
 
 def mutual_information_loss(routing: Routing) -> Tensor:
     """Return H(e|x) - H(e) in nats, e ~ p (MoLM; MoE-RBench)."""
-    return _token_mean(_entropy(routing.probabilities), routing) - _entropy(mean_probabilities(routing))
+    return _token_mean(_entropy(routing.probabilities), routing) - _entropy(_mean(routing.probabilities, routing))
 
 
 def null_reward(routing: Routing) -> Tensor:
@@ -169,7 +169,7 @@ def layer_losses(routing: Routing) -> dict[str, Tensor]:
 def balance_loss(routings: Sequence[Routing], balance: BalanceSpec) -> tuple[Tensor, dict[str, Tensor]]:
     """Return (sum of coefficient * loss, losses by name with coefficient 1), each a mean over layers.
 
-    The load-balance and z losses are always among the parts (detached where their coefficient is 0); others only when used.
+    The load-balance and z losses are always among the parts, others only when they are used.
     """
     if not routings:
         return torch.zeros(()), {}

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jobs.moe.expert_choice import ExpertChoice
 from jobs.moe.experts import ConstantExperts, Experts, SharedExperts
-from jobs.moe.routers import Context, build_router
+from jobs.moe.presets import build_router
+from jobs.moe.routers import Context
 from jobs.moe.routing import Routing, to_physical
 from jobs.moe.spans import SpanState
 from orchestrator.errors import MoegridError
@@ -61,8 +63,9 @@ class MoEBlock(nn.Module):
     ) -> tuple[Tensor, Routing]:
         """Return the block's output [B,S,D] and its routing record.
 
-        `spans` [B,S] are word or sentence ids, `padding` [B,S] is True where a token is padding, `previous` [T,N] are the
-        logits that the previous layer carried (MoE++), `keys` [T] seed random routing, `span_states` belong to a KV cache.
+        `spans` [B,S] are word or sentence ids, `padding` [B,S] is True where a token is padding, `previous` [T,N] are
+        the logits that the previous layer carried (MoE++), `keys` [T] seed random routing, `span_states` belong to a
+        KV cache.
         """
         batch, length, _ = x_BSD.shape
         x = x_BSD.reshape(batch * length, -1)
@@ -84,7 +87,7 @@ class MoEBlock(nn.Module):
         y = self.experts(x_TD, to_physical(indices, routing.physical), weights)
         if self.moe.preset == "moepp":
             y = y + self._special(x_TD, indices, weights)
-        return y  # type: ignore[no-any-return]
+        return y
 
     def _special(self, x_TD: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """Return the share of constant and copy experts; zero experts add nothing."""
@@ -106,7 +109,10 @@ class MoEBlock(nn.Module):
 
     @torch.no_grad()
     def update_balance_bias(self, counts: Tensor, rate: float, center: bool = True) -> None:
-        """Aux-loss-free balancing: b += rate * sign(mean(c) - c), minus its mean when `center`; `counts` [N] of the whole step."""
+        """Aux-loss-free balancing: b += rate * sign(mean(c) - c), minus the change's mean when `center`.
+
+        `counts` [N]: of the whole optimizer step. Source: Wang et al. 2024; torchtitan centres, OLMo-core does not.
+        """
         counts = counts.to(torch.float32)
         change = rate * torch.sign(counts.mean() - counts)
         self.router.bias += change - change.mean() if center else change
@@ -115,13 +121,15 @@ class MoEBlock(nn.Module):
     def update_thresholds(self, cutoffs: Tensor) -> None:
         """Expert choice: move the thresholds towards `cutoffs` [N], the mean C-th best scores of one optimizer step."""
         router = self.router
+        if not isinstance(router, ExpertChoice):
+            raise MoegridError(f"preset {self.moe.preset!r} has no expert-choice thresholds")
         decay = self.moe.threshold_decay or 0.0
         started = router.threshold_updates > 0
         router.threshold.copy_(torch.where(started, decay * router.threshold + (1 - decay) * cutoffs, cutoffs))
         router.threshold_updates += 1
 
     def named_weights(self) -> dict[str, Tensor]:
-        """Return every parameter and saved buffer by its public name (`router.weight`, `experts.gate`, ...), as views."""
+        """Return every parameter and saved buffer by its public name (`router.weight`, `experts.gate`, ...)."""
         named: dict[str, Tensor] = {}
         for name, tensor in self.state_dict().items():
             if name == "experts.up" and self.moe.expert == "swiglu":
@@ -133,7 +141,10 @@ class MoEBlock(nn.Module):
 
     @torch.no_grad()
     def load_named(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy `weights` in by public name; names that are absent keep their values. Raises MoegridError on a wrong name or shape."""
+        """Copy `weights` in by public name; what is absent keeps its values.
+
+        Raises MoegridError on a wrong name or shape.
+        """
         own = self.named_weights()
         for name, tensor in weights.items():
             if name not in own:
@@ -173,7 +184,7 @@ def dense_width(moe: MoESpec) -> int:
 def build_block(
     spec: MoESpec | ModelSpec | Mapping[str, Any], *, hidden_size: int | None = None, init_std: float = 0.02
 ) -> MoEBlock | DenseBlock:
-    """Build one block from a ModelSpec, a MoESpec with `hidden_size`, or a mapping of MoESpec fields plus `hidden_size`.
+    """Build one block from a ModelSpec, a MoESpec with `hidden_size`, or a mapping of MoESpec fields and `hidden_size`.
 
     Raises MoegridError with every reason when the combination is invalid.
     """

@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 @dataclass
 class Dispatch:
-    """Slots sorted by expert: `order` [S] into the flat slots, `token` [S] of each, and where each expert's run ends."""
+    """Slots sorted by expert: `order` [S] into the flat slots, the `token` [S] of each, each expert's run length."""
 
     order: Tensor
     token: Tensor
@@ -41,7 +41,7 @@ def dispatch(experts_TK: Tensor, num_experts: int) -> Dispatch:
 
 
 class Experts(nn.Module):
-    """N feed-forward experts. `up` holds gate and up [N,2f,D] for swiglu, else [N,f,D]; `down` [N,D,f]; no bias but for gelu."""
+    """N feed-forward experts: `up` [N,2f,D] holds swiglu's gate and up (else [N,f,D]), `down` [N,D,f]."""
 
     role = "routed_expert"
 
@@ -62,23 +62,24 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, path: str = "") -> Tensor:
         """Return sum over a token's slots of weight * expert(x) [T,D]; slots with expert -1 add nothing."""
-        up, down = self.up, self.down
+        up: Tensor = self.up
+        down: Tensor = self.down
         if torch.is_autocast_enabled(x_TD.device.type):
             dtype = torch.get_autocast_dtype(x_TD.device.type)
             x_TD, up, down = x_TD.to(dtype), up.to(dtype), down.to(dtype)
         plan = dispatch(experts_TK, self.num_experts)
         path = path or self.choose_path(x_TD)
         if path == "slices":
-            return _Slices.apply(x_TD, weights_TK, up, down, plan, self.form)  # type: ignore[no-any-return]
+            return _Slices.apply(x_TD, weights_TK, up, down, plan, self.form)
         if path == "grouped":
             return self._grouped(x_TD, weights_TK, up, down, plan)
         return self._loop(x_TD, weights_TK, up, down, plan)
 
     def choose_path(self, x_TD: Tensor) -> str:
         """Return the fastest path for these inputs; benchmarks/moe_block.py prints the measurements behind the rule."""
-        if self.form == "gelu_mlp_bias":
-            return "loop"
-        return "slices" if x_TD.is_cpu or x_TD.dtype == torch.float64 else "grouped"
+        if x_TD.dtype == torch.float64:
+            return "loop" if self.has_bias else "slices"
+        return "slices" if x_TD.is_cpu and not self.has_bias else "grouped"
 
     def activate(self, hidden: Tensor) -> Tensor:
         """Apply the non-linearity of the expert form to the first projection."""
@@ -89,11 +90,18 @@ class Experts(nn.Module):
 
     def _grouped(self, x_TD: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, plan: Dispatch) -> Tensor:
         ends = plan.counts.cumsum(0).to(torch.int32)
-        hidden = F.grouped_mm(x_TD.index_select(0, plan.token), up.transpose(-2, -1), offs=ends)
+        # The kernel leaves rows behind the last run uninitialised, in its output and in the gradient of its input.
+        run = (torch.arange(len(plan.order), device=x_TD.device) < ends[-1]).unsqueeze(-1)
+        x = torch.where(run, x_TD.index_select(0, plan.token), 0.0)
+        hidden = F.grouped_mm(x, up.transpose(-2, -1), offs=ends)
+        if self.has_bias:
+            rows = torch.arange(len(x), device=x.device, dtype=torch.int32)
+            expert = torch.searchsorted(ends, rows, right=True).clamp_max(len(up) - 1)
+            hidden = torch.where(run, hidden + self.up_bias.to(hidden.dtype)[expert], 0.0)
         out = F.grouped_mm(self.activate(hidden), down.transpose(-2, -1), offs=ends)
-        # The kernel leaves rows behind the last run uninitialised.
-        run = torch.arange(len(plan.order), device=out.device) < ends[-1]
-        out = torch.where(run.unsqueeze(-1), out, 0.0)
+        if self.has_bias:
+            out = out + self.down_bias.to(out.dtype)[expert]
+        out = torch.where(run, out, 0.0)
         weighted = out * weights_TK.reshape(-1)[plan.order].to(out.dtype).unsqueeze(-1)
         slots = torch.empty_like(weighted).index_copy(0, plan.order, weighted)
         return slots.view(len(x_TD), plan.slots, -1).sum(1)
@@ -145,7 +153,7 @@ class _Slices(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, weights, up, down, hidden = ctx.saved_tensors
         plan, d_out = ctx.plan, d_out.contiguous()
         need_x, _, need_up, need_down = ctx.needs_input_grad[:4]
@@ -186,7 +194,7 @@ def _activate(hidden: Tensor, form: str) -> Tensor:
 
 
 def _activate_backward(hidden: Tensor, d_a: Tensor, weight: Tensor, form: str) -> tuple[Tensor, Tensor]:
-    """Return the activation and the gradient of the first projection; `d_a` is the gradient before the combine weight."""
+    """Return the activation and the gradient of the first projection; `d_a` does not hold the combine weight yet."""
     if form != "swiglu":
         a = F.relu(hidden)
         return a, aten.threshold_backward(d_a * weight, a, 0)

@@ -1,25 +1,27 @@
 """Routers: from a token's hidden state to a `Routing` record.
 
-A new router is one class here (its logits, its scores, its weights: override what differs) and one line in `ROUTERS`;
-its parameters are fields of `orchestrator.spec.model.MoESpec`. Everything computes in fp32.
+A new router is one class (its logits, scores, weights: override what differs) and one line in
+`jobs.moe.presets.ROUTERS`; its parameters are fields of `orchestrator.spec.model.MoESpec`. All computes in fp32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jobs.moe.interventions import Switches, random_ids
 from jobs.moe.routing import Routing
-from jobs.moe.selection import choose_tokens, limit_collaboration, limit_groups, slots, top_k
+from jobs.moe.selection import limit_collaboration, limit_groups, top_k
 from jobs.moe.spans import SpanState, pool_spans
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import MoESpec
 
 # Added to a sum of weights before dividing by it; too small to change any fp32 sum that is not 0.
-_TINY = 1e-20
+TINY = 1e-20
 
 
 @dataclass
@@ -36,16 +38,6 @@ class Context:
     layer: int = 0
 
 
-@dataclass
-class Switches:
-    """Interventions that are on (jobs.moe.interventions); the defaults change nothing."""
-
-    removed: tuple[int, ...] = ()  # physical experts
-    temperature: float = 1.0
-    random_seed: int | None = None
-    drop: int = 0
-
-
 class Router(nn.Module):
     """Token choice over a linear router: softmax or sigmoid scores, top-k, raw or renormalised weights.
 
@@ -53,12 +45,17 @@ class Router(nn.Module):
     """
 
     role = "router"
+    bias: Tensor
+    allowed: Tensor
+    physical: Tensor | None
 
     def __init__(self, moe: MoESpec, hidden_size: int) -> None:
         super().__init__()
         self.moe = moe
         self.hidden_size = hidden_size
         self.num_ids = self.count_ids()
+        self.fixed_temperature = float(moe.temperature or 1.0)
+        self.scaling = float(moe.routed_scaling or 1.0)
         self.switches = Switches()
         self.build()
         if moe.balance_bias:
@@ -93,18 +90,18 @@ class Router(nn.Module):
 
     def score(self, logits_TN: Tensor) -> Tensor:
         """Return the scores s [T,N]; a constant temperature divides the logits."""
-        if self.moe.temperature != 1.0:
-            logits_TN = logits_TN / self.moe.temperature
+        if self.fixed_temperature != 1.0:
+            logits_TN = logits_TN / self.fixed_temperature
         return torch.sigmoid(logits_TN) if self.moe.score == "sigmoid" else torch.softmax(logits_TN, dim=-1)
 
     def weigh(self, scores_TN: Tensor, indices_TK: Tensor) -> Tensor:
         """Return the combine weights [T,K] of the chosen ids."""
         weights = scores_TN.gather(1, indices_TK)
         if self.moe.renormalise:
-            weights = weights / (weights.sum(-1, keepdim=True) + _TINY)
+            weights = weights / (weights.sum(-1, keepdim=True) + TINY)
         return weights
 
-    def extras(self) -> dict[str, object]:
+    def extras(self) -> dict[str, Any]:
         """Return further fields of the `Routing` record."""
         return {}
 
@@ -125,8 +122,8 @@ class Router(nn.Module):
                 # Fewer than k experts may be left: a removed one never fills the slot.
                 gone = logits.gather(1, indices) == float("-inf")
                 indices, weights = indices.masked_fill(gone, -1), weights.masked_fill(gone, 0.0)
-            if self.moe.routed_scaling != 1.0:
-                weights = weights * self.moe.routed_scaling
+            if self.scaling != 1.0:
+                weights = weights * self.scaling
         return self.record(context, logits, scores, indices, weights, carried)
 
     def prepare(self, x_TD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -159,7 +156,7 @@ class Router(nn.Module):
             values = values.masked_fill(self.removed_ids(), float("-inf"))
         if moe.n_group and moe.n_group > 1:
             values = limit_groups(values, moe.n_group, moe.topk_group or 1, moe.group_score or "max")
-        if moe.collaboration_top or hasattr(self, "allowed"):
+        if hasattr(self, "allowed"):
             values = limit_collaboration(values, self.allowed)
         drop = self.switches.drop
         return top_k(values, moe.top_k + drop)[:, drop:]
@@ -169,7 +166,7 @@ class Router(nn.Module):
     ) -> Routing:
         """Apply random routing and the padding mask, count, and return the record."""
         if self.switches.random_seed is not None:
-            indices = random_ids(indices, self.num_ids, context, self.switches.random_seed)
+            indices = random_ids(indices, self.num_ids, context.keys, self.switches.random_seed, context.layer)
         if context.padded:
             real = context.mask.unsqueeze(-1)
             indices, weights = torch.where(real, indices, -1), torch.where(real, weights, 0.0)
@@ -187,7 +184,7 @@ class Router(nn.Module):
             softmax=self.moe.score != "sigmoid",
             physical=self.physical,
             carried=carried,
-            **self.extras(),  # type: ignore[arg-type]
+            **self.extras(),
         )
 
     def _pool(self, logits_TN: Tensor, context: Context) -> Tensor:
@@ -245,7 +242,7 @@ class XMoE(Router):
         return F.linear(projected, F.normalize(embeddings, dim=-1))
 
     def score(self, logits_TN: Tensor) -> Tensor:
-        temperature = self.temperature.float() if self.moe.variant == "paper" else self.moe.temperature
+        temperature = self.temperature.float() if self.moe.variant == "paper" else self.fixed_temperature
         scores = torch.softmax(logits_TN / temperature, dim=-1)
         if self.moe.variant == "libmoe_lm":
             if self.switches.removed:
@@ -260,9 +257,13 @@ class XMoE(Router):
 
 
 class MoEPlusPlus(Router):
-    """MoE++: ids are the FFN experts, then constant, copy and zero experts; logits take the previous layer's through `residual` [N,N]."""
+    """MoE++: ids are the FFN experts, then constant, copy and zero experts.
+
+    `residual` [N,N] adds the previous layer's logits; with two gating layers, `hidden` [8N,D], tanh, `weight` [N,8N].
+    """
 
     COST_OF_SPECIAL = 0.75  # tau, eta of every expert that is no FFN
+    cost: Tensor
 
     def count_ids(self) -> int:
         moe = self.moe
@@ -299,14 +300,16 @@ class MoEPlusPlus(Router):
             return super().weigh(scores_TN, indices_TK)
         zero = indices_TK >= self.num_ids - (self.moe.zero_experts or 0)
         weights = scores_TN.gather(1, indices_TK).masked_fill(zero, 0.0)
-        return weights / (weights.sum(-1, keepdim=True) + _TINY)
+        return weights / (weights.sum(-1, keepdim=True) + TINY)
 
-    def extras(self) -> dict[str, object]:
+    def extras(self) -> dict[str, Any]:
         return {"cost": self.cost}
 
 
 class TCMoE(Router):
     """TC-MoE: ids are E positive, E negative (output times -1), then null experts; `weight` [2E + null, D]."""
+
+    offset: Tensor
 
     def count_ids(self) -> int:
         return 2 * self.moe.num_experts + (self.moe.null_experts or 0)
@@ -322,96 +325,24 @@ class TCMoE(Router):
         self.register_buffer("offset", torch.tensor([0.0, 1.0, 10.0]).repeat_interleave(sizes), persistent=False)
 
     def score(self, logits_TN: Tensor) -> Tensor:
-        return torch.softmax(logits_TN / self.moe.temperature - self.offset, dim=-1)
+        return torch.softmax(logits_TN / self.fixed_temperature - self.offset, dim=-1)
 
     def weigh(self, scores_TN: Tensor, indices_TK: Tensor) -> Tensor:
         first_null = 2 * self.moe.num_experts
         chosen = scores_TN.gather(1, indices_TK)
         real = torch.where(indices_TK < first_null, chosen, 0.0)
         total = real.sum(-1, keepdim=True) + scores_TN[:, first_null:].sum(-1, keepdim=True)
-        return real / (total + _TINY)
+        return real / (total + TINY)
 
-    def extras(self) -> dict[str, object]:
+    def extras(self) -> dict[str, Any]:
         return {"null": (2 * self.moe.num_experts, self.num_ids)}
-
-
-class ExpertChoice(Router):
-    """Experts choose tokens: top C of a group, or every token above the expert's running threshold (which is causal)."""
-
-    def build(self) -> None:
-        super().build()
-        self.register_buffer("threshold", torch.full((self.num_ids,), 1.0 / self.num_ids))
-        self.register_buffer("threshold_updates", torch.zeros((), dtype=torch.long))
-
-    @property
-    def selects_by_threshold(self) -> bool:
-        # The first training batch initialises the thresholds, so it has to choose by rank.
-        if self.training:
-            return self.moe.train_select == "threshold" and bool(self.threshold_updates > 0)
-        return self.moe.eval_select == "threshold"
-
-    @property
-    def causal(self) -> bool:
-        return (self.moe.train_select if self.training else self.moe.eval_select) == "threshold"
-
-    def forward(self, x_TD: Tensor, context: Context) -> Routing:
-        with torch.autocast(x_TD.device.type, enabled=False):
-            logits, carried = self.prepare(x_TD.float(), context)
-            scores = self.score(logits)
-            chosen, cutoffs = self._chosen(scores.detach(), context)
-            if self.switches.removed:
-                chosen = chosen & ~self.removed_ids()
-            indices, weights = slots(chosen, scores)
-            if self.moe.renormalise:
-                weights = weights / (weights.sum(-1, keepdim=True) + _TINY)
-            if self.moe.routed_scaling != 1.0:
-                weights = weights * self.moe.routed_scaling
-        routing = self.record(context, logits, scores, indices, weights, carried)
-        routing.cutoffs = cutoffs
-        return routing
-
-    def _chosen(self, scores_TN: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        groups = context.batch if self.moe.choice_group == "sequence" else 1
-        chosen, cutoffs = choose_tokens(
-            scores_TN.view(groups, -1, self.num_ids), context.mask.view(groups, -1), self.moe.top_k
-        )
-        if self.selects_by_threshold:
-            return (scores_TN >= self.threshold) & context.mask.unsqueeze(-1), cutoffs
-        return chosen.view(-1, self.num_ids), cutoffs
-
-
-ROUTERS: dict[str, type[Router]] = {
-    "xmoe": XMoE,
-    "moepp": MoEPlusPlus,
-    "tc_moe": TCMoE,
-}
-
-
-def build_router(moe: MoESpec, hidden_size: int) -> Router:
-    """Return the router of a resolved spec: by choice first, then by preset; presets without a line use `Router`."""
-    cls = ExpertChoice if moe.choice == "expert" else ROUTERS.get(moe.preset, Router)
-    return cls(moe, hidden_size)
 
 
 def count(indices_TK: Tensor, num_ids: int) -> Tensor:
     """Return the assignments to each id [N]; empty slots are not counted."""
-    return torch.bincount(indices_TK.reshape(-1) + 1, minlength=num_ids + 1)[1:]
-
-
-def random_ids(indices_TK: Tensor, num_ids: int, context: Context, seed: int) -> Tensor:
-    """Return distinct uniform ids for the filled slots.
-
-    A pure function of (seed, layer, token key): the same token gets the same experts whatever the batch, padding or cache.
-    """
-    keys = context.keys if context.keys is not None else torch.arange(len(indices_TK), device=indices_TK.device)
-    start = _mix(torch.tensor(seed * 1_000_003 + context.layer, device=keys.device))
-    noise = _mix((_mix(keys + start).unsqueeze(-1) + torch.arange(num_ids, device=keys.device)))
-    ids = torch.sort(noise, dim=-1, stable=True).indices[:, : indices_TK.shape[1]]
-    return torch.where(indices_TK < 0, -1, ids)
-
-
-def _mix(values: Tensor) -> Tensor:
-    """Scramble int64 values (the finaliser of splitmix64; int64 arithmetic wraps)."""
-    values = (values ^ ((values >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
-    values = (values ^ ((values >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-    return values ^ ((values >> 31) & 0x1FFFFFFFF)
+    slots = indices_TK.reshape(-1) + 1
+    if slots.is_cpu:
+        return torch.bincount(slots, minlength=num_ids + 1)[1:]
+    # bincount waits for the device.
+    counts = torch.zeros(num_ids + 1, dtype=torch.long, device=slots.device)
+    return counts.scatter_add_(0, slots, torch.ones_like(slots))[1:]

@@ -13,11 +13,11 @@ from torch import Tensor
 class Routing:
     """What one MoE layer decided for T = batch * sequence tokens over N router ids, K slots a token.
 
-    Slots that hold no expert have index -1 and weight 0; padding tokens hold only such slots. Within a token, slots are in
-    rank order (best first). `counts` are the assignments to each id.
+    Slots that hold no expert have index -1 and weight 0; padding tokens hold only such slots. Within a token, slots are
+    in rank order (best first). `counts` are the assignments to each id.
     """
 
-    logits: Tensor  # [T,N] fp32, before a learned or fixed score temperature; -inf where an intervention removed an expert
+    logits: Tensor  # [T,N] fp32, before the score's own temperature; -inf where an intervention removed an expert
     scores: Tensor  # [T,N] fp32
     indices: Tensor  # [T,K] router ids, -1 = empty slot
     weights: Tensor  # [T,K] fp32, 0 in empty slots
@@ -44,7 +44,7 @@ class Routing:
         return self.scores if self.softmax else torch.softmax(self.logits, dim=-1)
 
     def expert_indices(self) -> Tensor:
-        """Return `indices` as physical experts [T,K]; -1 also for slots that use no full expert (null, zero, copy, constant)."""
+        """Return `indices` as physical experts [T,K]; -1 also for slots without one (null, zero, copy, constant)."""
         return to_physical(self.indices, self.physical)
 
     def expert_counts(self) -> Tensor:

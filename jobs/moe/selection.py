@@ -1,16 +1,16 @@
-"""Selection: which experts a token (or which tokens an expert) takes, given scores. Ties go to the lower index, everywhere."""
+"""Selection: which experts a token (or which tokens an expert) takes. Ties go to the lower index, everywhere."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Up to this many rounds of max beat torch.topk on a CPU (2048 tokens, 16 experts: 0.07 ms against 0.30 ms a round of two).
+# Up to this many rounds of max beat torch.topk on a CPU (2048 tokens, 16 experts, k 2: 0.1 ms against 0.3 ms).
 _MAX_ROUNDS = 4
 
 
 def top_k(values: Tensor, k: int) -> Tensor:
-    """Return the indices [..., k] of the k largest `values` along the last dimension, best first, ties to the lower index."""
+    """Return the indices [..., k] of the k largest of the last dimension, best first, ties to the lower index."""
     if k == values.shape[-1] or not values.is_cpu:
         return torch.sort(values, dim=-1, descending=True, stable=True).indices[..., :k]
     if k <= _MAX_ROUNDS:
@@ -28,7 +28,7 @@ def top_k(values: Tensor, k: int) -> Tensor:
 
 
 def limit_groups(values_TN: Tensor, n_group: int, topk_group: int, group_score: str) -> Tensor:
-    """Return `values` with -inf outside each token's best `topk_group` of `n_group` groups (DeepSeek-V2: max, V3: top2_sum)."""
+    """Return `values` with -inf outside each token's best `topk_group` groups (DeepSeek-V2: max, V3: top2_sum)."""
     grouped = values_TN.view(values_TN.shape[0], n_group, -1)
     if group_score == "max":
         strength = grouped.amax(-1)
@@ -66,7 +66,7 @@ def choose_tokens(scores_GSN: Tensor, mask_GS: Tensor, top_k: int) -> tuple[Tens
 
 
 def slots(chosen_TN: Tensor, weights_TN: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn a choice [T,N] into slots: indices [T,K] best first with -1 in empty slots, and their weights [T,K]; K = the most used."""
+    """Turn a choice [T,N] into slots: indices [T,K] best first, -1 in empty ones, weights [T,K]; K = the most used."""
     used = int(chosen_TN.sum(1).max()) if chosen_TN.numel() else 0
     indices = top_k(torch.where(chosen_TN, weights_TN.detach(), float("-inf")), max(used, 1))
     filled = chosen_TN.gather(1, indices)

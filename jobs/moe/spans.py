@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class SpanState:
-    """The open span at the end of a cached prefix, per sequence: its id [B], its logits' sum and its first logits [B,N], its length [B]."""
+    """The open span at the end of a cached prefix: id [B], sum of its logits and first logits [B,N], length [B]."""
 
     span: Tensor
     total: Tensor
@@ -37,7 +37,8 @@ def pool_spans(
         carried = (start == 0) & mask_BS[:, :1] & (spans[:, :1] == state.span.unsqueeze(1))
     first = logits_BSN.gather(1, start.unsqueeze(-1).expand_as(logits_BSN))
     sums = logits_BSN.cumsum(1)
-    before = torch.where((start > 0).unsqueeze(-1), sums.gather(1, (start - 1).clamp_min(0).unsqueeze(-1).expand_as(sums)), 0.0)
+    until = sums.gather(1, (start - 1).clamp_min(0).unsqueeze(-1).expand_as(sums))
+    before = torch.where((start > 0).unsqueeze(-1), until, 0.0)
     running, count = sums - before, (position - start + 1)
     if state is not None:
         first = torch.where(carried.unsqueeze(-1), state.first.unsqueeze(1), first)

@@ -176,7 +176,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 
 
 def resolve_moe(moe: MoESpec) -> MoESpec:
-    """Return `moe` with every None field filled from its preset and variant; raises ValueError when they are unknown."""
+    """Return `moe` with every None field filled from its preset and variant; ValueError when they are unknown."""
     variants = PRESETS.get(moe.preset)
     if variants is None:
         raise ValueError(f"preset {moe.preset!r} is none of {', '.join(PRESETS)}")

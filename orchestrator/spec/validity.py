@@ -25,7 +25,7 @@ def moe_problems(moe: MoESpec) -> tuple[str, ...]:
         return tuple(problems)
     if moe.preset == "dense":
         return tuple(_dense_problems(moe))
-    return tuple([*_routing_problems(moe), *_preset_problems(moe), *_group_problems(moe)])
+    return (*_routing_problems(moe), *_preset_problems(moe), *_group_problems(moe))
 
 
 def _dense_problems(moe: MoESpec) -> list[str]:

@@ -1,0 +1,61 @@
+"""Expert choice: experts take tokens, so that all are equally loaded; by rank, the future leaks into the past."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jobs.moe.routers import TINY, Context, Router
+from jobs.moe.routing import Routing
+from jobs.moe.selection import choose_tokens, slots
+
+
+class ExpertChoice(Router):
+    """Experts choose tokens: the top C of a group, or every token that passes the expert's running threshold.
+
+    Only the threshold is causal. `threshold` [N] starts at the even share 1/N until the first training step sets it.
+    """
+
+    threshold: Tensor
+    threshold_updates: Tensor
+
+    def build(self) -> None:
+        super().build()
+        self.register_buffer("threshold", torch.full((self.num_ids,), 1.0 / self.num_ids))
+        self.register_buffer("threshold_updates", torch.zeros((), dtype=torch.long))
+
+    @property
+    def selects_by_threshold(self) -> bool:
+        # The first training batch initialises the thresholds, so it has to choose by rank.
+        if self.training:
+            return self.moe.train_select == "threshold" and bool(self.threshold_updates > 0)
+        return self.moe.eval_select == "threshold"
+
+    @property
+    def causal(self) -> bool:
+        return (self.moe.train_select if self.training else self.moe.eval_select) == "threshold"
+
+    def forward(self, x_TD: Tensor, context: Context) -> Routing:
+        with torch.autocast(x_TD.device.type, enabled=False):
+            logits, carried = self.prepare(x_TD.float(), context)
+            scores = self.score(logits)
+            chosen, cutoffs = self._chosen(scores.detach(), context)
+            if self.switches.removed:
+                chosen = chosen & ~self.removed_ids()
+            indices, weights = slots(chosen, scores)
+            if self.moe.renormalise:
+                weights = weights / (weights.sum(-1, keepdim=True) + TINY)
+            if self.scaling != 1.0:
+                weights = weights * self.scaling
+        routing = self.record(context, logits, scores, indices, weights, carried)
+        routing.cutoffs = cutoffs
+        return routing
+
+    def _chosen(self, scores_TN: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        groups = context.batch if self.moe.choice_group == "sequence" else 1
+        chosen, cutoffs = choose_tokens(
+            scores_TN.view(groups, -1, self.num_ids), context.mask.view(groups, -1), self.moe.top_k
+        )
+        if self.selects_by_threshold:
+            return (scores_TN >= self.threshold) & context.mask.unsqueeze(-1), cutoffs
+        return chosen.view(-1, self.num_ids), cutoffs
