@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from orchestrator.plan.stages import Stage
 from orchestrator.spec.cell import Resources
-from orchestrator.spec.identity import digest
+from orchestrator.spec.identity import canonical_text
 from orchestrator.spec.model import ModelSpec, resolve_moe
 from orchestrator.spec.work import DataWork, EvaluateWork, InitWork, TokensWork, TrainWork
 
@@ -37,6 +38,7 @@ class Parameters:
         return 2 * self.active
 
 
+@lru_cache(maxsize=4096)
 def parameters(model: ModelSpec, vocab_size: int) -> Parameters:
     """Count the parameters of `model` from its shape.
 
@@ -67,20 +69,22 @@ def parameters(model: ModelSpec, vocab_size: int) -> Parameters:
     return Parameters(total=total, active=active, expert=expert)
 
 
-def shape_of(stage: Stage, resources: Resources) -> str:
-    """Return a digest of what decides a stage's speed, so that finished stages calibrate unfinished ones."""
+def shape_of(stage: Stage, resources: Resources) -> tuple[Any, ...]:
+    """Return what decides a stage's speed, so that finished stages calibrate unfinished ones."""
     work = stage.work
-    fields: list[Any] = [stage.kind, stage.phase, resources]
+    shape: tuple[Any, ...] = (stage.kind, stage.phase, canonical_text(resources))
     if isinstance(work, TrainWork):
         train = work.conditions.train
-        fields += [work.model, train.micro_batch, train.accumulation, train.sequence_length, train.precision]
-    elif isinstance(work, EvaluateWork):
-        fields += [work.model, work.suite, work.tasks, work.limit, work.routing_seeds, work.max_length, work.val_tokens]
-    elif isinstance(work, InitWork):
-        fields += [work.model]
-    elif isinstance(work, DataWork):
-        fields += [work.data]
-    return digest(fields)
+        batch = (train.micro_batch, train.accumulation, train.sequence_length, train.precision)
+        return (*shape, canonical_text(work.model), *batch)
+    if isinstance(work, EvaluateWork):
+        size = (work.suite, work.limit, work.routing_seeds, work.max_length, work.val_tokens)
+        return (*shape, canonical_text(work.model), canonical_text(work.tasks), *size)
+    if isinstance(work, InitWork):
+        return (*shape, canonical_text(work.model))
+    if isinstance(work, DataWork):
+        return (*shape, canonical_text(work.data))
+    return shape
 
 
 def units(stage: Stage) -> float:
@@ -113,13 +117,14 @@ def first_guess_seconds(stage: Stage, resources: Resources, vocab_size: int) -> 
 class Clock:
     """Estimates seconds per stage, calibrated by the manifests of finished stages (`info.seconds`)."""
 
-    def __init__(self, measured: Mapping[str, float] | None = None) -> None:
+    def __init__(self, measured: Mapping[tuple[Any, ...], float] | None = None) -> None:
         self._measured = dict(measured or {})
+        self._known: dict[tuple[str, Resources, int], float] = {}
 
     @classmethod
     def from_finished(cls, finished: Iterable[tuple[Stage, Resources, Mapping[str, Any]]]) -> Clock:
         """Build from (stage, resources, manifest info) of finished stages; the mean of a shape counts."""
-        sums: dict[str, tuple[float, float]] = {}
+        sums: dict[tuple[Any, ...], tuple[float, float]] = {}
         for stage, resources, info in finished:
             seconds = info.get("seconds")
             if not isinstance(seconds, (int, float)) or seconds <= 0:
@@ -132,7 +137,11 @@ class Clock:
 
     def seconds(self, stage: Stage, resources: Resources, vocab_size: int) -> float:
         """Return the expected seconds of `stage`."""
-        rate = self._measured.get(shape_of(stage, resources))
-        if rate is not None:
-            return rate * units(stage)
-        return first_guess_seconds(stage, resources, vocab_size)
+        identity = (stage.key, resources, vocab_size)
+        if identity not in self._known:
+            rate = self._measured.get(shape_of(stage, resources)) if self._measured else None
+            if rate is not None:
+                self._known[identity] = rate * units(stage)
+            else:
+                self._known[identity] = first_guess_seconds(stage, resources, vocab_size)
+        return self._known[identity]

@@ -65,7 +65,8 @@ class StageGraph:
         state), preparation takes what only waits for it, evaluations of one state go together.
         `done` are committed keys, `busy` stages that some job has already.
         """
-        ready = [key for key in self.stages if key in set(ready)]
+        wanted = set(ready)
+        ready = [key for key in self.stages if key in wanted]
         taken = set(busy)
         jobs: list[list[str]] = []
         by_state: dict[tuple[str, Resources], list[str]] = {}
@@ -115,7 +116,7 @@ def build_graph(grid: Grid, *, share: bool = True) -> StageGraph:
     children: dict[str, list[str]] = {}
     private = {item.id: "" if share else item.id for item in grid.cells}
     for item in grid.cells:
-        lowering.cell(item.cell, private=private[item.id])
+        lowering.gather(item.cell, private=private[item.id])
     for item in grid.cells:
         lowered = lowering.cell(item.cell, private=private[item.id])
         cells[item.id] = lowered

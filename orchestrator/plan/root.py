@@ -6,22 +6,34 @@ from typing import Any
 
 from orchestrator.plan.cost import parameters
 from orchestrator.plan.graph import StageGraph
-from orchestrator.spec.identity import digest, plain
+from orchestrator.spec.cell import Cell
+from orchestrator.spec.identity import KIND_VERSIONS, digest, plain
 from orchestrator.spec.work import EvaluateWork, TrainWork
+
+FORMAT = 1
+SECTIONS = ("model", "tokenizer", "evaluate", "seed", "pretrain", "finetune")
+
+
+def root_digest(graph: StageGraph) -> str:
+    """Return the name of a grid version's root document, known before the document is built."""
+    grid = graph.grid
+    cells = [[item.id, item.name, list(graph.cells[item.id].keys[-1:])] for item in grid.cells]
+    return digest([FORMAT, KIND_VERSIONS, grid.name, grid.digest, grid.scale, graph.shared, cells])
 
 
 def root_document(graph: StageGraph) -> dict[str, Any]:
     """Return the document stored as `grids/<name>/<digest>.json` before a plan reads the store.
 
-    `keys` are all artifacts the grid reaches: the roots of retention. `cells[].resolved` lets `explain` compare two
-    versions of a grid.
+    `keys` are all artifacts the grid reaches: the roots of retention. `cells[].resolved` names the entries of
+    `sections` that make the cell, so that `explain` can compare two versions of a grid.
     """
     grid = graph.grid
+    sections: dict[str, Any] = {}
+    named: dict[int, str] = {}
     cells = []
     for item in grid.cells:
         lowered = graph.cells[item.id]
-        model = item.cell.model
-        count = parameters(model, item.cell.tokenizer.vocab_size)
+        count = parameters(item.cell.model, item.cell.tokenizer.vocab_size)
         cells.append(
             {
                 "id": item.id,
@@ -33,28 +45,13 @@ def root_document(graph: StageGraph) -> dict[str, Any]:
                 "results": [{"key": r.key, "suite": r.suite, "at": r.at, "step": r.step} for r in lowered.results],
                 "parameters": {"total": count.total, "active": count.active},
                 "flops_per_token": count.flops_per_token,
-                "resolved": {k: v for k, v in plain(item.cell).items() if k != "execution"},
+                "resolved": _resolved(item.cell, sections, named),
             }
         )
-    stages = {}
-    for key, stage in graph.stages.items():
-        entry: dict[str, Any] = {
-            "kind": stage.kind,
-            "phase": stage.phase,
-            "label": stage.label,
-            "steps": stage.steps,
-            "parents": list(stage.parents),
-            "cells": list(graph.users[key]),
-        }
-        if isinstance(stage.work, TrainWork):
-            entry["start"], entry["stop"] = stage.work.start, stage.work.stop
-            entry["frozen"] = stage.work.conditions.train.freeze
-        if isinstance(stage.work, EvaluateWork):
-            entry["suite"], entry["state"] = stage.work.suite, stage.work.state
-        stages[key] = entry
-    document = {
-        "format": 1,
+    return {
+        "format": FORMAT,
         "name": grid.name,
+        "digest": root_digest(graph),
         "description": grid.description,
         "scale": grid.scale,
         "recipe": grid.recipe,
@@ -65,7 +62,42 @@ def root_document(graph: StageGraph) -> dict[str, Any]:
         "baseline": plain(grid.baseline),
         "primary": list(grid.primary),
         "cells": cells,
-        "stages": stages,
+        "sections": sections,
+        "stages": _stages(graph),
         "keys": sorted(graph.stages),
     }
-    return {**document, "digest": digest(document)}
+
+
+def _resolved(cell: Cell, sections: dict[str, Any], named: dict[int, str]) -> dict[str, str]:
+    names = {}
+    for name in SECTIONS:
+        section = getattr(cell, name)
+        if section is None:
+            continue
+        # A grid builds equal sections once, so the object is enough to recognise them.
+        known = named.get(id(section))
+        if known is None:
+            known = named[id(section)] = digest(section)[:16]
+            sections[known] = plain(section)
+        names[name] = known
+    return names
+
+
+def _stages(graph: StageGraph) -> dict[str, Any]:
+    stages = {}
+    for key, stage in graph.stages.items():
+        entry: dict[str, Any] = {
+            "kind": stage.kind,
+            "phase": stage.phase,
+            "label": stage.label,
+            "steps": stage.steps,
+            "parents": list(stage.parents),
+            "cells": len(graph.users[key]),
+        }
+        if isinstance(stage.work, TrainWork):
+            entry["start"], entry["stop"] = stage.work.start, stage.work.stop
+            entry["frozen"] = stage.work.conditions.train.freeze
+        if isinstance(stage.work, EvaluateWork):
+            entry["suite"], entry["state"] = stage.work.suite, stage.work.state
+        stages[key] = entry
+    return stages

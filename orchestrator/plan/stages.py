@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.spec.cell import Cell, DataSpec, EvaluateSpec, TrainSpec
-from orchestrator.spec.identity import Span
-from orchestrator.spec.schedule import freeze_phases, step_at
+from orchestrator.spec.identity import Span, state_key
+from orchestrator.spec.schedule import Phase, freeze_phases, step_at
 from orchestrator.spec.work import (
     Conditions,
     DataWork,
@@ -65,9 +66,12 @@ class CellStages:
 
 
 def conditions_of(train: TrainSpec, phase: str, frozen: str, tokens: str, seed: int) -> Conditions:
-    """Return the normalised conditions: one frozen role, an absolute router learning rate."""
+    """Return the normalised conditions: one frozen role, an absolute router learning rate (none while it is frozen)."""
     router_lr = train.lr * train.router_lr_ratio if train.router_lr is None else train.router_lr
-    normal = dataclasses.replace(train, freeze=frozen, router_lr=router_lr, router_lr_ratio=1.0)
+    if frozen == "router":
+        router_lr = train.lr
+    data = DataSpec(source="", format=train.data.format, holdout=0.0)
+    normal = dataclasses.replace(train, freeze=frozen, router_lr=router_lr, router_lr_ratio=1.0, data=data)
     return Conditions(phase=phase, train=normal, tokens=tokens, seed=seed)
 
 
@@ -75,133 +79,191 @@ def conditions_of(train: TrainSpec, phase: str, frozen: str, tokens: str, seed: 
 Line = tuple[str, tuple[Span, ...], str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What the cells of equal sections have in common before training."""
+
+    stages: tuple[Stage, ...]
+    tokenizer: str
+    init: str
+    tokens: Mapping[str, str]  # phase -> key of its tokens
+    items: str
+
+
 class Lowering:
     """Lowers cells; equal works are built once, so that ten thousand cells that share a base stay cheap.
 
-    Lower every cell twice: the first pass gathers at which steps of a line some cell forks or wants a state, the second
-    cuts all cells' runs there, so that a prefix is trained once whoever needs it.
+    First `gather` every cell: that notes at which steps of a line some cell forks or wants a state. Then `cell` cuts
+    all cells' runs there, so that a prefix is trained once whoever needs it. Sections of cells are recognised by
+    object: a grid builds each once.
     """
 
     def __init__(self) -> None:
         self._stages: dict[object, Stage] = {}
-        self._digests: dict[Conditions, str] = {}
+        self._bases: dict[object, _Base] = {}
+        self._spans: dict[object, tuple[tuple[Phase, Conditions, str], ...]] = {}
         self._cuts: dict[Line, set[int]] = {}
+
+    def gather(self, cell: Cell, *, private: str = "") -> None:
+        """Note where `cell` needs its training cut."""
+        base = self._base(cell, private)
+        history: tuple[Span, ...] = ()
+        for phase, train, seed, last in phases_of(cell):
+            wanted = [step_at(at, train.steps) for at in cell.evaluate.at] if last else []
+            for span, _, digest in self._spans_of(phase, train, seed, base.tokens[phase]):
+                cuts = self._cuts.setdefault((base.init, history, digest, span.start), set())
+                cuts.add(span.stop)
+                cuts.update([step for step in wanted if span.start < step < span.stop])
+                history = (*history, (digest, span.start, span.stop))
 
     def cell(self, cell: Cell, *, private: str = "") -> CellStages:
         """Return the stages of `cell`; with `private` its states are shared with no other cell."""
+        base = self._base(cell, private)
+        stages = list(base.stages)
+        history: tuple[Span, ...] = ()
+        state = base.init
+        states: dict[int, str] = {}
+        train = None
+        for phase, train, seed, _ in phases_of(cell):
+            states = {0: state}
+            for span, conditions, digest in self._spans_of(phase, train, seed, base.tokens[phase]):
+                before, start = history, span.start
+                for stop in sorted(self._cuts[base.init, history, digest, span.start]):
+                    if stop > span.stop:
+                        break
+                    after = (*history, (digest, span.start, stop))
+                    stage = self._segment(cell, base, state, before, after, conditions, digest, start, stop)
+                    stages.append(stage)
+                    state = states[stop] = stage.key
+                    before, start = after, stop
+                history = before
+        assert train is not None, "a cell trains in at least one phase"
+        results = self._evaluations(stages, cell, train, states, base)
+        return CellStages(tuple(stages), state, results)
+
+    def _base(self, cell: Cell, private: str) -> _Base:
+        seed = cell.seed
+        identity = (
+            id(cell.model),
+            id(cell.tokenizer),
+            id(cell.pretrain),
+            id(cell.finetune and cell.finetune.data),
+            cell.finetune and cell.finetune.sequence_length,
+            id(cell.evaluate),
+            seed.data,
+            seed.init,
+            private,
+        )
+        if identity not in self._bases:
+            self._bases[identity] = self._build_base(cell, private)
+        return self._bases[identity]
+
+    def _build_base(self, cell: Cell, private: str) -> _Base:
         stages: list[Stage] = []
         text = cell.pretrain or cell.finetune
         assert text is not None, "a cell trains in at least one phase"
         corpus = self._data(stages, text.data, cell.seed.data)
-        if cell.tokenizer.kind == "pretrained":
-            corpus_of_tokenizer = ""
-        else:
-            corpus_of_tokenizer = corpus
-        tokenizer = self._add(stages, TokenizerWork(cell.tokenizer, corpus_of_tokenizer), "prepare", "tokenizer")
-        init = self._add(
-            stages, InitWork(cell.model, tokenizer, cell.seed.init, private), "prepare", f"init seed {cell.seed.init}"
-        )
-        history: tuple[Span, ...] = ()
-        state = init
-        states: dict[int, str] = {}
-        phases = [("pretrain", cell.pretrain, cell.seed.pretrain), ("finetune", cell.finetune, cell.seed.finetune)]
-        present = [(phase, train, seed) for phase, train, seed in phases if train is not None]
-        tokens_of: dict[str, str] = {}
-        for phase, train, seed in present:
+        source = "" if cell.tokenizer.kind == "pretrained" else corpus
+        tokenizer = self._add(stages, TokenizerWork(cell.tokenizer, source), "prepare", "tokenizer")
+        work = InitWork(cell.model, tokenizer, cell.seed.init, private)
+        init = self._add(stages, work, "prepare", f"init seed {cell.seed.init}")
+        tokens = {}
+        for phase, train, _, _ in phases_of(cell):
             data = self._data(stages, train.data, cell.seed.data)
             length = train.sequence_length if train.data.format == "instruction" else 0
-            tokens_of[phase] = self._add(
-                stages,
-                TokensWork(data, tokenizer, train.data.format, length),
-                "prepare",
-                f"tokens of {short_source(train.data.source)}",
-            )
-            last = phase == present[-1][0]
-            wanted = {step_at(at, train.steps) for at in cell.evaluate.at} if last else set()
-            states = {0: state}
+            label = f"tokens of {short_source(train.data.source)}"
+            tokens[phase] = self._add(stages, TokensWork(data, tokenizer, train.data.format, length), "prepare", label)
+        items = ""
+        evaluate = cell.evaluate
+        if any(suite != LANGUAGE_MODEL_SUITE for suite in evaluate.suites):
+            spec = DataSpec(source=evaluate.source, format="items", digest=evaluate.digest, holdout=0.0)
+            names = tuple(sorted({task.name for task in evaluate.tasks}))
+            items = self._add(stages, DataWork(spec, 0, names), "prepare", "evaluation items")
+        return _Base(tuple(dict.fromkeys(stages)), tokenizer, init, tokens, items)
+
+    def _spans_of(
+        self, phase: str, train: TrainSpec, seed: int, tokens: str
+    ) -> tuple[tuple[Phase, Conditions, str], ...]:
+        """Return (freeze phase, conditions, their digest) of one training phase."""
+        identity = (phase, id(train), seed, tokens)
+        if identity not in self._spans:
+            spans = []
             for span in freeze_phases(train.freeze, train.steps):
-                conditions = conditions_of(train, phase, span.frozen, tokens_of[phase], seed)
-                digest = self._digest(conditions)
-                cuts = self._cuts.setdefault((init, history, digest, span.start), set())
-                cuts.add(span.stop)
-                cuts.update(step for step in wanted if span.start < step < span.stop)
-                before = history
-                start = span.start
-                for stop in sorted(cut for cut in cuts if cut <= span.stop):
-                    work = TrainWork(cell.model, tokenizer, init, before, conditions, start, stop)
-                    state = self._segment(stages, work, state)
-                    before = (*history, (digest, span.start, stop))
-                    states[stop] = state
-                    start = stop
-                history = before
-        results = self._evaluations(stages, cell, present[-1][1], states, tokenizer, tokens_of[present[0][0]])
-        return CellStages(tuple(dict.fromkeys(stages)), state, results)
+                conditions = conditions_of(train, phase, span.frozen, tokens, seed)
+                spans.append((span, conditions, conditions.digest()))
+            self._spans[identity] = tuple(spans)
+        return self._spans[identity]
 
     def _evaluations(
-        self,
-        stages: list[Stage],
-        cell: Cell,
-        train: TrainSpec,
-        states: dict[int, str],
-        tokenizer: str,
-        tokens: str,
+        self, stages: list[Stage], cell: Cell, train: TrainSpec, states: Mapping[int, str], base: _Base
     ) -> tuple[Result, ...]:
         evaluate = cell.evaluate
+        tokens = next(iter(base.tokens.values()))
         results: list[Result] = []
-        items = ""
-        if any(suite != LANGUAGE_MODEL_SUITE for suite in evaluate.suites):
-            source = DataSpec(source=evaluate.source, format="items", digest=evaluate.digest, holdout=0.0)
-            names = tuple(sorted({task.name for task in evaluate.tasks}))
-            items = self._add(stages, DataWork(source, 0, names), "prepare", "evaluation items")
         for at in sorted(evaluate.at):
             step = step_at(at, train.steps)
             for suite in evaluate.suites:
                 if suite == EFFICIENCY_SUITE and step != train.steps:
                     continue
-                work = evaluation(cell, suite, states[step], tokenizer, items, tokens)
-                key = self._add(stages, work, "evaluate", f"{suite} at {at:g}")
-                results.append(Result(key, suite, at, step))
+                identity = ("evaluate", suite, states[step], id(evaluate), id(cell.model), cell.seed.eval)
+                if identity not in self._stages:
+                    work = evaluation(cell, suite, states[step], base.tokenizer, base.items, tokens)
+                    self._stages[identity] = self._stage(work, "evaluate", f"{suite} at {at:g}", work.key())
+                stage = self._stages[identity]
+                stages.append(stage)
+                results.append(Result(stage.key, suite, at, step))
         return tuple(results)
 
     def _data(self, stages: list[Stage], data: DataSpec, seed: int) -> str:
         return self._add(stages, DataWork(data, seed), "prepare", f"data {short_source(data.source)}")
 
-    def _digest(self, conditions: Conditions) -> str:
-        if conditions not in self._digests:
-            self._digests[conditions] = conditions.digest()
-        return self._digests[conditions]
-
-    def _segment(self, stages: list[Stage], work: TrainWork, parent: str) -> str:
-        conditions = work.conditions
-        identity = ("train", parent, work.init, work.history, self._digest(conditions), work.start, work.stop)
+    def _segment(
+        self,
+        cell: Cell,
+        base: _Base,
+        parent: str,
+        before: tuple[Span, ...],
+        after: tuple[Span, ...],
+        conditions: Conditions,
+        digest: str,
+        start: int,
+        stop: int,
+    ) -> Stage:
+        identity = (base.init, before, digest, start, stop)
         if identity not in self._stages:
-            frozen = f" freeze {conditions.train.freeze}" if conditions.train.freeze else ""
+            key = state_key(base.init, after)
+            work = TrainWork(cell.model, base.tokenizer, base.init, before, conditions, start, stop)
             train = conditions.train
+            frozen = f" freeze {train.freeze}" if train.freeze else ""
             ratio = f" router_lr {train.router_lr:g}" if train.router_lr != train.lr else ""
             self._stages[identity] = Stage(
-                key=work.key(),
+                key=key,
                 kind=work.kind,
                 phase=conditions.phase,
                 work=work,
-                parents=tuple(dict.fromkeys((parent, conditions.tokens, work.tokenizer))),
-                label=f"{conditions.phase} {work.start}-{work.stop}{frozen}{ratio} seed {conditions.seed}",
-                steps=work.stop - work.start,
+                parents=tuple(dict.fromkeys((parent, conditions.tokens, base.tokenizer))),
+                label=f"{conditions.phase} {start}-{stop}{frozen}{ratio} seed {conditions.seed}",
+                steps=stop - start,
             )
-        stages.append(self._stages[identity])
-        return self._stages[identity].key
+        return self._stages[identity]
 
     def _add(self, stages: list[Stage], work: Work, phase: str, label: str) -> str:
-        if work not in self._stages:
-            self._stages[work] = Stage(
-                key=work.key(),
-                kind=work.kind,
-                phase=phase,
-                work=work,
-                parents=tuple(dict.fromkeys(work.parents.values())),
-                label=label,
-            )
-        stages.append(self._stages[work])
-        return self._stages[work].key
+        key = work.key()
+        if key not in self._stages:
+            self._stages[key] = self._stage(work, phase, label, key)
+        stages.append(self._stages[key])
+        return key
+
+    @staticmethod
+    def _stage(work: Work, phase: str, label: str, key: str) -> Stage:
+        return Stage(key, work.kind, phase, work, tuple(dict.fromkeys(work.parents.values())), label)
+
+
+def phases_of(cell: Cell) -> list[tuple[str, TrainSpec, int, bool]]:
+    """Return (phase, spec, seed, is the last one) of the phases in which `cell` trains."""
+    both = [("pretrain", cell.pretrain, cell.seed.pretrain), ("finetune", cell.finetune, cell.seed.finetune)]
+    present = [(phase, train, seed) for phase, train, seed in both if train is not None]
+    return [(phase, train, seed, i == len(present) - 1) for i, (phase, train, seed) in enumerate(present)]
 
 
 def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, tokens: str) -> EvaluateWork:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 # A kind's version enters every key of that kind: raise it when the meaning of the computation changes.
@@ -24,15 +24,18 @@ KIND_VERSIONS: dict[str, int] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _field_names(cls: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls))
 
 
 def plain(value: Any) -> Any:
     """Return `value` as JSON types: dataclasses become dicts, tuples become lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(getattr(value, name)) for name in _field_names(type(value))}
+    cls = type(value)
+    if cls in _ATOMS:
+        return value
+    if dataclasses.is_dataclass(cls):
+        return {name: plain(getattr(value, name)) for name in _field_names(cls)}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -40,9 +43,74 @@ def plain(value: Any) -> Any:
     return value
 
 
+_ATOMS = frozenset((str, int, float, bool, type(None)))
+
+
+@cache
+def _fields_in_order(cls: type) -> tuple[tuple[str, str], ...]:
+    """Return (name, `"name":`) of the fields in the order of canonical JSON."""
+    return tuple((name, f'"{name}":') for name in sorted(_field_names(cls)))
+
+
+class Canonical:
+    """Writes canonical JSON; the text of each frozen dataclass is made once, since cells share their sections.
+
+    Texts are remembered by object, not by value: 1, 1.0 and True are equal and hash alike, but are not the same JSON.
+    """
+
+    LIMIT = 200_000
+
+    def __init__(self) -> None:
+        self._texts: dict[int, tuple[Any, str]] = {}
+
+    def text(self, value: Any) -> str:
+        """Return the canonical JSON text of `value` (JSON types, tuples, mappings, dataclasses)."""
+        cls = type(value)
+        if cls is str:
+            return _quote(value)
+        if value is None:
+            return "null"
+        if cls is bool:
+            return "true" if value else "false"
+        if cls is int:
+            return int.__repr__(value)
+        if cls is float:
+            if value - value != 0.0:
+                raise ValueError("numbers that are not finite have no canonical JSON")
+            return float.__repr__(value)
+        if cls is tuple or cls is list:
+            return f"[{','.join(map(self.text, value))}]"
+        if dataclasses.is_dataclass(cls):
+            known = self._texts.get(id(value))
+            if known is not None and known[0] is value:
+                return known[1]
+            text = self.text_of_fields(value)
+            if len(self._texts) >= self.LIMIT:
+                self._texts.clear()
+            self._texts[id(value)] = (value, text)
+            return text
+        if isinstance(value, Mapping):
+            items = sorted((str(key), item) for key, item in value.items())
+            return "{" + ",".join([f"{_quote(key)}:{self.text(item)}" for key, item in items]) + "}"
+        return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+    def text_of_fields(self, value: Any) -> str:
+        """Return the text of a dataclass without remembering it."""
+        return (
+            "{"
+            + ",".join([mark + self.text(getattr(value, name)) for name, mark in _fields_in_order(type(value))])
+            + "}"
+        )
+
+
+_quote = json.encoder.encode_basestring
+_CANONICAL = Canonical()
+canonical_text = _CANONICAL.text
+
+
 def canonical(value: Any) -> bytes:
     """Return the canonical JSON bytes of `value` (dataclasses allowed)."""
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    return canonical_text(value).encode()
 
 
 def digest(value: Any) -> str:
@@ -52,7 +120,11 @@ def digest(value: Any) -> str:
 
 def science_key(kind: str, fields: Any, parents: Sequence[str] = ()) -> str:
     """Return the key of the artifact that `kind` makes from `fields` and its parents' keys."""
-    return digest({"kind": kind, "version": KIND_VERSIONS[kind], "fields": fields, "parents": list(parents)})
+    text = _CANONICAL.text_of_fields(fields) if dataclasses.is_dataclass(fields) else canonical_text(fields)
+    head = (
+        f'{{"fields":{text},"kind":"{kind}","parents":{canonical_text(list(parents))},"version":{KIND_VERSIONS[kind]}}}'
+    )
+    return hashlib.sha256(head.encode()).hexdigest()
 
 
 Span = tuple[str, int, int]  # (digest of the training conditions, from step, to step)

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar
 
 from orchestrator.spec.cell import DataSpec, TaskSpec, TokenizerSpec, TrainSpec
@@ -36,6 +36,11 @@ class DataWork:
         return {}
 
     def key(self) -> str:
+        """Return the artifact's key; a file is known by its content, wherever it lies."""
+        if self.data.source.startswith("file://") and self.data.digest:
+            return science_key(
+                self.kind, dataclasses.replace(self, data=dataclasses.replace(self.data, source="file://"))
+            )
         return science_key(self.kind, self)
 
 
@@ -98,8 +103,9 @@ class InitWork:
 class Conditions:
     """What holds during a span of training steps, besides the state it starts from.
 
-    `train` is normalised by the plan: `freeze` is one role ("" = none frozen), `router_lr` is absolute, `router_lr_ratio` is 1,
-    `data` carries its digest. `steps` is the planned total of the phase, because the LR schedule depends on it.
+    `train` is normalised by the plan: `freeze` is one role ("" = none frozen), `router_lr` is absolute,
+    `router_lr_ratio` is 1, `data` says its format alone (the key `tokens` says the rest). `steps` is the planned total
+    of the phase, because the LR schedule depends on it.
     """
 
     phase: str  # pretrain | finetune
@@ -115,8 +121,9 @@ class Conditions:
 class TrainWork:
     """Training steps [start, stop) of one phase under fixed conditions.
 
-    `init` is the model's initial artifact, `history` the spans before `start` (of earlier conditions and phases), `parent` the
-    key of the state at `start`. Blobs of a state: `weights.safetensors`, `optimizer.safetensors`, `state.json`.
+    `init` is the model's initial artifact, `history` the spans before `start` (of earlier conditions and phases),
+    `parent` the key of the state at `start`. Blobs of a state: `weights.safetensors`, `optimizer.safetensors`,
+    `state.json`, `series.json`.
     """
 
     kind: ClassVar[str] = "train"
@@ -197,7 +204,7 @@ def work_from_json(payload: Mapping[str, Any]) -> Work:
     return build(KINDS[fields.pop("kind")], fields)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hints(cls: type) -> dict[str, Any]:
     return {f.name: typing.get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
 

@@ -51,7 +51,16 @@ def documents(store: Store, name: str) -> list[dict[str, Any]]:
     """Return every planned version of the grid, oldest first."""
     entries = sorted(store.objects.list(f"grids/{name}"), key=lambda entry: (entry.modified, entry.path))
     bodies = _read_all(store, [entry.path for entry in entries])
-    return [json.loads(body) for body in bodies if body is not None]
+    return [_with_sections(json.loads(body)) for body in bodies if body is not None]
+
+
+def _with_sections(document: dict[str, Any]) -> dict[str, Any]:
+    """Put the shared sections in the place of their names, so that `cell["resolved"]["model"]` is the model."""
+    sections = document.get("sections", {})
+    for cell in document["cells"]:
+        named = cell.get("resolved", {})
+        cell["resolved"] = {part: sections[name] for part, name in named.items() if name in sections}
+    return document
 
 
 def document(store: Store, name: str, digest: str = "") -> dict[str, Any]:

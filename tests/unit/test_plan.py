@@ -188,6 +188,7 @@ def test_the_root_document_reaches_every_artifact() -> None:
     graph = build_graph(grid_of([(s, cell_with(s)) for s in SCHEDULES]))
     document = root_document(graph)
     assert set(document["keys"]) == set(graph.stages)
+    assert all(name in document["sections"] for cell in document["cells"] for name in cell["resolved"].values())
     assert {r["key"] for cell in document["cells"] for r in cell["results"]} <= set(document["keys"])
 
 
