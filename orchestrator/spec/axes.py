@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.spec.document import GridDocument, Section
 from orchestrator.spec.factors import Assignments, Factor, find_factor
-from orchestrator.spec.problems import Mistake, Problems
+from orchestrator.spec.problems import Mistake, Problems, brief
 from orchestrator.spec.units import Length
 
 
@@ -64,14 +64,14 @@ class AxisReader:
         products = [self.product(sections["factors"])] if "factors" in sections else []
         also = sections.get("also", Section([], {}))
         if not isinstance(also.data, list):
-            self.problems.add(f"also must be a list of products, not {also.data!r}", also.place(), "also")
+            self.problems.add(f"also must be a list of products, not {brief(also.data)}", also.place(), "also")
             return products
         for i, product in enumerate(also.data):
             if isinstance(product, Mapping) and product:
                 places = {path[1:]: place for path, place in also.places.items() if path[:1] == (i,)}
                 products.append(self.product(Section(product, places)))
             else:
-                self.problems.add(f"also must hold mappings of factors, not {product!r}", also.place(i), "also")
+                self.problems.add(f"also must hold mappings of factors, not {brief(product)}", also.place(i), "also")
         return products
 
     def product(self, section: Section) -> list[Axis]:
@@ -117,7 +117,9 @@ class AxisReader:
             row = value if len(known) > 1 else [value]
             if not isinstance(row, list) or len(row) != len(known):
                 hint = f"write [{', '.join(names)}]: [[...], [...]] with {len(known)} values in each"
-                self.problems.add(f"paired axis {key!r} needs {len(known)} values, not {value!r}", where, key, hint)
+                self.problems.add(
+                    f"paired axis {key!r} needs {len(known)} values, not {brief(value)}", where, key, hint
+                )
                 continue
             choice = self.choice(known, row, where)
             if choice is None:
@@ -166,7 +168,7 @@ def read_condition(
     """Return the condition written at `path` of `section` (`{freeze: [none, router]}`), or None and problems."""
     place = section.place(*path)
     if not isinstance(data, Mapping) or not data:
-        reader.problems.add(f"{key} needs a mapping of factors to values, not {data!r}", place, key)
+        reader.problems.add(f"{key} needs a mapping of factors to values, not {brief(data)}", place, key)
         return None
     terms = []
     for name, value in data.items():

@@ -8,24 +8,25 @@ from typing import Any
 
 from orchestrator.spec import cell as cells
 from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of
-from orchestrator.spec.problems import Mistake, Problems, did_you_mean
+from orchestrator.spec.problems import Mistake, Problems, brief, did_you_mean
 from orchestrator.spec.rules import STAGE_RESOURCES
 from orchestrator.spec.tasks import TASKS
 from orchestrator.spec.units import Length
 
 
 class Builder:
-    """Builds a cell from nested plain data; `place(path)` says where a path was written."""
+    """Builds a cell from nested plain data; `place(path)` says where a path was written, hints prefer `phase`."""
 
-    def __init__(self, problems: Problems, place: Callable[[Path], str]) -> None:
+    def __init__(self, problems: Problems, place: Callable[[Path], str], phase: str) -> None:
         self.problems = problems
         self.place = place
+        self.phase = phase
         self.lengths: dict[str, Length] = {}
 
     def build(self, owner: type, data: Any, path: Path) -> Any:
         """Return an `owner` made of `data`, or None when something was wrong with it."""
         if not isinstance(data, Mapping):
-            self._add(path, f"must be a mapping, not {data!r}")
+            self._add(path, f"must be a mapping, not {brief(data)}")
             return None
         fields = fields_of(owner)
         for name in data:
@@ -35,7 +36,7 @@ class Builder:
                     f"{'.'.join((*path, str(name)))!r} is not a field of a cell",
                     self.place((*path, str(name))),
                     ".".join((*path, str(name))),
-                    near_field((*path, str(name)), known),
+                    near_field((*path, str(name)), known, self.phase),
                 )
         values: dict[str, Any] = {}
         sound = True
@@ -75,7 +76,7 @@ class Builder:
         if isinstance(value, Mapping):
             value = [{"name": name, **(spec or {})} for name, spec in value.items() if spec is not False]
         if not isinstance(value, list):
-            raise Mistake(f"must be a mapping of tasks or a list of their names, not {value!r}")
+            raise Mistake(f"must be a mapping of tasks or a list of their names, not {brief(value)}")
         tasks = []
         for item in value:
             spec = {"name": item} if isinstance(item, str) else item
@@ -110,16 +111,14 @@ def field_required(owner: type, name: str) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def near_field(path: Path, siblings: Iterable[str] = ()) -> str:
+def near_field(path: Path, siblings: Iterable[str], phase: str) -> str:
     """Return a hint for the unknown field `path`: a sibling with a similar name, or a namesake elsewhere."""
     near = did_you_mean(".".join(path), siblings)
     if near.startswith("did you mean"):
         return near
-    elsewhere = [".".join(known) for known in field_paths() if known[-1] == path[-1]]
-    if elsewhere:
-        return f"did you mean {elsewhere[0]!r}?"
     near = did_you_mean(path[-1], {known[-1] for known in field_paths()})
-    if near.startswith("did you mean"):
-        word = near.split("'")[1]
-        return next(f"did you mean {'.'.join(known)!r}?" for known in field_paths() if known[-1] == word)
-    return near if len(list(siblings)) else "moegrid schema lists every field"
+    if not near.startswith("did you mean"):
+        return "moegrid schema lists every field"
+    namesakes = [known for known in field_paths() if known[-1] == near.split("'")[1]]
+    best = next((known for known in namesakes if known[0] == phase), namesakes[0])
+    return f"did you mean {'.'.join(best)!r}?"

@@ -13,7 +13,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from orchestrator.errors import GridError, Problem
-from orchestrator.spec.problems import Problems, did_you_mean
+from orchestrator.spec.problems import Problems, brief, did_you_mean
 from orchestrator.spec.yaml_positions import Document, Path, parse_yaml
 
 PROJECT = FilePath(__file__).resolve().parents[2]
@@ -60,6 +60,7 @@ class GridDocument:
     scale: str
     phase: str
     plain_seed: str
+    complete: bool = True  # False when the recipe is missing, so that there is no cell to build
     sections: dict[str, Section] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
 
@@ -102,10 +103,13 @@ class Loader:
         self.sections: dict[str, Section] = {}
         self.layers: list[Layer] = []
         self.top: dict[str, Section] = {}
+        self.complete = False
 
     def load(self, path: FilePath, scale: str, overrides: Sequence[str]) -> GridDocument:
         """Return the document of the grid file `path` at `scale`."""
         chain = self._chain(path, ())
+        if not chain[-1].data:
+            self.problems.raise_if_any()
         for document in chain:
             for key in ("name", "base"):
                 if key in document.data:
@@ -127,7 +131,8 @@ class Loader:
                 value = section.data if isinstance(section.data, list) else [section.data]
                 place: dict[tuple[str, ...], str] = {("evaluate", field_name): section.place()}
                 self.layers.append(Layer({"evaluate": {field_name: value}}, place))
-        return GridDocument(name, base, show(path), scale, phase, plain_seed, self.sections, self.layers)
+        complete = self.complete
+        return GridDocument(name, base, show(path), scale, phase, plain_seed, complete, self.sections, self.layers)
 
     def _read(self, path: FilePath) -> Document:
         try:
@@ -190,6 +195,7 @@ class Loader:
             self.problems.add(f"recipe {base!r} does not exist", section.place(), "base", hint)
         else:
             document = self._read(GRIDS / "recipes" / f"{base}.yaml")
+            self.complete = True
             self._layer({key: value for key, value in document.data.items() if key not in RECIPE}, document.places)
             return base, str(document.data["phase"]), str(document.data["plain_seed"])
         return str(base), "pretrain", "pretrain"
@@ -198,7 +204,7 @@ class Loader:
         """Return the `scales` sections of one document by scale."""
         scales = document.data.get("scales", {})
         if not isinstance(scales, dict):
-            self.problems.add(f"scales must be a mapping, not {scales!r}", document.places[("scales",)], "scales")
+            self.problems.add(f"scales must be a mapping, not {brief(scales)}", document.places[("scales",)], "scales")
             return []
         found = []
         for name in scales:
@@ -233,12 +239,14 @@ class Loader:
                 hint = did_you_mean(key, known, "sections")
                 self.problems.add(f"section {key!r} is unknown", place, key, hint)
             elif key in MERGED and not isinstance(value, dict):
-                self.problems.add(f"{key} must be a mapping, not {value!r}", place, key)
+                self.problems.add(f"{key} must be a mapping, not {brief(value)}", place, key)
             elif key == "set":
                 section = _section(data, places, (key,))
                 self._layer(section.data, section.places)
             elif key in MERGED:
                 self._merge(key, _section(data, places, (key,)))
+            elif key in REPLACED and value is None:
+                self.sections.pop(key, None)
             elif key in REPLACED:
                 self.sections[key] = _section(data, places, (key,))
 
@@ -266,7 +274,7 @@ class Loader:
                 target[part] = dict(inner) if isinstance(inner, dict) else {}
                 target = target[part]
             old = target.get(path[-1])
-            target[path[-1]] = _deep(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+            target[path[-1]] = deep(old, value)
             for written, place in places.items():
                 if written[:1] == (key,):
                     origins[(*path, *(str(part) for part in written[1:]))] = place
@@ -278,20 +286,26 @@ class Loader:
         section, _, rest = key.strip().partition(".")
         where = f"{COMMAND_LINE}: {text}"
         known = (*MERGED, *REPLACED)
-        if not equals or section not in known or (section in MERGED and not rest):
+        keyed = (*MERGED, "search")
+        if not equals or section not in known or (rest and section not in keyed) or (section in MERGED and not rest):
             hint = "write factors.seed=[0,1], set.finetune.lr=1e-4 or at=[1.0]"
             self.problems.add(f"override {text!r} is not section.key=value", COMMAND_LINE, key.strip(), hint)
             return
-        document = parse_yaml(value_text, where, self.problems)
+        value = parse_yaml(value_text, where, self.problems).data
         if section in REPLACED and rest:
-            if not isinstance(self.sections.get(section, Section({}, {})).data, dict):
-                self.problems.add(f"override {text!r}: {section} has no keys", COMMAND_LINE, key.strip())
-                return
             old = self.sections.get(section, Section({}, {}))
-            self.sections[section] = Section({**old.data, rest: document.data}, {**old.places, (rest,): where})
+            data = {**old.data, rest: value} if isinstance(old.data, dict) else {rest: value}
+            self.sections[section] = Section(data, {**old.places, (): where, (rest,): where})
             return
         places: dict[Path, str] = {(section,): where, (section, rest): where}
-        self._apply({section: {rest: document.data} if rest else document.data}, places, known)
+        self._apply({section: {rest: value} if rest else value}, places, known)
+
+
+def deep(old: Any, new: Any) -> Any:
+    """Return `new` laid over `old`: mappings merge, anything else replaces."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return {**old, **{key: deep(old.get(key), value) for key, value in new.items()}}
 
 
 def _section(data: Mapping[str, Any], places: Mapping[Path, str], path: Path) -> Section:
@@ -301,12 +315,3 @@ def _section(data: Mapping[str, Any], places: Mapping[Path, str], path: Path) ->
         inner = inner[part]
     size = len(path)
     return Section(inner, {written[size:]: place for written, place in places.items() if written[:size] == path})
-
-
-def _deep(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    both = {key: _deep(old[key], new[key]) for key in old.keys() & new.keys() if _dicts(old[key], new[key])}
-    return {**old, **new, **both}
-
-
-def _dicts(*values: Any) -> bool:
-    return all(isinstance(value, dict) for value in values)

@@ -49,6 +49,16 @@ class Built:
     findings: tuple[Finding, ...]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """Where a finding was first met, in which cell, and in how many."""
+
+    place: str
+    name: str
+    hint: str
+    count: int
+
+
 class Expander:
     """Builds the cells of products over one base cell. Problems are collected with the first cell that has each.
 
@@ -73,7 +83,8 @@ class Expander:
         self.unnamed: frozenset[str] = frozenset()
         self._sections: dict[str, dict[Any, Built]] = {name: {} for name in SECTIONS}
         self._checked: set[Any] = set()
-        self._found: dict[tuple[Path, str], tuple[str, str, str, int]] = {}
+        self._found: dict[tuple[Path, str], Found] = {}
+        self._base_findings: list[Finding] | None = None
 
     def expand(
         self, axes: list[Axis], when: Mapping[str, Condition], excluded: Callable[[GridCell], bool]
@@ -217,12 +228,11 @@ class Expander:
         if mark in self._checked:
             return
         self._checked.add(mark)
-        for built in self._parts(axes, combo):
-            for finding in built.findings:
-                self._note(finding, axes, combo, item)
-        for finding in cell_findings(cell):
+        findings = [finding for built in self._parts(axes, combo) for finding in built.findings]
+        findings = findings or list(cell_findings(cell))
+        for finding in findings:
             self._note(finding, axes, combo, item)
-        for axis, choice in zip(axes, combo, strict=True):
+        for axis, choice in zip(axes, combo, strict=True) if not findings else ():
             for factor in axis.factors if choice is not ABSENT else ():
                 reason = why_not(cell, factor.paths[0])
                 if reason:
@@ -240,26 +250,43 @@ class Expander:
             yield self._section(name, touching[0] if len(touching) == 1 else touching)
 
     def _note(self, finding: Finding, axes: list[Axis], combo: tuple[Choice, ...], item: GridCell) -> None:
+        """Keep a finding with its place: the axis that sets its field, else one of its section, else the field."""
         path, message, hint = finding
         first = self._found.get((path, message))
         if first:
-            self._found[(path, message)] = (*first[:3], first[3] + 1)
+            self._found[(path, message)] = dataclasses.replace(first, count=first.count + 1)
             return
-        place = self.merged.place(path)
+        nearness = [0]
+        places = [self.merged.place(path)]
         for axis, choice in zip(axes, combo, strict=True):
-            if any(
-                assigned[: len(path)] == path or path[: len(assigned)] == assigned for assigned, _ in choice.assignments
-            ):
-                place = axis.place
-        self._found[(path, message)] = (place, item.name, hint, 1)
+            for assigned, _ in choice.assignments:
+                nearness.append(_nearness(assigned, path) if finding not in self._of_base() else assigned == path)
+                places.append(axis.place)
+        best = max(nearness)
+        name = "" if finding in self._of_base() else item.name
+        self._found[(path, message)] = Found(places[nearness.index(best)], name, hint, 1)
+
+    def _of_base(self) -> list[Finding]:
+        """Return what is wrong with the cell before any factor is set."""
+        if self._base_findings is None:
+            parts = [self._section(name, ()) for name in SECTIONS]
+            findings = [finding for built in parts for finding in built.findings]
+            self._base_findings = findings or list(cell_findings(Cell(*[built.value for built in parts])))
+        return self._base_findings
 
     def report(self) -> None:
         """Turn what was found into problems."""
-        for (path, message), (place, name, hint, count) in self._found.items():
-            where = f" in cell {name!r}" if name != "base" else ""
-            self.problems.add(
-                f"{message}{where}" + (f" and {count - 1} like it" if count > 1 else ""), place, ".".join(path), hint
-            )
+        for (path, message), found in self._found.items():
+            where = f" in cell {found.name!r}" if found.name not in ("", "base") else ""
+            more = f" and {found.count - 1} more" if where and found.count > 1 else ""
+            self.problems.add(message + where + more, found.place, ".".join(path), found.hint)
+
+
+def _nearness(assigned: Path, path: Path) -> int:
+    """Return how near an assigned field is to `path`: 2 the same or inside, 1 of the same section, 0 elsewhere."""
+    if assigned[: len(path)] == path and len(path) > 1:
+        return 2
+    return int(assigned[0] == path[0])
 
 
 def _science(value: Any) -> Any:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from orchestrator.spec.cell import Cell, TrainSpec
-from orchestrator.spec.problems import Mistake
+from orchestrator.spec.problems import Mistake, brief
 from orchestrator.spec.rules import RULES, Rule
 from orchestrator.spec.units import Length, parse_length
 
@@ -106,11 +106,11 @@ def typed(hint: Any, value: Any) -> Any:
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else None
         if items is None or (args[-1] is not Ellipsis and len(items) != len(args)):
-            raise Mistake(f"must be {type_name(hint)}, not {value!r}")
+            raise Mistake(f"must be {type_name(hint)}, not {brief(value)}")
         return tuple(typed(args[0], item) for item in items)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is hint and not (hint is float and not math.isfinite(value)):
         return value
     quoted = hint in (int, float) and isinstance(value, str) and value.replace(".", "", 1).isdigit()
-    raise Mistake(f"must be {type_name(hint)}, not {value!r}", "remove the quotes" if quoted else "")
+    raise Mistake(f"must be {type_name(hint)}, not {brief(value)}", "remove the quotes" if quoted else "")

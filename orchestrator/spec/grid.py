@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.spec.cell import Cell
-from orchestrator.spec.document import GridDocument, Loader, Section, find_grid
+from orchestrator.spec.document import COMMAND_LINE, GridDocument, Loader, Section, find_grid
 from orchestrator.spec.expand import SECTIONS, GridCell
 from orchestrator.spec.fields import fields_of
 from orchestrator.spec.identity import digest, plain
 from orchestrator.spec.merge import merge
+from orchestrator.spec.only import select
 from orchestrator.spec.problems import Problems
 from orchestrator.spec.reading import Reading
-from orchestrator.spec.only import select
+from orchestrator.spec.search import SearchSpec
 from orchestrator.spec.work import build
 
 __all__ = ["Grid", "GridCell", "grid_from_json", "load_grid"]
@@ -28,7 +29,8 @@ class Grid:
 
     `factors` are the names of its axes in order, `seed` is the field of `Seeds` that plain `seed` means, `runnable`
     is "" or the reason why this scale cannot run on the local machine. `digest` identifies this version of the
-    grid: the sha256 of `resolved`, from which `grid_from_json` rebuilds it.
+    grid: the sha256 of `resolved`, from which `grid_from_json` rebuilds it. A trial of `search` is the grid loaded
+    again with overrides (`search=null`, `factors.router_lr=[3e-5]`).
     """
 
     name: str
@@ -44,6 +46,7 @@ class Grid:
     runnable: str
     digest: str
     resolved: Mapping[str, Any]
+    search: SearchSpec | None = None
 
     def is_baseline(self, cell: GridCell) -> bool:
         """Return whether `cell` belongs to the baseline that the others are compared to."""
@@ -88,6 +91,7 @@ def load_grid(
         "baseline": reading.baseline,
         "primary": reading.names("primary"),
         "runnable": reading.text("runnable"),
+        "search": plain(reading.search),
         **_intern(cells),
     }
     return _grid(resolved, tuple(cells), document.path)
@@ -126,6 +130,7 @@ def _grid(resolved: Mapping[str, Any], cells: tuple[GridCell, ...], path: str) -
         runnable=resolved["runnable"],
         digest=digest(resolved),
         resolved=resolved,
+        search=build(SearchSpec, resolved["search"]) if resolved["search"] else None,
     )
 
 
@@ -151,7 +156,10 @@ def _intern(cells: Sequence[GridCell]) -> dict[str, Any]:
 def _set_seeds(document: GridDocument, seeds: list[int]) -> None:
     """Give every product the seeds of the command line."""
     factors = document.sections.setdefault("factors", Section({}, {}))
+    factors.data["seed"] = seeds
+    factors.places[("seed",)] = COMMAND_LINE
     also = document.sections.get("also", Section([], {}))
-    for product in [factors.data, *(also.data if isinstance(also.data, list) else [])]:
+    for i, product in enumerate(also.data if isinstance(also.data, list) else []):
         if isinstance(product, dict):
             product["seed"] = seeds
+            also.places[(i, "seed")] = COMMAND_LINE

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
-from orchestrator.spec.document import GridDocument, Section
+from orchestrator.spec.document import GridDocument, Section, deep
 from orchestrator.spec.problems import Problems
 
 _RESOLVER = re.compile(r"\$\{[^}]*:")
@@ -26,6 +27,9 @@ class Merged:
         for stop in range(len(path), 0, -1):
             if path[:stop] in self.places:
                 return self.places[path[:stop]]
+            inside = [place for written, place in self.places.items() if written[:stop] == path[:stop]]
+            if inside:
+                return inside[-1]
         return ""
 
 
@@ -46,16 +50,13 @@ def merge(document: GridDocument, problems: Problems) -> Merged:
     if refuse:
         return Merged({}, document.sections, places)
     try:
-        config = OmegaConf.merge(*[layer.data for layer in document.layers])
-        if _refers(sections):
-            whole = OmegaConf.merge(config, {"grid": sections})
-            plain = OmegaConf.to_container(whole, resolve=True)
-            assert isinstance(plain, dict)
-            resolved = plain.pop("grid")
-            for key, section in document.sections.items():
-                section.data = resolved[key]
-        else:
-            plain = OmegaConf.to_container(config, resolve=True)
+        fields: dict[str, Any] = reduce(deep, (layer.data for layer in document.layers), {})
+        refers = _refers(sections)
+        plain = OmegaConf.to_container(OmegaConf.create({**fields, "grid": sections if refers else {}}), resolve=True)
+        assert isinstance(plain, dict)
+        resolved = plain.pop("grid")
+        for key, section in document.sections.items() if refers else ():
+            section.data = resolved[key]
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "")
         path = tuple(key.split("."))
@@ -63,7 +64,6 @@ def merge(document: GridDocument, problems: Problems) -> Merged:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         problems.add(f"cannot resolve {key}: {reason}", where, key, "a reference is ${section.field} of a cell")
         return Merged({}, document.sections, places)
-    assert isinstance(plain, dict)
     return Merged({str(key): value for key, value in plain.items()}, document.sections, places)
 
 

@@ -35,6 +35,12 @@ class Problems:
         return bool(self.found)
 
 
+def brief(value: object) -> str:
+    """Return `value` for a message, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
 def did_you_mean(word: object, known: Iterable[str], what: str = "known") -> str:
     """Return a hint: the nearest of the `known` words, or all of them."""
     words = list(known)

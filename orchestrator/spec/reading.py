@@ -13,7 +13,8 @@ from orchestrator.spec.document import GridDocument, Section
 from orchestrator.spec.expand import Expander, GridCell, holds
 from orchestrator.spec.factors import seed_names
 from orchestrator.spec.merge import Merged
-from orchestrator.spec.problems import Problems, did_you_mean
+from orchestrator.spec.problems import Problems, brief, did_you_mean
+from orchestrator.spec.search import SearchSpec, read_search
 
 
 class Reading:
@@ -25,13 +26,15 @@ class Reading:
         self.problems = problems
         self.baseline: dict[str, Any] = {}
         fields, active_width = self._active_width(merged.fields)
-        builder = Builder(problems, merged.place)
-        self.base: Cell | None = builder.build(Cell, fields, ()) if fields else None
+        builder = Builder(problems, merged.place, document.phase)
+        sound = document.complete and bool(fields)
+        self.base: Cell | None = builder.build(Cell, fields, ()) if sound else None
         self.reader = AxisReader(document, active_width, problems)
         self.products = self.reader.products()
         self.when = self._when()
         self.exclude = self._exclude()
         self._baseline()
+        self.search = self._search()
         self.names("primary")
         self.text("runnable"), self.text("description")
         seeds = seed_names(document.plain_seed)
@@ -51,16 +54,16 @@ class Reading:
             return bool(hits)
 
         found: dict[str, GridCell] = {}
+        twins: list[tuple[GridCell, GridCell, str]] = []
         for product in self.products or [[]]:
             for item in self.expander.expand(product, self.when, excluded if self.exclude else _never):
                 first = found.setdefault(item.id, item)
                 if first is not item and first.factors != item.factors:
-                    self.problems.add(
-                        f"cells {first.name!r} and {item.name!r} differ in a factor but are the same science",
-                        product[0].place if product else self.document.path,
-                        hint="remove one of them: a table would compare a result with itself",
-                    )
+                    twins.append((first, item, product[0].place))
         self.expander.report()
+        for first, item, place in twins if not self.problems else ():
+            message = f"cells {first.name!r} and {item.name!r} differ in a factor but are the same science"
+            self.problems.add(message, place, hint="remove one of them: a table would compare a result with itself")
         if strict:
             for i, condition in enumerate(self.exclude):
                 if i not in used:
@@ -99,12 +102,16 @@ class Reading:
         if not all(type(number) is int for number in active_experts):
             return {**fields, "model": model}, 0
         number = sum(active_experts)
+        place = self.merged.place(("model", "active_width"))
+        if active is not None and (type(active) is not int or active < 1):
+            message = f"model.active_width must be a whole number of at least 1, not {brief(active)}"
+            self.problems.add(message, place, "model.active_width")
+            return {**fields, "model": model}, 0
         if active is None:
             width = moe.get("expert_width")
             return {**fields, "model": model}, width * number if isinstance(width, int) else 0
-        place = self.merged.place(("model", "active_width"))
-        if type(active) is not int or active < 1 or number < 1 or active % number:
-            message = f"model.active_width {active!r} is not divisible by the {number} active experts (top_k + shared)"
+        if number < 1 or active % number:
+            message = f"model.active_width {active} is not divisible by the {number} active experts (top_k + shared)"
             self.problems.add(message, place, "model.active_width", "choose a multiple")
             return {**fields, "model": model}, 0
         return {**fields, "model": {**model, "moe": {**moe, "expert_width": active // number}}}, active
@@ -131,10 +138,15 @@ class Reading:
     def _exclude(self) -> list[Condition]:
         section = self.document.sections.get("exclude", Section([], {}))
         if not isinstance(section.data, list):
-            self.problems.add(f"exclude must be a list, not {section.data!r}", section.place(), "exclude")
+            self.problems.add(f"exclude must be a list, not {brief(section.data)}", section.place(), "exclude")
             return []
         found = [read_condition(self.reader, data, section, (i,), "exclude") for i, data in enumerate(section.data)]
         return [condition for condition in found if condition is not None]
+
+    def _search(self) -> SearchSpec | None:
+        section = self.document.sections.get("search")
+        axes = {name for product in self.products for axis in product for name in axis.names}
+        return read_search(self.reader, section, axes) if section else None
 
     def _baseline(self) -> None:
         section = self.document.sections.get("baseline", Section({}, {}))
@@ -159,7 +171,7 @@ class Reading:
         section = self.document.sections.get(key, Section("", {}))
         if isinstance(section.data, str):
             return section.data
-        self.problems.add(f"{key} must be text, not {section.data!r}", section.place(), key)
+        self.problems.add(f"{key} must be text, not {brief(section.data)}", section.place(), key)
         return ""
 
     def names(self, key: str) -> list[str]:
@@ -168,7 +180,7 @@ class Reading:
         value = section.data if isinstance(section.data, list) else [section.data]
         if all(isinstance(name, str) and name for name in value):
             return value
-        self.problems.add(f"{key} must be a list of names, not {section.data!r}", section.place(), key)
+        self.problems.add(f"{key} must be a list of names, not {brief(section.data)}", section.place(), key)
         return []
 
 

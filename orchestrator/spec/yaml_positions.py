@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -22,10 +22,11 @@ MAX_NODES = 500_000
 class _Loader(yaml.SafeLoader):
     """Composes nodes only; its implicit scalar types are those of YAML 1.2."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
-
-_NULL, _BOOL, _INT, _FLOAT, _STR = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))
+_Loader.yaml_implicit_resolvers = {}
+_NULL, _BOOL, _INT, _FLOAT, _STR, _MAP, _SEQ = (
+    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "map", "seq")
+)
 _Loader.add_implicit_resolver(_NULL, re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
 _Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
@@ -78,6 +79,8 @@ class _Reader:
                 self.problems.add("the YAML is nested too deeply or too large", where, hint="check its anchors")
                 self.nodes = 2 * MAX_NODES
             return None
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in (_MAP, _SEQ):
+            self._bad_tag(node.tag, where)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -124,5 +127,8 @@ class _Reader:
             except ValueError:
                 self.problems.add(f"{text!r} is not a number", where)
                 return None
-        self.problems.add(f"the YAML tag {node.tag!r} is not allowed", where, hint="write plain values")
-        return None
+        self._bad_tag(node.tag, where)
+        return text
+
+    def _bad_tag(self, tag: str, where: str) -> None:
+        self.problems.add(f"the YAML tag {tag!r} is not allowed", where, hint="write plain values")
