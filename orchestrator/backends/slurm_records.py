@@ -1,0 +1,219 @@
+"""What squeue and sacct say, read into records; and the one way in which SLURM commands are called.
+
+Every command has a time limit: SLURM's clients hang when the controller is away.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import signal
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.backends.base import SchedulerUnreachable
+from orchestrator.errors import MoegridError
+
+WAITING = frozenset(
+    ("CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+)
+LIVE = WAITING | {"COMPLETING", "RESIZING", "RUNNING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
+
+_AWAY = re.compile(
+    r"unable to contact slurm|connection (refused|reset|timed out)|socket timed out|transport endpoint|zero bytes"
+    r"|communication (connection|shutdown)|no route to host|unable to establish|plug-?in initialization failed"
+    r"|controller is (down|in standby)|unable to resolve|slurm_persist_conn_open",
+    re.IGNORECASE,
+)
+_NO_SUCH_JOB = re.compile(r"invalid job id", re.IGNORECASE)
+_NO_ACCOUNTING = re.compile(r"accounting storage is disabled|accounting_storage/none", re.IGNORECASE)
+_QUEUE_FIELDS = (
+    "ArrayJobID",
+    "ArrayTaskID",
+    "Name",
+    "State",
+    "exit_code",
+    "Reason",
+    "RestartCnt",
+    "NumTasks",
+    "NodeList",
+)
+_QUEUE_FORMAT = ",".join(f"{field}:|" for field in _QUEUE_FIELDS)
+_ACCOUNT_FIELDS = ("JobID", "JobName", "State", "ExitCode", "NodeList", "MaxRSS")
+# One argument may hold 128 KiB; a longer list of ids is not sent, and the user's whole queue is read instead.
+_LONGEST_LIST = 100_000
+# The task number under which a line speaks for all tasks of an array that have no line of their own.
+REST = -1
+
+
+class Refused(MoegridError):
+    """The scheduler answered, and the answer was no."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One job (array task) as SLURM describes it. `code` and `signal` as in `ExitCode`; `rss` in GiB.
+
+    `restarts` counts the earlier starts of a requeued job, `processes` its ranks.
+    """
+
+    job: str
+    task: int
+    name: str
+    state: str
+    code: int = 0
+    signal: int = 0
+    reason: str = ""
+    restarts: int = 0
+    processes: int = 1
+    nodes: str = ""
+    rss: float = 0.0
+
+
+def call(command: Sequence[str], *, timeout: float, environment: Mapping[str, str] | None = None) -> str:
+    """Run one SLURM command and return its output.
+
+    Raises SchedulerUnreachable when SLURM does not answer, Refused when it answers with an error.
+    """
+    try:
+        answer = subprocess.run(
+            list(command),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=None if environment is None else dict(environment),
+        )
+    except FileNotFoundError as error:
+        raise SchedulerUnreachable(
+            f"{command[0]} is not installed here",
+            cause="site slurm calls SLURM's own commands",
+            hint="run on a login node, or load the module that provides SLURM",
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise SchedulerUnreachable(
+            f"{command[0]} did not answer within {timeout:g} s",
+            cause="the controller is down or overloaded",
+            hint="jobs go on without it; try again later, or raise `command_timeout` in the site file",
+        ) from error
+    if answer.returncode:
+        text = " ".join(answer.stderr.split()) or f"exit code {answer.returncode}"
+        if _AWAY.search(text):
+            raise SchedulerUnreachable(
+                f"{command[0]} cannot reach SLURM", cause=text[:500], hint="jobs go on without it; try again later"
+            )
+        raise Refused(f"{command[0]} failed", cause=text[:1000], hint="check the site file, infra/sites/slurm.yaml")
+    return answer.stdout
+
+
+def queue(*, timeout: float, jobs: Iterable[str] = (), names: Iterable[str] = ()) -> list[Record]:
+    """Return what the controller knows of `jobs` (array job ids) or of jobs called `names`: live or just ended."""
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--Format={_QUEUE_FORMAT}"]
+    chosen = ",".join(sorted(jobs))
+    if names:
+        command += [f"--user={getpass.getuser()}", f"--name={','.join(names)}"]
+    elif len(chosen) <= _LONGEST_LIST:
+        command.append(f"--jobs={chosen}")
+    else:
+        command.append(f"--user={getpass.getuser()}")
+    try:
+        text = call(command, timeout=timeout)
+    except Refused as refused:
+        if _NO_SUCH_JOB.search(refused.cause):
+            return []
+        raise
+    records = []
+    for line in text.splitlines():
+        fields = line.split("|")
+        if len(fields) < len(_QUEUE_FIELDS):
+            continue
+        job, tasks, name, state, status, reason, restarts, processes, nodes = (field.strip() for field in fields[:9])
+        code, number = divmod(_integer(status), 256)
+        record = Record(
+            job, REST, name, state, code, number & 127, reason, _integer(restarts), _integer(processes), nodes
+        )
+        records += [replace(record, task=task) for task in expand(tasks)]
+    return records
+
+
+def accounts(
+    *, timeout: float, jobs: Iterable[str] = (), names: Iterable[str] = (), since: str = ""
+) -> dict[tuple[str, int], Record]:
+    """Return what the accounting database knows, by (array job id, task), its newest start of each.
+
+    An empty answer where accounting is switched off. `since` (a sacct time) bounds a search by `names`.
+    """
+    command = ["sacct", "--noheader", "--parsable2", "--duplicates", f"--format={','.join(_ACCOUNT_FIELDS)}"]
+    chosen = ",".join(sorted(jobs))
+    if names:
+        command += [f"--name={','.join(names)}", f"--starttime={since}"]
+    elif len(chosen) <= _LONGEST_LIST:
+        command.append(f"--jobs={chosen}")
+    else:
+        command.append(f"--starttime={since}")
+    try:
+        text = call(command, timeout=timeout)
+    except Refused as refused:
+        if _NO_ACCOUNTING.search(refused.cause):
+            return {}
+        raise
+    found: dict[tuple[str, int], Record] = {}
+    current: list[tuple[str, int]] = []
+    for line in text.splitlines():
+        fields = line.split("|")
+        if len(fields) < len(_ACCOUNT_FIELDS):
+            continue
+        identifier, name, state, exit_code, nodes, rss = fields[:6]
+        whole, _, step = identifier.partition(".")
+        if step:  # a line of the job above it: how much memory its processes held
+            for key in current:
+                found[key] = replace(found[key], rss=max(found[key].rss, gibibytes(rss)))
+            continue
+        job, _, tasks = whole.partition("_")
+        code, number = (_integer(part) for part in (*exit_code.split(":"), "0")[:2])
+        current = [(job, task) for task in expand(tasks)]
+        for key in current:
+            starts = found[key].restarts + 1 if key in found else 0
+            found[key] = Record(job, key[1], name, state.split(" ")[0], code, number, "", starts, nodes=nodes)
+    return found
+
+
+def expand(tasks: str) -> Iterator[int]:
+    """Yield the task numbers of `3`, `[0-4,7]` or `[0-9%2]`; REST for what need not be complete.
+
+    SLURM writes no numbers for an array that was cancelled while it waited, and cuts a long list short.
+    """
+    if not tasks.isdigit():
+        yield REST
+    for part in tasks.strip("[]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit():
+            yield from range(int(first), int(last or first) + 1)
+
+
+def gibibytes(text: str) -> float:
+    """Return a SLURM size (`4672K`, `1.5G`, bytes without a unit) in GiB."""
+    match = re.fullmatch(r"([\d.]+)([KMGT]?)", text.strip())
+    if not match:
+        return 0.0
+    return float(match[1]) * 1024.0 ** (" KMGT".index(match[2] or " ") - 3)
+
+
+def ending(record: Record) -> tuple[int | None, int]:
+    """Return (exit code or None, signal) of an ended job; a shell's 128 + n is signal n.
+
+    What the scheduler ended without having seen an exit code (PREEMPTED, NODE_FAIL) is written 0:0.
+    """
+    number = record.signal or max(0, record.code - 128)
+    if number and number in set(signal.Signals):
+        return None, number
+    if not record.code and not record.signal and record.state != "COMPLETED":
+        return None, 0
+    # SLURM's own signals (53: the output file could not be opened) are no signal of the process.
+    return record.code or (1 if record.signal else 0), 0
+
+
+def _integer(text: str) -> int:
+    return int(text) if text.isdigit() else 0
