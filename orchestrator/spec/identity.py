@@ -96,11 +96,8 @@ class Canonical:
 
     def text_of_fields(self, value: Any) -> str:
         """Return the text of a dataclass without remembering it."""
-        return (
-            "{"
-            + ",".join([mark + self.text(getattr(value, name)) for name, mark in _fields_in_order(type(value))])
-            + "}"
-        )
+        cls: type = type(value)
+        return "{" + ",".join([mark + self.text(getattr(value, name)) for name, mark in _fields_in_order(cls)]) + "}"
 
 
 _quote = json.encoder.encode_basestring
