@@ -56,6 +56,12 @@ class GridStore:
             "baseline": {"freeze": "none"},
             "primary": ["answer_bpb", "bits_per_byte"],
             "cells": self.cells,
+            "sections": {
+                "m": {"hidden_size": 64, "num_layers": 2, "moe": {"num_experts": 8, "top_k": 2}},
+                "f": {"lr": 2e-5, "data": {"source": "file://demo.jsonl", "digest": "ab" * 32}},
+                "e": {"tasks": [{"name": task, "metric": "acc"} for task in self.tasks], "source": "file://items"},
+                **{f"s{seed}": {"finetune": seed} for seed in seeds},
+            },
             "stages": self.stages,
             "keys": sorted(self.stages),
         }
@@ -71,7 +77,7 @@ class GridStore:
             "label": label,
             "steps": steps,
             "parents": [],
-            "cells": [],
+            "cells": 0,
             **facts,
         }
         return name
@@ -100,7 +106,7 @@ class GridStore:
         cell = key("cell", setting, seed)[:12]
         stages = [self.base, one, two, *(r["key"] for r in results)]
         for stage in stages:
-            self.stages[stage]["cells"].append(cell)
+            self.stages[stage]["cells"] += 1
         self.cells.append(
             {
                 "id": cell,
@@ -112,11 +118,7 @@ class GridStore:
                 "results": results,
                 "parameters": {"total": 3_900_000, "active": 1_200_000},
                 "flops_per_token": 7_200_000,
-                "resolved": {
-                    "model": {"hidden_size": 64, "num_layers": 2, "moe": {"num_experts": 8, "top_k": 2}},
-                    "finetune": {"lr": 2e-5, "data": {"source": "file://demo.jsonl", "digest": "ab" * 32}},
-                    "seed": {"finetune": seed},
-                },
+                "resolved": {"model": "m", "finetune": "f", "evaluate": "e", "seed": f"s{seed}"},
             }
         )
 
@@ -189,7 +191,7 @@ class GridStore:
 
     def _measured(self, stage: str, facts: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
         chance = random.Random(stage)
-        users = [c for c in self.cells if c["id"] in facts["cells"]]
+        users = [c for c in self.cells if stage in c["stages"]]
         effect = self.effects.get(users[0]["factors"]["freeze"], 0.0)
         noise = random.Random(users[0]["factors"]["seed"]).gauss(0, 0.02) + chance.gauss(0, 0.002)
         if facts["suite"] == "lm":

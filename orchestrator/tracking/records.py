@@ -47,20 +47,22 @@ def grid_names(store: Store) -> list[str]:
     return sorted({entry.path.split("/")[1] for entry in store.objects.list("grids")})
 
 
+def with_sections(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a root document whose `cell["resolved"]["model"]` is the model, not the name of a shared section."""
+    sections = document.get("sections", {})
+    cells = []
+    for cell in document["cells"]:
+        named = cell.get("resolved", {})
+        resolved = {part: sections.get(name, {}) if isinstance(name, str) else name for part, name in named.items()}
+        cells.append({**cell, "resolved": resolved})
+    return {**document, "cells": cells}
+
+
 def documents(store: Store, name: str) -> list[dict[str, Any]]:
     """Return every planned version of the grid, oldest first."""
     entries = sorted(store.objects.list(f"grids/{name}"), key=lambda entry: (entry.modified, entry.path))
     bodies = _read_all(store, [entry.path for entry in entries])
-    return [_with_sections(json.loads(body)) for body in bodies if body is not None]
-
-
-def _with_sections(document: dict[str, Any]) -> dict[str, Any]:
-    """Put the shared sections in the place of their names, so that `cell["resolved"]["model"]` is the model."""
-    sections = document.get("sections", {})
-    for cell in document["cells"]:
-        named = cell.get("resolved", {})
-        cell["resolved"] = {part: sections[name] for part, name in named.items() if name in sections}
-    return document
+    return [with_sections(json.loads(body)) for body in bodies if body is not None]
 
 
 def document(store: Store, name: str, digest: str = "") -> dict[str, Any]:

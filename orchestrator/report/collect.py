@@ -1,0 +1,276 @@
+"""The results of a grid, from the store alone: no tracker, no checkpoint, no YAML."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from orchestrator.errors import CorruptBlob
+from orchestrator.store import Manifest, Store
+from orchestrator.tracking import records
+from orchestrator.tracking.records import Failure
+from orchestrator.tracking.tracker import is_causal
+
+DONE, FAILED, BLOCKED, RUNNING, PENDING = "done", "failed", "blocked", "running", "pending"
+ITEMS_BLOB = "items.parquet"
+ITEM_SCORES = ("acc", "acc_norm", "answer_bpb")
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """What is known of one cell. `metrics` are those of the last fraction, `by_at` those of every fraction."""
+
+    id: str
+    name: str
+    setting: str
+    factors: Mapping[str, Any]
+    seed: Any
+    state: str
+    reason: str
+    metrics: Mapping[str, float]
+    stderr: Mapping[str, float]
+    number: Mapping[str, int]
+    chance: Mapping[str, float]
+    by_at: Mapping[float, Mapping[str, float]]
+    weights_sha256: str
+    causal: bool
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The cells that differ in their seed alone."""
+
+    name: str
+    factors: Mapping[str, Any]
+    cells: tuple[CellResult, ...]
+
+    @property
+    def causal(self) -> bool:
+        """Whether no later token can change an earlier one's output."""
+        return all(cell.causal for cell in self.cells)
+
+    def values(self, metric: str, at: float | None = None) -> dict[Any, float]:
+        """Return seed -> value of the cells that have the metric (at the last fraction unless `at` is given)."""
+        found = {}
+        for cell in self.cells:
+            metrics = cell.metrics if at is None else cell.by_at.get(at, {})
+            if metric in metrics:
+                found[cell.seed] = metrics[metric]
+        return found
+
+    def reason(self) -> str:
+        """Return why values are missing, "" when none is."""
+        reasons = dict.fromkeys(cell.reason for cell in self.cells if cell.state != DONE)
+        return "; ".join(reasons)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a table, a figure or a comparison needs."""
+
+    store: Store
+    document: Mapping[str, Any]
+    cells: tuple[CellResult, ...]
+    manifests: Mapping[str, Manifest]
+    failures: Mapping[str, Failure]
+    _items: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The grid's name."""
+        return str(self.document["name"])
+
+    @cached_property
+    def settings(self) -> tuple[Setting, ...]:
+        """The settings in the grid's order."""
+        grouped: dict[str, list[CellResult]] = {}
+        for cell in self.cells:
+            grouped.setdefault(cell.setting, []).append(cell)
+        return tuple(
+            Setting(name, {k: v for k, v in cells[0].factors.items() if k != "seed"}, tuple(cells))
+            for name, cells in grouped.items()
+        )
+
+    @cached_property
+    def factors(self) -> tuple[str, ...]:
+        """The factors, without the seed, that take more than one value in this grid."""
+        names = [name for name in self.document["factors"] if name != "seed"]
+        varying = [n for n in names if len({str(setting.factors.get(n, "")) for setting in self.settings}) > 1]
+        return tuple(varying or names[:1])
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """All metrics of the last fraction, the primary ones first, then in the order of the suites."""
+        seen = dict.fromkeys(metric for cell in self.cells for metric in cell.metrics)
+        primary = [metric for metric in self.primary if metric in seen]
+        return (*primary, *(metric for metric in seen if metric not in primary))
+
+    @property
+    def primary(self) -> tuple[str, ...]:
+        """The metrics that decide at this scale."""
+        return tuple(self.document.get("primary", ()))
+
+    @cached_property
+    def task_metrics(self) -> dict[str, str]:
+        """Task -> the accuracy its paper reports (`acc` or `acc_norm`)."""
+        found: dict[str, str] = {}
+        for cell in self.document["cells"]:
+            for task in (cell.get("resolved", {}).get("evaluate") or {}).get("tasks", ()):
+                found[task["name"]] = task.get("metric", "acc")
+        return found
+
+    def comparable(self, setting: Setting) -> tuple[Setting | None, str]:
+        """Return the baseline that `setting` differs from in one declared factor, or None and the reason."""
+        baseline = self.document.get("baseline") or {}
+        if not baseline:
+            return None, "the grid names no baseline"
+        wanted = {name: str(value) for name, value in baseline.items()}
+        best: tuple[int, Setting, list[str]] | None = None
+        for other in self.settings:
+            if any(str(other.factors.get(name, "")) != value for name, value in wanted.items()):
+                continue
+            different = [n for n, v in setting.factors.items() if str(other.factors.get(n, "")) != str(v)]
+            if best is None or len(different) < best[0]:
+                best = (len(different), other, different)
+        if best is None:
+            return None, "the baseline is not in this grid"
+        if best[1] is setting:
+            return None, "this is the baseline"
+        if best[0] > 1:
+            return None, f"it differs from the baseline in more than one factor: {', '.join(best[2])}"
+        return best[1], ""
+
+    def items(self, cell: CellResult) -> dict[str, dict[str, dict[str, float]]]:
+        """Return column -> task -> item -> score of the cell's last reasoning evaluation, {} if there is none."""
+        if cell.id not in self._items:
+            self._items[cell.id] = self._read_items(cell)
+        return self._items[cell.id]
+
+    def series(self, cells: Sequence[CellResult]) -> dict[str, list[records.Row]]:
+        """Return cell id -> the stitched rows of its last phase, as far as they are committed."""
+        stages = self.document["stages"]
+        wanted: dict[str, list[str]] = {}
+        for cell in cells:
+            phase = stages[cell.document["final"]]["phase"]
+            keys = [k for k in cell.document["stages"] if stages[k]["kind"] == "train" and stages[k]["phase"] == phase]
+            wanted[cell.id] = [key for key in keys if key in self.manifests]
+        unique = sorted({key for keys in wanted.values() for key in keys})
+        rows = records.committed_rows(self.store, [self.manifests[key] for key in unique])
+        return {
+            cell: records.ordered(row for key in keys for row in rows.get(key, ())) for cell, keys in wanted.items()
+        }
+
+    def _read_items(self, cell: CellResult) -> dict[str, dict[str, dict[str, float]]]:
+        import pyarrow.parquet as pq
+
+        last = max((r["at"] for r in cell.document["results"]), default=0)
+        for result in cell.document["results"]:
+            manifest = self.manifests.get(result["key"])
+            if manifest is None or result["at"] != last or result["suite"] != "reasoning":
+                continue
+            if not any(blob.name == ITEMS_BLOB for blob in manifest.blobs):
+                continue
+            try:
+                file = pq.ParquetFile(io.BytesIO(self.store.artifacts.read(manifest.blob(ITEMS_BLOB))))
+            except CorruptBlob:
+                continue
+            wanted = [
+                name for name in file.schema_arrow.names if name in ("task", "item", "intervention", *ITEM_SCORES)
+            ]
+            return _by_item(file.read(columns=wanted).to_pydict())
+        return {}
+
+
+def collect(grid: str | Mapping[str, Any], store: Store) -> Results:
+    """Return the results of a grid by its name (its newest version) or its root document.
+
+    Raises MoegridError when the store does not know the grid.
+    """
+    document = records.document(store, grid) if isinstance(grid, str) else records.with_sections(grid)
+    present = store.artifacts.keys() & set(document["keys"])
+    manifests = store.artifacts.many(present)
+    missing = set(document["keys"]) - manifests.keys()
+    failures = records.failures(store, missing) if missing else {}
+    live = {stage for stage, state in store.claims.states(sorted(missing)).items() if state.live} if missing else set()
+    users = Counter(key for cell in document["cells"] for key in cell["stages"])
+    view = _View(document, manifests, failures, live, users)
+    cells = tuple(_cell(cell, view) for cell in document["cells"])
+    return Results(store, document, cells, manifests, failures)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    document: Mapping[str, Any]
+    manifests: Mapping[str, Manifest]
+    failures: Mapping[str, Failure]
+    live: set[str]
+    users: Mapping[str, int]
+
+
+def _cell(cell: Mapping[str, Any], view: _View) -> CellResult:
+    by_at: dict[float, dict[str, float]] = {}
+    stderr: dict[str, float] = {}
+    number: dict[str, int] = {}
+    chance: dict[str, float] = {}
+    for result in sorted(cell["results"], key=lambda r: r["at"]):
+        manifest = view.manifests.get(result["key"])
+        if manifest is not None:
+            by_at.setdefault(float(result["at"]), {}).update(manifest.metrics)
+            stderr |= manifest.info.get("stderr", {})
+            number |= manifest.info.get("n", {})
+            chance |= manifest.info.get("chance", {})
+    last = max((float(result["at"]) for result in cell["results"]), default=1.0)
+    final = view.manifests.get(cell["final"])
+    state, reason = _state(cell, view)
+    seeds = cell.get("resolved", {}).get("seed", {})
+    return CellResult(
+        id=cell["id"],
+        name=cell["name"],
+        setting=cell["setting"],
+        factors=cell["factors"],
+        seed=cell["factors"].get("seed", seeds.get(view.document.get("seed", ""), 0)),
+        state=state,
+        reason=reason,
+        metrics=by_at.get(last, {}),
+        stderr=stderr,
+        number=number,
+        chance=chance,
+        by_at=by_at,
+        weights_sha256=str(final.info.get("weights_sha256", "")) if final else "",
+        causal=is_causal(cell.get("resolved", {}).get("model", {}).get("moe", {})),
+        document=cell,
+    )
+
+
+def _state(cell: Mapping[str, Any], view: _View) -> tuple[str, str]:
+    """Return the cell's state and, unless it is done, the reason."""
+    wanted = [cell["final"], *(result["key"] for result in cell["results"])]
+    if all(key in view.manifests for key in wanted):
+        return DONE, ""
+    stages = view.document["stages"]
+    missing = [key for key in cell["stages"] if key not in view.manifests]
+    for key in missing:
+        failure = view.failures.get(key)
+        if failure and key not in view.live:
+            text = f"{stages[key]['label']}: {failure.kind}: {failure.message}"
+            return (BLOCKED, f"blocked by {text}") if view.users[key] > 1 else (FAILED, text)
+    running = next((key for key in missing if key in view.live), "")
+    return (RUNNING, f"running: {stages[running]['label']}") if running else (PENDING, "not run yet")
+
+
+def _by_item(columns: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    tasks, items = columns["task"], columns["item"]
+    plain = [not intervention for intervention in columns.get("intervention", [""] * len(tasks))]
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, values in columns.items():
+        if name in ("task", "item", "intervention"):
+            continue
+        for task, item, value, keep in zip(tasks, items, values, plain, strict=True):
+            if keep and isinstance(value, (int, float)):
+                found.setdefault(name, {}).setdefault(str(task), {})[str(item)] = float(value)
+    return found

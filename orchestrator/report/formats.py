@@ -1,0 +1,135 @@
+"""The forms of a table: terminal, CSV, Markdown, LaTeX, JSON. Every form shows the same numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.report.tables import MARKS, Entry, Table, number
+
+FORMS = ("terminal", "csv", "md", "tex", "json")
+
+
+def render(table: Table, form: str) -> str:
+    """Return the table as `terminal`, `csv`, `md`, `tex` or `json` text."""
+    forms = {"terminal": terminal, "csv": as_csv, "md": markdown, "tex": latex, "json": as_json}
+    return forms[form](table)
+
+
+def render_rows(rows: Sequence[dict[str, Any]], form: str) -> str:
+    """Return `long_rows` as `csv`, `md` or `json` text."""
+    if form == "json":
+        return json.dumps(list(rows), indent=1) + "\n"
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    texts = [["" if row.get(name) is None else str(row[name]) for name in names] for row in rows]
+    return _csv([names, *texts]) if form == "csv" else _markdown(names, texts)
+
+
+def terminal(table: Table) -> str:
+    """Return the table as aligned text: `*` best, `?` uninformative, `~` leaky."""
+    header = [*table.labels, *table.columns]
+    body = [[*labels, *(_plain(entry) for entry in entries)] for labels, entries in table.rows]
+    widths = [max(_width(line[i]) for line in [header, *body]) for i in range(len(header))]
+    left = len(table.labels)
+
+    def line(cells: Sequence[str]) -> str:
+        padded = []
+        for i, cell in enumerate(cells):
+            space = " " * (widths[i] - _width(cell))
+            padded.append(cell + space if i < left else space + cell)
+        return "  ".join(padded).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([table.title, line(header), rule, *map(line, body), *(f"  {note}" for note in table.notes)]) + "\n"
+
+
+def as_csv(table: Table) -> str:
+    """Return the table as CSV; a metric has the columns `m`, `m_se`, `m_low`, `m_high` and `m_note`."""
+    suffixes = ("", "_se", "_low", "_high", "_note")
+    header = [*table.labels, *(f"{metric}{suffix}" for metric in table.columns for suffix in suffixes)]
+    body = []
+    for labels, entries in table.rows:
+        line = list(labels)
+        for entry in entries:
+            line += [number(entry.value), number(entry.stderr), number(entry.low), number(entry.high)]
+            line.append("; ".join(filter(None, (MARKS.get(entry.mark, ""), "best" * entry.bold, entry.reason))))
+        body.append(line)
+    return _csv([header, *body])
+
+
+def markdown(table: Table) -> str:
+    """Return the table as Markdown; bold is best and resolved."""
+    header = [*table.labels, *table.columns]
+    body = []
+    for labels, entries in table.rows:
+        texts = [f"**{e.text}**" if e.bold else e.text + (f" {e.mark}" if e.mark else "") for e in entries]
+        body.append([*labels, *texts])
+    return _markdown(header, body) + "".join(f"\n{note}\n" for note in table.notes)
+
+
+def latex(table: Table) -> str:
+    """Return the table as a LaTeX `tabular` with booktabs rules."""
+    header = " & ".join(_tex(name) for name in [*table.labels, *table.columns])
+    lines = [f"% {table.title}", rf"\begin{{tabular}}{{{'l' * len(table.labels)}{'r' * len(table.columns)}}}"]
+    lines += [r"\toprule", rf"{header} \\", r"\midrule"]
+    for labels, entries in table.rows:
+        texts = []
+        for entry in entries:
+            text = _tex(entry.text).replace("±", r"$\pm$")
+            texts.append(
+                rf"\textbf{{{text}}}" if entry.bold else text + (f"$^{{{_tex(entry.mark)}}}$" * bool(entry.mark))
+            )
+        lines.append(" & ".join([*(_tex(label) for label in labels), *texts]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, *(f"% {note}" for note in table.notes)]) + "\n"
+
+
+def as_json(table: Table) -> str:
+    """Return the table as JSON: one object a row."""
+    rows = []
+    for labels, entries in table.rows:
+        row: dict[str, Any] = dict(zip(table.labels, labels, strict=True))
+        for metric, entry in zip(table.columns, entries, strict=True):
+            row[metric] = {
+                "mean": entry.value,
+                "se": entry.stderr,
+                "low": entry.low,
+                "high": entry.high,
+                "n": entry.n,
+                "best": entry.bold,
+                "note": MARKS.get(entry.mark, "") or entry.reason,
+            }
+        rows.append(row)
+    return json.dumps({"title": table.title, "rows": rows, "notes": list(table.notes)}, indent=1) + "\n"
+
+
+def _plain(entry: Entry) -> str:
+    return entry.text + ("*" if entry.bold else "") + entry.mark
+
+
+def _width(text: str) -> int:
+    return sum(0 if unicodedata.combining(c) else 1 for c in text)
+
+
+def _csv(lines: Sequence[Sequence[str]]) -> str:
+    sink = io.StringIO()
+    csv.writer(sink, lineterminator="\n").writerows(lines)
+    return sink.getvalue()
+
+
+def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(header), line(["---"] * len(header)), *map(line, body)]) + "\n"
+
+
+def _tex(text: str) -> str:
+    # The arrow first: it brings its own special characters.
+    parts = text.split("->")
+    specials = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+    return r"$\rightarrow$".join("".join(specials.get(c, c) for c in part) for part in parts)

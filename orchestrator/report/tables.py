@@ -1,0 +1,186 @@
+"""Tables as data: the headline table, differences to the baseline, grid against grid, one row a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.report.collect import Results
+from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, best, between, direction, says_nothing, to_baseline
+from orchestrator.report.statistics import Comparison, Summary, summary
+
+DIGITS = 4
+MISSING = "-"
+MARKS = {"?": "uninformative: chance lies inside its interval", "~": "leaky router: not ranked"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One cell of a table: what is shown, the numbers behind it, and how to mark it."""
+
+    text: str
+    value: float | None = None
+    stderr: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    bold: bool = False
+    mark: str = ""  # "?" uninformative, "~" leaky router, "" none
+    reason: str = ""
+
+
+TableRow = tuple[tuple[str, ...], tuple[Entry, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Label columns first, then one column a metric; `notes` explain the marks."""
+
+    title: str
+    labels: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+    notes: tuple[str, ...] = ()
+
+
+def headline(results: Results, metrics: Sequence[str] | None = None) -> Table:
+    """Return rows = settings, columns = metrics with mean and s.e. over seeds, primary columns first."""
+    chosen = tuple(metrics) if metrics is not None else headline_metrics(results)
+    bests = {metric: best(results, metric) for metric in chosen}
+    rows = []
+    for setting in results.settings:
+        labels = (*(str(setting.factors.get(name, "")) for name in results.factors), str(len(setting.cells)))
+        entries = []
+        for metric in chosen:
+            values = list(setting.values(metric).values())
+            if not values:
+                entries.append(Entry(MISSING, reason=setting.reason() or "not measured"))
+                continue
+            mark = "?" if says_nothing(setting, metric) else ""
+            if metric in LANGUAGE_MODEL_METRICS and not setting.causal:
+                mark = "~"
+            incomplete = setting.reason() if len(values) < len(setting.cells) else ""
+            found = summary(values)
+            entry = _entry(found, bold=bests[metric] == setting.name, mark=mark, reason=incomplete)
+            entries.append(replace(entry, text=f"{entry.text} (n={found.n})") if incomplete else entry)
+        rows.append((labels, tuple(entries)))
+    title = f"{results.name} ({results.document['scale']}): mean and s.e. over seeds ({results.document['seed']})"
+    return Table(title, (*results.factors, "seeds"), chosen, tuple(rows), tuple(_notes(results, chosen, rows)))
+
+
+def headline_metrics(results: Results) -> tuple[str, ...]:
+    """Return the columns of the headline table: all but the per-task scores that no paper's table shows."""
+    kept = []
+    for metric in results.metrics:
+        task, _, name = metric.rpartition("/")
+        if not task or results.task_metrics.get(task, "acc") == name:
+            kept.append(metric)
+    return tuple(kept)
+
+
+def differences(results: Results, metrics: Sequence[str]) -> Table:
+    """Return the differences to the baseline with their intervals and verdicts, corrected over the whole table."""
+    found = to_baseline(results, metrics)
+    baseline = ", ".join(f"{k}={v}" for k, v in (results.document.get("baseline") or {}).items())
+    labels = {s.name: tuple(str(s.factors.get(name, "")) for name in results.factors) for s in results.settings}
+    rows = [
+        (labels[setting.name], tuple(_difference(found.get((setting.name, metric))) for metric in metrics))
+        for setting in results.settings
+        if any((setting.name, metric) in found for metric in metrics)
+    ]
+    notes = [
+        "setting minus baseline, paired by seed (and by item where items were scored), 95 % intervals;"
+        " bold: resolved after Holm's correction over this table"
+    ]
+    for setting in results.settings:
+        reason = results.comparable(setting)[1]
+        if reason and reason != "this is the baseline":
+            notes.append(f"{setting.name}: not compared, {reason}")
+    return Table(f"differences to {baseline}", results.factors, tuple(metrics), tuple(rows), tuple(notes))
+
+
+def grids(first: Results, second: Results) -> Table:
+    """Return first grid minus second grid for the settings and metrics that both have."""
+    metrics = [metric for metric in headline_metrics(first) if metric in second.metrics]
+    found = between(first, second, metrics)
+    names = [s.name for s in first.settings if any((s.name, metric) in found for metric in metrics)]
+    rows = [((name,), tuple(_difference(found.get((name, metric))) for metric in metrics)) for name in names]
+    only = sorted({s.name for s in first.settings} ^ {s.name for s in second.settings})
+    notes = [f"{first.name} minus {second.name}, paired by seed and item; bold: resolved after Holm's correction"]
+    if only:
+        notes.append(f"in one grid alone: {', '.join(only)}")
+    return Table(f"{first.name} against {second.name}", ("setting",), tuple(metrics), tuple(rows), tuple(notes))
+
+
+def long_rows(results: Results) -> list[dict[str, Any]]:
+    """Return one row a setting and seed: the factors, then state and metrics, unrounded."""
+    factors = [name for name in results.document["factors"] if name != "seed"]
+    rows = []
+    for cell in results.cells:
+        row: dict[str, Any] = {name: cell.factors.get(name, "") for name in factors}
+        row |= {"seed": cell.seed, "state": cell.state, "reason": cell.reason}
+        row |= {metric: cell.metrics.get(metric) for metric in results.metrics}
+        rows.append(row)
+    return rows
+
+
+def _entry(found: Summary, *, bold: bool, mark: str, reason: str) -> Entry:
+    text = number(found.mean)
+    if found.stderr is not None:
+        text += f" ± {number(found.stderr)}"
+    return Entry(text, found.mean, found.stderr, found.low, found.high, found.n, bold, mark, reason)
+
+
+def _difference(found: Comparison | None) -> Entry:
+    if found is None:
+        return Entry(MISSING, reason="not compared")
+    text = f"{found.difference:+.{DIGITS}f}"
+    if found.low is not None and found.high is not None:
+        text += f" [{found.low:+.{DIGITS}f}, {found.high:+.{DIGITS}f}]"
+    return Entry(
+        text,
+        found.difference,
+        found.stderr,
+        found.low,
+        found.high,
+        found.seeds,
+        bold=found.resolved,
+        reason="" if found.resolved else found.verdict(),
+    )
+
+
+def _notes(
+    results: Results, metrics: Sequence[str], rows: Sequence[tuple[tuple[str, ...], tuple[Entry, ...]]]
+) -> list[str]:
+    entries = [entry for _, row in rows for entry in row]
+    notes = []
+    primary = [metric for metric in results.primary if metric in metrics]
+    if primary:
+        notes.append(f"primary at this scale: {', '.join(primary)}")
+    directed = [f"{m} {'lower' if direction(m) < 0 else 'higher'}" for m in primary if direction(m)]
+    if directed:
+        notes.append(f"better: {', '.join(directed)}; bold (*) only where it is resolved from every other setting")
+    notes += [f"{mark} {text}" for mark, text in MARKS.items() if any(entry.mark == mark for entry in entries)]
+    for setting in results.settings:
+        if setting.reason():
+            notes.append(f"missing in {setting.name}: {setting.reason()}")
+    if len(numerics(results)) > 1:
+        notes.append("this table mixes numerics: " + " | ".join(numerics(results)))
+    return notes
+
+
+def numerics(results: Results) -> list[str]:
+    """Return the distinct numerics (device, threads, world size, engine, torch) of the training states."""
+    names = ("device", "engine", "world_size", "threads", "torch", "deterministic")
+    found = {}
+    for manifest in results.manifests.values():
+        if manifest.kind == "train":
+            text = ", ".join(f"{n} {manifest.numerics[n]}" for n in names if n in manifest.numerics)
+            found[text] = True
+    return list(found)
+
+
+def number(value: float | None) -> str:
+    """Return a value as every form shows it, "" for None."""
+    return "" if value is None else f"{value:.{DIGITS}f}"
