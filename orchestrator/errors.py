@@ -65,8 +65,9 @@ class GridError(MoegridError):
 
 
 class StoreError(MoegridError):
-    """The object store refused or could not be reached."""
+    """The object store refused or could not be reached; `transient` if trying again later can help."""
 
+    transient = False
     exit_code = EXIT_UNREACHABLE
 
 

@@ -24,6 +24,8 @@ from orchestrator.store.objects import Objects, check_path
 FOLDER = "artifacts"
 # One object per artifact that `gc` is deleting; whoever commits such an artifact takes its place instead.
 DYING = "tombstones/dying"
+# A collector lets go of what it has not deleted by half of this time; after all of it a tombstone is void.
+DYING_SECONDS = 600.0
 FORMAT = 1
 # A manifest holds at least its field names; a marker `{"generation":n}` is always shorter than this.
 _MARKER_LIMIT = 64
@@ -120,22 +122,33 @@ class Artifacts:
 
         The order matters: who has recorded its grid and then sees no tombstone will be seen by the collector.
         """
-        dying = {_key(entry.path) for entry in self._objects.list(DYING)}
+        dying = self._all_dying()
         return {_key(entry.path) for entry in self._objects.list(FOLDER) if entry.size >= _MARKER_LIMIT} - dying
 
     def get(self, key: str) -> Manifest | None:
-        """Return the manifest, or None. A damaged manifest is discarded on sight: its artifact must be made again."""
+        """Return the manifest, or None; None as well for what `gc` is deleting at this moment."""
+        return None if self._dying(key) else self.load(key)
+
+    def many(self, keys: Iterable[str]) -> dict[str, Manifest]:
+        """Return the manifests of those of `keys` that exist."""
+        return self.load_many(set(keys) - self._all_dying())
+
+    def load(self, key: str) -> Manifest | None:
+        """Return the manifest, or None, whether it is being deleted or not.
+
+        A damaged manifest is discarded on sight: its artifact must be made again.
+        """
         data = self._objects.get(_path(key))
         if data is None or len(data) < _MARKER_LIMIT:
             return None
         manifest = Manifest.from_bytes(data)
         if manifest is None:
-            self._swap_if_damaged(key)
+            self._discard_damaged(key)
         return manifest
 
-    def many(self, keys: Iterable[str]) -> dict[str, Manifest]:
-        """Return the manifests of those of `keys` that exist."""
-        found = self._objects.parallel(self.get, sorted(set(keys)))
+    def load_many(self, keys: Iterable[str]) -> dict[str, Manifest]:
+        """Return what `load` finds for each of `keys`."""
+        found = self._objects.parallel(self.load, sorted(set(keys)))
         return {manifest.key: manifest for manifest in found if manifest is not None}
 
     def write_blob(self, attempt: str, name: str, source: Path | bytes) -> Blob:
@@ -160,7 +173,7 @@ class Artifacts:
             return fresh
         while True:
             # Tombstone before manifest: when it is not there, a collector has finished or will see our grid.
-            dying = self._objects.get(f"{DYING}/{manifest.key}.json") is not None
+            dying = self._dying(manifest.key)
             found = self._objects.get_versioned(path)
             if found is None:
                 if self._objects.create(path, fresh.to_bytes()):
@@ -172,7 +185,7 @@ class Artifacts:
             again = replace(fresh, generation=_generation(found[0]) + 1)
             if self._objects.replace(path, again.to_bytes(), found[1]):
                 if dying:
-                    self._objects.delete(f"{DYING}/{manifest.key}.json")
+                    self._objects.delete(_tombstone(manifest.key))
                 return again
 
     def repair(self, manifest: Manifest) -> Manifest:
@@ -278,11 +291,20 @@ class Artifacts:
             if any(digests.get(parent, recorded) != recorded for parent, recorded in child.parents.items())
         }
 
+    def _dying(self, key: str) -> bool:
+        found = self._objects.read(_tombstone(key))
+        return found is not None and self._objects.now() - found.modified < DYING_SECONDS
+
+    def _all_dying(self) -> set[str]:
+        entries = list(self._objects.list(DYING))
+        now = self._objects.now() if entries else 0.0
+        return {_key(entry.path) for entry in entries if now - entry.modified < DYING_SECONDS}
+
     def _verify(self, manifest: Manifest) -> None:
         for blob in manifest.blobs:
             self.verify_blob(blob)
 
-    def _swap_if_damaged(self, key: str) -> None:
+    def _discard_damaged(self, key: str) -> None:
         found = self._objects.get_versioned(_path(key))
         if found and len(found[0]) >= _MARKER_LIMIT and Manifest.from_bytes(found[0]) is None:
             self._objects.replace(_path(key), _marker(found[0]), found[1])
@@ -311,6 +333,10 @@ class Artifacts:
 
 def _path(key: str) -> str:
     return f"{FOLDER}/{key}.json"
+
+
+def _tombstone(key: str) -> str:
+    return f"{DYING}/{key}.json"
 
 
 def _key(path: str) -> str:

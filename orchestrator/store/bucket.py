@@ -207,6 +207,7 @@ class BucketObjects(Objects):
         code = _first(r"<Code>(\w+)</Code>", text)
         status = _first(r"status:? (\d{3})", text) or _first(r"\b([45]\d\d) [A-Z][a-z]+", text)
         endpoint = _endpoint() or "AWS"
+        transient = False
         if not self._keys_found and not code and status in ("", "401", "403"):
             cause, hint = f"no credentials were found for {endpoint}", _CREDENTIALS
         elif code == "NoSuchBucket":
@@ -217,11 +218,15 @@ class BucketObjects(Objects):
         elif code or status:
             cause = f"{endpoint} answered {' '.join(filter(None, (status, code)))}"
             hint = "try again later, or ask who runs the object store"
+            transient = status.startswith("5")
         else:
             cause = f"{endpoint} could not be reached: {_root_cause(text)}"
             hint = "check AWS_ENDPOINT_URL, the network and that the server runs; then: moegrid resume"
+            transient = True
         what = "open the store" if action == "open" else f"{action} {path or 'an object'}"
-        return StoreError(f"cannot {what} in {self.url}", cause=cause, hint=hint)
+        failure = StoreError(f"cannot {what} in {self.url}", cause=cause, hint=hint)
+        failure.transient = transient
+        return failure
 
 
 class _Errors:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.store import Store
-from orchestrator.store.artifacts import DYING, Manifest
+from orchestrator.store.artifacts import DYING, DYING_SECONDS, Manifest
 from orchestrator.store.objects import Entry
 
 MARKED = "tombstones/marked"
@@ -72,7 +72,7 @@ def plan_gc(store: Store, roots: Iterable[str], grace_seconds: float = GRACE_SEC
     now = store.objects.now()
     marked = {_key(entry): entry.modified for entry in store.objects.list(MARKED)}
     dying = {_key(entry) for entry in store.objects.list(DYING)}
-    manifests = store.artifacts.many(store.artifacts.keys() | dying)
+    manifests = store.artifacts.load_many(store.artifacts.keys() | dying)
     claims = store.claims.states()
     working = {claim.attempt for claim in claims.values() if claim.live}
     keep = _alive(store, manifests, set(roots), working)
@@ -111,22 +111,25 @@ def collect(store: Store, plan: GcPlan, list_roots: Callable[[], set[str]] | Non
         objects.delete(f"{DYING}/{key}.json")
     for key in plan.mark:
         objects.create(f"{MARKED}/{key}.json", b"{}")
+    begin = objects.now()
     for key in plan.delete:
-        objects.create(f"{DYING}/{key}.json", b"{}")
+        objects.put(f"{DYING}/{key}.json", b"{}")
     roots = list_roots() if list_roots else grid_roots(store)
     working = {claim.attempt for claim in store.claims.states().values() if claim.live}
-    manifests = store.artifacts.many(store.artifacts.keys() | set(plan.delete))
+    manifests = store.artifacts.load_many(store.artifacts.keys() | set(plan.delete))
     alive = _alive(store, manifests, roots, working)
     deleted, spared = [], []
     for key in plan.delete:
         doomed = manifests.get(key)
-        if doomed is not None and (key in alive or not store.artifacts.discard(key, attempt=doomed.attempt)):
+        late = objects.now() - begin > DYING_SECONDS / 2
+        if doomed is not None and (late or key in alive or not _discard(store, doomed)):
             spared.append(key)
         else:
             deleted.append(key)
         objects.delete(f"{DYING}/{key}.json")
-        objects.delete(f"{MARKED}/{key}.json")
-    kept = store.artifacts.many(store.artifacts.keys()).values()
+        if not late:
+            objects.delete(f"{MARKED}/{key}.json")
+    kept = store.artifacts.load_many(store.artifacts.keys()).values()
     referenced = {blob.path for manifest in kept for blob in manifest.blobs}
     gone = {blob.path: blob.size for key in deleted if key in manifests for blob in manifests[key].blobs}
     gone |= {entry.path: entry.size for entry in plan.strays if _attempt(entry) not in working}
@@ -134,6 +137,10 @@ def collect(store: Store, plan: GcPlan, list_roots: Callable[[], set[str]] | Non
     objects.parallel(objects.delete, paths)
     objects.sweep(objects.now() - max(plan.grace_seconds, _TEMPORARY_SECONDS))
     return Collected(tuple(deleted), tuple(spared), len(paths), sum(gone[path] for path in paths))
+
+
+def _discard(store: Store, doomed: Manifest) -> bool:
+    return store.artifacts.discard(doomed.key, attempt=doomed.attempt, digest=doomed.digest)
 
 
 def _alive(store: Store, manifests: Mapping[str, Manifest], roots: set[str], working: set[str]) -> set[str]:
