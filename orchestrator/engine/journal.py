@@ -167,9 +167,15 @@ class Journal:
 _NO_CLAIM = ClaimState(attempt="", token=0, live=False, entered=False, age=0.0, released=True)
 
 
-def describe_job(graph: StageGraph, attempt: str, keys: Sequence[str], resources: Resources) -> dict[str, Any]:
-    """Return the job of a submission: everything a node needs to run these stages."""
+def describe_job(
+    graph: StageGraph, attempt: str, keys: Sequence[str], resources: Resources, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the job of a submission: everything a node needs to run these stages.
+
+    `overrides` replace fields of the grid's execution.
+    """
     execution = {name: value for name, value in plain(graph.execution(keys[0])).items() if name != "resources"}
+    execution |= overrides
     stages = [graph.stages[key] for key in keys]
     label = stages[0].label if len(stages) == 1 else f"{stages[0].label} (+{len(stages) - 1})"
     return {

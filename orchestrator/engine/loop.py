@@ -44,7 +44,7 @@ class Options:
     lease_seconds: float = 30.0
     max_jobs: int = 0
     retry: str = "outside"  # outside | all
-    allow_numerics: bool = False
+    execution: Mapping[str, Any] = field(default_factory=dict)  # replaces fields of the grid's execution
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -93,7 +93,7 @@ class Engine:
         self._planned: tuple[frozenset[str], tuple[tuple[str, str], ...]] | None = None
         self._path_seconds: dict[str, float] = {}
         self._first = True
-        self._stopping = False
+        self._stopping = self._leave_jobs = False
         self._signalled: set[tuple[str, bool]] = set()
         self._now = False
         self._started = 0.0
@@ -146,14 +146,14 @@ class Engine:
             pause = self.options.tick_seconds
             try:
                 began = time.monotonic()
-                if self._asked_to_stop():
+                if self._asked_to_stop() and not self._leave_jobs:
                     self._signal_jobs()
                 snapshot = self.tick()
                 away_since = 0.0
                 # A long listing must not keep the store busy all the time.
                 pause = max(pause, time.monotonic() - began)
                 observe(snapshot)
-                if self._stopping and not self.watch.mine:
+                if self._stopping and (self._leave_jobs or not self.watch.mine):
                     return snapshot
                 if snapshot.settled:
                     settled_since = settled_since or time.monotonic()
@@ -169,10 +169,14 @@ class Engine:
                 pause = min(30.0, max(1.0, (time.monotonic() - away_since) / 4))
             self._pause(pause)
 
-    def stop(self, *, now: bool = False) -> None:
-        """Submit nothing more, ask the jobs to save their states; `now` ends them. Safe in a signal handler."""
-        self._now = self._now or now
-        self._stopping = self.watch.stopping = True
+    def stop(self, *, now: bool = False, leave_jobs: bool = False) -> None:
+        """Submit nothing more, ask the jobs to save their states; `now` ends them, `leave_jobs` lets them go on.
+
+        Safe in a signal handler.
+        """
+        self._now, self._leave_jobs = self._now or now, leave_jobs
+        self._stopping = True
+        self.watch.stopping = not leave_jobs
 
     @property
     def stopped(self) -> bool:
@@ -231,7 +235,7 @@ class Engine:
         for chain, resources in chosen:
             attempt = f"{batch}-{len(jobs)}"
             if won := self._claim(chain, attempt):
-                jobs.append(describe_job(self.graph, attempt, won, resources))
+                jobs.append(describe_job(self.graph, attempt, won, resources, self.options.execution))
         if jobs:
             self._start(batch, jobs)
         return [job["label"] for job in jobs]

@@ -1,0 +1,215 @@
+"""The command line: `moegrid COMMAND GRID ...`. Only argument parsing lives here; commands are imported when called."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from orchestrator import __version__
+from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, MoegridError
+
+_EPILOG = """\
+exit codes: 0 all done, 1 some cells failed, 2 usage or invalid grid, 3 store, tracker or scheduler unreachable,
+4 `plan --exit-code` with changes pending, 130 stopped or detached
+
+examples:
+  moegrid run quickstart                                    the three-cell grid, in a few minutes
+  moegrid plan finetune_freeze --only 'freeze=none->router' what one setting would cost
+  moegrid run grids/mine.yaml factors.seed=[0,1]            with a factor replaced
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors read like all the others: error, hint, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise MoegridError(message, hint=f"{self.prog} --help explains")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    everywhere = Parser(add_help=False)
+    everywhere.add_argument("--store", help="folder or URL of the store (MOEGRID_STORE, else ./runs)")
+    everywhere.add_argument("--tracking", help="MLflow URI, or none (MOEGRID_TRACKING, MLFLOW_TRACKING_URI)")
+    everywhere.add_argument("--debug", action="store_true", help="show tracebacks")
+    as_json = Parser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="write JSON to stdout")
+    grid = Parser(add_help=False)
+    _grid_arguments(grid)
+    driving = Parser(add_help=False)
+    _driving_arguments(driving)
+
+    parser = Parser(
+        prog="moegrid",
+        description="Controlled experiments on Mixture-of-Experts language models: a YAML grid becomes a table.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"moegrid {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, summary: str, *parents: Parser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=summary, parents=[*parents, everywhere])
+
+    one = add("plan", "show what a run would do, and what it costs", grid, as_json)
+    one.add_argument("--exit-code", action="store_true", help="exit 4 when something is to do")
+    add("run", "bring a grid to its end: plan, train, evaluate, table", grid, driving)
+    add("resume", "go on after an interruption or a failure (the same as run)", grid, driving)
+    add("tick", "one step of a detached run, for cron or a login node", grid, driving)
+    one = add("status", "state of every cell", grid, as_json)
+    one.add_argument("--watch", action="store_true", help="again and again, with running jobs")
+    one = add("logs", "log of the newest attempt at a cell or stage", grid)
+    one.add_argument("--of", default="", metavar="CELL", help="cell, stage key or attempt (default: any)")
+    one.add_argument("-f", "--follow", action="store_true", help="as it grows")
+    one = add("explain", "why a cell is new: which field, old and new value", grid, as_json)
+    one.add_argument("--cell", default="", help="only this cell")
+    one = add("diff", "fields in which two grids or cells differ", as_json)
+    one.add_argument("a", metavar="A", help="GRID or GRID:CELL")
+    one.add_argument("b", metavar="B", help="GRID or GRID:CELL")
+    one.add_argument("--scale", default="tiny")
+    one = add("cancel", "ask running jobs to save their states and stop", grid)
+    one.add_argument("--now", action="store_true", help="end jobs without a driver at once")
+    one = add("report", "write the HTML, CSV and LaTeX report", grid, as_json)
+    one.add_argument("--output", default="", metavar="FILE", help="where to write index.html")
+    one = add("table", "results, one row per setting and seed", grid, as_json)
+    one.add_argument("--format", default="md", choices=("csv", "md", "json"))
+    one = add("sync", "fill the tracker from the store", everywhere_grid(optional=True))
+    one.add_argument("--follow", action="store_true", help="go on until interrupted")
+    one = add("gc", "delete what no grid needs (only shows it unless --delete)", as_json)
+    one.add_argument("--delete", action="store_true", help="really delete what was marked long enough ago")
+    one.add_argument("--grace", type=float, default=7.0, metavar="DAYS", help="days between marking and deleting (7)")
+    one = add("doctor", "check store, tracker, scheduler, wheels, disk, versions", as_json)
+    one.add_argument("--site", default="local")
+    add("schema", "write the JSON Schema of grid files to stdout")
+    one = add("ui", "open the MLflow UI on this store's runs")
+    one.add_argument("--port", type=int, default=5000)
+    return parser
+
+
+def everywhere_grid(*, optional: bool) -> Parser:
+    """Return the grid arguments with an optional grid."""
+    parser = Parser(add_help=False)
+    _grid_arguments(parser, optional=optional)
+    return parser
+
+
+def _grid_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    parser.add_argument(
+        "grid", metavar="GRID", nargs="?" if optional else None, help="a name in grids/, or a YAML file"
+    )
+    parser.add_argument("--scale", default="tiny", help="tiny, small or paper (tiny)")
+    parser.add_argument("--seeds", type=_seeds, default=None, metavar="0,1", help="values of the plain seed")
+    parser.add_argument("--only", action="append", default=[], metavar="FACTOR=VALUE", help="only these cells")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="replace a value"
+    )
+    parser.add_argument("--no-share", action="store_true", help="every cell trains alone: no shared prefixes")
+    parser.epilog = "KEY=VALUE words after GRID replace values of the grid, as --set does"
+
+
+def _driving_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--site", default="local", help="a file of infra/sites: local, slurm, ray")
+    parser.add_argument("--detach", action="store_true", help="submit what is ready and leave; go on with tick")
+    parser.add_argument("--max-jobs", type=int, default=0, metavar="N", help="at most N jobs at a time")
+    parser.add_argument("--max-gpu-hours", type=float, default=None, metavar="H", help="refuse a plan that needs more")
+    parser.add_argument("--retry", choices=("outside", "all"), default="outside", help="which failures to try again")
+    parser.add_argument("--allow-numerics", action="store_true", help="go on from states made under other numerics")
+    parser.add_argument("--verify", action="store_true", help="read every blob of the grid before planning")
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 0,1,2") from None
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; KEY=VALUE words anywhere after the grid are overrides. Raises MoegridError."""
+    parser = build_parser()
+    names = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
+    first = next((word for word in words if not word.startswith("-")), "")
+    if first and first not in names:
+        from orchestrator.ui.console import did_you_mean
+
+        hint = did_you_mean(first, names) or "moegrid --help lists the commands"
+        raise MoegridError(f"unknown command {first!r}", hint=hint)
+    arguments, rest = parser.parse_known_args(list(words))
+    if not arguments.command:
+        parser.print_help()
+        raise SystemExit(EXIT_USAGE)
+    extra = [word for word in rest if "=" in word and not word.startswith("-")]
+    unknown = [word for word in rest if word not in extra]
+    if unknown or (extra and not hasattr(arguments, "overrides")):
+        from orchestrator.ui.console import did_you_mean
+
+        word = (unknown or extra)[0]
+        options = [o for action in names[arguments.command]._actions for o in action.option_strings]
+        hint = did_you_mean(word.split("=")[0], options) or f"moegrid {arguments.command} --help explains"
+        raise MoegridError(f"unknown argument {word!r}", hint=hint)
+    if hasattr(arguments, "overrides"):
+        arguments.overrides = [*arguments.overrides, *extra]
+    return arguments
+
+
+def command_function(name: str) -> Callable[..., int]:
+    """Return the function behind a command, importing its module."""
+    if name in ("run", "resume"):
+        from orchestrator.commands.run import run
+
+        return run
+    if name == "tick":
+        from orchestrator.commands.run import tick
+
+        return tick
+    if name in ("plan", "status", "logs", "cancel"):
+        from orchestrator.commands import status
+
+        return getattr(status, name)
+    if name in ("explain", "diff"):
+        from orchestrator.commands import explain
+
+        return getattr(explain, name)
+    if name in ("table", "report", "sync", "ui"):
+        from orchestrator.commands import results
+
+        return getattr(results, name)
+    from orchestrator.commands import admin
+
+    return getattr(admin, name)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = sys.argv[1:] if words is None else words
+    debug = "--debug" in words or bool(os.environ.get("MOEGRID_DEBUG"))
+    try:
+        arguments = parse(words)
+        if arguments.command in ("schema", "doctor"):
+            return command_function(arguments.command)(arguments)
+        from orchestrator.commands.context import Context
+
+        return command_function(arguments.command)(Context.open(arguments))
+    except MoegridError as error:
+        if debug:
+            raise
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_DETACHED
+    except BrokenPipeError:
+        # The reader of stdout (head, less) went away: nothing more to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_DONE
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"error: moegrid itself failed: {type(error).__name__}: {error}\n"
+            "hint: nothing in the store is lost; run again with --debug for a traceback to report",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED

@@ -1,0 +1,126 @@
+"""What most commands need: the grid, its graph, the store, and the plan as the store stands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.engine.failures import Failure
+from orchestrator.engine.journal import Journal
+from orchestrator.engine.retry import decide
+from orchestrator.errors import MoegridError
+from orchestrator.plan.cost import Clock
+from orchestrator.plan.graph import StageGraph, build_graph
+from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.plan.root import root_document
+from orchestrator.settings import store_url, tracking_uri
+from orchestrator.spec.grid import Grid, load_grid
+from orchestrator.store import Store
+from orchestrator.ui.console import Console
+
+# Finished stages looked at for time estimates, per phase and suite.
+SAMPLES = 24
+
+
+@dataclass
+class Context:
+    """A command's arguments, opened."""
+
+    arguments: argparse.Namespace
+    console: Console
+    store: Store
+    tracking_uri: str
+
+    @classmethod
+    def open(cls, arguments: argparse.Namespace) -> Context:
+        """Open the store; raises StoreError (exit code 3) with the remedy."""
+        url = store_url(arguments.store)
+        return cls(arguments, Console(), Store.open(url), tracking_uri(arguments.tracking, url))
+
+    def load_grid(self) -> Grid:
+        """Load the grid that the arguments name; raises GridError with all its problems."""
+        return grid_of(self.arguments)
+
+    def load_graph(self) -> StageGraph:
+        """Lower the grid to its stages."""
+        return build_graph(self.load_grid(), share=not getattr(self.arguments, "no_share", False))
+
+    def write_root(self, graph: StageGraph) -> dict[str, Any]:
+        """Record this version of the grid, before anything of the store is read for a plan."""
+        document = root_document(graph)
+        self.store.write_root(graph.grid.name, document["digest"], document)
+        return document
+
+    def plan(self, graph: StageGraph, journal: Journal) -> Plan:
+        """Plan the grid as the store stands: what is done, what goes on from where, what is blocked by what."""
+        stages = frozenset(graph.stages)
+        present = self.store.artifacts.keys() & stages
+        missing = stages - present
+        failures = journal.failures(missing)
+        failed = {}
+        for stage, own in failures.items():
+            decision = decide(own)
+            if not decision.retry:
+                failed[stage] = decision.reason
+        attempted = journal.claims(missing)
+        every = self.store.artifacts.keys() if attempted else present
+        clock = self.clock(graph, present) if missing else Clock()
+        return make_plan(graph, every, failed=failed, attempted=set(attempted), clock=clock)
+
+    def clock(self, graph: StageGraph, present: set[str]) -> Clock:
+        """Estimate times from finished stages of the same shape."""
+        chosen: dict[tuple[str, ...], list[str]] = {}
+        for key, stage in graph.stages.items():
+            if key in present:
+                sample = chosen.setdefault((stage.kind, stage.phase, stage.label.split(" at ")[0]), [])
+                if len(sample) < SAMPLES:
+                    sample.append(key)
+        manifests = self.store.artifacts.many([key for keys in chosen.values() for key in keys])
+        return Clock.from_finished((graph.stages[key], graph.resources(key), m.info) for key, m in manifests.items())
+
+    def emit(self, value: Any) -> None:
+        """Write JSON to stdout."""
+        json.dump(value, sys.stdout, indent=2, allow_nan=False, default=str)
+        sys.stdout.write("\n")
+
+
+def grid_of(arguments: argparse.Namespace) -> Grid:
+    """Load the grid that the arguments name."""
+    return load_grid(
+        arguments.grid,
+        scale=arguments.scale,
+        overrides=tuple(arguments.overrides),
+        only=tuple(arguments.only),
+        seeds=arguments.seeds,
+    )
+
+
+def cell_ids(graph: StageGraph, name: str) -> list[str]:
+    """Return the ids of the cells that `name` means: an id (or its beginning), a name, or a setting.
+
+    Raises MoegridError naming the nearest cells.
+    """
+    for matches in (
+        [cell.id for cell in graph.grid.cells if cell.name == name],
+        [cell.id for cell in graph.grid.cells if cell.setting == name],
+        [cell.id for cell in graph.grid.cells if cell.id.startswith(name)],
+        [cell.id for cell in graph.grid.cells if name in cell.name],
+    ):
+        if matches:
+            return matches
+    from orchestrator.ui.console import did_you_mean
+
+    names = [cell.name for cell in graph.grid.cells]
+    raise MoegridError(
+        f"grid {graph.grid.name!r} has no cell {name!r}",
+        hint=did_you_mean(name, names) or f"cells: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}",
+    )
+
+
+def last_failures(failures: Mapping[str, list[Failure]]) -> list[Failure]:
+    """Return the last failure of each stage."""
+    return [own[-1] for own in failures.values()]

@@ -1,0 +1,120 @@
+"""`moegrid table`, `report`, `sync`, `ui`: what came out, and where to look at it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from orchestrator.commands.context import Context
+from orchestrator.errors import EXIT_DONE, MoegridError
+from orchestrator.plan.graph import StageGraph
+from orchestrator.plan.root import root_document
+
+UI_PORT = 5000
+
+
+def table(context: Context) -> int:
+    """Write the table of results to stdout: one row per setting and seed, factors first, then metrics."""
+    from orchestrator.report.tables import render
+
+    form = "json" if context.arguments.json else context.arguments.format
+    sys.stdout.write(render(_collect(context), form).rstrip("\n") + "\n")
+    return EXIT_DONE
+
+
+def report(context: Context) -> int:
+    """Write the report and print where it is."""
+    path = write_report(context, _collect(context), context.arguments.output)
+    if context.arguments.json:
+        context.emit({"report": str(path)})
+    else:
+        context.console.print(f"report: {path}")
+    return EXIT_DONE
+
+
+def sync(context: Context) -> int:
+    """Show everything that the store holds of the grid in the tracker."""
+    from orchestrator.tracking.publish import serve
+    from orchestrator.tracking.publish import sync as publish
+    from orchestrator.tracking.records import grid_names
+
+    uri = _tracker(context)
+    names = [context.load_grid().name] if context.arguments.grid else grid_names(context.store)
+    if context.arguments.follow:
+        return serve(context.store, names, uri)
+    for done in publish(context.store, names, uri):
+        context.console.print(f"{done.experiment}: {done.runs} runs, {done.created} new, {done.points} points added")
+    context.console.print(f"tracker: {uri}")
+    return EXIT_DONE
+
+
+def ui(context: Context) -> int:
+    """Run the MLflow server of this store's runs, on the loopback interface."""
+    uri, port = _tracker(context), str(context.arguments.port)
+    if uri.startswith(("http://", "https://")):
+        context.console.print(f"the tracker is a server already: {uri}")
+        return EXIT_DONE
+    context.console.print(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
+    return subprocess.call(command)
+
+
+def show_results(context: Context, graph: StageGraph, *, changed: bool) -> None:
+    """Print the table, and where report, runs and the next command are. A report is written when something changed."""
+    from orchestrator.report.collect import collect
+    from orchestrator.report.tables import render
+
+    console = context.console
+    results = collect(root_document(graph), context.store)
+    console.print()
+    console.print(render(results, "text"))
+    console.print()
+    path: Path | None = report_path(context, graph.grid.name)
+    if changed or not report_path(context, graph.grid.name).exists():
+        try:
+            path = write_report(context, results)
+        except (MoegridError, OSError) as error:
+            console.print(f"the report was not written: {error}")
+            path = None
+    if path is not None:
+        console.print(f"report: {path}")
+    if context.tracking_uri:
+        console.print(
+            f"MLflow: experiment {graph.grid.name!r} in {context.tracking_uri}   (look at it with: moegrid ui)"
+        )
+
+
+def report_path(context: Context, grid: str) -> Path:
+    """Return where the report of a grid is written: beside a folder store, else in the working directory."""
+    local = context.store.objects.local_path("store.json")
+    base = local.parent if local is not None else Path.cwd() / "reports"
+    return base / "reports" / grid / "index.html" if local is not None else base / grid / "index.html"
+
+
+def write_report(context: Context, results: Any, output: str = "") -> Path:
+    """Write the HTML report with its CSV and LaTeX; return its path."""
+    from orchestrator.report.html import write
+
+    path = Path(output) if output else report_path(context, results.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(results, path)
+    return path
+
+
+def _collect(context: Context) -> Any:
+    from orchestrator.report.collect import collect
+
+    return collect(root_document(context.load_graph()), context.store)
+
+
+def _tracker(context: Context) -> str:
+    if not context.tracking_uri:
+        raise MoegridError(
+            "there is no tracker",
+            cause="it was turned off with 'none'",
+            hint="unset MOEGRID_TRACKING, or name one with --tracking sqlite:///FILE or http://HOST:PORT",
+        )
+    return context.tracking_uri

@@ -1,0 +1,244 @@
+"""`moegrid run`, `resume` and `tick`: plan, show, drive the engine, report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from orchestrator.backends.base import Backend
+from orchestrator.commands.context import Context
+from orchestrator.commands.results import show_results
+from orchestrator.engine import driver
+from orchestrator.engine.audit import heal
+from orchestrator.engine.failures import Failure
+from orchestrator.engine.loop import Engine, Options
+from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_FAILED, MoegridError
+from orchestrator.plan.graph import StageGraph
+from orchestrator.plan.plan import Plan
+from orchestrator.settings import ROOT, load_site, open_backend
+from orchestrator.ui.console import plural
+from orchestrator.ui.live import Progress, stage_name
+from orchestrator.ui.plan_view import show_plan
+
+FINAL_SYNC_SECONDS = 120.0
+TAIL_LINES = 8
+
+
+def run(context: Context) -> int:
+    """Bring the grid to the end; return the exit code of DESIGN 7."""
+    arguments, console = context.arguments, context.console
+    graph = context.load_graph()
+    if graph.grid.runnable and arguments.site == "local":
+        raise MoegridError(
+            f"grid {graph.grid.name!r} cannot run at scale {graph.grid.scale!r} on site 'local'",
+            cause=graph.grid.runnable,
+            hint="moegrid plan shows it; run it with --site slurm, or take --scale tiny",
+        )
+    context.write_root(graph)
+    engine, backend = _engine(context, graph)
+    for key, cause in heal(context.store, graph, thorough=arguments.verify).items():
+        console.print(f"{console.style('repair', 'yellow')} {stage_name(graph, key)}: {cause}; it is made again")
+    engine.begin()
+    plan = context.plan(graph, engine.journal)
+    _within_budget(plan, arguments.max_gpu_hours)
+    show_plan(plan, console, parallel=_cores(backend))
+    if plan.settled and not plan.keys("blocked"):
+        console.print(console.style("nothing to do: every stage is done", "green"))
+        _publish_rest(context, graph)
+        show_results(context, graph, changed=False)
+        return EXIT_DONE
+    if arguments.detach:
+        return tick(context, engine, graph)
+    with _sidecar(context, graph), _ctrl_c(engine, context), Progress(graph, console, engine.journal.heartbeat) as view:
+        snapshot = engine.run(view.show, view.trouble)
+    return _conclude(context, graph, engine, snapshot.plan)
+
+
+def tick(context: Context, engine: Engine | None = None, graph: StageGraph | None = None) -> int:
+    """Do one tick and leave: for cron, or a login node. Exit code 130 while there is more to do."""
+    graph = graph or context.load_graph()
+    if engine is None:
+        context.write_root(graph)
+        engine, _ = _engine(context, graph)
+    console = context.console
+    snapshot = engine.tick()
+    for label in snapshot.submitted:
+        console.print(f"start   {label}")
+    for failure in snapshot.failed:
+        console.print(f"failure {stage_name(graph, failure.stage)}: {failure.kind}: {failure.message}")
+    counts = snapshot.plan.counts()
+    console.print(
+        f"{counts['done']}/{sum(counts.values())} stages done, {len(snapshot.busy) + len(snapshot.submitted)} at work"
+    )
+    if snapshot.settled:
+        _publish_rest(context, graph)
+        return EXIT_FAILED if snapshot.plan.keys("blocked") else EXIT_DONE
+    console.print(f"more to do; carry on with: moegrid tick {_command_line(context)}")
+    return EXIT_DETACHED
+
+
+def _engine(context: Context, graph: StageGraph) -> tuple[Engine, Backend]:
+    arguments = context.arguments
+    site = load_site(arguments.site)
+    backend = open_backend(site)
+    options = Options(
+        site=site.name,
+        tracking_uri=context.tracking_uri,
+        tick_seconds=site.tick_seconds,
+        lease_seconds=site.lease_seconds,
+        max_jobs=arguments.max_jobs,
+        retry=arguments.retry,
+        execution={"allow_numerics": True} if arguments.allow_numerics else {},
+    )
+    driver.sweep()
+    return Engine(graph, context.store, backend, options, context.clock(graph, set())), backend
+
+
+def _cores(backend: Backend) -> int:
+    budget = getattr(backend, "budget", None)
+    return int(budget.cores) if budget else 1
+
+
+def _within_budget(plan: Plan, limit: float | None) -> None:
+    hours = plan.hours(gpu=True)
+    if limit is not None and hours > limit:
+        raise MoegridError(
+            f"the plan needs {hours:.1f} GPU-hours, more than --max-gpu-hours {limit:g}",
+            hint="raise the limit, or run a part of the grid with --only",
+        )
+
+
+@contextlib.contextmanager
+def _ctrl_c(engine: Engine, context: Context) -> Iterator[None]:
+    """Ctrl-C (or SIGTERM) once: running stages save their states; twice: end them now."""
+    detached = context.arguments.site != "local"
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        again = engine.stopped
+        engine.stop(now=again, leave_jobs=detached)
+        if detached:
+            text = "detaching: jobs go on; carry on with moegrid resume"
+        elif again:
+            text = "ending the running stages now"
+        else:
+            text = "stopping: running stages save their states (Ctrl-C again ends them now)"
+        os.write(2, f"\n{text}\n".encode())
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _sidecar(context: Context, graph: StageGraph) -> Iterator[None]:
+    """Publish to the tracker from a process of its own; whatever happens to it, the run goes on."""
+    if not context.tracking_uri:
+        yield
+        return
+    command = [sys.executable, "-m", "orchestrator.tracking", "--store", context.store.url]
+    command += ["--tracking-uri", context.tracking_uri, "--grid", graph.grid.name]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    # A session of its own: Ctrl-C is for the driver, which ends the publisher last.
+    publisher = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        publisher.terminate()
+        try:
+            said = publisher.communicate(timeout=FINAL_SYNC_SECONDS)[1]
+        except subprocess.TimeoutExpired:
+            publisher.kill()
+            said = publisher.communicate()[1]
+        if publisher.returncode != 0:
+            lines = said.decode(errors="replace").strip().splitlines() or ["the publisher ended early"]
+            context.console.print(
+                f"the tracker is not up to date ({lines[-1]}); nothing is lost: moegrid sync {graph.grid.name}"
+            )
+
+
+def _publish_rest(context: Context, graph: StageGraph) -> None:
+    """Bring the tracker up to date unless it is."""
+    if not context.tracking_uri:
+        return
+    from orchestrator.tracking.publish import published, sync
+
+    try:
+        if not published(context.store, graph.grid.name, context.tracking_uri):
+            sync(context.store, graph.grid.name, context.tracking_uri)
+    except MoegridError as error:
+        context.console.print(
+            f"the tracker is not up to date ({error.error}); nothing is lost: moegrid sync {graph.grid.name}"
+        )
+
+
+def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan) -> int:
+    console = context.console
+    counts = plan.counts()
+    blocked = plan.keys("blocked")
+    failures = engine.journal.failures(frozenset(blocked))
+    show_failures(context, graph, [own[-1] for own in failures.values()])
+    if plan.pending:
+        where = "jobs go on" if context.arguments.site != "local" else "states are saved"
+        console.print(
+            f"{console.style('stopped', 'yellow')}: {counts['done']} stages done, {len(plan.pending)} to do, {where}"
+        )
+        console.print(f"go on with: moegrid resume {_command_line(context)}")
+        return EXIT_DETACHED
+    cells = [cell.id for cell in graph.grid.cells if not set(graph.cells[cell.id].keys) & set(blocked)]
+    console.print(
+        f"{plural(len(cells), 'cell')} done, {len(graph.grid.cells) - len(cells)} not; "
+        f"{plural(counts['done'], 'stage')} done, {counts['blocked']} blocked"
+    )
+    show_results(context, graph, changed=True)
+    if blocked:
+        console.print(f"go on with: moegrid resume {_command_line(context)}   (--retry all tries every failure again)")
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+def show_failures(context: Context, graph: StageGraph, failures: Sequence[Failure]) -> None:
+    """Print each distinct failure once, with whom it hit and its last lines."""
+    console = context.console
+    distinct: dict[tuple[str, str], list[Failure]] = {}
+    for failure in failures:
+        distinct.setdefault((failure.kind, failure.message), []).append(failure)
+    for (kind, message), same in distinct.items():
+        console.print(f"{console.style('failed', 'red')} {kind}: {message}")
+        for failure in same[:4]:
+            console.print(f"  in {stage_name(graph, failure.stage)}, attempt {failure.attempt}")
+        if len(same) > 4:
+            console.print(f"  and {len(same) - 4} more stages")
+        for line in same[-1].tail.splitlines()[-TAIL_LINES:]:
+            console.print(console.style(f"    | {line}", "dim"))
+        if same[-1].hint:
+            console.print(f"  hint: {same[-1].hint}")
+
+
+def _command_line(context: Context) -> str:
+    """Return the arguments that mean this grid again."""
+    arguments = context.arguments
+    words = [arguments.grid, *arguments.overrides]
+    if arguments.scale != "tiny":
+        words += ["--scale", arguments.scale]
+    if arguments.site != "local":
+        words += ["--site", arguments.site]
+    if arguments.seeds is not None:
+        words += ["--seeds", ",".join(map(str, arguments.seeds))]
+    for only in arguments.only:
+        words += ["--only", f"'{only}'"]
+    return " ".join(words)

@@ -1,0 +1,208 @@
+"""`moegrid plan`, `status`, `logs`, `cancel`: what would happen, what happens, what was said."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.backends.base import Handle
+from orchestrator.commands.context import Context, cell_ids
+from orchestrator.engine.driver import driver_of, is_alive
+from orchestrator.engine.journal import Journal
+from orchestrator.errors import EXIT_DONE, EXIT_PENDING, MoegridError
+from orchestrator.plan.graph import StageGraph
+from orchestrator.plan.root import root_document
+from orchestrator.settings import load_site, open_backend
+from orchestrator.store import ClaimState
+from orchestrator.tracking import records
+from orchestrator.ui.console import columns, duration
+from orchestrator.ui.live import Running, running
+
+WATCH_SECONDS = 2.0
+_ATTEMPT = re.compile(r"\d{12}[0-9a-f]{6}-\d+-\d+")
+_COLOURS = {"done": "green", "running": "blue", "failed": "red", "blocked": "red"}
+
+
+def plan(context: Context) -> int:
+    """Show what a run would do; with --exit-code say by 4 that something is to do."""
+    from orchestrator.ui.plan_view import show_plan
+
+    graph = context.load_graph()
+    context.write_root(graph)
+    result = context.plan(graph, Journal(context.store))
+    if context.arguments.json:
+        context.emit(result.to_json())
+    else:
+        from orchestrator.backends.host import cores
+
+        show_plan(result, context.console, parallel=cores())
+        if graph.grid.runnable:
+            context.console.print(f"  this scale does not run on site 'local': {graph.grid.runnable}")
+    return EXIT_PENDING if context.arguments.exit_code and not result.settled else EXIT_DONE
+
+
+def status(context: Context) -> int:
+    """Show the state of every cell, once or again and again."""
+    graph = context.load_graph()
+    journal = Journal(context.store)
+    document = root_document(graph)
+    if context.arguments.json:
+        context.emit(_data(context, graph, document))
+    elif not context.arguments.watch:
+        for line in _lines(context, graph, document, journal):
+            context.console.print(line)
+    else:
+        _watch(context, graph, document, journal)
+    return EXIT_DONE
+
+
+def logs(context: Context) -> int:
+    """Print the log of the newest attempt at a cell or stage; with -f as it grows."""
+    graph = context.load_graph()
+    journal = Journal(context.store)
+    attempts = records.Submissions(context.store, graph.grid.name).attempts()
+    wanted = _stages(graph, context.arguments.of)
+    chosen = [a for a in attempts if a.id == context.arguments.of or wanted & set(a.stages)]
+    if not chosen:
+        raise MoegridError(
+            f"there is no attempt at {context.arguments.of or 'any stage'} yet",
+            hint=f"run it first: moegrid run {context.arguments.grid}",
+        )
+    attempt = chosen[-1]
+    context.console.print(
+        f"attempt {attempt.id} ({', '.join(graph.stages[s].label for s in attempt.stages if s in graph.stages)})"
+    )
+    backend = open_backend(load_site(attempt.site or "local"))
+    shown = ""
+    while True:
+        handle = journal.handle(attempt.id)
+        text = journal.log(attempt.id, backend.log(handle) if handle else None)
+        # A long log is cut at its head, so what is new is what follows the last line shown.
+        fresh = text[len(shown) :] if text.startswith(shown) else text
+        print(fresh, end="", flush=True)
+        shown = text
+        if not context.arguments.follow or (not fresh and _ended(context, journal, attempt.id, attempt.stages)):
+            return EXIT_DONE
+        time.sleep(0.5)
+
+
+def cancel(context: Context) -> int:
+    """Ask every driver of the grid to stop, and running jobs that have no driver to save their states."""
+    from orchestrator.engine.loop import CANCEL_FOLDER
+
+    graph = context.load_graph()
+    journal = Journal(context.store)
+    context.store.put_json(f"{CANCEL_FOLDER}/{graph.grid.name}.json", {"time": time.time()})
+    missing = frozenset(graph.stages) - context.store.artifacts.keys()
+    flying = {claim.attempt for claim in journal.claims(missing).values() if claim.live}
+    orphans: dict[str, list[Handle]] = {}
+    for attempt in sorted(flying):
+        handle, submission = journal.handle(attempt), journal.submission(attempt.rsplit("-", 1)[0])
+        if handle is not None and submission is not None and not is_alive(driver_of(attempt)):
+            orphans.setdefault(submission["site"], []).append(handle)
+    for site, handles in orphans.items():
+        open_backend(load_site(site)).cancel(handles, now=context.arguments.now)
+    context.console.print(f"asked {len(flying)} running jobs to save their states and stop; go on with: moegrid resume")
+    return EXIT_DONE
+
+
+def _stages(graph: StageGraph, name: str) -> set[str]:
+    if not name:
+        return set(graph.stages)
+    by_key = {key for key in graph.stages if len(name) >= 6 and key.startswith(name)}
+    if by_key or _ATTEMPT.fullmatch(name):
+        return by_key
+    return {stage for cell in cell_ids(graph, name) for stage in graph.cells[cell].keys if len(graph.users[stage]) == 1}
+
+
+def _ended(context: Context, journal: Journal, attempt: str, stages: tuple[str, ...]) -> bool:
+    states = journal.claims(set(stages))
+    return not any(claim.live and claim.attempt == attempt for claim in states.values())
+
+
+def _data(context: Context, graph: StageGraph, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the contract of `status --json`."""
+    from orchestrator.report.collect import collect
+
+    results = collect(document, context.store)
+    tried: dict[str, int] = {}
+    for attempt in records.Submissions(context.store, graph.grid.name).attempts():
+        for user in {user for stage in attempt.stages for user in graph.users.get(stage, ())}:
+            tried[user] = tried.get(user, 0) + 1
+    cells = []
+    for cell in results.cells:
+        metrics = dict(cell.metrics)
+        last = max(cell.by_at, default=1.0)
+        for at, values in cell.by_at.items():
+            if at != last:
+                metrics |= {f"{name}@{at:g}": value for name, value in values.items()}
+        cells.append(
+            {
+                "id": cell.id,
+                "name": cell.name,
+                "factors": dict(cell.factors),
+                "state": cell.state,
+                "weights_sha256": cell.weights_sha256,
+                "metrics": metrics,
+                "attempts": tried.get(cell.id, 0),
+                "reason": cell.reason,
+            }
+        )
+    return {"grid": graph.grid.name, "scale": graph.grid.scale, "cells": cells}
+
+
+def _watch(context: Context, graph: StageGraph, document: Mapping[str, Any], journal: Journal) -> None:
+    if not context.console.is_terminal:
+        while True:
+            for line in _lines(context, graph, document, journal):
+                context.console.print(line)
+            time.sleep(WATCH_SECONDS)
+    from rich.console import Console as RichConsole
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=RichConsole(file=context.console.stream), auto_refresh=False, screen=True) as live:
+        while True:
+            live.update(Text.from_ansi("\n".join(_lines(context, graph, document, journal))), refresh=True)
+            time.sleep(WATCH_SECONDS)
+
+
+def _lines(context: Context, graph: StageGraph, document: Mapping[str, Any], journal: Journal) -> list[str]:
+    data = _data(context, graph, document)
+    at_work = _at_work(context, graph, journal)
+    rows = [["cell", "state", "attempts", ""]]
+    for cell in data["cells"]:
+        rows.append([cell["name"], cell["state"], str(cell["attempts"]), cell["reason"]])
+    lines = columns(rows, right=(2,))
+    for index, cell in enumerate(data["cells"], start=1):
+        colour = _COLOURS.get(cell["state"])
+        if colour:
+            state = f"  {cell['state']}"
+            lines[index] = lines[index].replace(state, f"  {context.console.style(cell['state'], colour)}", 1)
+    states = [cell["state"] for cell in data["cells"]]
+    summary = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    lines = [f"{graph.grid.name} at scale {graph.grid.scale}: {summary}", *lines]
+    if at_work:
+        head = ["running", "step", "", "", "", "attempt", "job", "heartbeat"]
+        lines.append("")
+        body = [[*job.words(), job.attempt, job.job, f"{duration(job.age)} ago"] for job in at_work]
+        lines += columns([head, *body])
+    return lines
+
+
+def _at_work(context: Context, graph: StageGraph, journal: Journal) -> list[Running]:
+    missing = frozenset(graph.stages) - context.store.artifacts.keys()
+    by_attempt: dict[str, list[str]] = {}
+    claims: Mapping[str, ClaimState] = journal.claims(missing)
+    for stage, claim in claims.items():
+        if claim.live:
+            by_attempt.setdefault(claim.attempt, []).append(stage)
+    found = []
+    for attempt, stages in by_attempt.items():
+        submission = journal.submission(attempt.rsplit("-", 1)[0]) or {}
+        handle = journal.handle(attempt)
+        job = f"{submission.get('site', '')} {handle.id if handle else ''}".strip()
+        found.append(running(graph, attempt, stages, journal.heartbeat(attempt), job))
+    return found

@@ -1,0 +1,83 @@
+"""Damage that a listing gives away: blobs that changed after their commit, artifacts made from replaced parents.
+
+Blobs are written once, before their manifest. One that is newer than its manifest was altered; only those are read
+and compared. `heal` makes what is damaged absent, and the plan makes it again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from orchestrator.errors import CorruptBlob
+from orchestrator.plan.graph import StageGraph
+from orchestrator.store import Manifest, Store
+
+# File systems stamp in ticks of a few milliseconds.
+SLACK_SECONDS = 0.05
+# Beyond this many artifacts reading every manifest would delay each start; readers verify checksums anyway.
+SEARCH_LIMIT = 5000
+
+
+def heal(store: Store, graph: StageGraph, *, thorough: bool = False) -> dict[str, str]:
+    """Discard the grid's damaged and stale artifacts; return key -> what was wrong.
+
+    `thorough` reads every blob. Otherwise a folder of ordinary size is searched for altered files; a bucket, which
+    keeps checksums of its own, is trusted.
+    """
+    times = {entry.path[len("artifacts/") : -len(".json")]: entry.modified for entry in store.objects.list("artifacts")}
+    present = store.artifacts.keys() & graph.stages.keys()
+    manifests: dict[str, Manifest] = {}
+    wrong: dict[str, str] = {}
+    if thorough or (len(present) <= SEARCH_LIMIT and store.objects.local_path("artifacts") is not None):
+        manifests = store.artifacts.many(present)
+        for key, manifest in manifests.items():
+            if not thorough and not _suspicious(store, manifest, times[key]):
+                continue
+            try:
+                store.artifacts.verify(key)
+            except CorruptBlob as error:
+                store.artifacts.discard(key, attempt=manifest.attempt)
+                wrong[key] = error.cause
+    for key in _stale(store, graph, present - wrong.keys(), times, manifests):
+        store.artifacts.discard(key)
+        wrong[key] = "a parent was made again with other bits"
+    return wrong
+
+
+def _suspicious(store: Store, manifest: Manifest, committed: float) -> bool:
+    for blob in manifest.blobs:
+        path = store.objects.local_path(blob.path)
+        if path is None:
+            return False
+        try:
+            status = os.stat(path)
+        except OSError:
+            return True
+        if status.st_size != blob.size or status.st_mtime > committed + SLACK_SECONDS:
+            return True
+    return False
+
+
+def _stale(
+    store: Store,
+    graph: StageGraph,
+    present: Collection[str],
+    times: dict[str, float],
+    manifests: dict[str, Manifest],
+) -> list[str]:
+    """Return the artifacts whose parents were replaced after them by other bits, and all that was made from those."""
+    suspects = [
+        key
+        for key in graph.stages
+        if key in present and any(times.get(p, 0.0) > times[key] for p in graph.stages[key].parents if p in present)
+    ]
+    if not suspects:
+        return []
+    stale = store.artifacts.stale(
+        [m for key in suspects if (m := manifests.get(key) or store.artifacts.get(key)) is not None]
+    )
+    for key, stage in graph.stages.items():
+        if key in present and any(parent in stale for parent in stage.parents):
+            stale.add(key)
+    return [key for key in graph.stages if key in stale]

@@ -1,0 +1,99 @@
+"""Where things are: store, tracker, site. From the command line, else the environment, else the embedded defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import MoegridError
+
+if TYPE_CHECKING:
+    from orchestrator.backends.base import Backend
+
+ROOT = Path(__file__).resolve().parents[1]
+SITES = ROOT / "infra" / "sites"
+NO_TRACKER = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where jobs run: the fields of `infra/sites/<name>.yaml`."""
+
+    name: str
+    backend: str
+    tick_seconds: float = 0.5
+    lease_seconds: float = 30.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def store_url(given: str | None) -> str:
+    """Return the store's URL; a folder becomes an absolute path, so that every process finds the same one."""
+    url = given or os.environ.get("MOEGRID_STORE") or "runs"
+    return url if "://" in url else str(Path(url).expanduser().resolve())
+
+
+def tracking_uri(given: str | None, store: str) -> str:
+    """Return the tracker's URI, "" for none: MOEGRID_TRACKING, MLFLOW_TRACKING_URI, else sqlite beside the store."""
+    uri = given or os.environ.get("MOEGRID_TRACKING") or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if uri == NO_TRACKER:
+        return ""
+    if uri:
+        return uri
+    folder = Path(store.removeprefix("file://")) if "://" not in store or store.startswith("file://") else Path.cwd()
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def load_site(name: str) -> Site:
+    """Read `infra/sites/<name>.yaml`, or the YAML file `name`; raises MoegridError with what is wrong."""
+    import yaml
+
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SITES / f"{name}.yaml"
+    if not path.is_file():
+        from orchestrator.ui.console import did_you_mean
+
+        known = sorted(p.stem for p in SITES.glob("*.yaml"))
+        raise MoegridError(
+            f"unknown site {name!r}",
+            cause=f"there is no {path}",
+            hint=did_you_mean(name, known) or f"sites: {', '.join(known)}",
+        )
+    try:
+        document = yaml.safe_load(path.read_text()) or {}
+        fields = dict(document)
+        return Site(
+            name=path.stem,
+            backend=str(fields.pop("backend")),
+            tick_seconds=float(fields.pop("tick_seconds", 0.5)),
+            lease_seconds=float(fields.pop("lease_seconds", 30.0)),
+            options=fields,
+        )
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise MoegridError(
+            f"site {name!r} cannot be used", cause=f"{path}: {error}", hint="see infra/sites/local.yaml"
+        ) from error
+
+
+def open_backend(site: Site) -> Backend:
+    """Return the backend of a site."""
+    if site.backend == "local":
+        from orchestrator.backends.local import Budget, LocalBackend
+
+        options = dict(site.options)
+        gpus = options.get("gpus")
+        budget = Budget.of_machine(
+            cores=int(options.get("cores", 0)),
+            memory_gb=float(options.get("memory_gb", 0)),
+            gpus=None if gpus is None else int(gpus),
+        )
+        return LocalBackend(budget=budget)
+    if site.backend == "slurm":
+        from orchestrator.backends.slurm import SlurmBackend, SlurmSite
+
+        return SlurmBackend(SlurmSite(**site.options))
+    raise MoegridError(
+        f"site {site.name!r} asks for the backend {site.backend!r}, which does not exist",
+        hint="backends: local, slurm",
+    )

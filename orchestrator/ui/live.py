@@ -1,0 +1,188 @@
+"""Progress while a grid runs: a line per event, and per running job its step, loss, speed and time left.
+
+On a terminal the running jobs are a block that is redrawn below the events; elsewhere they are lines, now and then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.engine.failures import Failure
+from orchestrator.engine.loop import Snapshot
+from orchestrator.engine.retry import decide
+from orchestrator.errors import MoegridError
+from orchestrator.plan.graph import StageGraph
+from orchestrator.spec.work import TrainWork
+from orchestrator.ui.console import Console, columns, duration, quantity
+
+HEARTBEAT_SECONDS = 1.0
+LINE_SECONDS = 15.0
+_FREE = ("preempted", "killed", "node_lost", "unreachable")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One running job as its last heartbeat tells it; times in seconds."""
+
+    attempt: str
+    stage: str
+    label: str
+    step: int = 0
+    total: int = 0
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    left: float | None = None
+    host: str = ""
+    job: str = ""
+    age: float = 0.0
+
+    def words(self) -> list[str]:
+        """Return label, progress, loss, speed and time left as columns."""
+        return [
+            self.label,
+            f"{self.step}/{self.total}" if self.total else "starting" if not self.age else "working",
+            f"loss {self.loss:.4g}" if self.loss is not None else "",
+            f"{quantity(self.tokens_per_second)} tokens/s" if self.tokens_per_second else "",
+            f"{duration(self.left)} left" if self.left is not None else "",
+        ]
+
+
+def stage_name(graph: StageGraph, key: str) -> str:
+    """Return a stage's label with the cell it belongs to, or how many share it."""
+    users = graph.users[key]
+    if len(users) == 1:
+        return f"{graph.stages[key].label} [{graph.cell(users[0]).name}]"
+    return f"{graph.stages[key].label} [{len(users)} cells]"
+
+
+def running(graph: StageGraph, attempt: str, stages: list[str], beat: Mapping[str, Any], job: str = "") -> Running:
+    """Describe one job from its stages and its last heartbeat."""
+    stage = str(beat.get("stage") or (stages[0] if stages else ""))
+    step, total = int(beat.get("step") or 0), int(beat.get("total") or 0)
+    speed = beat.get("tokens_per_second") or beat.get("train/tokens_per_second")
+    loss = beat.get("loss")
+    rate = beat.get("steps_per_second")
+    work = graph.stages[stage].work if stage in graph.stages else None
+    if not rate and speed and isinstance(work, TrainWork):
+        train = work.conditions.train
+        rate = speed / (train.micro_batch * train.accumulation * train.sequence_length)
+    return Running(
+        attempt=attempt,
+        stage=stage,
+        label=stage_name(graph, stage) if stage in graph.stages else stage[:12],
+        step=step,
+        total=total,
+        loss=float(loss) if isinstance(loss, (int, float)) else None,
+        tokens_per_second=float(speed) if speed else None,
+        left=(total - step) / rate if rate and total else None,
+        host=str(beat.get("host", "")),
+        job=job,
+        age=max(0.0, time.time() - float(beat["time"])) if beat.get("time") else 0.0,
+    )
+
+
+class Progress:
+    """Shows snapshots. `heartbeat` reads the last heartbeat of an attempt."""
+
+    def __init__(self, graph: StageGraph, console: Console, heartbeat: Callable[[str], dict[str, Any]]) -> None:
+        self._graph = graph
+        self._console = console
+        self._heartbeat = heartbeat
+        self._began = time.monotonic()
+        self._read = 0.0
+        self._lines = 0.0
+        self._last: list[Running] = []
+        self._live: Any = None
+        self._away = ""
+        self._paths: dict[str, float] = {}
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            from rich.console import Console as RichConsole
+            from rich.live import Live
+
+            rich = RichConsole(file=self._console.stream, no_color=not self._console.colour, highlight=False)
+            self._live = Live(console=rich, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Print what happened since the last snapshot and how the running jobs are."""
+        if self._away:
+            self._say("again", "store and scheduler answer", "green")
+            self._away = ""
+        for label in snapshot.submitted:
+            self._say("start", label, "blue")
+        for key in snapshot.finished:
+            self._say("done", stage_name(self._graph, key), "green")
+        for failure in snapshot.failed:
+            self._failure(failure, snapshot)
+        now = time.monotonic()
+        if now - self._read >= HEARTBEAT_SECONDS:
+            self._read = now
+            by_attempt: dict[str, list[str]] = {}
+            for stage, attempt in snapshot.busy.items():
+                by_attempt.setdefault(attempt, []).append(stage)
+            self._last = [running(self._graph, a, s, self._heartbeat(a)) for a, s in by_attempt.items()]
+        if self._live is not None:
+            self._live.update(self._block(snapshot))
+        elif self._last and now - self._lines >= LINE_SECONDS:
+            self._lines = now
+            for line in columns([job.words() for job in self._last]):
+                self._say("", f"{line}")
+
+    def trouble(self, error: MoegridError) -> None:
+        """Say once that store or scheduler are away."""
+        if error.error != self._away:
+            self._away = error.error
+            cause = f" ({error.cause})" if error.cause else ""
+            self._say("wait", f"{error.error}{cause}; running jobs go on, trying again", "yellow")
+
+    def note(self, text: str) -> None:
+        """Print one line."""
+        self._say("", text, "yellow")
+
+    def _failure(self, failure: Failure, snapshot: Snapshot) -> None:
+        again = decide(list(snapshot.failures.get(failure.stage, ()))).retry
+        name = stage_name(self._graph, failure.stage)
+        if failure.kind == "corrupt" and again:
+            self._say("repair", f"{name}: {failure.message}; the damaged artifact is made again", "yellow")
+        elif again:
+            where = f" from step {failure.step}" if failure.step else ""
+            self._say("retry", f"{name}: {failure.message}; going on{where}", "yellow")
+        else:
+            self._say("FAILED", f"{name}: {failure.kind}: {failure.message}", "red")
+
+    def _say(self, word: str, text: str, colour: str = "") -> None:
+        elapsed = int(time.monotonic() - self._began)
+        head = f"{elapsed // 60:3d}:{elapsed % 60:02d}  {word:<7}"
+        line = f"{self._console.style(head, colour) if colour else head} {text}"
+        if self._live is not None:
+            from rich.text import Text
+
+            self._live.console.print(Text.from_ansi(line), soft_wrap=True)
+        else:
+            self._console.print(line)
+
+    def _block(self, snapshot: Snapshot) -> Any:
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        for job in self._last:
+            table.add_row(*job.words())
+        counts = snapshot.plan.counts()
+        total = sum(counts.values())
+        waiting = len(snapshot.plan.pending) - len(snapshot.busy)
+        table.add_row(
+            f"{counts['done']}/{total} stages done, {len(snapshot.busy)} running, {max(0, waiting)} waiting"
+            + (f", {counts['blocked']} blocked" if counts["blocked"] else "")
+        )
+        return table

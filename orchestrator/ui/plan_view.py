@@ -1,0 +1,76 @@
+"""The plan as people read it: one line per block of the grid, sharing, models, time."""
+
+from __future__ import annotations
+
+from orchestrator.plan.plan import Plan
+from orchestrator.ui.console import Console, columns, duration, plural, quantity
+
+_MARKS = {"run": ("+", "green"), "resume": ("~", "yellow"), "done": ("=", "dim"), "blocked": ("!", "red")}
+
+
+def show_plan(plan: Plan, console: Console, *, parallel: int = 1) -> None:
+    """Print the plan. `parallel` is how many cores the site has, for the estimate of the time."""
+    grid = plan.graph.grid
+    data = plan.to_json()
+    console.print(
+        f"{console.style(grid.name, 'bold')} at scale {grid.scale}: {plural(len(grid.cells), 'cell')}"
+        + (f"  {console.style(grid.description, 'dim')}" if grid.description else "")
+    )
+    for block in data["groups"]:
+        segments, factors = block["segments"], ", ".join(block["factors"]) or "one cell"
+        actions = "  ".join(_mark(console, name, block["actions"].get(name, 0)) for name in _MARKS)
+        shared = segments["unshared"] - segments["shared"]
+        console.print(f"  {actions}  {console.style(f'. shared {shared}', 'cyan')}  {factors}")
+        console.print(
+            f"      {plural(block['cells'], 'cell')} over {plural(block['seeds'], 'seed')}: "
+            f"{segments['shared']} training segments, {segments['unshared']} without sharing"
+        )
+        if block["reason"] and block["actions"].get("run", 0) != sum(block["actions"].values()):
+            console.print(f"      {block['reason']}")
+    rows = [["phase", "stages", "without sharing", "steps", "without sharing"]]
+    for row in data["phases"]:
+        stages, steps = row["stages"], row["steps"]
+        rows.append(
+            [
+                row["phase"],
+                str(stages["shared"]),
+                str(stages["unshared"]),
+                str(steps["shared"]) if steps["unshared"] else "",
+                str(steps["unshared"]) if steps["unshared"] else "",
+            ]
+        )
+    for line in columns(rows, right=(1, 2, 3, 4)):
+        console.print("  " + line)
+    for model in data["models"]:
+        console.print(
+            f"  model {model['backbone']} {model['preset']} {model['experts']}: {quantity(model['total'])} parameters, "
+            f"{quantity(model['active'])} active, {quantity(model['flops_per_token'])} FLOPs a token forward "
+            f"({plural(model['cells'], 'cell')})"
+        )
+    for blocked in data["blocked"][:5]:
+        console.print(f"  {console.style('!', 'red')} {blocked['label']}: {blocked['reason']}")
+    if len(data["blocked"]) > 5:
+        console.print(f"  ... and {len(data['blocked']) - 5} more blocked")
+    counts = data["actions"]
+    console.print("  " + "  ".join(_mark(console, name, counts[name]) for name in _MARKS) + "  stages")
+    if plan.pending:
+        gpu = data["gpu_hours"] > 0
+        kind, whole = ("GPU", data["gpu_hours_of_grid"]) if gpu else ("core", _core_hours(plan))
+        left = data["gpu_hours"] if gpu else data["core_hours"]
+        console.print(
+            f"  estimated: {left:.2f} {kind}-hours left; whole grid {whole['shared']:.2f} with sharing, "
+            f"{whole['unshared']:.2f} without"
+            + ("" if gpu else f"; about {duration(left * 3600 / max(parallel, 1))} on {plural(parallel, 'core')}")
+        )
+
+
+def _mark(console: Console, action: str, count: int) -> str:
+    mark, colour = _MARKS[action]
+    return console.style(f"{mark} {action} {count}", colour if count else "dim")
+
+
+def _core_hours(plan: Plan) -> dict[str, float]:
+    return {
+        "shared": plan.hours_of_grid(gpu=False, shared=True),
+        "unshared": plan.hours_of_grid(gpu=False, shared=False),
+    }
