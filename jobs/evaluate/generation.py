@@ -1,0 +1,142 @@
+"""Batched generation with a KV cache: greedy, or sampled from a seeded generator of each request's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jobs.evaluate.scoring import Model
+
+_NEW_TOKENS_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How one text is generated: stop sequences, the most new tokens, and temperature (0 = greedy)."""
+
+    stops: tuple[str, ...]
+    new_tokens: int
+    temperature: float
+    seed: int
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], end: str, new_tokens: int) -> Generation:
+        """Read lm-eval's generation settings; the end of text always stops."""
+        until = settings.get("until") or []
+        stops = [until] if isinstance(until, str) else list(until)
+        limit = next((settings[name] for name in _NEW_TOKENS_NAMES if settings.get(name) is not None), new_tokens)
+        sampled = bool(settings.get("do_sample", float(settings.get("temperature") or 0.0) > 0))
+        temperature = float(settings.get("temperature") or 1.0) if sampled else 0.0
+        return cls(tuple(stop for stop in [*stops, end] if stop), int(limit), temperature, int(settings.get("seed", 0)))
+
+
+def generate(
+    model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Generation]], tokens_per_batch: int
+) -> list[str]:
+    """Return the text that follows each context, cut at its first stop sequence."""
+    order = sorted(range(len(requests)), key=lambda i: (requests[i][1].new_tokens, len(requests[i][0])), reverse=True)
+    texts = [""] * len(requests)
+    while order:
+        longest = len(requests[order[0]][0]) + requests[order[0]][1].new_tokens
+        count = max(1, tokens_per_batch // longest)
+        batch, order = order[:count], order[count:]
+        run = _cached if model.cacheable else _uncached
+        for number, ids in zip(batch, run(model, tokenizer, [requests[i] for i in batch]), strict=True):
+            texts[number] = _cut(tokenizer.decode(ids, skip_special_tokens=False), requests[number][1].stops)
+    return texts
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    for stop in stops:
+        text = text.split(stop)[0]
+    return text
+
+
+class _Progress:
+    """The tokens generated so far for the rows of one batch."""
+
+    def __init__(self, tokenizer: Any, settings: Sequence[Generation]) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.ids: list[list[int]] = [[] for _ in settings]
+        self.done = [False] * len(settings)
+        self._random = [np.random.Generator(np.random.PCG64([s.seed, row])) for row, s in enumerate(settings)]
+
+    def add(self, logits_BV: Tensor) -> list[int]:
+        """Choose the next token of every row and return them; a finished row repeats its last."""
+        greedy = logits_BV.argmax(-1).tolist()
+        for row, setting in enumerate(self.settings):
+            if self.done[row]:
+                continue
+            token = greedy[row]
+            if setting.temperature > 0:
+                weights = torch.softmax(logits_BV[row].double() / setting.temperature, -1).cpu().numpy()
+                token = int(self._random[row].choice(len(weights), p=weights / weights.sum()))
+            self.ids[row].append(token)
+            # Stop sequences are short: the last few tokens hold any that has just been completed.
+            tail = self.tokenizer.decode(self.ids[row][-24:], skip_special_tokens=False)
+            full = len(self.ids[row]) >= setting.new_tokens
+            self.done[row] = full or any(stop in tail for stop in setting.stops)
+        return [ids[-1] for ids in self.ids]
+
+
+def _rows(contexts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    length = max(map(len, contexts))
+    ids = torch.zeros(len(contexts), length, dtype=torch.long)
+    for row, context in enumerate(contexts):
+        ids[row, : len(context)] = torch.tensor(context)
+    lengths = torch.tensor([len(context) for context in contexts])
+    return ids.to(device), lengths.to(device)
+
+
+@torch.inference_mode()
+def _cached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Generation]]) -> list[list[int]]:
+    progress = _Progress(tokenizer, [settings for _, settings in requests])
+    ids, lengths = _rows([context for context, _ in requests], model.device)
+    place = torch.arange(ids.shape[1], device=ids.device)
+    real = place[None, :] < lengths[:, None]
+    keep = place[None, :] == lengths[:, None] - 1
+    logits, cache, _ = model(ids, keep, real, use_cache=True)
+    one = torch.ones(len(requests), 1, dtype=torch.bool, device=ids.device)
+    seen = real
+    step = 0
+    while True:
+        tokens = torch.tensor(progress.add(logits), device=ids.device)[:, None]
+        if all(progress.done):
+            return progress.ids
+        seen = torch.cat([seen, one], dim=1)
+        logits, cache, _ = model(
+            tokens,
+            one,
+            one,
+            attention_mask=seen.long(),
+            position_ids=(lengths + step)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        step += 1
+
+
+@torch.inference_mode()
+def _uncached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Generation]]) -> list[list[int]]:
+    """Generate with the whole text fed again for every token: for routers whose choice depends on other tokens."""
+    progress = _Progress(tokenizer, [settings for _, settings in requests])
+    while True:
+        texts = [context + ids for (context, _), ids in zip(requests, progress.ids, strict=True)]
+        ids, lengths = _rows(texts, model.device)
+        place = torch.arange(ids.shape[1], device=ids.device)
+        real = place[None, :] < lengths[:, None]
+        keep = place[None, :] == lengths[:, None] - 1
+        extra = {}
+        if model.spans is not None:
+            spans = [model.spans(np.array(text)).tolist() for text in texts]
+            extra["spans"] = _rows(spans, model.device)[0]
+        logits, _, _ = model(ids, keep, real, attention_mask=real.long(), use_cache=False, **extra)
+        progress.add(logits)
+        if all(progress.done):
+            return progress.ids
