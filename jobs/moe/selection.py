@@ -11,20 +11,25 @@ _MAX_ROUNDS = 4
 
 def top_k(values: Tensor, k: int) -> Tensor:
     """Return the indices [..., k] of the k largest of the last dimension, best first, ties to the lower index."""
-    if k == values.shape[-1] or not values.is_cpu:
-        return torch.sort(values, dim=-1, descending=True, stable=True).indices[..., :k]
-    if k <= _MAX_ROUNDS:
-        rest, chosen = values, []
-        for i in range(k):
-            index = rest.argmax(-1, keepdim=True) if i == k - 1 else rest.max(-1, keepdim=True).indices
-            chosen.append(index)
-            if i < k - 1:
-                rest = rest.scatter(-1, index, float("-inf"))
-        return torch.cat(chosen, dim=-1)
-    best, indices = values.topk(k + 1, dim=-1)
-    if bool((best[..., 1:] == best[..., :-1]).any()):
-        return torch.sort(values, dim=-1, descending=True, stable=True).indices[..., :k]
-    return indices[..., :k]
+    if k < values.shape[-1] and values.is_cpu:
+        found = _top_k_on_cpu(values, k)
+        if found is not None:
+            return found
+    return torch.sort(values, dim=-1, descending=True, stable=True).indices[..., :k]
+
+
+def _top_k_on_cpu(values: Tensor, k: int) -> Tensor | None:
+    """Return `top_k` without a full sort, None when ties or rows with fewer than k finite values demand the sort."""
+    if k > _MAX_ROUNDS:
+        best, indices = values.topk(k + 1, dim=-1)
+        return None if bool((best[..., 1:] == best[..., :-1]).any()) else indices[..., :k]
+    rest, chosen = values, []
+    for i in range(k):
+        best, index = rest.max(-1, keepdim=True)  # the first of equal values
+        chosen.append(index)
+        if i < k - 1:
+            rest = rest.scatter(-1, index, float("-inf"))
+    return None if bool((best == float("-inf")).any()) else torch.cat(chosen, dim=-1)
 
 
 def limit_groups(values_TN: Tensor, n_group: int, topk_group: int, group_score: str) -> Tensor:

@@ -1,0 +1,187 @@
+"""The load-balance scalings, by hand on small records; their balanced minima; padding never counts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from jobs.moe.balance import LOAD_VARIANTS, StepStatistics, balance_loss, balanced_value, layer_losses, load_balance
+from jobs.moe.block import build_block
+from jobs.moe.routing import Routing
+from orchestrator.spec.cell import BalanceSpec
+
+N, K, B, S, D = 6, 2, 3, 10, 12
+
+
+def record(seed: int = 0, score: str = "softmax", padding: Tensor | None = None) -> Routing:
+    torch.manual_seed(seed)
+    fields = {"preset": "smoe", "score": score, "router_init_std": 1.0}
+    block = build_block({"hidden_size": D, "num_experts": N, "top_k": K, **fields})
+    return block(torch.randn(B, S, D), padding=padding)[1]
+
+
+def by_hand(routing: Routing, variant: str, group: str) -> float:
+    """Compute a scaling with loops over groups, tokens and experts."""
+    group = LOAD_VARIANTS[variant] or group
+    tokens = [[t for t in range(b * S, (b + 1) * S) if routing.mask[t]] for b in range(B)]
+    groups = tokens if group == "sequence" else [[t for members in tokens for t in members]]
+    values = []
+    for members in groups:
+        value = 0.0
+        for i in range(N):
+            slots = routing.indices[members, :1] if variant == "top1_squared" else routing.indices[members]
+            f = (slots == i).sum().item() / len(members)
+            s, h = routing.scores[members].double(), routing.logits[members].double()
+            if variant == "sigmoid_raw":
+                p = s
+            elif variant == "sigmoid_normalised":
+                p = s / s.sum(-1, keepdim=True)
+            else:
+                p = h.softmax(-1)
+            value += f * p[:, i].mean().item()
+        scale = {"paper": 1.0, "olmoe_hf": N, "top1_squared": N}.get(variant, N / K)
+        values.append(value * scale)
+    return sum(values) / len(values)
+
+
+PADDING = torch.zeros(B, S, dtype=torch.bool)
+PADDING[1, 4:] = True
+PADDING[2, :3] = True
+
+
+@pytest.mark.parametrize("variant", [v for v in LOAD_VARIANTS if v != "heterogeneous"])
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["full", "padded"])
+@pytest.mark.parametrize("group", ["batch", "sequence"])
+def test_a_scaling_is_its_formula(variant: str, score: str, padding: Tensor | None, group: str) -> None:
+    routing = record(1, score, padding)
+    assert load_balance([routing], variant, group).item() == pytest.approx(by_hand(routing, variant, group), rel=1e-5)
+    if group == "batch":
+        assert routing.losses()[variant].item() == pytest.approx(by_hand(routing, variant, "batch"), rel=1e-5)
+
+
+def test_layers_are_averaged_and_pooled_layers_are_pooled_first() -> None:
+    routings = [record(seed) for seed in range(3)]
+    each = [load_balance([r], "switch").item() for r in routings]
+    assert load_balance(routings, "switch").item() == pytest.approx(sum(each) / 3, rel=1e-5)
+    f = torch.stack([r.counts.float() / (B * S) for r in routings]).mean(0)
+    p = torch.stack([r.scores.mean(0) for r in routings]).mean(0)
+    assert load_balance(routings, "olmoe_hf").item() == pytest.approx((N * (f * p).sum()).item(), rel=1e-5)
+    assert load_balance(routings, "switch", "pooled").item() == pytest.approx((N / K * (f * p).sum()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["paper", "switch", "olmoe_hf", "sequence", "sigmoid_normalised", "top1_squared"])
+def test_an_even_routing_has_the_balanced_value(variant: str) -> None:
+    tokens = N * 4
+    indices = torch.stack([(torch.arange(tokens) + j) % N for j in range(K)], dim=1)
+    routing = Routing(
+        logits=torch.zeros(tokens, N),
+        scores=torch.full((tokens, N), 1 / N),
+        indices=indices,
+        weights=torch.full((tokens, K), 1 / N),
+        mask=torch.ones(tokens, dtype=torch.bool),
+        counts=torch.bincount(indices.view(-1), minlength=N),
+        batch=2,
+        top_k=K,
+        num_experts=N,
+    )
+    assert load_balance([routing], variant).item() == pytest.approx(balanced_value(variant, K, N), rel=1e-6)
+
+
+def test_other_losses_by_hand() -> None:
+    routing = record(2, padding=PADDING)
+    p = routing.scores[routing.mask].double()
+    entropy = lambda q: -(q * q.log()).sum(-1)  # noqa: E731
+    losses = layer_losses(routing)
+    assert losses["entropy"].item() == pytest.approx(-entropy(p.mean(0)).item(), rel=1e-5)
+    information = entropy(p).mean() - entropy(p.mean(0))
+    assert losses["mutual_information"].item() == pytest.approx(information.item(), rel=1e-4)
+    z = torch.logsumexp(routing.logits[routing.mask].double(), -1).square().mean().item()
+    assert losses["z_loss"].item() == pytest.approx(z, rel=1e-5)
+
+
+def test_heterogeneous_load_loss_weighs_experts_without_ffn_by_tau() -> None:
+    block = build_block({"preset": "moepp", "hidden_size": D, "num_experts": N, "top_k": K, "router_init_std": 1})
+    _, routing = block(torch.randn(B, S, D))
+    f, p = routing.counts / (B * S), routing.scores.mean(0)
+    eta = torch.tensor([1.0] * N + [0.75] * 4)
+    assert routing.losses()["heterogeneous"].item() == pytest.approx((eta * f * p).sum().item(), rel=1e-5)
+
+
+def test_null_reward_is_minus_the_null_probability() -> None:
+    block = build_block({"preset": "tc_moe", "null_experts": 3, "hidden_size": D, "num_experts": N, "top_k": K})
+    _, routing = block(torch.randn(B, S, D), padding=PADDING)
+    expected = -routing.scores[routing.mask][:, 2 * N :].sum(-1).mean().item()
+    assert routing.losses()["null_reward"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_balance_loss_adds_coefficient_times_loss() -> None:
+    routings = [record(seed) for seed in range(2)]
+    spec = BalanceSpec(aux_coef=0.1, aux_variant="paper", z_coef=0.01, entropy_coef=0.2, mutual_information_coef=0.3)
+    total, parts = balance_loss(routings, spec)
+    expected = 0.1 * parts["aux_loss"] + 0.01 * parts["z_loss"] + 0.2 * parts["entropy_loss"]
+    expected += 0.3 * parts["mutual_information_loss"]
+    torch.testing.assert_close(total, expected)
+    assert total.requires_grad
+    silent, parts = balance_loss(routings, BalanceSpec(aux_coef=0.0, z_coef=0.0))
+    assert not silent.requires_grad
+    assert silent.item() == 0
+    assert parts["aux_loss"] > 0, "a loss without a coefficient is still reported"
+
+
+def test_balance_gradient_evens_the_load() -> None:
+    torch.manual_seed(0)
+    block = build_block({"preset": "smoe", "hidden_size": D, "num_experts": N, "top_k": K, "router_init_std": 1})
+    x = torch.randn(8, 32, D) + 1.0
+    optimizer = torch.optim.Adam(block.router.parameters(), lr=0.05)
+    losses = []
+    for _ in range(60):
+        loss, _ = balance_loss([block(x)[1]], BalanceSpec(aux_coef=1.0, z_coef=0.0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 1.2
+    assert losses[-1] < 1.05
+
+
+def test_statistics_sum_micro_batches_and_a_frozen_router_keeps_its_bias() -> None:
+    block = build_block({"preset": "aux_free", "hidden_size": D, "num_experts": N, "top_k": K})
+    model = torch.nn.Module()
+    model.moe_blocks = [block]
+    statistics, total = StepStatistics(), torch.zeros(N)
+    for _ in range(3):
+        _, routing = block(torch.randn(B, S, D))
+        statistics.add([routing])
+        total += routing.counts
+    statistics.update(model, BalanceSpec(bias_rate=0.5), router_frozen=True)
+    assert not block.router.bias.any()
+    statistics.update(model, BalanceSpec(bias_rate=0.5, bias_center=False))
+    torch.testing.assert_close(block.router.bias, 0.5 * torch.sign(total.mean() - total))
+
+
+def test_thresholds_start_with_the_first_batch_then_follow_slowly() -> None:
+    fields = {"train_select": "threshold", "eval_select": "threshold", "threshold_decay": 0.9}
+    block = build_block({"preset": "expert_choice", "hidden_size": D, "num_experts": N, "top_k": K, **fields})
+    model = torch.nn.Module()
+    model.moe_blocks = [block]
+    x = torch.randn(B, S, D)
+    cutoffs = []
+    for _ in range(2):
+        statistics = StepStatistics()
+        for scale in (1.0, 3.0):
+            statistics.add([block(x * scale)[1]])
+        assert statistics.cutoffs is not None
+        cutoffs.append(statistics.cutoffs[0] / 2)
+        statistics.update(model, BalanceSpec())
+    torch.testing.assert_close(block.router.threshold, 0.9 * cutoffs[0] + 0.1 * cutoffs[1])
+    before = block.router.threshold.clone()
+    block.eval()
+    _, routing = block(x)
+    assert torch.equal(block.router.threshold, before)
+    chosen = routing.scores >= before
+    assert routing.counts.tolist() == chosen.sum(0).tolist()
+    assert math.isclose(routing.weights.sum().item(), routing.scores[chosen].sum().item(), rel_tol=1e-5)

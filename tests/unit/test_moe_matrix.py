@@ -1,0 +1,171 @@
+"""Every valid combination builds, trains, saves, loads and gives the same loss; the others say why they do not."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jobs.models.backbones import build_model, canonical_state, load_canonical, weights_sha256
+from jobs.moe import build_block
+from jobs.moe.balance import StepStatistics, balance_loss
+from orchestrator.errors import MoegridError
+from orchestrator.spec.cell import BalanceSpec
+from orchestrator.spec.model import PRESETS, ModelSpec, MoESpec, is_causal, resolve_moe
+from orchestrator.spec.validity import model_problems, moe_problems
+
+VOCAB, BATCH, LENGTH = 64, 3, 24
+SIZES = {"num_experts": 8, "top_k": 2, "expert_width": 16}
+BALANCE = BalanceSpec(bias_rate=0.01, entropy_coef=0.01, null_coef=0.01, mutual_information_coef=0.01)
+
+
+def combinations() -> list[MoESpec]:
+    """Preset and variant x choice x unit and pool x shared x balancing x combination, the valid ones."""
+    found = []
+    for preset, variants in PRESETS.items():
+        for variant, choice, (unit, pool), shared, bias in itertools.product(
+            variants,
+            (None, "expert"),
+            ((None, None), ("word", None), ("word", "causal_mean"), ("sentence", "full_mean")),
+            (None, 1),
+            (None, True),
+        ):
+            moe = MoESpec(
+                preset=preset,
+                variant=variant,
+                choice=choice,
+                unit=unit,
+                pool=pool,
+                shared_experts=shared,
+                balance_bias=bias,
+                **SIZES,
+            )
+            if not moe_problems(moe):
+                found.append(moe)
+    extra = [
+        {"preset": "expert_choice", "train_select": "threshold", "eval_select": "threshold"},
+        {"preset": "expert_choice", "choice_group": "batch", "renormalise": True},
+        {"preset": "moepp", "gating_layers": 2},
+        {"preset": "deepseek_moe", "variant": "v2", "n_group": 4, "topk_group": 2},
+        {"preset": "deepseek_moe", "variant": "v3", "n_group": 4, "topk_group": 2},
+        {"preset": "sharede_v2", "combine": "weighted"},
+        {"preset": "smoe", "expert": "relu_mlp"},
+        {"preset": "smoe", "expert": "gelu_mlp_bias", "shared_experts": 1},
+        {"preset": "smoe", "collaboration_top": 4},
+        {"preset": "smoe", "top_k": 1, "renormalise": False},
+    ]
+    return found + [MoESpec(**{**SIZES, **fields}) for fields in extra]
+
+
+COMBINATIONS = combinations()
+
+
+def name(moe: MoESpec) -> str:
+    default = MoESpec(**SIZES)
+    parts = [moe.preset, moe.variant]
+    for field in MoESpec.__dataclass_fields__:
+        value = getattr(moe, field)
+        if field not in ("preset", "variant") and value != getattr(default, field):
+            parts.append(f"{field}={value}")
+    return " ".join(part for part in parts if part)
+
+
+def batch(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, VOCAB, (BATCH, LENGTH), generator=generator)
+    mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
+    mask[0, 17:] = 0
+    spans = (torch.rand(BATCH, LENGTH, generator=generator) < 0.4).long().cumsum(1)
+    return {"input_ids": ids, "attention_mask": mask, "spans": spans, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+@pytest.mark.parametrize("moe", COMBINATIONS, ids=name)
+def test_a_valid_combination_trains_saves_and_loads(moe: MoESpec, tmp_path: Path) -> None:
+    backbone = "deepseek_moe" if moe.preset == "deepseek_moe" else "olmoe"
+    spec = ModelSpec(
+        backbone=backbone,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        dense_layers=int(backbone == "deepseek_moe"),
+        dense_width=32,
+        moe=moe,
+    )
+    torch.manual_seed(0)
+    model = build_model(spec, VOCAB)
+    before = weights_sha256(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(3):
+        model.train()
+        output = model(**batch(step))
+        total, parts = balance_loss(output.routings, BALANCE)
+        (output.loss / output.tokens + total).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        statistics = StepStatistics()
+        statistics.add(output.routings)
+        statistics.update(model, BALANCE)
+        assert all(torch.isfinite(value) for value in parts.values())
+    assert weights_sha256(model) != before
+    assert all(torch.isfinite(tensor).all() for tensor in canonical_state(model).values() if tensor.is_floating_point())
+
+    save_file({key: tensor.contiguous() for key, tensor in canonical_state(model).items()}, tmp_path / "w.safetensors")
+    torch.manual_seed(1)
+    loaded = build_model(spec, VOCAB)
+    load_canonical(loaded, load_file(tmp_path / "w.safetensors"))
+    assert weights_sha256(loaded) == weights_sha256(model)
+    with torch.no_grad():
+        losses = [m.eval()(**batch(9)).loss.item() for m in (model, loaded)]
+    assert losses[0] == losses[1]
+    assert model.causal == is_causal(moe)
+
+
+def test_the_matrix_is_not_empty_and_every_preset_is_in_it() -> None:
+    assert {moe.preset for moe in COMBINATIONS} == set(PRESETS)
+    assert len(COMBINATIONS) > 60
+
+
+@pytest.mark.parametrize(
+    "fields, reason",
+    [
+        ({"preset": "smo"}, "preset 'smo' is none of"),
+        ({"preset": "xmoe", "variant": "x"}, "no variant"),
+        ({"top_k": 1}, "no task gradient"),
+        ({"top_k": 9}, "exceeds num_experts"),
+        ({"choice": "expert", "unit": "word"}, "splits the spans"),
+        ({"choice": "expert", "score": "sigmoid"}, "softmax over experts"),
+        ({"choice": "expert", "balance_bias": True}, "balanced by construction"),
+        ({"score": "cosine"}, "belong together"),
+        ({"preset": "sharede_v2", "shared_experts": 0}, "needs shared_experts"),
+        ({"zero_experts": 1}, "belong to preset 'moepp'"),
+        ({"preset": "tc_moe", "balance_bias": True}, "must not be loaded evenly"),
+        ({"n_group": 3}, "does not divide"),
+        ({"n_group": 8, "topk_group": 1}, "fewer than top_k"),
+        ({"preset": "c2r", "collaboration_top": 8}, "between top_k - 1 and num_experts - 1"),
+        ({"eval_select": "threshold"}, "choice 'expert' only"),
+        ({"preset": "dense", "score": "sigmoid"}, "does not apply"),
+        ({"combine": "weighted"}, "needs shared_experts"),
+        ({"pool": "full_mean"}, "units word and sentence only"),
+    ],
+)
+def test_an_invalid_combination_is_refused_with_its_reason(fields: dict[str, object], reason: str) -> None:
+    moe = MoESpec(**{**SIZES, **fields})
+    assert any(reason in problem for problem in moe_problems(moe)), moe_problems(moe)
+    with pytest.raises(MoegridError, match="cannot be built"):
+        build_block(moe, hidden_size=16)
+
+
+def test_all_problems_come_at_once() -> None:
+    spec = ModelSpec(hidden_size=30, num_heads=4, dense_layers=9, backbone="x", moe=MoESpec(top_k=9, num_experts=8))
+    assert len(model_problems(spec)) >= 4
+
+
+def test_resolved_specs_have_no_open_field_and_resolve_to_themselves() -> None:
+    for moe in COMBINATIONS:
+        resolved = resolve_moe(moe)
+        assert all(getattr(resolved, field) is not None for field in MoESpec.__dataclass_fields__)
+        assert resolve_moe(resolved) == resolved
