@@ -42,8 +42,8 @@ class Store:
     def get_json(self, path: str) -> Any | None:
         """Return a JSON document, or None if it is absent; StoreError if it is not JSON."""
         data = self.objects.get(path)
-        if data is None:
-            return None
+        if not data:
+            return None  # a power cut can leave an empty file
         try:
             return json.loads(data)
         except ValueError as error:

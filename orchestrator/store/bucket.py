@@ -14,7 +14,9 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _PART = 8 << 20
+_READ_AHEAD = 6
 _MAX_PARTS = 9_000  # S3 allows 10,000
 _ABSENT = (FileNotFoundError, exceptions.NotFoundError)
 _REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
@@ -143,13 +146,11 @@ class BucketObjects(Objects):
             except _ABSENT:
                 return None
 
-        def pieces() -> Iterator[bytes]:
-            # Ranges, so that no single request lasts longer than the client's time limit.
-            for start in range(0, size, _PART):
-                with self._errors("read", path):
-                    yield bytes(obstore.get_range(self._store, key, start=start, end=min(start + _PART, size)))
+        def piece(start: int) -> bytes:
+            with self._errors("read", path):
+                return bytes(obstore.get_range(self._store, key, start=start, end=min(start + _PART, size)))
 
-        return pieces()
+        return self._ahead(piece, range(0, size, _PART))
 
     def list(self, prefix: str) -> Iterator[Entry]:
         base = prefix.strip("/")
@@ -171,6 +172,23 @@ class BucketObjects(Objects):
         self.put("clock", b"")
         with self._errors("read", "clock"):
             return obstore.head(self._store, self._key("clock"))["last_modified"].timestamp()
+
+    def _ahead(self, piece: Callable[[int], bytes], starts: Sequence[int]) -> Iterator[bytes]:
+        """Yield pieces in order with a few requests in flight; one connection alone would not fill a fast network.
+
+        Pieces, because a whole large object would outlast the client's time limit.
+        """
+        if len(starts) <= 1:
+            yield from map(piece, starts)
+            return
+        with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="range") as pool:
+            waiting: deque[Future[bytes]] = deque()
+            for start in starts:
+                waiting.append(pool.submit(piece, start))
+                if len(waiting) == _READ_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
     def _key(self, path: str) -> str:
         return self._prefix + check_path(path)

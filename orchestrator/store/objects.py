@@ -86,6 +86,8 @@ class Objects(ABC):
         if scheme in ("", "file"):
             from orchestrator.store.local import LocalObjects
 
+            if scheme and urlsplit(url).netloc not in ("", "localhost"):
+                raise StoreError(f"{url} names a folder of another host", hint="write file:///folder or the plain path")
             return LocalObjects(Path(unquote(urlsplit(url).path)) if scheme else Path(os.path.expanduser(url)))
         if scheme in ("memory", "s3"):
             from orchestrator.store.bucket import BucketObjects
