@@ -37,6 +37,13 @@ class SlurmLab:
         """Return the process id of `slurmctld` or `slurmd.n1`."""
         return int((self.directory / "slurm" / f"{daemon}.pid").read_text())
 
+    def kill(self, daemon: str, number: int) -> None:
+        """Signal a daemon and wait until it is gone (a zombie that nobody waits for counts as gone)."""
+        pid = self.pid(daemon)
+        os.kill(pid, number)
+        status = Path(f"/proc/{pid}/stat")
+        eventually(lambda: not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z")
+
     def start(self, *daemon: str) -> None:
         """Start a daemon as the lab does, in a namespace whose host name is localhost."""
         command = ["unshare", "--uts", "--", "sh", "-c", 'hostname localhost && exec "$@"', "daemon", *daemon]

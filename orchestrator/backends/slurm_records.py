@@ -181,15 +181,15 @@ def accounts(
 
 
 def expand(tasks: str) -> Iterator[int]:
-    """Yield the task numbers of `3`, `[0-4,7]` or `[0-9%2]`; REST for what need not be complete.
+    """Yield the task numbers of `3`, `[0-4,7]` or `[0-9%2]`, and REST where they are not all told.
 
     SLURM writes no numbers for an array that was cancelled while it waited, and cuts a long list short.
     """
-    if not tasks.isdigit():
+    if "..." in tasks or not any(character.isdigit() for character in tasks):
         yield REST
     for part in tasks.strip("[]").partition("%")[0].split(","):
         first, _, last = part.partition("-")
-        if first.isdigit():
+        if first.isdigit() and (last.isdigit() or not last):
             yield from range(int(first), int(last or first) + 1)
 
 
