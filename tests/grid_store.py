@@ -198,7 +198,8 @@ class GridStore:
             return {"val_loss": 2.8 + noise + effect, "bits_per_byte": 1.95 + noise + effect}, {}
         if facts["suite"] == "efficiency":
             measured = {"load_balance": 2.8 + noise, "collaboration": 2.1 + noise, "capacity": 0.01 + noise}
-            return {**measured, "specialization": 0.02 + noise}, {}
+            counts = [[chance.randrange(20, 200) for _ in range(8)] for _ in range(4)]
+            return {**measured, "specialization": 0.02 + noise}, {"counts": counts}
         metrics = {"answer_bpb": 1.2 + noise + effect, "reasoning_avg": 0.25}
         for task in self.tasks:
             metrics[f"{task}/acc"] = 0.25 + noise

@@ -1,0 +1,125 @@
+"""The papers' own figures, with what is known to be wrong in them, to be shown beside ours and never as targets."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from orchestrator.report.collect import Results, Setting
+from orchestrator.report.statistics import summary
+
+FOLDER = Path(__file__).resolve().parent.parent.parent / "grids" / "reference"
+# The published learning rate that the router_lr rows of the fine-tuning tables relate to.
+PUBLISHED_LR = 2e-5
+LABELS = ("setting", "backbone", "granularity", "shared_expert", "router", "regularisation", "scale", "method", "task")
+SAME = {"avg": "reasoning_avg", "ppl": "perplexity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One published table: its columns (values in the paper's unit), rows and errata, and the grid it belongs to."""
+
+    name: str
+    paper: str
+    table: str
+    grid: str
+    backbone: str
+    percent: bool
+    title: str
+    labels: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[Mapping[str, str], ...]
+    errata: tuple[str, ...]
+
+
+@lru_cache(maxsize=1)
+def published() -> tuple[Published, ...]:
+    """Return all published tables in the order of `tables.csv`."""
+    errata = _errata()
+    found = []
+    for entry in _rows(FOLDER / "tables.csv"):
+        rows = _rows(FOLDER / f"{entry['file']}.csv")
+        names = tuple(rows[0])
+        labels = tuple(name for name in names if name in LABELS or name in ("data", "temperature"))
+        found.append(
+            Published(
+                name=entry["file"],
+                paper=entry["paper"],
+                table=entry["table"],
+                grid=entry["grid"],
+                backbone=entry["backbone"],
+                percent=entry["percent"] == "yes",
+                title=entry["title"],
+                labels=labels,
+                columns=tuple(name for name in names if name not in labels),
+                rows=tuple(rows),
+                errata=errata.get(entry["file"], ()),
+            )
+        )
+    return tuple(found)
+
+
+def ours(results: Results, table: Published, row: Mapping[str, str], column: str) -> str:
+    """Return our mean and s.e. for one published value in the paper's unit, "" where we have none."""
+    setting = match(results, table, row)
+    metric = _metric(results, column)
+    if setting is None or metric is None:
+        return ""
+    values = list(setting.values(metric).values())
+    if not values:
+        return ""
+    found, factor = summary(values), 100.0 if table.percent else 1.0
+    digits = 2 if table.percent else 4
+    text = f"{found.mean * factor:.{digits}f}"
+    return text if found.stderr is None else f"{text} ± {found.stderr * factor:.{digits}f}"
+
+
+def match(results: Results, table: Published, row: Mapping[str, str]) -> Setting | None:
+    """Return our setting that a published row describes, None if there is none."""
+    for setting in results.settings:
+        factors = {name: str(value) for name, value in setting.factors.items()}
+        if factors.get("backbone", table.backbone) != row.get("backbone", table.backbone):
+            continue
+        if "setting" in row:
+            if row["setting"] == _published_name(factors):
+                return setting
+        elif row.get("regularisation", "aux_and_z") == "aux_and_z" and _agree(factors, row):
+            return setting
+    return None
+
+
+def _agree(factors: Mapping[str, str], row: Mapping[str, str]) -> bool:
+    known = {name: row[name] for name in ("granularity", "method", "shared_expert", "router") if name in row}
+    return bool(known) and all(factors.get(name, "") == value for name, value in known.items())
+
+
+def _published_name(factors: Mapping[str, str]) -> str:
+    if "router_lr_ratio" in factors:
+        rate = f"{PUBLISHED_LR * float(factors['router_lr_ratio']):.0e}".replace("e-0", "e-")
+        return f"router_lr={rate}"
+    return "baseline" if factors.get("freeze") == "none" else factors.get("freeze", "")
+
+
+def _metric(results: Results, column: str) -> str | None:
+    task = results.task_metrics.get(column, "acc_norm" if column == "hellaswag" else "acc")
+    candidates = (SAME.get(column, column), f"{column}/{task}", column)
+    return next((name for name in candidates if name in results.metrics), None)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _errata() -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    section = ""
+    for line in (FOLDER / "ERRATA.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            section = line[3:].strip()
+        elif line.startswith("- ") and section:
+            found.setdefault(section, []).append(line[2:].strip())
+    return {name: tuple(lines) for name, lines in found.items()}

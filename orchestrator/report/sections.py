@@ -1,0 +1,349 @@
+"""The sections of the report page: each takes the results and returns HTML, "" when there is nothing to show."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from orchestrator.report import plots, published
+from orchestrator.report.collect import DONE, Results, Setting
+from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, direction, to_baseline
+from orchestrator.report.statistics import pearson, spikes, summary
+from orchestrator.report.tables import Table, differences, headline, headline_metrics, numerics
+
+CURVES = ("train/loss", "train/lm_loss", "train/aux_loss", "train/grad_norm", "routing/load_balance")
+MOST_MAPS = 12
+
+
+def table(shown: Table) -> str:
+    """Return a table as HTML; bold is best or resolved, the reason of an empty cell is its tooltip."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in (*shown.labels, *shown.columns))
+    body = []
+    for labels, entries in shown.rows:
+        cells = [f'<th scope="row">{escape(label)}</th>' for label in labels]
+        for entry in entries:
+            text = f"<strong>{escape(entry.text)}</strong>" if entry.bold else escape(entry.text)
+            mark = f' <span class="mark">{escape(entry.mark)}</span>' if entry.mark else ""
+            title = f' title="{escape(entry.reason)}"' if entry.reason else ""
+            body_class = ' class="quiet"' if entry.mark else ""
+            cells.append(f"<td{body_class}{title}>{text}{mark}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    notes = "".join(f"<li>{escape(note)}</li>" for note in shown.notes)
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f'<ul class="notes">{notes}</ul>'
+    )
+
+
+def results_table(results: Results) -> str:
+    """Return the headline table."""
+    return table(headline(results))
+
+
+def difference_plots(results: Results) -> str:
+    """Return the forest plots of the primary metrics and their table."""
+    metrics = [metric for metric in results.primary if metric in results.metrics] or list(results.metrics[:1])
+    found = to_baseline(results, metrics)
+    if not found:
+        reasons = dict.fromkeys(results.comparable(setting)[1] for setting in results.settings)
+        return f"<p>No comparison: {escape('; '.join(reasons))}.</p>"
+    parts = []
+    for metric in metrics:
+        rows = []
+        for setting in results.settings:
+            comparison = found.get((setting.name, metric))
+            if comparison is not None:
+                title = f"{setting.name}: {comparison.difference:+.4f}; {comparison.verdict()}"
+                ends = (comparison.low, comparison.high)
+                rows.append(plots.Interval(setting.name, comparison.difference, *ends, comparison.resolved, title))
+        sign = {-1: "lower is better", 1: "higher is better", 0: ""}[direction(metric)]
+        parts.append(plots.forest(rows, f"{metric} ({sign})" if sign else metric))
+    return "".join(parts) + table(differences(results, metrics))
+
+
+def training_curves(results: Results) -> str:
+    """Return the training curves with seed bands and the changes of the frozen role."""
+    rows = results.series(results.cells)
+    present = {name for series in rows.values() for row in series[:3] for name in row}
+    parts = []
+    for metric in (name for name in CURVES if name in present):
+        lines = []
+        for setting in results.settings:
+            by_step: dict[int, list[float]] = {}
+            for cell in setting.cells:
+                for row in rows.get(cell.id, ()):
+                    value = row.get(metric)
+                    if isinstance(value, (int, float)) and math.isfinite(value):
+                        by_step.setdefault(int(row["step"]), []).append(float(value))
+            if by_step:
+                steps = sorted(by_step)
+                means = [sum(by_step[s]) / len(by_step[s]) for s in steps]
+                lows, highs = [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps]
+                lines.append(plots.Line(setting.name, steps, means, lows, highs))
+        parts.append(plots.curves(lines, metric, _phase_changes(results)))
+    return "".join(parts) + _stability(results, rows)
+
+
+def progress_curves(results: Results) -> str:
+    """Return the primary metrics at the evaluated fractions of the run."""
+    fractions = sorted({at for cell in results.cells for at in cell.by_at})
+    if len(fractions) < 2:
+        return ""
+    parts = []
+    for metric in results.primary:
+        lines = []
+        for setting in results.settings:
+            found = {at: list(setting.values(metric, at).values()) for at in fractions}
+            ats = [at for at in fractions if found[at]]
+            means = [sum(found[at]) / len(found[at]) for at in ats]
+            bounds = [min(found[at]) for at in ats], [max(found[at]) for at in ats]
+            lines.append(plots.Line(setting.name, ats, means, *bounds))
+        parts.append(plots.curves(lines, metric, axis_x="fraction of the last phase"))
+    return "".join(parts)
+
+
+def factor_maps(results: Results) -> str:
+    """Return one heat map of the first primary metric per pair of factors that vary together."""
+    metric = next((name for name in results.primary if name in results.metrics), "")
+    parts = []
+    for i, first in enumerate(results.factors):
+        for second in results.factors[i + 1 :]:
+            both = [s for s in results.settings if first in s.factors and second in s.factors and s.values(metric)]
+            rows = list(dict.fromkeys(str(s.factors[first]) for s in both))
+            columns = list(dict.fromkeys(str(s.factors[second]) for s in both))
+            if len(rows) < 2 or len(columns) < 2:
+                continue
+            found: dict[tuple[int, int], list[float]] = {}
+            for s in both:
+                place = rows.index(str(s.factors[first])), columns.index(str(s.factors[second]))
+                found.setdefault(place, []).extend(s.values(metric).values())
+            means = {place: sum(values) / len(values) for place, values in found.items()}
+            label = f"{metric}: {first} (rows) x {second} (columns)"
+            parts.append(plots.heatmap(rows, columns, means, label=label, text=lambda v: f"{v:.3f}"))
+    return "".join(parts)
+
+
+def expert_loads(results: Results) -> str:
+    """Return one map of the experts' loads per setting, layers down, experts across."""
+    parts = []
+    for setting in results.settings[:MOST_MAPS]:
+        counts = next((found for cell in setting.cells if (found := _counts(results, cell.document))), None)
+        if counts is None:
+            continue
+        shares: dict[tuple[int, int], float] = {}
+        for layer, row in enumerate(counts):
+            total = sum(row) or 1
+            shares |= {(layer, expert): count * len(row) / total for expert, count in enumerate(row)}
+        names = [f"layer {i}" for i in range(len(counts))]
+        experts = [str(i) for i in range(len(counts[0]))]
+        figure = plots.heatmap(names, experts, shares, label="load relative to an even share")
+        parts.append(f"<h3>{escape(setting.name)}</h3>{figure}")
+    rest = len(results.settings) - MOST_MAPS
+    more = f"<p>The first {MOST_MAPS} settings; {rest} more are in the data.</p>" if parts and rest > 0 else ""
+    return "".join(parts) + more
+
+
+def correlations(results: Results) -> str:
+    """Return how the metrics go together across settings (Pearson over the settings' means)."""
+    means = {
+        s.name: {m: sum(v) / len(v) for m in headline_metrics(results) if (v := list(s.values(m).values()))}
+        for s in results.settings
+    }
+    names = [m for m in headline_metrics(results) if sum(m in row for row in means.values()) >= 3]
+    values = {}
+    for i, first in enumerate(names):
+        for j, second in enumerate(names):
+            both = [(row[first], row[second]) for row in means.values() if first in row and second in row]
+            found = pearson([a for a, _ in both], [b for _, b in both])
+            if found is not None:
+                values[i, j] = found
+    if len(values) < 4:
+        return ""
+    figure = plots.heatmap(
+        names, names, values, label=f"correlation over {len(means)} settings", diverging=True, text=lambda v: f"{v:.2f}"
+    )
+    return figure + "<p class='quiet'>Across settings, not causes; with few settings large values arise by chance.</p>"
+
+
+def pareto(results: Results) -> str:
+    """Return quality against cost and against balance; a sweet point is one that no other setting beats in both."""
+    quality = next((name for name in results.primary if name in results.metrics), "")
+    sign = direction(quality)
+    parts, sweet = [], Counter[str]()
+    for label, value in (("active FLOPs per token", _flops), ("load_balance", _mean_of("load_balance"))):
+        points = []
+        for setting in results.settings:
+            values, cost = list(setting.values(quality).values()), value(setting)
+            if not values or cost is None or (quality in LANGUAGE_MODEL_METRICS and not setting.causal):
+                continue
+            points.append((setting.name, cost, summary(values).mean))
+        if len({cost for _, cost, _ in points}) < 2 or not sign:
+            continue
+        better = 1 if label == "load_balance" else -1
+        spots = []
+        for name, cost, score in points:
+            beaten = any(
+                better * c >= better * cost and sign * q >= sign * score and (c, q) != (cost, score)
+                for _, c, q in points
+            )
+            sweet[name] += not beaten
+            spots.append(
+                plots.Spot(name, cost, score, not beaten, f"{name}: {quality} {score:.4f}, {label} {cost:.4g}")
+            )
+        parts.append(plots.scatter(spots, label, quality))
+    if not parts:
+        return ""
+    names = [name for name, count in sweet.items() if count == len(parts)]
+    told = ", ".join(escape(name) for name in names) or "none"
+    caution = "Means only: see above which differences are resolved."
+    return f"<p>Sweet points (on every front shown): {told}. {caution}</p>" + "".join(parts)
+
+
+def published_values(results: Results) -> str:
+    """Return the papers' tables of this grid with our values beside them and their errata."""
+    parts = []
+    backbones = {str(s.factors.get("backbone", "")) for s in results.settings}
+    for shown in published.published():
+        if shown.grid != results.name or (shown.backbone not in backbones and backbones != {""}):
+            continue
+        columns = [*shown.labels, *(name for c in shown.columns for name in (c, f"{c} (ours)"))]
+        head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+        body = []
+        for row in shown.rows:
+            cells = "".join(f"<th scope='row'>{escape(row[label])}</th>" for label in shown.labels)
+            for column in shown.columns:
+                own = published.ours(results, shown, row, column)
+                cells += f"<td>{escape(row[column])}</td><td class='ours'>{escape(own)}</td>"
+            body.append(f"<tr>{cells}</tr>")
+        errata = "".join(f"<li>{escape(note)}</li>" for note in shown.errata)
+        title = f"{shown.paper}, {shown.table}: {shown.title}"
+        parts.append(
+            f"<details><summary>{escape(title)}</summary><div class='scroll'><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{''.join(body)}</tbody></table></div><ul class='notes errata'>{errata}</ul></details>"
+        )
+    if not parts:
+        return ""
+    told = f"Ours at scale {escape(results.document['scale'])}: other sizes, data and steps; for orientation only."
+    return f"<p>{told}</p>" + "".join(parts)
+
+
+def problems(results: Results) -> str:
+    """Return what failed or is missing, each distinct reason once, with the end of its log."""
+    reasons: dict[str, list[str]] = {}
+    for cell in results.cells:
+        if cell.state != DONE:
+            reasons.setdefault(f"{cell.state}: {cell.reason}", []).append(cell.name)
+    parts = [
+        f"<li>{escape(reason)} <span class='quiet'>({len(names)}: {escape(', '.join(names[:6]))}"
+        f"{' ...' if len(names) > 6 else ''})</span></li>"
+        for reason, names in reasons.items()
+    ]
+    logs = {failure.log: failure for failure in results.failures.values() if failure.log}
+    for text, failure in logs.items():
+        title = f"{failure.kind}: the end of the log of {failure.attempt}"
+        end = "\n".join(text.splitlines()[-15:])
+        parts.append(f"<li><details><summary>{escape(title)}</summary><pre>{escape(end)}</pre></details></li>")
+    return f"<ul>{''.join(parts)}</ul>" if parts else ""
+
+
+def provenance(results: Results) -> str:
+    """Return where the numbers come from: commits, numerics, data digests, device-hours used and saved."""
+    made = list(results.manifests.values())
+    commits = Counter(
+        str(m.provenance.get("git", ""))[:12] + (" with uncommitted changes" if m.provenance.get("dirty") else "")
+        for m in made
+        if m.provenance.get("git")
+    )
+    used, unshared = device_hours(results)
+    facts = [
+        ("grid version", str(results.document["digest"])[:16]),
+        ("commits", ", ".join(f"{name} ({count})" for name, count in commits.items())),
+        ("numerics", " | ".join(numerics(results))),
+        ("data", "; ".join(_data(results))),
+        ("artifacts", f"{len(made)} of {len(results.document['keys'])}"),
+        ("device-hours", f"{used:.2f} used, {unshared - used:.2f} saved by sharing" if used else ""),
+        ("store", results.store.objects.url),
+    ]
+    rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts if text)
+    return f"<dl>{rows}</dl>"
+
+
+def device_hours(results: Results) -> tuple[float, float]:
+    """Return device-hours of training and evaluation as they ran, and as they would have been without sharing."""
+    hours = {}
+    for key, manifest in results.manifests.items():
+        seconds = manifest.info.get("train_seconds", manifest.info.get("seconds", 0.0))
+        hours[key] = float(seconds) * float(manifest.numerics.get("world_size", 1)) / 3600
+    unshared = sum(hours.get(key, 0.0) for cell in results.document["cells"] for key in cell["stages"])
+    return sum(hours.values()), unshared
+
+
+def _stability(results: Results, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    lines = []
+    for setting in results.settings:
+        cells = []
+        for metric in ("train/loss", "train/grad_norm"):
+            found = [spikes([float(r[metric]) for r in rows.get(c.id, ()) if metric in r]) for c in setting.cells]
+            cells.append(f"<td>{sum(n for n, _ in found)}</td><td>{max((h for _, h in found), default=0):.3g}</td>")
+        lines.append(f"<tr><th scope='row'>{escape(setting.name)}</th>{''.join(cells)}</tr>")
+    if not any(rows.values()):
+        return ""
+    names = ("setting", "loss spikes", "largest", "gradient-norm spikes", "largest")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return (
+        "<details><summary>Training stability</summary><div class='scroll'><table><thead><tr>"
+        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div><p class='quiet'>A spike exceeds the running"
+        " median of the 50 values before it by more than 6 robust standard deviations.</p></details>"
+    )
+
+
+def _phase_changes(results: Results) -> dict[float, str]:
+    stages = results.document["stages"]
+    starts: dict[float, str] = {}
+    for cell in results.document["cells"]:
+        phase = stages[cell["final"]]["phase"]
+        train = [stages[key] for key in cell["stages"] if stages[key].get("phase") == phase and "start" in stages[key]]
+        for before, after in itertools.pairwise(train):
+            if before.get("frozen") != after.get("frozen"):
+                starts[float(after["start"])] = "freeze phase"
+    return starts
+
+
+def _counts(results: Results, cell: Mapping[str, Any]) -> list[list[float]] | None:
+    for result in cell["results"]:
+        manifest = results.manifests.get(result["key"])
+        counts = manifest.info.get("counts") if manifest else None
+        if isinstance(counts, list) and counts and isinstance(counts[0], list):
+            return counts
+    return None
+
+
+def _flops(setting: Setting) -> float | None:
+    value = setting.cells[0].document.get("flops_per_token")
+    return None if value is None else float(value)
+
+
+def _mean_of(metric: str) -> Callable[[Setting], float | None]:
+    def mean(setting: Setting) -> float | None:
+        values = list(setting.values(metric).values())
+        return sum(values) / len(values) if values else None
+
+    return mean
+
+
+def _data(results: Results) -> list[str]:
+    found: dict[str, None] = {}
+    for cell in results.document["cells"]:
+        resolved = cell.get("resolved", {})
+        for part in ("pretrain", "finetune"):
+            data = (resolved.get(part) or {}).get("data")
+            if data:
+                found[f"{part}: {data['source']} {str(data.get('digest', ''))[:12]}"] = None
+        items = resolved.get("evaluate") or {}
+        if items.get("source"):
+            found[f"evaluation: {items['source']} {str(items.get('digest', ''))[:12]}"] = None
+    return list(found)
