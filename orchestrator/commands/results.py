@@ -17,10 +17,11 @@ UI_PORT = 5000
 
 def table(context: Context) -> int:
     """Write the table of results to stdout: one row per setting and seed, factors first, then metrics."""
-    from orchestrator.report.tables import render
+    from orchestrator.report.formats import render_rows
+    from orchestrator.report.tables import long_rows
 
     form = "json" if context.arguments.json else context.arguments.format
-    sys.stdout.write(render(_collect(context), form).rstrip("\n") + "\n")
+    sys.stdout.write(render_rows(long_rows(_collect(context)), form).rstrip("\n") + "\n")
     return EXIT_DONE
 
 
@@ -65,15 +66,18 @@ def ui(context: Context) -> int:
 def show_results(context: Context, graph: StageGraph, *, changed: bool) -> None:
     """Print the table, and where report, runs and the next command are. A report is written when something changed."""
     from orchestrator.report.collect import collect
-    from orchestrator.report.tables import render
+    from orchestrator.report.formats import render
+    from orchestrator.report.tables import headline
 
     console = context.console
     results = collect(root_document(graph), context.store)
     console.print()
-    console.print(render(results, "text"))
+    console.print(render(headline(results), "terminal").rstrip())
     console.print()
     path: Path | None = report_path(context, graph.grid.name)
-    if changed or not report_path(context, graph.grid.name).exists():
+    if context.arguments.no_report:
+        path = None
+    elif changed or not report_path(context, graph.grid.name).exists():
         try:
             path = write_report(context, results)
         except (MoegridError, OSError) as error:

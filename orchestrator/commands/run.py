@@ -33,14 +33,14 @@ def run(context: Context) -> int:
     """Bring the grid to the end; return the exit code of DESIGN 7."""
     arguments, console = context.arguments, context.console
     graph = context.load_graph()
-    if graph.grid.runnable and arguments.site == "local":
+    if graph.grid.runnable and load_site(arguments.site).backend == "local":
         raise MoegridError(
             f"grid {graph.grid.name!r} cannot run at scale {graph.grid.scale!r} on site 'local'",
             cause=graph.grid.runnable,
             hint="moegrid plan shows it; run it with --site slurm, or take --scale tiny",
         )
     context.write_root(graph)
-    engine, backend = _engine(context, graph)
+    engine, backend = open_engine(context, graph)
     for key, cause in heal(context.store, graph, thorough=arguments.verify).items():
         console.print(f"{console.style('repair', 'yellow')} {stage_name(graph, key)}: {cause}; it is made again")
     engine.begin()
@@ -54,7 +54,11 @@ def run(context: Context) -> int:
         return EXIT_DONE
     if arguments.detach:
         return tick(context, engine, graph)
-    with _sidecar(context, graph), _ctrl_c(engine, context), Progress(graph, console, engine.journal.heartbeat) as view:
+    with (
+        _sidecar(context, graph),
+        _ctrl_c(engine, detached=backend.name != "local"),
+        Progress(graph, console, engine.journal.heartbeat) as view,
+    ):
         snapshot = engine.run(view.show, view.trouble)
     return _conclude(context, graph, engine, snapshot.plan)
 
@@ -64,7 +68,7 @@ def tick(context: Context, engine: Engine | None = None, graph: StageGraph | Non
     graph = graph or context.load_graph()
     if engine is None:
         context.write_root(graph)
-        engine, _ = _engine(context, graph)
+        engine, _ = open_engine(context, graph)
     console = context.console
     snapshot = engine.tick()
     for label in snapshot.submitted:
@@ -82,7 +86,8 @@ def tick(context: Context, engine: Engine | None = None, graph: StageGraph | Non
     return EXIT_DETACHED
 
 
-def _engine(context: Context, graph: StageGraph) -> tuple[Engine, Backend]:
+def open_engine(context: Context, graph: StageGraph) -> tuple[Engine, Backend]:
+    """Return the engine of a grid on the site that the arguments name."""
     arguments = context.arguments
     site = load_site(arguments.site)
     backend = open_backend(site)
@@ -114,9 +119,8 @@ def _within_budget(plan: Plan, limit: float | None) -> None:
 
 
 @contextlib.contextmanager
-def _ctrl_c(engine: Engine, context: Context) -> Iterator[None]:
-    """Ctrl-C (or SIGTERM) once: running stages save their states; twice: end them now."""
-    detached = context.arguments.site != "local"
+def _ctrl_c(engine: Engine, *, detached: bool) -> Iterator[None]:
+    """Ctrl-C (or SIGTERM) once: running stages save their states; twice: end them now. On a cluster jobs go on."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         again = engine.stopped
@@ -193,7 +197,7 @@ def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan) -
     failures = engine.journal.failures(frozenset(blocked))
     show_failures(context, graph, [own[-1] for own in failures.values()])
     if plan.pending:
-        where = "jobs go on" if context.arguments.site != "local" else "states are saved"
+        where = "states are saved" if engine.backend.name == "local" else "jobs go on"
         console.print(
             f"{console.style('stopped', 'yellow')}: {counts['done']} stages done, {len(plan.pending)} to do, {where}"
         )

@@ -119,12 +119,12 @@ class Progress:
         if self._away:
             self._say("again", "store and scheduler answer", "green")
             self._away = ""
-        for label in snapshot.submitted:
-            self._say("start", label, "blue")
         for key in snapshot.finished:
             self._say("done", stage_name(self._graph, key), "green")
         for failure in snapshot.failed:
             self._failure(failure, snapshot)
+        for label in snapshot.submitted:
+            self._say("start", label, "blue")
         now = time.monotonic()
         if now - self._read >= HEARTBEAT_SECONDS:
             self._read = now

@@ -1,0 +1,82 @@
+"""`moegrid` with fake stages, and with a fault at one counted point of the driver.
+
+FAULT="kill:37:before" sends this process SIGKILL before its 37th counted call (store write, scheduler call, process
+start), `after` right after it; `refuse:37` makes that call fail as a full disk or a silent scheduler would, and
+`lie:37` makes it fail after it has done its work. FAULT_COUNT names a file with one line per counted call.
+FAKE_HOST pretends to be another machine, FAKE_SKEW shifts this process's clock by seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from orchestrator import cli
+from orchestrator.backends import host
+from orchestrator.backends.base import SchedulerUnreachable
+from orchestrator.backends.local import LocalBackend
+from orchestrator.errors import StoreError
+from orchestrator.store.local import LocalObjects
+
+STORE_CALLS = ("put", "create", "replace", "upload", "delete")
+SCHEDULER_CALLS = ("submit", "find", "cancel", "forget", "_start")
+_calls = 0
+
+
+def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a call that changes something outside this process."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        global _calls
+        _calls += 1
+        number = _calls
+        count = os.environ.get("FAULT_COUNT")
+        if count:
+            with open(count, "a") as file:
+                file.write(f"{number} {name} {args[1] if len(args) > 1 and isinstance(args[1], str) else ''}\n")
+        fault(name, number, "before")
+        result = function(*args, **kwargs)
+        fault(name, number, "after")
+        return result
+
+    return call
+
+
+def fault(name: str, number: int, moment: str) -> None:
+    """Die or fail here, if this is the place."""
+    wanted = os.environ.get("FAULT", "")
+    if wanted == f"kill:{number}:{moment}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if wanted == (f"refuse:{number}" if moment == "before" else f"lie:{number}"):
+        if name.startswith("store."):
+            raise StoreError("cannot write", cause="the disk is full", hint="free some space")
+        raise SchedulerUnreachable("the scheduler did not answer", cause="injected")
+
+
+def main() -> int:
+    """Run the command line with the faults installed."""
+    defaults: Any = LocalBackend.__init__.__kwdefaults__
+    defaults["program"] = (sys.executable, str(Path(__file__).with_name("fake_job.py")))
+    for name in STORE_CALLS:
+        setattr(LocalObjects, name, counted(f"store.{name}", getattr(LocalObjects, name)))
+    for name in SCHEDULER_CALLS:
+        setattr(LocalBackend, name, counted(f"scheduler.{name}", getattr(LocalBackend, name)))
+    if other := os.environ.get("FAKE_HOST"):
+        host.host_id = lambda: other  # type: ignore[assignment]
+    if skew := float(os.environ.get("FAKE_SKEW", "0")):
+        real = time.time
+        time.time = lambda: real() + skew
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
