@@ -22,9 +22,13 @@ from orchestrator.spec.schedule import parse_freeze
 PHASES = ("pretrain", "finetune")
 GRANULARITY = "granularity"
 _GRANULARITY = re.compile(r"^(\d+)/(\d+)(?:\+(\d+))?$")
-# Sections whose fields are never hashed or are set once per grid: varying them would compare nothing.
-_NOT_FACTORS = {"execution": "execution is not science", "evaluate.at": "it is the grid's own `at`"}
-_NOT_FACTORS["evaluate.suites"] = "it is the grid's own `evaluate`"
+# Fields that cannot be factors, and why.
+_NOT_FACTORS = {
+    "execution": "execution is not science",
+    "evaluate.at": "it is the grid's own `at`",
+    "evaluate.suites": "it is the grid's own `evaluate`",
+    "evaluate.tasks": "cells of one grid are measured alike",
+}
 
 Assignments = tuple[tuple[Path, Any], ...]
 
@@ -121,15 +125,21 @@ def find_factor(name: str, phase: str, plain_seed: str) -> Factor:
     names = short_names(phase, plain_seed)
     if name in names:
         return Factor(name, names[name])
-    for prefix, reason in _NOT_FACTORS.items():
-        if name == prefix or name.startswith(prefix + "."):
-            raise Mistake(f"{name!r} cannot be a factor: {reason}", "put it under set:, evaluate: or at:")
+    reason = not_factors(name)
+    if reason:
+        raise Mistake(f"{name!r} cannot be a factor: {reason}", "put it under set:, evaluate: or at:")
     path = tuple(name.split("."))
-    if path in field_paths() and path != ("evaluate", "tasks"):
+    if path in field_paths():
         return Factor(name, (path,))
     dotted = [".".join(path) for path in field_paths()] if "." in name else list(names)
     hint = did_you_mean(name, dotted)
     raise Mistake(f"factor {name!r} is unknown", hint if hint.startswith("did") else "moegrid schema lists the factors")
+
+
+def not_factors(name: str) -> str:
+    """Return why the field called `name` cannot be a factor, "" when it can."""
+    reasons = (why for prefix, why in _NOT_FACTORS.items() if name == prefix or name.startswith(f"{prefix}."))
+    return next(reasons, "")
 
 
 def replace_path(value: Any, path: Path, new: Any) -> Any:

