@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 from orchestrator.backends.base import Backend
@@ -194,8 +194,7 @@ def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan) -
     console = context.console
     counts = plan.counts()
     blocked = plan.keys("blocked")
-    failures = engine.journal.failures(frozenset(blocked))
-    show_failures(context, graph, [own[-1] for own in failures.values()])
+    show_failures(context, graph, engine.journal.failures(frozenset(blocked)))
     if plan.pending:
         where = "states are saved" if engine.backend.name == "local" else "jobs go on"
         console.print(
@@ -215,16 +214,18 @@ def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan) -
     return EXIT_DONE
 
 
-def show_failures(context: Context, graph: StageGraph, failures: Sequence[Failure]) -> None:
-    """Print each distinct failure once, with whom it hit and its last lines."""
+def show_failures(context: Context, graph: StageGraph, failures: Mapping[str, Sequence[Failure]]) -> None:
+    """Print each distinct last failure once, with the stages it hit and its last lines."""
     console = context.console
     distinct: dict[tuple[str, str], list[Failure]] = {}
-    for failure in failures:
-        distinct.setdefault((failure.kind, failure.message), []).append(failure)
+    for own in failures.values():
+        distinct.setdefault((own[-1].kind, own[-1].message), []).append(own[-1])
     for (kind, message), same in distinct.items():
         console.print(f"{console.style('failed', 'red')} {kind}: {message}")
         for failure in same[:4]:
-            console.print(f"  in {stage_name(graph, failure.stage)}, attempt {failure.attempt}")
+            tries = len(failures[failure.stage])
+            often = f", the last of {tries}" if tries > 1 else ""
+            console.print(f"  in {stage_name(graph, failure.stage)}, attempt {failure.attempt}{often}")
         if len(same) > 4:
             console.print(f"  and {len(same) - 4} more stages")
         for line in same[-1].tail.splitlines()[-TAIL_LINES:]:
