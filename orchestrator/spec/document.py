@@ -299,6 +299,21 @@ class Loader:
             return
         places: dict[Path, str] = {(section,): where, (section, rest): where}
         self._apply({section: {rest: value} if rest else value}, places, known)
+        if section == "factors":
+            self._also(rest, value, where)
+
+    def _also(self, name: str, values: Any, where: str) -> None:
+        """Give the products of `also` that have the axis `name` its new values (None: no such axis) too."""
+        also = self.sections.get("also", Section([], {}))
+        for i, product in enumerate(also.data if isinstance(also.data, list) else []):
+            if isinstance(product, dict) and name in product:
+                for path in [path for path in also.places if path[:2] == (i, name)]:
+                    del also.places[path]
+                also.places[(i, name)] = where
+                if values is None:
+                    del product[name]
+                else:
+                    product[name] = values
 
 
 def deep(old: Any, new: Any) -> Any:

