@@ -78,7 +78,7 @@ class Results:
     cells: tuple[CellResult, ...]
     manifests: Mapping[str, Manifest]
     failures: Mapping[str, Failure]
-    _items: dict[str, dict[str, dict[str, dict[str, float]]]] = field(default_factory=dict)
+    memory: dict[Any, Any] = field(default_factory=dict)  # what tables and figures compute more than once
 
     @property
     def name(self) -> str:
@@ -147,9 +147,10 @@ class Results:
 
     def items(self, cell: CellResult) -> dict[str, dict[str, dict[str, float]]]:
         """Return column -> task -> item -> score of the cell's last reasoning evaluation, {} if there is none."""
-        if cell.id not in self._items:
-            self._items[cell.id] = self._read_items(cell)
-        return self._items[cell.id]
+        if cell.id not in self.memory:
+            self.memory[cell.id] = self._read_items(cell)
+        found: dict[str, dict[str, dict[str, float]]] = self.memory[cell.id]
+        return found
 
     def series(self, cells: Sequence[CellResult]) -> dict[str, list[records.Row]]:
         """Return cell id -> the stitched rows of its last phase, as far as they are committed."""

@@ -91,6 +91,14 @@ def between(first: Results, second: Results, metrics: Sequence[str]) -> dict[tup
 
 def pair(results: Results, setting: Setting, other_results: Results, other: Setting, metric: str) -> Comparison | None:
     """Return setting minus other in one metric, paired by seed and, where both scored the same items, by item."""
+    name = (setting.name, other_results.document["digest"], other.name, metric)
+    if name not in results.memory:
+        results.memory[name] = _pair(results, setting, other_results, other, metric)
+    found: Comparison | None = results.memory[name]
+    return found
+
+
+def _pair(results: Results, setting: Setting, other_results: Results, other: Setting, metric: str) -> Comparison | None:
     ours, theirs = setting.values(metric), other.values(metric)
     shared = [seed for seed in ours if seed in theirs]
     if not shared:

@@ -26,7 +26,7 @@ def render_rows(rows: Sequence[dict[str, Any]], form: str) -> str:
         return json.dumps(list(rows), indent=1) + "\n"
     names = list(dict.fromkeys(name for row in rows for name in row))
     texts = [["" if row.get(name) is None else str(row[name]) for name in names] for row in rows]
-    return _csv([names, *texts]) if form == "csv" else _markdown(names, texts)
+    return _csv([names, *texts]) if form == "csv" else markdown_lines(names, texts)
 
 
 def terminal(table: Table) -> str:
@@ -68,7 +68,7 @@ def markdown(table: Table) -> str:
     for labels, entries in table.rows:
         texts = [f"**{e.text}**" if e.bold else e.text + (f" {e.mark}" if e.mark else "") for e in entries]
         body.append([*labels, *texts])
-    return _markdown(header, body) + "".join(f"\n{note}\n" for note in table.notes)
+    return markdown_lines(header, body) + "".join(f"\n{note}\n" for note in table.notes)
 
 
 def latex(table: Table) -> str:
@@ -121,7 +121,9 @@ def _csv(lines: Sequence[Sequence[str]]) -> str:
     return sink.getvalue()
 
 
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_lines(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table of ready texts."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from orchestrator.report import formats, sections, tables
+from orchestrator.report import facts, formats, sections, tables
 from orchestrator.report.collect import Results
 
 SECTIONS: tuple[tuple[str, str, Callable[[Results], str]], ...] = (
     ("results", "Results", sections.results_table),
     ("differences", "Differences to the baseline", sections.difference_plots),
-    ("problems", "Failed or missing", sections.problems),
+    ("problems", "Failed or missing", facts.problems),
     ("progress", "Metrics over the run", sections.progress_curves),
     ("training", "Training curves", sections.training_curves),
     ("factors", "Pairs of factors", sections.factor_maps),
@@ -21,7 +21,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Results], str]], ...] = (
     ("correlations", "How the metrics go together", sections.correlations),
     ("loads", "Expert loads", sections.expert_loads),
     ("published", "Published values", sections.published_values),
-    ("provenance", "Provenance", sections.provenance),
+    ("provenance", "Provenance", facts.provenance),
 )
 # The page may load nothing and run nothing, whatever a name in a grid tries.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -43,12 +43,14 @@ nav{display:flex;flex-wrap:wrap;gap:.3rem .9rem;padding:.5rem 0;border-bottom:1p
 table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
 th,td{padding:.32rem .65rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 thead th{border-bottom:2px solid var(--line);background:var(--page)}th[scope=row]{text-align:left;font-weight:500}
+thead th.label{text-align:left}tr>:first-child{position:sticky;left:0;background:var(--page)}
+.maps{display:flex;flex-wrap:wrap;gap:0 2rem}
 tbody tr:hover{background:var(--panel)}.quiet,.mark{color:var(--quiet)}.ours{color:var(--accent)}
 .notes{color:var(--quiet);font-size:.85rem;padding-left:1.2rem}.errata li{color:var(--warm)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1rem}dd{margin:0;overflow-wrap:anywhere}
 pre{overflow-x:auto;background:var(--panel);padding:.8rem;font-size:.8rem}summary{cursor:pointer}
 svg{display:block;width:100%;min-width:560px;max-width:860px;height:auto;font-size:12px}
-svg text{fill:var(--text)}svg .small{font-size:11px;fill:var(--quiet)}
+svg text{fill:var(--text)}svg .value{font-size:11px}svg .small{font-size:11px;fill:var(--quiet)}
 .axis{stroke:var(--quiet)}.grid{stroke:var(--line);stroke-width:.6}.zero{stroke:var(--text);stroke-dasharray:3 3}
 .marker{stroke:var(--quiet);stroke-dasharray:4 4}.whisker{stroke-width:2}
 .curve{fill:none;stroke:currentColor;stroke-width:1.8}
@@ -80,24 +82,24 @@ def page(results: Results) -> str:
     )
 
 
-def write_report(results: Results, folder: Path) -> Path:
-    """Write `report.html`, `table.{csv,tex,md}`, `differences.csv` and `cells.csv` into `folder`; return the page.
+def write(results: Results, path: Path) -> Path:
+    """Write the page to `path`, and `table.{csv,tex,md}`, `differences.csv` and `cells.csv` beside it; return `path`.
 
     Each file appears whole or not at all, so that a browser may reload the page while the grid runs.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     main = tables.headline(results)
     primary = [metric for metric in results.primary if metric in results.metrics]
     files = {
-        "report.html": page(results),
+        path.name: page(results),
         "table.csv": formats.as_csv(main),
         "table.tex": formats.latex(main),
         "table.md": formats.markdown(main),
         "differences.csv": formats.as_csv(tables.differences(results, primary)),
         "cells.csv": formats.render_rows(tables.long_rows(results), "csv"),
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        part = folder / f".{name}.part"
+        part = path.with_name(f".{name}.part")
         part.write_text(text, encoding="utf-8")
-        part.replace(folder / name)
-    return folder / "report.html"
+        part.replace(path.with_name(name))
+    return path

@@ -114,7 +114,7 @@ def heatmap(
     left, top = _text_width(rows) + 14, 20
     size = 46 if text else max(6, min(26, 560 // max(len(columns), 1)))
     tall = 28 if text else min(size, 22)
-    slanted = any(len(column) > 6 for column in columns) or not text
+    slanted = any(len(column) > 6 for column in columns)
     shown = columns if size >= 14 else [c if i % math.ceil(14 / size) == 0 else "" for i, c in enumerate(columns)]
     bottom = top + tall * len(rows)
     foot = _text_width(shown) * 0.75 + 12 if slanted else 22
@@ -127,9 +127,9 @@ def heatmap(
         px, py = left + c * size, top + r * tall
         title = f"{rows[r]} x {columns[c]}: {value:.4f}"
         parts.append(f'<g><title>{escape(title)}</title><rect class="square" x="{px}" y="{py}" width="{size}" ')
-        parts.append(f'height="{tall}" style="fill:{colour};fill-opacity:{0.04 + 0.8 * share:.3f}"/>')
+        parts.append(f'height="{tall}" style="fill:{colour};fill-opacity:{0.04 + 0.6 * share:.3f}"/>')
         if text:
-            parts.append(f'<text class="small" x="{px + size / 2}" y="{py + tall / 2 + 4}" text-anchor="middle">')
+            parts.append(f'<text class="value" x="{px + size / 2}" y="{py + tall / 2 + 4}" text-anchor="middle">')
             parts.append(f"{escape(text(value))}</text>")
         parts.append("</g>")
     for r, name in enumerate(rows):
@@ -140,8 +140,10 @@ def heatmap(
         px = left + c * size + size / 2
         turn = f' transform="rotate(-50 {px} {bottom + 14})" text-anchor="end"' if slanted else ' text-anchor="middle"'
         parts.append(f'<text x="{px}" y="{bottom + 14}"{turn}>{escape(name)}</text>' if name else "")
-    parts.append(f'<text class="small" x="{left}" y="12">{escape(label)}: {low:.4g} .. {high:.4g}</text>')
-    return _svg(left + size * len(columns) + 12, int(bottom + foot + 8), parts, label, fixed=True)
+    told = f"{label}: {low:.4g} to {high:.4g}"
+    parts.append(f'<text class="small" x="4" y="12">{escape(told)}</text>')
+    width = max(left + size * len(columns) + 12, _text_width([told]))
+    return _svg(width, int(bottom + foot + 8), parts, label, fixed=True)
 
 
 def scatter(spots: Sequence[Spot], x_axis: str, y_axis: str) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
 from orchestrator.report import plots, published
-from orchestrator.report.collect import DONE, Results, Setting
+from orchestrator.report.collect import Results, Setting
 from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, direction, to_baseline
-from orchestrator.report.statistics import pearson, spikes, summary
-from orchestrator.report.tables import Table, differences, headline, headline_metrics, numerics
+from orchestrator.report.facts import stability
+from orchestrator.report.statistics import pearson, summary
+from orchestrator.report.tables import Table, differences, headline, headline_metrics
 
 CURVES = ("train/loss", "train/lm_loss", "train/aux_loss", "train/grad_norm", "routing/load_balance")
 MOST_MAPS = 12
@@ -21,7 +22,8 @@ MOST_MAPS = 12
 
 def table(shown: Table) -> str:
     """Return a table as HTML; bold is best or resolved, the reason of an empty cell is its tooltip."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in (*shown.labels, *shown.columns))
+    head = "".join(f'<th scope="col" class="label">{escape(name)}</th>' for name in shown.labels)
+    head += "".join(f'<th scope="col">{escape(name)}</th>' for name in shown.columns)
     body = []
     for labels, entries in shown.rows:
         cells = [f'<th scope="row">{escape(label)}</th>' for label in labels]
@@ -85,7 +87,7 @@ def training_curves(results: Results) -> str:
                 lows, highs = [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps]
                 lines.append(plots.Line(setting.name, steps, means, lows, highs))
         parts.append(plots.curves(lines, metric, _phase_changes(results)))
-    return "".join(parts) + _stability(results, rows)
+    return "".join(parts) + stability(results, rows)
 
 
 def progress_curves(results: Results) -> str:
@@ -141,10 +143,10 @@ def expert_loads(results: Results) -> str:
         names = [f"layer {i}" for i in range(len(counts))]
         experts = [str(i) for i in range(len(counts[0]))]
         figure = plots.heatmap(names, experts, shares, label="load relative to an even share")
-        parts.append(f"<h3>{escape(setting.name)}</h3>{figure}")
+        parts.append(f"<div><h3>{escape(setting.name)}</h3>{figure}</div>")
     rest = len(results.settings) - MOST_MAPS
     more = f"<p>The first {MOST_MAPS} settings; {rest} more are in the data.</p>" if parts and rest > 0 else ""
-    return "".join(parts) + more
+    return f'<div class="maps">{"".join(parts)}</div>{more}' if parts else ""
 
 
 def correlations(results: Results) -> str:
@@ -231,76 +233,6 @@ def published_values(results: Results) -> str:
     return f"<p>{told}</p>" + "".join(parts)
 
 
-def problems(results: Results) -> str:
-    """Return what failed or is missing, each distinct reason once, with the end of its log."""
-    reasons: dict[str, list[str]] = {}
-    for cell in results.cells:
-        if cell.state != DONE:
-            reasons.setdefault(f"{cell.state}: {cell.reason}", []).append(cell.name)
-    parts = [
-        f"<li>{escape(reason)} <span class='quiet'>({len(names)}: {escape(', '.join(names[:6]))}"
-        f"{' ...' if len(names) > 6 else ''})</span></li>"
-        for reason, names in reasons.items()
-    ]
-    logs = {failure.log: failure for failure in results.failures.values() if failure.log}
-    for text, failure in logs.items():
-        title = f"{failure.kind}: the end of the log of {failure.attempt}"
-        end = "\n".join(text.splitlines()[-15:])
-        parts.append(f"<li><details><summary>{escape(title)}</summary><pre>{escape(end)}</pre></details></li>")
-    return f"<ul>{''.join(parts)}</ul>" if parts else ""
-
-
-def provenance(results: Results) -> str:
-    """Return where the numbers come from: commits, numerics, data digests, device-hours used and saved."""
-    made = list(results.manifests.values())
-    commits = Counter(
-        str(m.provenance.get("git", ""))[:12] + (" with uncommitted changes" if m.provenance.get("dirty") else "")
-        for m in made
-        if m.provenance.get("git")
-    )
-    used, unshared = device_hours(results)
-    facts = [
-        ("grid version", str(results.document["digest"])[:16]),
-        ("commits", ", ".join(f"{name} ({count})" for name, count in commits.items())),
-        ("numerics", " | ".join(numerics(results))),
-        ("data", "; ".join(_data(results))),
-        ("artifacts", f"{len(made)} of {len(results.document['keys'])}"),
-        ("device-hours", f"{used:.2f} used, {unshared - used:.2f} saved by sharing" if used else ""),
-        ("store", results.store.objects.url),
-    ]
-    rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts if text)
-    return f"<dl>{rows}</dl>"
-
-
-def device_hours(results: Results) -> tuple[float, float]:
-    """Return device-hours of training and evaluation as they ran, and as they would have been without sharing."""
-    hours = {}
-    for key, manifest in results.manifests.items():
-        seconds = manifest.info.get("train_seconds", manifest.info.get("seconds", 0.0))
-        hours[key] = float(seconds) * float(manifest.numerics.get("world_size", 1)) / 3600
-    unshared = sum(hours.get(key, 0.0) for cell in results.document["cells"] for key in cell["stages"])
-    return sum(hours.values()), unshared
-
-
-def _stability(results: Results, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    lines = []
-    for setting in results.settings:
-        cells = []
-        for metric in ("train/loss", "train/grad_norm"):
-            found = [spikes([float(r[metric]) for r in rows.get(c.id, ()) if metric in r]) for c in setting.cells]
-            cells.append(f"<td>{sum(n for n, _ in found)}</td><td>{max((h for _, h in found), default=0):.3g}</td>")
-        lines.append(f"<tr><th scope='row'>{escape(setting.name)}</th>{''.join(cells)}</tr>")
-    if not any(rows.values()):
-        return ""
-    names = ("setting", "loss spikes", "largest", "gradient-norm spikes", "largest")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    return (
-        "<details><summary>Training stability</summary><div class='scroll'><table><thead><tr>"
-        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div><p class='quiet'>A spike exceeds the running"
-        " median of the 50 values before it by more than 6 robust standard deviations.</p></details>"
-    )
-
-
 def _phase_changes(results: Results) -> dict[float, str]:
     stages = results.document["stages"]
     starts: dict[float, str] = {}
@@ -333,17 +265,3 @@ def _mean_of(metric: str) -> Callable[[Setting], float | None]:
         return sum(values) / len(values) if values else None
 
     return mean
-
-
-def _data(results: Results) -> list[str]:
-    found: dict[str, None] = {}
-    for cell in results.document["cells"]:
-        resolved = cell.get("resolved", {})
-        for part in ("pretrain", "finetune"):
-            data = (resolved.get(part) or {}).get("data")
-            if data:
-                found[f"{part}: {data['source']} {str(data.get('digest', ''))[:12]}"] = None
-        items = resolved.get("evaluate") or {}
-        if items.get("source"):
-            found[f"evaluation: {items['source']} {str(items.get('digest', ''))[:12]}"] = None
-    return list(found)

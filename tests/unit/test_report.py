@@ -1,0 +1,225 @@
+"""The report: from the store alone, the same numbers in every form, nothing claimed that the data do not resolve."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import uuid
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from orchestrator.report import formats, html, paper, published, tables
+from orchestrator.report.collect import BLOCKED, DONE, FAILED, PENDING, RUNNING, Results, collect
+from orchestrator.report.differences import best, to_baseline
+from orchestrator.report.facts import device_hours
+from orchestrator.report.plots import ticks
+from orchestrator.store import Store
+from tests.grid_store import GridStore
+
+EFFECTS = {"expert": 0.08, "router": -0.05, "none->router": 0.0}
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store.open(f"memory://{uuid.uuid4().hex}")
+
+
+def finished(store: Store, **arguments: object) -> Results:
+    grid = GridStore(store, effects=EFFECTS, **arguments)  # type: ignore[arg-type]
+    grid.commit_all()
+    return collect(grid.name, store)
+
+
+def test_settings_group_the_seeds_and_metrics_start_with_the_primary_ones(store: Store) -> None:
+    results = finished(store)
+    assert [s.name for s in results.settings] == [f"freeze={s}" for s in ("none", "router", "expert", "none->router")]
+    assert all(len(s.cells) == 3 for s in results.settings)
+    assert results.metrics[:2] == ("answer_bpb", "bits_per_byte")
+    assert all(cell.state == DONE for cell in results.cells)
+    assert all(set(cell.by_at) == {0.5, 1.0} for cell in results.cells)
+
+
+def test_missing_cells_say_why(store: Store) -> None:
+    grid = GridStore(store, seeds=(0,))
+    none, router = grid.cell("none", 0), grid.cell("router", 0)
+    expert, late = grid.cell("expert", 0), grid.cell("none->router", 0)
+    grid.commit(grid.base)
+    grid.commit_all(none["stages"][1:])
+    grid.fail(grid.submit("one", router["stages"][1:2]), router["stages"][1])
+    store.claims.claim(expert["stages"][1], grid.submit("two", expert["stages"][1:2]), 600)
+    states = {cell.setting: (cell.state, cell.reason) for cell in collect("demo", store).cells}
+    assert states["freeze=none"][0] == DONE
+    assert states["freeze=router"] == (FAILED, "router 0-10: nan: the loss is not finite")
+    assert states["freeze=expert"] == (RUNNING, "running: expert 0-10")
+    assert states["freeze=none->router"] == (PENDING, "not run yet")
+    assert late["stages"][1] == none["stages"][1]
+    table = formats.terminal(tables.headline(collect("demo", store)))
+    assert "missing in freeze=router: router 0-10: nan: the loss is not finite" in table
+
+
+def test_a_failed_shared_stage_blocks_its_cells(store: Store) -> None:
+    grid = GridStore(store, seeds=(0,))
+    grid.fail(grid.submit("one", [grid.base]), grid.base, kind="oom", message="out of memory")
+    results = collect("demo", store)
+    assert {cell.state for cell in results.cells} == {BLOCKED}
+    assert "blocked by pretrain: oom" in results.cells[0].reason
+
+
+def test_real_differences_are_resolved_and_others_told_apart_from_nothing(store: Store) -> None:
+    results = finished(store, seeds=(0, 1, 2, 3))
+    found = to_baseline(results, ["bits_per_byte"])
+    assert found["freeze=expert", "bits_per_byte"].resolved
+    assert found["freeze=expert", "bits_per_byte"].difference == pytest.approx(0.08, abs=0.01)
+    tie = found["freeze=none->router", "bits_per_byte"]
+    assert not tie.resolved
+    assert "not resolved" in tie.verdict()
+    assert ("freeze=none", "bits_per_byte") not in found
+    assert best(results, "bits_per_byte") == "freeze=router"
+    assert best(results, "load_balance") == ""
+
+
+def test_a_setting_that_differs_in_two_factors_is_not_compared(store: Store) -> None:
+    grid = GridStore(store)
+    grid.commit_all()
+    cells = [{**c, "factors": {**c["factors"], "lr": 1.0}} if "router" in c["setting"] else c for c in grid.cells]
+    results = collect({**grid.document, "cells": cells, "factors": ["freeze", "lr", "seed"]}, store)
+    setting = next(s for s in results.settings if s.name == "freeze=router")
+    assert results.comparable(setting)[0] is None
+    assert "more than one factor: freeze, lr" in results.comparable(setting)[1]
+
+
+def test_accuracies_at_chance_are_marked_and_never_ranked(store: Store) -> None:
+    results = finished(store)
+    table = tables.headline(results)
+    column = table.columns.index("arc_easy/acc")
+    assert {entries[column].mark for _, entries in table.rows} == {"?"}
+    assert best(results, "arc_easy/acc") == ""
+
+
+def test_leaky_routers_are_not_ranked_by_their_loss(store: Store) -> None:
+    grid = GridStore(store, effects=EFFECTS, seeds=(0, 1, 2, 3))
+    grid.commit_all()
+    leaky = {"moe": {"choice": "expert", "train_select": "topc", "eval_select": "topc"}}
+    cells = [
+        {**c, "resolved": {**c["resolved"], "model": leaky}} if c["factors"]["freeze"] == "router" else c
+        for c in grid.cells
+    ]
+    results = collect({**grid.document, "cells": cells}, store)
+    assert best(results, "bits_per_byte") != "freeze=router"
+    row = next(entries for labels, entries in tables.headline(results).rows if labels[0] == "router")
+    assert row[1].mark == "~"
+
+
+def test_all_forms_show_the_same_numbers(store: Store, tmp_path: Path) -> None:
+    results = finished(store)
+    table = tables.headline(results)
+    rows = list(csv.DictReader(io.StringIO(formats.as_csv(table))))
+    tex = [line for line in formats.latex(table).splitlines() if line.endswith(r"\\")][1:]
+    objects = json.loads(formats.as_json(table))["rows"]
+    markdown = formats.markdown(table).splitlines()[2:]
+    page = texts(html.page(results))
+    for i, row in enumerate(rows):
+        for metric in table.columns:
+            shown = f"{row[metric]} ± {row[f'{metric}_se']}"
+            assert shown in markdown[i]
+            assert shown.replace("±", r"$\pm$") in tex[i]
+            assert shown in page
+            assert f"{objects[i][metric]['mean']:.4f}" == row[metric]
+
+
+def test_the_page_is_self_contained_and_escapes_what_a_grid_says(store: Store, tmp_path: Path) -> None:
+    results = finished(store, settings=("none", "<script>alert(1)</script>", "router"))
+    path = html.write(results, tmp_path / "out" / "index.html")
+    text = path.read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert not re.search(r"(src|href)=[\"'](?!#|data:)", text)
+    assert "prefers-color-scheme:dark" in text
+    assert "width=device-width" in text
+    assert {p.name for p in path.parent.iterdir()} == {
+        "index.html", "table.csv", "table.tex", "table.md", "differences.csv", "cells.csv",
+    }  # fmt: skip
+    checker = Balance()
+    checker.feed(text)
+    assert checker.open == []
+
+
+def test_rows_of_cells_hold_factors_first_and_unrounded_metrics(store: Store) -> None:
+    results = finished(store)
+    rows = tables.long_rows(results)
+    assert list(rows[0])[:4] == ["freeze", "seed", "state", "reason"]
+    assert len(rows) == 12
+    again = list(csv.DictReader(io.StringIO(formats.render_rows(rows, "csv"))))
+    assert float(again[0]["answer_bpb"]) == rows[0]["answer_bpb"]
+    assert json.loads(formats.render_rows(rows, "json"))[0]["answer_bpb"] == rows[0]["answer_bpb"]
+
+
+def test_sharing_saves_device_hours(store: Store) -> None:
+    used, unshared = device_hours(finished(store))
+    assert used < unshared
+
+
+def test_published_tables_keep_their_errata_and_match_our_settings(store: Store) -> None:
+    names = {p.name for p in published.published()}
+    assert len(names) == 14
+    repeated = next(p for p in published.published() if p.name == "moebench_table4_olmoe_finetune_reasoning")
+    assert any("repeat" in note for note in repeated.errata)
+    results = finished(store, name="finetune_freeze")
+    row = next(row for row in repeated.rows if row["setting"] == "baseline")
+    assert published.match(results, repeated, row).name == "freeze=none"  # type: ignore[union-attr]
+    assert published.ours(results, repeated, row, "arc_easy").startswith("2")  # per cent, as printed
+    assert "Published values" in html.page(results)
+
+
+def test_paper_says_which_grid_is_missing(store: Store, tmp_path: Path) -> None:
+    finished(store, name="finetune_freeze")
+    shown = paper.write(store, tmp_path)
+    assert any(item.path == "finetune_freeze/index.html" for item in shown)
+    missing = [item for item in shown if not item.path]
+    assert any("pretrain_architecture was never run" in item.reason for item in missing)
+    assert any("vision-language" in item.reason for item in missing)
+    assert (tmp_path / "index.md").exists()
+
+
+def test_two_grids_are_compared_setting_by_setting(store: Store) -> None:
+    first = finished(store, name="first")
+    grid = GridStore(store, name="second", settings=("none", "router"), effects={"router": 0.5})
+    grid.commit_all()
+    table = tables.grids(first, collect("second", store))
+    assert [labels for labels, _ in table.rows] == [("freeze=none",), ("freeze=router",)]
+    assert any("in one grid alone" in note for note in table.notes)
+
+
+def test_ticks_are_round_and_cover_the_range() -> None:
+    assert ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks(1.93, 2.07)[0] >= 1.93
+    assert ticks(3.0, 3.0) == [3.0]
+
+
+class Balance(HTMLParser):
+    """Tracks open elements; whatever stays open was never closed."""
+
+    VOID = ("meta", "link", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def texts(page: str) -> str:
+    """Return the text of a page, without its marks."""
+    return re.sub(r"<[^>]*>", "", page)
