@@ -92,7 +92,7 @@ def open_backend(site: Site) -> Backend:
     if site.backend == "slurm":
         from orchestrator.backends.slurm import SlurmBackend, SlurmSite
 
-        return SlurmBackend(SlurmSite(**site.options))
+        return SlurmBackend(SlurmSite.of(site.options))
     raise MoegridError(
         f"site {site.name!r} asks for the backend {site.backend!r}, which does not exist",
         hint="backends: local, slurm",

@@ -20,6 +20,7 @@ from pathlib import Path
 from orchestrator.backends import slurm_records as records
 from orchestrator.backends.base import (
     ABSENT,
+    ELSEWHERE,
     ENDED,
     QUEUED,
     RUNNING,
@@ -88,8 +89,10 @@ class SlurmBackend:
         return handles
 
     def poll(self, handles: Sequence[Handle]) -> dict[str, JobState]:
+        states = {handle.attempt: JobState(ELSEWHERE) for handle in handles}
+        handles = [handle for handle in handles if _is_slurm(handle)]
         if not handles:
-            return {}
+            return states
         queued = self._queued(handles)
         self._start_requeued(queued.values())
         known = {handle.attempt: _mine(queued, handle) for handle in handles}
@@ -99,7 +102,6 @@ class SlurmBackend:
             since = _clock(min(handle.details["submitted"] for handle in over) - 3600)
             jobs = {_place(handle)[0] for handle in over}
             past = records.accounts(timeout=self.site.command_timeout, jobs=jobs, since=since)
-        states = {}
         for handle in handles:
             states[handle.attempt] = self._state(handle, known[handle.attempt], _mine(past, handle))
             if states[handle.attempt].phase in (ENDED, ABSENT):
@@ -121,6 +123,9 @@ class SlurmBackend:
         return found
 
     def cancel(self, handles: Sequence[Handle], *, now: bool) -> None:
+        handles = [handle for handle in handles if _is_slurm(handle)]
+        if not handles:
+            return
         if now:
             self._scancel([], handles)
             return
@@ -138,6 +143,27 @@ class SlurmBackend:
     def log(self, handle: Handle) -> Path | None:
         path = Path(handle.details.get("log", ""))
         return path if path.is_file() else None
+
+    def check(self) -> str:
+        """Return in words what this cluster offers; raises MoegridError with the remedy when it cannot be used."""
+        timeout = self.site.command_timeout
+        chosen = [f"--partition={self.site.partition}"] if self.site.partition else []
+        lines = records.call(["sinfo", "--noheader", "--format=%P %D %T %G", *chosen], timeout=timeout).splitlines()
+        if not lines:
+            raise MoegridError(
+                f"partition {self.site.partition or '(default)'} has no nodes",
+                hint="name one of `sinfo`'s in the site file (partition)",
+            )
+        try:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            records.accounts(timeout=timeout, jobs={"1"})
+        except OSError as error:
+            raise MoegridError(f"cannot write {self._logs}", cause=str(error), hint="set log_directory") from error
+        except Refused as refused:
+            raise MoegridError(
+                "sacct does not work", cause=refused.cause, hint="ask for access to accounting"
+            ) from refused
+        return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more lines of sinfo" if len(lines) > 3 else "")
 
     def _handle(self, batch: str, job_id: str, chunk: int, task: int, processes: int, submitted: float) -> Handle:
         index = task + chunk * self.site.max_array
@@ -222,6 +248,11 @@ class SlurmBackend:
         chosen = [f"{job}_[{ranges(numbers)}]" for job, numbers in tasks.items()]
         with contextlib.suppress(Refused):  # what has ended in the meantime needs no cancelling
             records.call(["scancel", "--quiet", *options, *chosen], timeout=self.site.command_timeout)
+
+
+def _is_slurm(handle: Handle) -> bool:
+    """Is this one of our handles, or that of a cell which was begun at another site?"""
+    return "name" in handle.details and "_" in handle.id
 
 
 def _place(handle: Handle) -> tuple[str, int]:
