@@ -7,6 +7,7 @@ import itertools
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class S3Lab:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Lab]:
     home = tmp_path_factory.mktemp("s3-lab")
-    environment = {**os.environ, "MOEGRID_LAB": str(home)}
+    environment = {"WEED": str(Path(sys.executable).parent / "weed"), **os.environ, "MOEGRID_LAB": str(home)}
     started = subprocess.run([LAB, "up"], env=environment, capture_output=True, text=True, timeout=120, check=False)
     if started.returncode:
         lab_missing("S3", started.stderr.strip() or "it did not start")
@@ -69,6 +70,7 @@ class Proxy:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.limit: int | None = None  # cut a connection after this many bytes towards the server
+        self.swallow = 0  # so many answers never reach the client
         self.restore()
 
     @property
@@ -111,6 +113,9 @@ class Proxy:
             while data := source.recv(65536):
                 passed += len(data)
                 if towards and self.limit is not None and passed > self.limit:
+                    break
+                if not towards and self.swallow:
+                    self.swallow -= 1
                     break
                 sink.sendall(data)
         self._close(source)

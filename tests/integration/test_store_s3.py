@@ -203,6 +203,18 @@ def test_a_lost_answer_does_not_make_the_winner_a_loser(s3: S3Lab) -> None:
     assert not objects.create("x", b"nonce-3")
 
 
+def test_an_answer_lost_on_the_wire_does_not_make_the_winner_a_loser(s3: S3Lab, proxy: Proxy) -> None:
+    store = Store.open(s3.fresh_url(), patience=10)
+    for number in range(3):
+        proxy.swallow = 1
+        assert store.objects.create(f"x{number}", b"nonce")
+        _, version = store.objects.get_versioned(f"x{number}") or (b"", "")
+        proxy.swallow = 1
+        assert store.objects.replace(f"x{number}", b"other nonce", version)
+        assert proxy.swallow == 0
+    assert not store.objects.create("x0", b"late")
+
+
 def test_an_upload_that_breaks_off_leaves_no_object(s3: S3Lab, proxy: Proxy, tmp_path: Path) -> None:
     source = tmp_path / "weights"
     source.write_bytes(os.urandom(30 << 20))

@@ -49,6 +49,8 @@ def test_one_process_of_an_attempt_enters_and_its_duplicate_does_not(store: Stor
     assert claimed is not None
     lease = store.claims.enter("stage", "a-0")
     assert lease.token == claimed.token + 1
+    with pytest.raises(LeaseLost):
+        store.claims.check(claimed)
     with pytest.raises(LeaseLost, match="another process of this attempt"):
         store.claims.enter("stage", "a-0")
     store.claims.check(lease)
