@@ -16,8 +16,6 @@ from torch import Tensor
 from jobs.moe.routing import Routing
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from orchestrator.spec.cell import BalanceSpec
 
 # variant -> the group it fixes ("" = the caller's choice)
@@ -196,43 +194,3 @@ def balance_loss(routings: Sequence[Routing], balance: BalanceSpec) -> tuple[Ten
         if coefficient:
             add(name, coefficient, torch.stack([loss(routing) for routing in routings]).mean())
     return total, parts
-
-
-class StepStatistics:
-    """What the updates after an optimizer step need: counts and cutoffs, summed over its micro-batches and ranks."""
-
-    def __init__(self) -> None:
-        self.counts: Tensor | None = None  # [L,N]
-        self.cutoffs: Tensor | None = None  # [L,N] sum over micro-batches
-        self.micro_batches = 0
-
-    @torch.no_grad()
-    def add(self, routings: Sequence[Routing]) -> None:
-        """Add one micro-batch."""
-        if not routings:
-            return
-        counts = torch.stack([routing.counts for routing in routings])
-        self.counts = counts if self.counts is None else self.counts + counts
-        if routings[0].cutoffs is not None:
-            cutoffs = torch.stack([routing.cutoffs for routing in routings if routing.cutoffs is not None])
-            self.cutoffs = cutoffs if self.cutoffs is None else self.cutoffs + cutoffs
-        self.micro_batches += 1
-
-    def update(self, model: nn.Module, balance: BalanceSpec, *, router_frozen: bool = False) -> None:
-        """Sum over ranks, then move the balancing biases and the expert-choice thresholds of `model.moe_blocks`."""
-        if self.counts is None or router_frozen:
-            return
-        counts, cutoffs, batches = self.counts, self.cutoffs, torch.tensor(float(self.micro_batches))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            counts = counts.clone()
-            batches = batches.to(counts.device)
-            torch.distributed.all_reduce(counts)
-            torch.distributed.all_reduce(batches)
-            if cutoffs is not None:
-                cutoffs = cutoffs.clone()
-                torch.distributed.all_reduce(cutoffs)
-        for layer, block in enumerate(model.moe_blocks):  # type: ignore[arg-type]
-            if balance.bias_rate and block.moe.balance_bias:
-                block.update_balance_bias(counts[layer], balance.bias_rate, balance.bias_center)
-            if cutoffs is not None:
-                block.update_thresholds(cutoffs[layer] / batches)

@@ -1,11 +1,12 @@
-"""The init stage: the weights that a model starts from, at random by seed."""
+"""The init stage: the weights that a model starts from: at random by seed, imported, or upcycled."""
 
 from __future__ import annotations
 
 from safetensors.torch import save_file
 
 from jobs.context import StageContext
-from jobs.models.backbones import build_model, canonical_state, weights_sha256
+from jobs.models.backbones import canonical_state, weights_sha256
+from jobs.models.upcycle import initial_model
 from jobs.train.randomness import reseed
 from jobs.train.stage import vocabulary_size
 from orchestrator.spec.work import InitWork
@@ -14,7 +15,7 @@ from orchestrator.spec.work import InitWork
 def run(context: StageContext, work: InitWork) -> None:
     """Build the model and commit its weights."""
     reseed(work.seed, "init")
-    model = build_model(work.model, vocabulary_size(context, work.tokenizer))
+    model = initial_model(work.model, vocabulary_size(context, work.tokenizer), work.seed)
     path = context.scratch / "weights.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in canonical_state(model).items()}, path)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.moe.balance import LOAD_VARIANTS, StepStatistics, balance_loss, balanced_value, layer_losses, load_balance
+from jobs.moe.balance import LOAD_VARIANTS, balance_loss, balanced_value, layer_losses, load_balance
 from jobs.moe.block import build_block
 from jobs.moe.routing import Routing
 from orchestrator.spec.cell import BalanceSpec
@@ -148,35 +148,14 @@ def test_balance_gradient_evens_the_load() -> None:
     assert losses[-1] < 1.05
 
 
-def test_statistics_sum_micro_batches_and_a_frozen_router_keeps_its_bias() -> None:
-    block = build_block({"preset": "aux_free", "hidden_size": D, "num_experts": N, "top_k": K})
-    model = torch.nn.Module()
-    model.moe_blocks = [block]
-    statistics, total = StepStatistics(), torch.zeros(N)
-    for _ in range(3):
-        _, routing = block(torch.randn(B, S, D))
-        statistics.add([routing])
-        total += routing.counts
-    statistics.update(model, BalanceSpec(bias_rate=0.5), router_frozen=True)
-    assert not block.router.bias.any()
-    statistics.update(model, BalanceSpec(bias_rate=0.5, bias_center=False))
-    torch.testing.assert_close(block.router.bias, 0.5 * torch.sign(total.mean() - total))
-
-
 def test_thresholds_start_with_the_first_batch_then_follow_slowly() -> None:
     fields = {"train_select": "threshold", "eval_select": "threshold", "threshold_decay": 0.9}
     block = build_block({"preset": "expert_choice", "hidden_size": D, "num_experts": N, "top_k": K, **fields})
-    model = torch.nn.Module()
-    model.moe_blocks = [block]
     x = torch.randn(B, S, D)
     cutoffs = []
     for _ in range(2):
-        statistics = StepStatistics()
-        for scale in (1.0, 3.0):
-            statistics.add([block(x * scale)[1]])
-        assert statistics.cutoffs is not None
-        cutoffs.append(statistics.cutoffs[0] / 2)
-        statistics.update(model, BalanceSpec())
+        cutoffs.append(torch.stack([block(x * scale)[1].cutoffs for scale in (1.0, 3.0)]).mean(0))
+        block.update_thresholds(cutoffs[-1])
     torch.testing.assert_close(block.router.threshold, 0.9 * cutoffs[0] + 0.1 * cutoffs[1])
     before = block.router.threshold.clone()
     block.eval()

@@ -1,0 +1,210 @@
+"""Import of public checkpoints into our models, and export back to the layout that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from jobs.models.backbones import CausalLM, build_model, canonical_state
+from jobs.models.sources import Checkpoint, open_checkpoint
+from orchestrator.errors import MoegridError, SourceError
+from orchestrator.spec.model import ModelSpec, MoESpec
+
+_EXPERT = re.compile(r"(model\.layers\.\d+)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
+_FUSED = re.compile(r"(model\.layers\.\d+)\.mlp\.experts\.(gate_up|down)_proj")
+_SHARED = re.compile(r"(model\.layers\.\d+)\.mlp\.shared_experts\.(gate|up|down)_proj\.weight")
+_DENSE = re.compile(r"(model\.layers\.\d+)\.mlp\.(gate|up|down)_proj\.weight")
+_ROUTER = re.compile(r"(model\.layers\.\d+)\.mlp\.gate\.(weight|e_score_correction_bias)")
+
+
+def spec_of(config: dict[str, Any]) -> ModelSpec:
+    """Return the ModelSpec of a transformers config (olmoe, deepseek 16B, llama); SourceError for other types."""
+    kind = config.get("model_type")
+    rope = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
+    unsupported = [f"{name} {config[name]!r}" for name in ("clip_qkv", "attention_bias") if config.get(name)]
+    if scaling:
+        unsupported.append(f"rope scaling {scaling}")
+    if kind == "deepseek" and config.get("moe_layer_freq", 1) != 1:
+        unsupported.append("moe_layer_freq other than 1")
+    if kind not in ("olmoe", "deepseek", "llama") or unsupported:
+        raise SourceError(
+            f"a checkpoint of type {kind!r} cannot be imported",
+            cause="; ".join(unsupported) or "known types are olmoe, deepseek (16B layout) and llama",
+        )
+    shape: dict[str, Any] = {
+        "hidden_size": config["hidden_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "num_kv_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
+        "context": config["max_position_embeddings"],
+        "vocab_size": config["vocab_size"],
+        "rope_theta": float(config.get("rope_theta") or rope.get("rope_theta", 10000.0)),
+        "norm_eps": float(config["rms_norm_eps"]),
+        "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
+    }
+    if kind == "llama":
+        moe = MoESpec(preset="dense", top_k=1, num_experts=1, expert_width=config["intermediate_size"])
+        return ModelSpec(backbone="smollm2", moe=moe, **shape)
+    if kind == "olmoe":
+        moe = MoESpec(
+            preset="olmoe",
+            top_k=config["num_experts_per_tok"],
+            num_experts=config["num_experts"],
+            expert_width=config["intermediate_size"],
+            renormalise=bool(config.get("norm_topk_prob", False)),
+        )
+        return ModelSpec(backbone="olmoe", moe=moe, **shape)
+    moe = MoESpec(
+        preset="deepseek_moe",
+        top_k=config["num_experts_per_tok"],
+        num_experts=config["n_routed_experts"],
+        shared_experts=config["n_shared_experts"],
+        expert_width=config["moe_intermediate_size"],
+        renormalise=bool(config.get("norm_topk_prob", False)),
+        routed_scaling=float(config.get("routed_scaling_factor") or 1.0),
+    )
+    dense = config.get("first_k_dense_replace", 0)
+    return ModelSpec(
+        backbone="deepseek_moe", dense_layers=dense, dense_width=config["intermediate_size"], moe=moe, **shape
+    )
+
+
+def import_checkpoint(source: str | Path | Checkpoint) -> CausalLM:
+    """Return the model of a checkpoint, with the algorithm and shape that its config names."""
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    spec = spec_of(checkpoint.config)
+    model = build_model(spec, spec.vocab_size)
+    load_checkpoint(model, checkpoint)
+    return model
+
+
+@torch.no_grad()
+def load_checkpoint(model: CausalLM, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint into a model of the same shape; router parts that it does not have keep their initial values.
+
+    Raises MoegridError when a tensor has no place, another shape, or when a weight of the model is missing.
+    """
+    own = canonical_state(model)
+    missing = {name for name in own if ".router." not in name or name.endswith("router.weight")}
+    for name, tensor in checkpoint.tensors():
+        if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and model.spec.tie_embeddings):
+            continue
+        target, place = _place(own, name, model.spec.moe.expert_width)
+        if target not in own or place is None or place.shape != tensor.shape:
+            found = "" if place is None else f"; the model's is {tuple(place.shape)}"
+            raise MoegridError(
+                f"the checkpoint {checkpoint.name} does not fit the model",
+                cause=f"{name} has shape {tuple(tensor.shape)}{found}",
+                hint="set the model's fields to the checkpoint's config.json",
+            )
+        place.copy_(tensor)
+        missing.discard(target)
+    if missing:
+        raise MoegridError(
+            f"the checkpoint {checkpoint.name} does not fit the model",
+            cause=f"it lacks {', '.join(sorted(missing)[:5])}",
+        )
+
+
+def _place(own: dict[str, Tensor], name: str, width: int) -> tuple[str, Tensor | None]:
+    """Return our name for a checkpoint's tensor and the (part of the) tensor that it fills."""
+    if match := _EXPERT.fullmatch(name):
+        layer, expert, part = match.groups()
+        target = f"backbone.{layer}.mlp.block.experts.{'down' if part == 'down' else 'up'}"
+        tensor = own.get(target)
+        if tensor is None or int(expert) >= len(tensor):
+            return target, None
+        whole = tensor[int(expert)]
+        return target, whole if part == "down" else whole[:width] if part == "gate" else whole[width:]
+    if match := _FUSED.fullmatch(name):
+        target = f"backbone.{match[1]}.mlp.block.experts.{'down' if match[2] == 'down' else 'up'}"
+    elif match := _SHARED.fullmatch(name):
+        target = f"backbone.{match[1]}.mlp.block.shared.{match[2]}"
+    elif match := _DENSE.fullmatch(name):
+        target = f"backbone.{match[1]}.mlp.block.ffn.{match[2]}"
+    elif match := _ROUTER.fullmatch(name):
+        target = f"backbone.{match[1]}.mlp.block.router.{'weight' if match[2] == 'weight' else 'bias'}"
+    else:
+        target = f"backbone.{name}"
+    return target, own.get(target)
+
+
+def export_checkpoint(model: CausalLM, directory: Path) -> None:
+    """Write config.json and model.safetensors so that transformers loads the same model.
+
+    Raises MoegridError when no public architecture computes what the model does.
+    """
+    config = _public_config(model)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    tensors = {name: tensor.contiguous().clone() for name, tensor in _public_tensors(model)}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def _public_config(model: CausalLM) -> dict[str, Any]:
+    spec, moe = model.spec, model.spec.moe
+    plain = moe.score == "softmax" and moe.choice == "token" and moe.unit == "token" and moe.expert == "swiglu"
+    plain = plain and moe.n_group == 1 and not moe.collaboration_top and not moe.balance_bias
+    plain = plain and moe.preset not in ("moepp", "tc_moe") and moe.temperature == 1.0
+    config: dict[str, Any] = model.config.to_dict()
+    config["rope_theta"], config["dtype"] = spec.rope_theta, str(next(model.parameters()).dtype).removeprefix("torch.")
+    if moe.preset == "dense" and spec.backbone != "olmoe":
+        return {**config, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    if (
+        plain
+        and spec.backbone == "olmoe"
+        and not moe.shared_experts
+        and not spec.dense_layers
+        and moe.routed_scaling == 1
+    ):
+        return {**config, "architectures": ["OlmoeForCausalLM"], "model_type": "olmoe"}
+    if plain and spec.backbone == "deepseek_moe" and moe.combine == "sum" and moe.shared_experts:
+        return {
+            **config,
+            "architectures": ["DeepseekForCausalLM"],
+            "model_type": "deepseek",
+            "n_routed_experts": moe.num_experts,
+            "n_shared_experts": moe.shared_experts,
+            "num_experts_per_tok": moe.top_k,
+            "moe_intermediate_size": moe.expert_width,
+            "first_k_dense_replace": spec.dense_layers,
+            "moe_layer_freq": 1,
+            "norm_topk_prob": moe.renormalise,
+            "routed_scaling_factor": moe.routed_scaling,
+            "scoring_func": "softmax",
+        }
+    raise MoegridError(
+        f"preset {moe.preset!r} on backbone {spec.backbone!r} has no public layout",
+        cause="no architecture of transformers computes the same",
+        hint="olmoe without shared experts, deepseek_moe, and dense Llama models can be exported",
+    )
+
+
+def _public_tensors(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
+    width = model.spec.moe.expert_width
+    for name, tensor in canonical_state(model).items():
+        public = name.removeprefix("backbone.")
+        layer, _, part = public.partition(".mlp.block.")
+        if not part:
+            yield public, tensor
+        elif part == "router.weight":
+            yield f"{layer}.mlp.gate.weight", tensor
+        elif part.startswith("experts."):
+            for expert, matrix in enumerate(tensor):
+                stem = f"{layer}.mlp.experts.{expert}"
+                if part == "experts.down":
+                    yield f"{stem}.down_proj.weight", matrix
+                else:
+                    yield f"{stem}.gate_proj.weight", matrix[:width]
+                    yield f"{stem}.up_proj.weight", matrix[width:]
+        else:
+            group = "mlp.shared_experts" if part.startswith("shared.") else "mlp"
+            yield f"{layer}.{group}.{part.rpartition('.')[2]}_proj.weight", tensor

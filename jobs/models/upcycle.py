@@ -1,0 +1,106 @@
+"""Sparse upcycling: a Mixture-of-Experts model that starts from a dense checkpoint (Komatsuzaki et al. 2023)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jobs.models.backbones import CausalLM, build_model, canonical_state
+from jobs.models.convert import import_checkpoint, load_checkpoint
+from jobs.models.sources import open_checkpoint
+from jobs.moe.block import MoEBlock
+from orchestrator.errors import MoegridError
+from orchestrator.spec.model import ModelSpec
+
+SEED = 42
+# Partial re-initialisation: this share of each expert's hidden units is drawn anew (drop-upcycling's best ratio).
+REDRAWN = 0.5
+
+
+def initial_model(spec: ModelSpec, vocab_size: int, seed: int = 0) -> CausalLM:
+    """Return the model that a run starts from: random (torch's current generator), imported, or upcycled.
+
+    `seed` shifts the generator of upcycling, so that seed 0 is the published 42.
+    """
+    if not spec.checkpoint:
+        return build_model(spec, vocab_size)
+    checkpoint = open_checkpoint(spec.checkpoint)
+    vocab = spec.vocab_size or vocab_size
+    if vocab != checkpoint.config["vocab_size"]:
+        raise MoegridError(
+            f"the model has {vocab} token ids, the checkpoint {checkpoint.name} {checkpoint.config['vocab_size']}",
+            hint="set model.vocab_size to the checkpoint's; it may exceed the tokenizer's",
+        )
+    if spec.upcycle:
+        return upcycle(import_checkpoint(checkpoint), spec, SEED + seed)
+    model = build_model(spec, vocab)
+    load_checkpoint(model, checkpoint)
+    return model
+
+
+@torch.no_grad()
+def upcycle(dense: CausalLM, spec: ModelSpec, seed: int = SEED) -> CausalLM:
+    """Return a model of `spec` whose attention, norms and embeddings are the dense model's.
+
+    `copy`: every expert, shared ones too, starts as the dense feed-forward (narrower experts as its segments in turn).
+    `partial`: as `copy`, then half of each routed expert's hidden units are drawn anew. `shared_only`: the shared
+    experts alone start as the dense feed-forward. The router and what is drawn anew depend on `seed` alone.
+    With `copy`, renormalised weights, unsegmented experts and no shared expert, logits equal the dense model's.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build_model(spec, dense.config.vocab_size)
+    target, source = canonical_state(model), canonical_state(dense)
+    for name, tensor in source.items():
+        if ".mlp." in name:
+            continue
+        if name not in target or target[name].shape != tensor.shape:
+            raise MoegridError(
+                "the dense checkpoint does not fit the model",
+                cause=f"{name.removeprefix('backbone.')} has shape {tuple(tensor.shape)}",
+                hint="backbone, hidden_size, layers, heads, vocabulary and tied embeddings must be the checkpoint's",
+            )
+        target[name].copy_(tensor)
+    generator = torch.Generator().manual_seed(seed)
+    for old, new in zip(dense.layers, model.layers, strict=True):
+        ffn = old.mlp.block.ffn  # type: ignore[union-attr]
+        weights = {part: getattr(ffn, part) for part in ("gate", "up", "down")}
+        block = new.mlp.block  # type: ignore[union-attr]
+        if isinstance(block, MoEBlock):
+            _fill(block, weights, spec.upcycle or "copy", generator)
+        else:
+            block.load_state_dict({f"ffn.{part}": tensor for part, tensor in weights.items()})  # type: ignore[union-attr]
+    return model
+
+
+def _fill(block: MoEBlock, dense: dict[str, Tensor], mode: str, generator: torch.Generator) -> None:
+    if block.moe.expert != "swiglu":
+        raise MoegridError("upcycling needs expert 'swiglu', the form of the dense feed-forward")
+    width, total = block.moe.expert_width, dense["gate"].shape[0]
+    if total % width:
+        raise MoegridError(f"expert_width {width} does not divide the dense feed-forward's width {total}")
+    if block.shared is not None:
+        rows = torch.arange(block.shared.width) % total
+        block.shared.gate.copy_(dense["gate"][rows])
+        block.shared.up.copy_(dense["up"][rows])
+        block.shared.down.copy_(dense["down"][:, rows])
+    if mode == "shared_only":
+        return
+    for expert in range(block.moe.num_experts):
+        first = expert * width % total
+        rows = torch.arange(first, first + width)
+        block.experts.up[expert, :width] = dense["gate"][rows]
+        block.experts.up[expert, width:] = dense["up"][rows]
+        block.experts.down[expert] = dense["down"][:, rows]
+        if mode == "partial":
+            units = torch.randperm(width, generator=generator)[: int(width * REDRAWN)]
+            _redraw(block.experts.up[expert, :width], units, generator)
+            _redraw(block.experts.up[expert, width:], units, generator)
+            _redraw(block.experts.down[expert].t(), units, generator)
+
+
+def _redraw(matrix: Tensor, rows: Tensor, generator: torch.Generator) -> None:
+    """Draw `rows` anew with the mean and the standard deviation that they have."""
+    old = matrix[rows]
+    noise = torch.randn(old.shape, generator=generator)
+    matrix[rows] = (old.mean() + old.std() * noise).to(matrix.dtype)

@@ -1,0 +1,264 @@
+"""Checkpoints: transformers -> ours -> transformers gives the same logits; a dense model upcycled starts as itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM
+
+from jobs.models.backbones import build_model, weights_sha256
+from jobs.models.convert import export_checkpoint, import_checkpoint, load_checkpoint, spec_of
+from jobs.models.sources import open_checkpoint
+from jobs.models.upcycle import initial_model, upcycle
+from orchestrator.errors import MoegridError, SourceError
+from orchestrator.spec.model import ModelSpec, MoESpec
+
+Olmoe = tuple[OlmoeForCausalLM, Path]
+VOCAB = 70
+IDS = torch.randint(0, VOCAB, (2, 19), generator=torch.Generator().manual_seed(0))
+SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "initializer_range": 0.3,
+}
+
+
+@pytest.fixture
+def olmoe(tmp_path: Path) -> Olmoe:
+    torch.manual_seed(0)
+    config = OlmoeConfig(**SHAPE, intermediate_size=24, num_experts=8, num_experts_per_tok=3, rope_parameters=None)
+    model = OlmoeForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "olmoe")
+    return model, tmp_path / "olmoe"
+
+
+@torch.no_grad()
+def test_an_olmoe_checkpoint_comes_in_trains_and_goes_back(olmoe: Olmoe, tmp_path: Path) -> None:
+    reference, folder = olmoe
+    model = import_checkpoint(folder).eval()
+    torch.testing.assert_close(model(IDS).logits, reference(input_ids=IDS).logits, atol=1e-5, rtol=1e-5)
+    export_checkpoint(model, tmp_path / "same")
+    again = OlmoeForCausalLM.from_pretrained(tmp_path / "same").eval()
+    assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), again.parameters(), strict=True))
+
+    with torch.enable_grad():
+        model.train()(IDS, labels=IDS).loss.backward()
+        torch.optim.AdamW(model.parameters(), lr=1e-2).step()
+    export_checkpoint(model, tmp_path / "trained")
+    trained = OlmoeForCausalLM.from_pretrained(tmp_path / "trained").eval()
+    torch.testing.assert_close(trained(input_ids=IDS).logits, model.eval()(IDS).logits, atol=1e-5, rtol=1e-5)
+    assert weights_sha256(import_checkpoint(tmp_path / "trained")) == weights_sha256(model)
+
+
+@torch.no_grad()
+def test_padding_gives_the_logits_of_transformers(olmoe: Olmoe) -> None:
+    reference, folder = olmoe
+    model = import_checkpoint(folder).eval()
+    mask = torch.ones_like(IDS)
+    mask[0, 12:] = 0
+    ours, theirs = model(IDS, attention_mask=mask), reference(input_ids=IDS, attention_mask=mask)
+    real = mask.bool()
+    torch.testing.assert_close(ours.logits[real], theirs.logits[real], atol=1e-5, rtol=1e-5)
+
+
+def test_the_whole_model_has_the_gradients_of_transformers(olmoe: Olmoe) -> None:
+    reference, folder = olmoe
+    model = import_checkpoint(folder)
+    output = model(IDS, labels=IDS)
+    (output.loss / output.tokens).backward()
+    reference(input_ids=IDS, labels=IDS).loss.backward()
+    theirs = dict(reference.named_parameters())
+    for name, parameter in model.named_parameters():
+        public = name.removeprefix("backbone.").replace("mlp.block.router", "mlp.gate")
+        public = public.replace("mlp.block.experts.up", "mlp.experts.gate_up_proj")
+        expected = theirs[public.replace("mlp.block.experts.down", "mlp.experts.down_proj")].grad
+        scale = expected.abs().max().clamp_min(1.0)
+        torch.testing.assert_close(parameter.grad / scale, expected / scale, atol=1e-5, rtol=0, msg=name)
+
+
+def test_a_checkpoint_trains_with_another_router_of_the_same_shape(olmoe: Olmoe) -> None:
+    checkpoint = open_checkpoint(olmoe[1])
+    spec = spec_of(checkpoint.config)
+    sigmoid = dataclasses.replace(spec, moe=dataclasses.replace(spec.moe, preset="aux_free"))
+    model = build_model(sigmoid, VOCAB)
+    load_checkpoint(model, checkpoint)
+    assert torch.isfinite(model(IDS, labels=IDS).loss)
+    with pytest.raises(MoegridError, match="no public layout"):
+        export_checkpoint(model, olmoe[1] / "out")
+
+
+def test_a_checkpoint_of_another_shape_is_refused(olmoe: Olmoe, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(olmoe[1])
+    spec = spec_of(checkpoint.config)
+    wrong = dataclasses.replace(spec, moe=dataclasses.replace(spec.moe, num_experts=4))
+    with pytest.raises(MoegridError, match="does not fit"):
+        load_checkpoint(build_model(wrong, VOCAB), checkpoint)
+    with pytest.raises(SourceError, match="no checkpoint"):
+        open_checkpoint(tmp_path / "nowhere")
+
+
+class DeepseekFeedForward(nn.Module):
+    """The 16B model's sparse layer, composed: softmax, greedy top-k, no renormalisation, plus the shared experts."""
+
+    def __init__(self, experts: nn.ModuleList, gate: nn.Parameter, shared: nn.Module, top_k: int) -> None:
+        super().__init__()
+        self.experts, self.gate, self.shared, self.top_k = experts, gate, shared, top_k
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = F.linear(x, self.gate).softmax(-1)
+        values, indices = scores.topk(self.top_k, dim=-1)
+        outputs = torch.stack([expert(x) for expert in self.experts], dim=-2)
+        chosen = outputs.gather(-2, indices.unsqueeze(-1).expand(*indices.shape, x.shape[-1]))
+        return (chosen * values.unsqueeze(-1)).sum(-2) + self.shared(x)
+
+
+@torch.no_grad()
+def test_deepseek_moe_16b_layout_against_a_composed_reference(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    moe = MoESpec(preset="deepseek_moe", top_k=3, num_experts=8, expert_width=12)
+    spec = ModelSpec(
+        backbone="deepseek_moe", hidden_size=32, num_layers=2, init_std=0.3, dense_layers=1, dense_width=40, moe=moe
+    )
+    model = build_model(spec, VOCAB).eval()
+    export_checkpoint(model, tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.config["n_shared_experts"] == 2
+    assert checkpoint.config["first_k_dense_replace"] == 1
+    tensors = dict(checkpoint.tensors())
+    assert weights_sha256(import_checkpoint(tmp_path)) == weights_sha256(model)
+
+    config = LlamaConfig(**{**SHAPE, "num_key_value_heads": 4}, intermediate_size=40, rms_norm_eps=1e-5)
+    reference = LlamaForCausalLM(config).eval()
+
+    def mlp(prefix: str) -> nn.Module:
+        module = type(reference.model.layers[0].mlp)(config)
+        for part in ("gate", "up", "down"):
+            getattr(module, f"{part}_proj").weight = nn.Parameter(tensors[f"{prefix}.{part}_proj.weight"])
+        return module
+
+    layer = "model.layers.1.mlp"
+    sparse = DeepseekFeedForward(
+        nn.ModuleList([mlp(f"{layer}.experts.{i}") for i in range(8)]),
+        nn.Parameter(tensors[f"{layer}.gate.weight"]),
+        mlp(f"{layer}.shared_experts"),
+        3,
+    )
+    reference.model.layers[1].mlp = nn.Identity()
+    dense = {name: tensor for name, tensor in tensors.items() if not name.startswith(layer)}
+    reference.load_state_dict(dense)
+    reference.model.layers[1].mlp = sparse
+    torch.testing.assert_close(model(IDS).logits, reference(input_ids=IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> tuple[LlamaForCausalLM, Path]:
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPE, intermediate_size=48, tie_word_embeddings=True, rms_norm_eps=1e-5)
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "llama")
+    return model, tmp_path / "llama"
+
+
+def sparse_spec(folder: Path, **moe: object) -> ModelSpec:
+    dense = spec_of(open_checkpoint(folder).config)
+    fields = {"num_experts": 4, "top_k": 2, "expert_width": 48, **moe}
+    return dataclasses.replace(dense, checkpoint=str(folder), upcycle="copy", moe=MoESpec(preset="smoe", **fields))
+
+
+@torch.no_grad()
+def test_a_copied_dense_model_starts_with_its_own_logits(llama: tuple[LlamaForCausalLM, Path]) -> None:
+    reference, folder = llama
+    expected = reference(input_ids=IDS).logits
+    torch.testing.assert_close(import_checkpoint(folder).eval()(IDS).logits, expected, atol=1e-5, rtol=1e-5)
+    model = initial_model(sparse_spec(folder), VOCAB).eval()
+    torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert len(model.moe_blocks) == 2
+    router = model.moe_blocks[0].router.weight
+    assert torch.equal(router, initial_model(sparse_spec(folder), VOCAB).moe_blocks[0].router.weight)
+    assert not torch.equal(router, initial_model(sparse_spec(folder), VOCAB, seed=1).moe_blocks[0].router.weight)
+    assert 0.01 < router.std() < 0.03
+
+
+@torch.no_grad()
+def test_partial_and_shared_upcycling_keep_what_they_promise(llama: tuple[LlamaForCausalLM, Path]) -> None:
+    reference, folder = llama
+    gate = reference.model.layers[0].mlp.gate_proj.weight
+    dense = import_checkpoint(folder)
+    spec = dataclasses.replace(sparse_spec(folder), upcycle="partial")
+    partial = upcycle(dense, spec).moe_blocks[0].experts.up[:, :48]
+    kept = (partial == gate).all(-1).sum(-1)
+    assert kept.tolist() == [24] * 4
+    assert not torch.equal(partial[0], partial[1])
+    assert abs(float(partial.std() / gate.std()) - 1) < 0.1
+
+    spec = dataclasses.replace(sparse_spec(folder, shared_experts=1), upcycle="shared_only")
+    model = upcycle(dense, spec)
+    assert torch.equal(model.moe_blocks[0].shared.gate, gate)
+    assert not (model.moe_blocks[0].experts.up[:, :48] == gate).any()
+
+    segments = upcycle(dense, sparse_spec(folder, expert_width=24)).moe_blocks[0].experts.up[:, :24]
+    assert torch.equal(segments[0], gate[:24])
+    assert torch.equal(segments[1], gate[24:])
+    assert torch.equal(segments[2], gate[:24])
+    with pytest.raises(MoegridError, match="does not divide"):
+        upcycle(dense, sparse_spec(folder, expert_width=36))
+
+
+@torch.no_grad()
+def test_a_gguf_file_gives_the_logits_of_the_model_that_it_holds(llama: tuple[LlamaForCausalLM, Path]) -> None:
+    from gguf import GGUFWriter
+
+    reference, folder = llama
+    path = folder / "model.gguf"
+    writer = GGUFWriter(str(path), "llama")
+    writer.add_vocab_size(VOCAB)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    names = {
+        "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+
+    def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
+        """Order a head's rows as GGUF does: rotary pairs side by side."""
+        return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+    for name, tensor in reference.state_dict().items():
+        value = tensor.numpy()
+        if name == "lm_head.weight":
+            continue  # tied
+        if name.startswith("model.layers."):
+            _, _, layer, part = name.removesuffix(".weight").split(".", 3)
+            if names[part] in ("attn_q", "attn_k"):
+                value = interleave(value, 4 if part.endswith("q_proj") else 2)
+            writer.add_tensor(f"blk.{layer}.{names[part]}.weight", np.ascontiguousarray(value))
+        else:
+            top = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+            writer.add_tensor(top[name], value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    model = import_checkpoint(path).eval()
+    torch.testing.assert_close(model(IDS).logits, reference(input_ids=IDS).logits, atol=1e-5, rtol=1e-5)
