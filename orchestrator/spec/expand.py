@@ -233,12 +233,13 @@ class Expander:
         for finding in findings:
             self._note(finding, axes, combo, item)
         for axis, choice in zip(axes, combo, strict=True) if not findings else ():
-            for factor in axis.factors if choice is not ABSENT else ():
-                reason = why_not(cell, factor.paths[0])
-                if reason:
-                    message = f"factor {factor.name!r} does not apply: {reason}"
-                    hint = f"restrict it with when: {{{factor.name}: {{...}}}} or remove it"
-                    self._note((factor.paths[0], message, hint), axes, combo, item)
+            # Paired factors are chosen together: one that matters is enough.
+            reasons = [why_not(cell, factor.paths[0]) for factor in axis.factors] if choice is not ABSENT else [""]
+            if all(reasons):
+                names = ", ".join(axis.names)
+                message = f"factor {names!r} does not apply: {reasons[0]}"
+                hint = f"restrict it with when: {{{axis.names[0]}: {{...}}}} or remove it"
+                self._note((axis.factors[0].paths[0], message, hint), axes, combo, item)
 
     def _parts(self, axes: list[Axis], combo: tuple[Choice, ...]) -> Iterator[Built]:
         for name in SECTIONS:

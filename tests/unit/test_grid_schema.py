@@ -61,7 +61,7 @@ def test_it_refuses_mistakes(validator: Any, text: str) -> None:
     [
         "base: finetune\nfactors: {freeze: none, [lr, seed]: [[1e-4, 0]], finetune.clip: [1], steps: [3M tokens]}\n",
         "base: finetune\nalso: [{granularity: 1/7+1}]\nexclude: [{freeze: [none]}]\nwhen: {lr: {freeze: none}}\n",
-        "base: finetune\nset: {finetune.lr: 1e-4, evaluate: {tasks: {piqa: {limit: 3}, mmlu: false}}, pretrain: null}\n",
+        "base: finetune\nset: {finetune.lr: 1e-4, evaluate: {tasks: {piqa: {limit: 3}, mmlu: false}}}\n",
         "base: finetune\nscales: {tiny: {set: {finetune.steps: 3 epochs}, at: [1.0]}}\n",
     ],
 )
