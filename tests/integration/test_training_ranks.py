@@ -1,0 +1,101 @@
+"""Training on two ranks under every engine: freezing, forks and resume keep their bits, losses agree with one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.models.backbones import build_model, parameter_roles
+from jobs.train.checkpoint import read_tensors
+from orchestrator.spec.cell import Resources
+from orchestrator.spec.work import TrainWork
+from orchestrator.store import Store
+from tests.training import EXECUTION, MODEL, TRAIN, failure, init_work, prepare, segments, start, state_bits, submit
+
+TWO = Resources(processes=2)
+LONG = dataclasses.replace(TRAIN, steps=60, expert_dropout=0.0)
+CUTS = (("", 0, 30), ("router", 30, 60))
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="extra deepspeed is absent")
+ENGINES = ["torch", "fsdp", *(pytest.param(f"deepspeed:{stage}", marks=needs_deepspeed) for stage in range(4))]
+
+
+def run(store: Store, works: list[TrainWork], name: str, engine: str, resources: Resources = TWO, code: int = 0) -> None:
+    execution = dataclasses.replace(EXECUTION, engine=engine)
+    process = start(submit(store, works, name, resources=resources, execution=execution))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+
+
+def fresh(path: Path, name: str) -> Store:
+    from tests.training import run_chain
+
+    store = prepare(str(path / name))
+    run_chain(store, [init_work()], "init")
+    return store
+
+
+def losses(store: Store, works: list[TrainWork]) -> list[float]:
+    rows = []
+    for work in works:
+        manifest = store.artifacts.get(work.key())
+        assert manifest is not None
+        rows += json.loads(store.artifacts.read(manifest.blob("series.json")))
+    return [row["train/lm_loss"] for row in rows]
+
+
+def tensors(store: Store, key: str) -> dict[str, torch.Tensor]:
+    manifest = store.artifacts.get(key)
+    assert manifest is not None
+    path = store.objects.local_path(manifest.blob("weights.safetensors").path)
+    assert path is not None
+    return read_tensors(path)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    store = fresh(tmp_path_factory.mktemp("one"), "store")
+    works = segments(CUTS, LONG)
+    run(store, works, "one-0", "torch", Resources())
+    return losses(store, works)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engine(tmp_path: Path, engine: str, one_process: list[float]) -> None:
+    works = segments(CUTS, LONG)
+    straight = fresh(tmp_path, "straight")
+    run(straight, works, "straight-0", engine)
+    assert losses(straight, works) == pytest.approx(one_process, rel=1e-4)
+    half, end = (tensors(straight, work.key()) for work in works)
+    routers = [name for name, _, role in parameter_roles(build_model(MODEL, 64)) if role == "router"]
+    for name in half:
+        assert torch.equal(half[name], end[name]) == (name in routers), name
+    # Stopped in the frozen half by a signal, gone on in fresh processes.
+    cut = fresh(tmp_path, "cut")
+    run(cut, works[:1], "cut-0", engine)
+    execution = dataclasses.replace(EXECUTION, engine=engine, checkpoint_steps=7)
+    process = start(submit(cut, works[1:], "cut-1", resources=TWO, execution=execution))
+    deadline = time.monotonic() + 120
+    while cut.artifacts.get(works[1].key_at(35)) is None and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    run(cut, works[1:], "cut-2", engine)
+    assert state_bits(cut, works[1].key()) == state_bits(straight, works[1].key())
+
+
+def test_other_world_size_is_refused(tmp_path: Path) -> None:
+    works = segments(CUTS, LONG)
+    store = fresh(tmp_path, "store")
+    run(store, works[:1], "one-0", "torch", Resources())
+    run(store, works[1:], "two-0", "torch", code=1)
+    record = failure(store, "two-0")
+    assert record["kind"] == "numerics"
+    assert "world_size 1 -> 2" in record["message"]
