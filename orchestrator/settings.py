@@ -93,7 +93,11 @@ def open_backend(site: Site) -> Backend:
         from orchestrator.backends.slurm import SlurmBackend, SlurmSite
 
         return SlurmBackend(SlurmSite.of(site.options))
+    if site.backend == "ray":
+        from orchestrator.backends.ray import RayBackend, RaySite
+
+        return RayBackend(RaySite.of(site.options))
     raise MoegridError(
         f"site {site.name!r} asks for the backend {site.backend!r}, which does not exist",
-        hint="backends: local, slurm",
+        hint="backends: local, slurm, ray",
     )

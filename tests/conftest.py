@@ -12,4 +12,4 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from tests.s3_lab import proxy, s3, s3_server  # noqa: E402, F401 (fixtures)
 
-pytest_plugins = ["tests.lab_slurm"]
+pytest_plugins = ["tests.lab_slurm", "tests.lab_ray"]
