@@ -45,6 +45,7 @@ SIGNATURES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"collective operation timeout|socket timeout.*rendezvous", "node_lost"),
         (r"gloo.*(connection (closed|reset|refused)|timed out|connect failure)", "node_lost"),
         (r"(rendezvous|c10d|tcpstore).*(timed? ?out|connection (closed|reset|refused))", "node_lost"),
+        (r"was started before its parent was committed", "parent_missing"),
         (r"router(s)? (has |have )?collapsed", "router_collapsed"),
         (r"(loss|gradient|grad_norm)\b.{0,40}\b(is |are )?(nan|inf|not finite|non-finite)", "nan"),
         (r"diverged", "diverged"),

@@ -115,7 +115,9 @@ class Engine:
         missing = self._stages - present
         failures = self.journal.failures(missing)
         busy = self.watch.observe(self.journal.claims(missing))
-        if self.watch.settled:
+        if self.watch.settled:  # which may have discarded a damaged artifact
+            present = self.store.artifacts.keys() & self._stages
+            missing = self._stages - present
             failures = self.journal.failures(missing)
         decisions = {stage: decide(own) for stage, own in failures.items()}
         failed = {stage: decision.reason for stage, decision in decisions.items() if not decision.retry}

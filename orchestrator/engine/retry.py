@@ -33,6 +33,7 @@ RULES: dict[str, Rule] = {
     "node_lost": Rule(retries=5, outside=True, delay=1.0),
     "unreachable": Rule(retries=5, outside=True, delay=1.0),
     "corrupt": Rule(retries=3, outside=True),
+    "parent_missing": Rule(retries=3, outside=True),  # damaged or collected since it was listed
     "oom": Rule(retries=2, outside=True, memory_factor=2.0),
     "timeout": Rule(retries=1, outside=True, needs_progress=True),
     "disk_full": Rule(retries=0, outside=True),

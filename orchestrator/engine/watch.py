@@ -15,6 +15,7 @@ from orchestrator.engine import driver as drivers
 from orchestrator.engine.driver import Driver, batch_of, driver_of
 from orchestrator.engine.failures import Failure, classify, tail
 from orchestrator.engine.journal import Journal, code_digest
+from orchestrator.errors import EXIT_DONE
 from orchestrator.store import ClaimState
 
 
@@ -72,7 +73,8 @@ class Watch:
             held = [claims[stage] for stage in stages]
             handle, state = handles.get(attempt), states.get(attempt, JobState(ABSENT))
             if self._is_over(attempt, state, held):
-                self._settle(attempt, handle, state, stages)
+                given_back = bool(held) and all(claim.released for claim in held)
+                self._settle(attempt, handle, state, stages, given_back=given_back)
                 continue
             if handle is not None and drivers.is_dead(driver_of(attempt)):
                 self._mine[attempt] = handle
@@ -121,14 +123,19 @@ class Watch:
                 self._backend.cancel([handle], now=True)
         return False
 
-    def _settle(self, attempt: str, handle: Handle | None, state: JobState, stages: list[str]) -> None:
-        """Write down why an attempt that is over did not finish, and release what it still holds."""
+    def _settle(
+        self, attempt: str, handle: Handle | None, state: JobState, stages: list[str], *, given_back: bool
+    ) -> None:
+        """Write down why an attempt that is over did not finish, and release what it still holds.
+
+        `given_back`: its leases were released, by itself or by a driver that has written down why.
+        """
         store = self._journal.store
         job = self._journal.job(attempt)
         keys = [stage["key"] for stage in job["stages"]] if job else stages
         missing = [key for key in keys if store.artifacts.get(key) is None]
         entered = state.phase != ABSENT or bool(self._journal.heartbeat(attempt))
-        if missing and job is not None and entered:
+        if missing and job is not None and entered and not (given_back and self._ended_well(attempt, state)):
             self._record(attempt, handle, state, missing, float(job["resources"]["memory_gb"]))
         for key in missing:
             self._journal.evict(key, attempt)
@@ -137,6 +144,12 @@ class Watch:
         self.settled += 1
         self._over.add(attempt)
         self._mine.pop(attempt, None)
+
+    def _ended_well(self, attempt: str, state: JobState) -> bool:
+        """Did an attempt whose end nobody saw do its work (its artifacts were discarded since)?"""
+        if state.exit_code is not None or state.signal or self._journal.report(attempt):
+            return False
+        return self._journal.heartbeat(attempt).get("exit_code", EXIT_DONE) == EXIT_DONE
 
     def _record(
         self, attempt: str, handle: Handle | None, state: JobState, missing: list[str], memory_gb: float

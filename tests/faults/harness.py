@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -54,7 +55,8 @@ class Lab:
         """Start a driver (`run`, unless `words` name another command); keyword arguments are its environment."""
         self.folder.mkdir(parents=True, exist_ok=True)
         command = words or ("run",)
-        arguments = [sys.executable, str(HERE / "driver.py"), command[0], grid, *command[1:]]
+        gc = ["--delete", "--grace", "0"] if command[0] == "gc" else [grid]
+        arguments = [sys.executable, str(HERE / "driver.py"), command[0], *gc, *command[1:]]
         arguments += [part for value in only for part in ("--only", value)]
         arguments += ["--store", str(self.store_path), "--tracking", "none"]
         if command[0] in ("run", "resume", "tick"):
@@ -129,9 +131,12 @@ class Lab:
         for driver in self.drivers:
             if driver.poll() is None:
                 driver.kill()
-            driver.communicate()
+                driver.wait()
+            if driver.stdout is not None:
+                driver.stdout.close()
         for pid in self.job_pids():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def assert_sound(lab: Lab, reference: dict[str, Any], *, once: bool = True) -> None:
