@@ -118,6 +118,9 @@ class LocalBackend:
         for path in sorted(self._records.glob(f"{batch}-*.json")):
             record = _read(path)
             pid, started = self._process(path.stem)
+            while not pid and time.time() - record.get("time", 0.0) < _STARTING_SECONDS / 10:
+                time.sleep(0.01)  # its driver may have died a moment ago, before the shell could leave its id
+                pid, started = self._process(path.stem)
             if record.get("batch") == batch and pid:
                 found[path.stem] = self._handle(record, pid, started)
         return found
@@ -147,7 +150,8 @@ class LocalBackend:
                 continue
             pid, started = self._process(path.stem)
             age = time.time() - record["time"]
-            if (not pid and age < _STARTING_SECONDS) or (host.alive(pid, started) and not host.is_zombie(pid)):
+            starting = not pid and age < _STARTING_SECONDS and not path.with_suffix(".exit").exists()
+            if starting or (host.alive(pid, started) and not host.is_zombie(pid)):
                 live.append(record)
             elif age > _KEEP_SECONDS:
                 for suffix in _SUFFIXES:

@@ -129,8 +129,9 @@ class Progress:
         if now - self._read >= HEARTBEAT_SECONDS:
             self._read = now
             by_attempt: dict[str, list[str]] = {}
-            for stage, attempt in snapshot.busy.items():
-                by_attempt.setdefault(attempt, []).append(stage)
+            for stage in self._graph.stages:
+                if stage in snapshot.busy:
+                    by_attempt.setdefault(snapshot.busy[stage], []).append(stage)
             self._last = [running(self._graph, a, s, self._heartbeat(a)) for a, s in by_attempt.items()]
         if self._live is not None:
             self._live.update(self._block(snapshot))
