@@ -76,8 +76,8 @@ def load_site(name: str) -> Site:
         ) from error
 
 
-def open_backend(site: Site) -> Backend:
-    """Return the backend of a site."""
+def open_backend(site: Site, store: str = "") -> Backend:
+    """Return the backend of a site for jobs of the store with this URL."""
     if site.backend == "local":
         from orchestrator.backends.local import Budget, LocalBackend
 
@@ -88,7 +88,7 @@ def open_backend(site: Site) -> Backend:
             memory_gb=float(options.get("memory_gb", 0)),
             gpus=None if gpus is None else int(gpus),
         )
-        return LocalBackend(budget=budget)
+        return LocalBackend(budget=budget, store=store)
     if site.backend == "slurm":
         from orchestrator.backends.slurm import SlurmBackend, SlurmSite
 

@@ -2,7 +2,8 @@
 
 Each job is its own session, so it outlives a killed driver. Before it does any work it leaves its process id and start
 time in the run directory of this machine; from there any other driver finds, polls and stops it. A process id is never
-signalled unless its start time is the recorded one. The budget counts the jobs of all drivers of this user.
+signalled unless its start time is the recorded one. The budget of cores and memory is shared by all drivers of one
+store; GPUs are never given twice, whichever the store.
 """
 
 from __future__ import annotations
@@ -78,11 +79,14 @@ class LocalBackend:
         self,
         *,
         budget: Budget | None = None,
+        store: str = "",
         program: Sequence[str] = (sys.executable, "-m", "jobs.run"),
     ) -> None:
+        """`store` is the URL of the store whose jobs share the budget; "" = of all stores."""
         self.budget = budget or Budget.of_machine()
         self._records = host.run_directory() / "jobs"
         self._records.mkdir(exist_ok=True)
+        self._store = store
         self._program = tuple(program)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._oom_kills: dict[str, int] = {}
@@ -90,9 +94,10 @@ class LocalBackend:
     def admit(self, wanted: Sequence[Resources]) -> list[bool]:
         """Admit what fits into the free part of the budget; what is larger than the whole budget runs alone."""
         live = self._live()
-        cores = sum(record["cores"] for record in live)
-        memory = sum(record["memory_gb"] for record in live)
         gpus = sum(len(record["gpus"]) for record in live)
+        mine = [record for record in live if self._store in ("", record["store"])]
+        cores = sum(record["cores"] for record in mine)
+        memory = sum(record["memory_gb"] for record in mine)
         answers = []
         for resources in wanted:
             more_cores, more_memory, more_gpus = demand(resources)

@@ -90,7 +90,7 @@ def open_engine(context: Context, graph: StageGraph) -> tuple[Engine, Backend]:
     """Return the engine of a grid on the site that the arguments name."""
     arguments = context.arguments
     site = load_site(arguments.site)
-    backend = open_backend(site)
+    backend = open_backend(site, context.store.url)
     options = Options(
         site=site.name,
         tracking_uri=context.tracking_uri,

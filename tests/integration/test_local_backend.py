@@ -140,6 +140,14 @@ def test_the_budget_counts_the_jobs_of_all_drivers(program: tuple[str, ...]) -> 
     assert second.admit([Resources(cores=8), one]) == [True, False]
 
 
+def test_the_jobs_of_another_store_do_not_count(program: tuple[str, ...]) -> None:
+    first = LocalBackend(budget=Budget(2, 64.0, 0), program=program, store="/store")
+    first.submit(batch("sleep"))
+    other = LocalBackend(budget=Budget(2, 64.0, 0), program=program, store="/another")
+    assert first.admit([Resources(cores=2)]) == [False]
+    assert other.admit([Resources(cores=2)]) == [True]
+
+
 def test_a_small_job_may_pass_a_large_one_that_does_not_fit(program: tuple[str, ...]) -> None:
     local = backend(program)
     local.submit(batch("sleep"))
