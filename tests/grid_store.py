@@ -199,7 +199,7 @@ class GridStore:
         if facts["suite"] == "efficiency":
             measured = {"load_balance": 2.8 + noise, "collaboration": 2.1 + noise, "capacity": 0.01 + noise}
             counts = [[chance.randrange(20, 200) for _ in range(8)] for _ in range(4)]
-            return {**measured, "specialization": 0.02 + noise}, {"counts": counts}
+            return {**measured, "specialization": 0.02 + noise}, {"expert_counts": counts}
         metrics = {"answer_bpb": 1.2 + noise + effect, "reasoning_avg": 0.25}
         for task in self.tasks:
             metrics[f"{task}/acc"] = 0.25 + noise
@@ -224,7 +224,7 @@ class GridStore:
                 columns["item"].append(str(item))
                 columns["acc"].append(float(item % 4 == 0))
                 columns["answer_bpb"].append(metrics[f"{task}/answer_bpb"] + shared)
-                columns["intervention"].append("")
+                columns["intervention"].append("base")
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(columns), sink)
         return bytes(sink.getvalue().to_pybytes())

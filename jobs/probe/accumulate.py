@@ -24,13 +24,16 @@ from jobs.probe.metrics import (
 
 
 class RoutingTotals:
-    """Counts, pair counts and means of one set of tokens: O(L N^2) memory at any number of tokens."""
+    """Counts, pair counts and means of one set of tokens: O(L N^2) memory at any number of tokens.
 
-    def __init__(self, num_layers: int, num_experts: int) -> None:
+    `num_ids` are the router's ids, where they are more than the physical experts (MoE++, TC-MoE).
+    """
+
+    def __init__(self, num_layers: int, num_experts: int, num_ids: int = 0) -> None:
         self.num_experts = num_experts
         self.counts_LN: Ints = np.zeros((num_layers, num_experts), dtype=np.int64)
         self.pairs_LNN: Ints = np.zeros((num_layers, num_experts, num_experts), dtype=np.int64)
-        self.scores_LN: Floats = np.zeros((num_layers, num_experts))
+        self.scores_LN: Floats = np.zeros((num_layers, num_ids or num_experts))
         self.tokens_L: Ints = np.zeros(num_layers, dtype=np.int64)
         self._margins = _Means(num_layers)
         self._entropies = _Means(num_layers)
@@ -43,8 +46,12 @@ class RoutingTotals:
         weights_Tk: ArrayLike | None = None,
         scores_TN: ArrayLike | None = None,
         mask_T: ArrayLike | None = None,
+        ids_Tk: ArrayLike | None = None,
     ) -> None:
-        """Add one batch of one layer; tokens where `mask_T` is False do not count."""
+        """Add one batch of one layer; tokens where `mask_T` is False do not count.
+
+        `indices_Tk` are physical experts, `ids_Tk` the router ids that `weights_Tk` belong to (default: the same).
+        """
         indices = np.asarray(indices_Tk)
         keep = np.ones(len(indices), dtype=bool) if mask_T is None else np.asarray(mask_T, dtype=bool)
         indices = indices[keep]
@@ -52,7 +59,8 @@ class RoutingTotals:
         self.counts_LN[layer] += expert_counts(indices, self.num_experts)
         self.pairs_LNN[layer] += pair_counts(indices, self.num_experts)
         if weights_Tk is not None:
-            self._entropies.add(layer, weight_entropies(np.asarray(weights_Tk)[keep], indices))
+            slots = indices if ids_Tk is None else np.asarray(ids_Tk)[keep]
+            self._entropies.add(layer, weight_entropies(np.asarray(weights_Tk)[keep], slots))
         if scores_TN is not None:
             scores = np.asarray(scores_TN)[keep]
             self.scores_LN[layer] += scores.sum(axis=0, dtype=np.float64)

@@ -17,6 +17,7 @@ from orchestrator.tracking.tracker import is_causal
 
 DONE, FAILED, BLOCKED, RUNNING, PENDING = "done", "failed", "blocked", "running", "pending"
 ITEMS_BLOB = "items.parquet"
+BASE = "base"  # the intervention column of items scored without one
 ITEM_SCORES = ("acc", "acc_norm", "answer_bpb")
 
 
@@ -266,7 +267,7 @@ def _state(cell: Mapping[str, Any], view: _View) -> tuple[str, str]:
 
 def _by_item(columns: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, dict[str, float]]]:
     tasks, items = columns["task"], columns["item"]
-    plain = [not intervention for intervention in columns.get("intervention", [""] * len(tasks))]
+    plain = [intervention in ("", BASE) for intervention in columns.get("intervention", [""] * len(tasks))]
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, values in columns.items():
         if name in ("task", "item", "intervention"):

@@ -248,7 +248,7 @@ def _phase_changes(results: Results) -> dict[float, str]:
 def _counts(results: Results, cell: Mapping[str, Any]) -> list[list[float]] | None:
     for result in cell["results"]:
         manifest = results.manifests.get(result["key"])
-        counts = manifest.info.get("counts") if manifest else None
+        counts = manifest.info.get("expert_counts") if manifest else None
         if isinstance(counts, list) and counts and isinstance(counts[0], list):
             return counts
     return None
