@@ -95,7 +95,5 @@ $(VENV)/.ready: $(VENV)/.python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.ready-%: $(VENV)/.ready
-	@$(BIN)/pip install -q -c constraints.txt -e '.[$(subst dev,dev$(COMMA)s3lab,$*)]'
+	@$(BIN)/pip install -q -c constraints.txt -e '.[$*]'
 	@touch $@
-
-COMMA := ,
