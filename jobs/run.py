@@ -39,6 +39,7 @@ STAGES: dict[str, str] = {
     "evaluate/lm": "jobs.evaluate.lm",
     "evaluate/reasoning": "jobs.evaluate.reasoning",
     "evaluate/efficiency": "jobs.evaluate.efficiency",
+    "evaluate/probe": "jobs.probe.collect",
 }
 TORCH_KINDS = ("init", "train", "evaluate")
 

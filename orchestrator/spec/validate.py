@@ -136,7 +136,9 @@ def why_not(cell: Cell, path: Path) -> str:
         return f"the cell has no {name} phase"
     if path == ("seed", "init") and cell.model.checkpoint and not cell.model.upcycle:
         return "the weights come from a checkpoint"
-    if name in ("efficiency_limit", "routing_seeds") and "efficiency" not in cell.evaluate.suites:
+    if name == "routing_seeds" and "efficiency" not in cell.evaluate.suites:
+        return "the suite efficiency is not evaluated"
+    if name == "efficiency_limit" and not {"efficiency", "probe"} & set(cell.evaluate.suites):
         return "the suite efficiency is not evaluated"
     return ""
 
