@@ -16,7 +16,7 @@ from orchestrator.errors import MoegridError
 from orchestrator.plan.cost import Clock
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import Plan, make_plan
-from orchestrator.plan.root import root_document
+from orchestrator.plan.root import root_digest, root_document
 from orchestrator.settings import store_url, tracking_uri
 from orchestrator.spec.grid import Grid, load_grid
 from orchestrator.store import Store
@@ -49,11 +49,12 @@ class Context:
         """Lower the grid to its stages."""
         return build_graph(self.load_grid(), share=not getattr(self.arguments, "no_share", False))
 
-    def write_root(self, graph: StageGraph) -> dict[str, Any]:
+    def write_root(self, graph: StageGraph) -> None:
         """Record this version of the grid, before anything of the store is read for a plan."""
-        document = root_document(graph)
-        self.store.write_root(graph.grid.name, document["digest"], document)
-        return document
+        name, digest = graph.grid.name, root_digest(graph)
+        versions = sorted((entry.modified, entry.path) for entry in self.store.objects.list(f"grids/{name}"))
+        if not versions or versions[-1][1] != f"grids/{name}/{digest}.json":
+            self.store.write_root(name, digest, root_document(graph))
 
     def plan(self, graph: StageGraph, journal: Journal) -> Plan:
         """Plan the grid as the store stands: what is done, what goes on from where, what is blocked by what."""

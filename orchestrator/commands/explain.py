@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.commands.context import Context, cell_ids
 from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DONE, MoegridError
+from orchestrator.plan.graph import build_graph
 from orchestrator.plan.root import root_document
+from orchestrator.spec.diff import differences
 from orchestrator.spec.grid import load_grid
 from orchestrator.tracking import records
-
-_ABSENT = "(absent)"
 
 
 def explain(context: Context) -> int:
     """Say for each cell what is done, what is new, and which field made it new since the version before."""
     graph = context.load_graph()
-    document = root_document(graph)
+    document = records.with_sections(root_document(graph))
     known = records.documents(context.store, graph.grid.name) if _known(context, graph.grid.name) else []
     earlier = [d for d in known if d["digest"] != document["digest"] and d["scale"] == document["scale"]]
     context.write_root(graph)
@@ -27,8 +27,9 @@ def explain(context: Context) -> int:
     answers = []
     for cell in (c for c in document["cells"] if c["id"] in wanted):
         pending = [key for key in cell["stages"] if plan.actions[key].name != "done"]
-        before = _predecessor(cell, earlier)
-        changes = list(differences(before["resolved"], cell["resolved"])) if before else []
+        own = cell["resolved"]
+        before, sections = _predecessor(cell, own, earlier)
+        changes = differences(sections, own) if before else []
         answers.append(
             {
                 "id": cell["id"],
@@ -68,7 +69,7 @@ def diff(context: Context) -> int:
     first, second = (_side(context, name) for name in (context.arguments.a, context.arguments.b))
     if isinstance(first, str) or isinstance(second, str):
         raise MoegridError("a cell can only be compared with a cell", hint="give GRID GRID, or GRID:CELL GRID:CELL")
-    changes = list(differences(first, second))
+    changes = differences(first, second)
     if context.arguments.json:
         context.emit([{"field": field, "a": old, "b": new} for field, old, new in changes])
         return EXIT_DONE
@@ -79,22 +80,11 @@ def diff(context: Context) -> int:
     return EXIT_DONE
 
 
-def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (dotted field, old value, new value) wherever two JSON values differ."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in dict.fromkeys((*old, *new)):
-            yield from differences(old.get(name, _ABSENT), new.get(name, _ABSENT), f"{path}.{name}" if path else name)
-    elif old != new:
-        yield path, old, new
-
-
 def _side(context: Context, name: str) -> Any:
     grid_name, _, cell = name.partition(":")
     grid = load_grid(grid_name, scale=context.arguments.scale)
-    from orchestrator.plan.graph import build_graph
-
     graph = build_graph(grid)
-    document = root_document(graph)
+    document = records.with_sections(root_document(graph))
     cells = {c["id"]: c for c in document["cells"]}
     if cell:
         return cells[cell_ids(graph, cell)[0]]["resolved"]
@@ -105,20 +95,21 @@ def _known(context: Context, name: str) -> bool:
     return any(True for _ in context.store.objects.list(f"grids/{name}"))
 
 
-def _predecessor(cell: Mapping[str, Any], earlier: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the most similar cell of the newest earlier version: equal, of the same name, or of the fewest changes."""
-    for document in reversed(earlier):
-        best: tuple[int, dict[str, Any]] | None = None
+def _predecessor(
+    cell: Mapping[str, Any], own: Mapping[str, Any], earlier: list[dict[str, Any]]
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Return the most similar cell of the newest earlier version and its sections: equal, or of the same name, or of
+    the fewest changes.
+    """
+    if not earlier or not earlier[-1]["cells"]:
+        return None, {}
+    document = earlier[-1]
+    for same in ("id", "name"):
         for other in document["cells"]:
-            if other["id"] == cell["id"]:
-                return dict(other)
-            distance = sum(1 for _ in differences(other["resolved"], cell["resolved"]))
-            distance -= 1000 if other["name"] == cell["name"] else 0
-            if best is None or distance < best[0]:
-                best = (distance, other)
-        if best is not None:
-            return dict(best[1])
-    return None
+            if other[same] == cell[same]:
+                return other, other["resolved"]
+    found = min(document["cells"], key=lambda other: len(differences(other["resolved"], own)))
+    return found, found["resolved"]
 
 
 def _why(

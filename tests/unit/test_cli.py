@@ -1,0 +1,188 @@
+"""The command line: what it accepts, how it fails, and that it starts fast."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import cli
+from orchestrator.errors import EXIT_PENDING, EXIT_UNREACHABLE, EXIT_USAGE
+
+ROOT = Path(cli.__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every command inside the test's folder."""
+    monkeypatch.setenv("MOEGRID_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("MOEGRID_TRACKING", "none")
+    monkeypatch.setenv("MOEGRID_RUN_DIR", str(tmp_path / "run"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Run a command; return its exit code, stdout and stderr."""
+    code = cli.main(words)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_is_fast_and_imports_nothing_heavy() -> None:
+    code = "import sys; from orchestrator import cli; cli.build_parser().format_help(); print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    loaded = set(said.split())
+    assert not loaded & {"torch", "mlflow", "rich", "omegaconf", "obstore", "numpy", "yaml", "orchestrator.store"}
+    times = []
+    for _ in range(3):
+        began = os.times()
+        subprocess.run([sys.executable, "-m", "orchestrator", "--help"], cwd=ROOT, capture_output=True, check=True)
+        ended = os.times()
+        times.append(ended.children_user + ended.children_system - began.children_user - began.children_system)
+    assert min(times) < 0.25
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["pla", "quickstart"], ["unknown command 'pla'", "did you mean 'plan'?"]),
+        (["plan", "quickstrt"], ["quickstrt", "did you mean 'quickstart'?"]),
+        (["plan", "quickstart", "--sclae", "tiny"], ["unknown argument '--sclae'", "did you mean '--scale'?"]),
+        (["plan"], ["GRID", "hint: moegrid plan --help"]),
+        (["plan", "quickstart", "--seeds", "0,x"], ["'0,x' is not a list of numbers"]),
+        (["plan", "quickstart", "--scale", "tinny"], ["tinny", "tiny"]),
+        (["plan", "quickstart", "--only", "freeze=rooter"], ["rooter"]),
+        (["plan", "quickstart", "factors.frieze=[none]"], ["frieze", "freeze"]),
+        (["plan", "quickstart", "set.finetune.lrr=1"], ["lrr"]),
+        (["run", "quickstart", "--site", "lokal"], ["unknown site 'lokal'", "did you mean 'local'?"]),
+        (["explain", "quickstart", "--cell", "freeze=non"], ["freeze=non"]),
+        (["logs", "quickstart"], ["there is no attempt", "moegrid run quickstart"]),
+        (["run", "quickstart", "--max-gpu-hours", "x"], ["invalid float value"]),
+    ],
+)
+def test_mistakes_get_an_error_and_a_hint_but_no_traceback(
+    capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]
+) -> None:
+    code, out, err = answer(capsys, *words)
+    if words[0] != "explain":
+        assert code == EXIT_USAGE
+    assert out == ""
+    for part in parts:
+        assert part in err
+    assert "Traceback" not in err
+
+
+def test_a_store_that_cannot_be_written_is_exit_code_3(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    code, _, err = answer(capsys, "plan", "quickstart", "--store", str(file / "store"))
+    assert code == EXIT_UNREACHABLE
+    assert err.startswith("error: ")
+    assert "hint: " in err
+
+
+def test_plan_json_keeps_its_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer(capsys, "plan", "finetune_freeze", "--json")
+    plan: dict[str, Any] = json.loads(out)
+    assert code == 0
+    assert plan["grid"] == "finetune_freeze"
+    assert set(plan["stages"]) == set(plan["train_steps"]) == {"shared", "unshared"}
+    assert set(plan["actions"]) == {"run", "resume", "done", "blocked"}
+    assert plan["stages"]["shared"] < plan["stages"]["unshared"]
+    assert isinstance(plan["gpu_hours"], float)
+
+
+def test_plan_exit_code_says_that_something_is_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer(capsys, "plan", "quickstart", "--exit-code")[0] == EXIT_PENDING
+    assert answer(capsys, "plan", "quickstart")[0] == 0
+
+
+def test_overrides_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    plans = [
+        answer(capsys, "plan", "quickstart", "factors.seed=[0,1]", "--json")[1],
+        answer(capsys, "plan", "quickstart", "--json", "factors.seed=[0,1]")[1],
+        answer(capsys, "plan", "quickstart", "--json", "--set", "factors.seed=[0,1]")[1],
+        answer(capsys, "plan", "quickstart", "--json", "--seeds", "0,1")[1],
+    ]
+    assert json.loads(plans[0])["cells"] == 6
+    assert len(set(plans)) == 1
+
+
+def test_status_json_keeps_its_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer(capsys, "status", "quickstart", "--json")
+    cells = json.loads(out)["cells"]
+    assert code == 0
+    assert len(cells) == 3
+    wanted = {"id", "name", "factors", "state", "weights_sha256", "metrics", "attempts", "reason"}
+    assert all(wanted <= cell.keys() for cell in cells)
+    assert {cell["state"] for cell in cells} == {"pending"}
+
+
+def test_a_scale_that_cannot_run_here_plans_but_does_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer(capsys, "plan", "finetune_freeze", "--scale", "paper")[0] == 0
+    code, _, err = answer(capsys, "run", "finetune_freeze", "--scale", "paper")
+    assert code == EXIT_USAGE
+    assert "cannot run at scale 'paper'" in err
+    assert "hint: " in err
+
+
+def test_explain_names_the_field_that_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, "plan", "quickstart")
+    code, out, _ = answer(capsys, "explain", "quickstart", "--cell", "freeze=none", "--json", "set.finetune.lr=1e-5")
+    assert code == 0
+    (cell,) = json.loads(out)["cells"]
+    assert [change["field"] for change in cell["changes"]] == ["finetune.lr"]
+    assert cell["changes"][0]["new"] == 1e-5
+    kept = {stage["label"]: stage["existed_before"] for stage in cell["stages"]}
+    assert kept["pretrain 0-200 seed 0"]
+    assert not kept["lm at 1"]
+
+
+def test_diff_shows_changed_fields_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer(capsys, "diff", "quickstart:freeze=none", "quickstart:freeze=router", "--json")
+    assert code == 0
+    assert [change["field"] for change in json.loads(out)] == ["finetune.freeze"]
+
+
+def test_doctor_names_a_remedy_for_each_failure(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = answer(capsys, "doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(out)}
+    assert checks["store"]["ok"]
+    assert checks["python"]["ok"]
+    (tmp_path / "file").write_text("")
+    code, out, _ = answer(capsys, "doctor", "--json", "--store", str(tmp_path / "file"))
+    broken = [check for check in json.loads(out) if not check["ok"]]
+    assert code == EXIT_UNREACHABLE
+    assert broken
+    assert all(check["remedy"] for check in broken)
+
+
+def test_gc_is_dry_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, "plan", "quickstart")
+    code, _, err = answer(capsys, "gc")
+    assert code == 0
+    assert "nothing was changed" in err
+
+
+def test_no_colour_where_nobody_sees_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\033" not in answer(capsys, "plan", "quickstart")[2]
+
+
+def test_what_nobody_foresaw_is_no_traceback_either(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str) -> None:
+        raise ZeroDivisionError("surprise")
+
+    monkeypatch.setattr(cli, "command_function", broken)
+    code, _, err = answer(capsys, "plan", "quickstart")
+    assert code == 1
+    assert "surprise" in err
+    assert "Traceback" not in err
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["plan", "quickstart", "--debug"])
