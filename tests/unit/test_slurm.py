@@ -1,0 +1,328 @@
+"""The SLURM backend against commands that are files on the PATH: what is asked, how often, and how answers are read."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+
+from orchestrator.backends import slurm_records as records
+from orchestrator.backends.base import (
+    ABSENT,
+    ELSEWHERE,
+    ENDED,
+    QUEUED,
+    RUNNING,
+    Batch,
+    Handle,
+    Job,
+    JobState,
+    SchedulerUnreachable,
+)
+from orchestrator.backends.slurm import SlurmBackend
+from orchestrator.backends.slurm_records import REST, Record, Refused
+from orchestrator.backends.slurm_script import RANK_PATIENCE, SlurmSite, ranges
+from orchestrator.errors import MoegridError
+from orchestrator.spec.cell import Resources
+
+
+class Scheduler:
+    """Fake commands: each prints a file, exits with a code, and writes down how it was called."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo", "srun"):
+            path = directory / name
+            path.write_text(
+                f'#!/bin/sh\necho "{name} $*" >> "{directory}/calls"\ncat "{directory}/{name}.out" 2>/dev/null\n'
+                f'cat "{directory}/{name}.err" >&2 2>/dev/null || exit 0\nexit 1\n'
+            )
+            path.chmod(path.stat().st_mode | stat.S_IEXEC)
+        self.says(sbatch="Submitted batch job 7\n")
+
+    def says(self, **answers: str) -> None:
+        for name, text in answers.items():
+            (self.directory / f"{name}.out").write_text(text)
+            (self.directory / f"{name}.err").unlink(missing_ok=True)
+
+    def fails(self, **answers: str) -> None:
+        for name, text in answers.items():
+            (self.directory / f"{name}.err").write_text(text)
+
+    @property
+    def calls(self) -> list[str]:
+        path = self.directory / "calls"
+        found = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return found
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    monkeypatch.setenv("PATH", f"{directory}{os.pathsep}{os.environ['PATH']}")
+    return Scheduler(directory)
+
+
+def backend_in(tmp_path: Path, **settings: object) -> SlurmBackend:
+    return SlurmBackend(SlurmSite.of(settings), log_directory=tmp_path / "logs")
+
+
+def batch_of(count: int, resources: Resources | None = None, name: str = "d-0") -> Batch:
+    jobs = tuple(Job(f"{name}-{index}", index, "", resources or Resources()) for index in range(count))
+    return Batch(name, "/a store/with 'quotes'", jobs)
+
+
+def queue_line(
+    task: object,
+    state: str,
+    *,
+    job: int = 7,
+    name: str = "d-0",
+    status: int = 0,
+    reason: str = "None",
+    restarts: int = 0,
+    nodes: str = "n1",
+) -> str:
+    return f"{job}|{task}|{name}|{state}|{status}|{reason}|{restarts}|1|{nodes}|\n"
+
+
+def test_a_tick_costs_two_calls_however_many_jobs(scheduler: Scheduler, tmp_path: Path) -> None:
+    backend = backend_in(tmp_path)
+    for count in (3, 1000):
+        handles = list(backend.submit(batch_of(count)).values())
+        assert [call.split()[0] for call in scheduler.calls] == ["sbatch"]
+        live = "".join(queue_line(task, "RUNNING") for task in range(0, count, 2))
+        scheduler.says(squeue=live, sacct="".join(f"7_{task}|d-0|COMPLETED|0:0|n1|\n" for task in range(count)))
+        states = backend.poll(handles)
+        assert [call.split()[0] for call in scheduler.calls] == ["squeue", "sacct"]
+        assert [state.phase for state in states.values()] == [
+            phase for _, phase in zip(range(count), itertools.cycle((RUNNING, ENDED)), strict=False)
+        ]
+    scheduler.says(squeue="".join(queue_line(task, "RUNNING") for task in range(1000)))
+    backend.poll(handles)
+    assert [call.split()[0] for call in scheduler.calls] == ["squeue"]
+
+
+def test_equal_resources_share_an_array_and_large_batches_are_cut(scheduler: Scheduler, tmp_path: Path) -> None:
+    backend = backend_in(tmp_path, max_array=4)
+    jobs = tuple(Job(f"d-0-{i}", i, "", Resources(cores=1 + (i == 2))) for i in range(6))
+    handles = backend.submit(Batch("d-0", "store", jobs))
+    scripts = [(tmp_path / f"logs/d-0/submission-{number}.sh").read_text() for number in range(3)]
+    found = [[line for line in script.splitlines() if "--array" in line or "job-name" in line] for script in scripts]
+    assert found == [
+        ["#SBATCH --array=0-1,3", "#SBATCH --job-name=d-0"],
+        ["#SBATCH --array=2", "#SBATCH --job-name=d-0"],
+        ["#SBATCH --array=0-1", "#SBATCH --job-name=d-0+1"],
+    ]
+    assert "job=$((SLURM_ARRAY_TASK_ID + 4))" in scripts[2]
+    assert sorted(handles) == [f"d-0-{i}" for i in range(6)]
+    scheduler.says(squeue=queue_line(1, "PENDING", name="d-0+1") + queue_line(3, "RUNNING"))
+    assert {a: h.id for a, h in backend.find("d-0").items()} == {"d-0-5": "7_1", "d-0-3": "7_3"}
+
+
+def test_the_script_holds_the_command_and_the_site_and_no_secret(
+    scheduler: Scheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret")
+    backend = backend_in(
+        tmp_path,
+        partition="gpu",
+        account="me",
+        qos="low",
+        constraint="a100&80gb",
+        gpu_type="a100",
+        modules=["cuda/12 8"],
+        proxy="http://proxy:3128",
+        scratch="/scratch/$SLURM_JOB_ID",
+        container="apptainer exec --nv image.sif",
+        python="/opt/python",
+        options={"mail-type": "FAIL", "exclusive": True},
+        setup=["ulimit -n 65536"],
+    )
+    resources = Resources(nodes=2, processes=4, cores=3, gpus=4, memory_gb=1.5, minutes=60)
+    backend.submit(batch_of(1, resources))
+    script = (tmp_path / "logs/d-0/submission-0.sh").read_text()
+    for line in (
+        "#SBATCH --partition=gpu",
+        "#SBATCH --account=me",
+        "#SBATCH --qos=low",
+        "#SBATCH --constraint='a100&80gb'",
+        "#SBATCH --gpus-per-node=a100:4",
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=4",
+        "#SBATCH --cpus-per-task=3",
+        "#SBATCH --mem=1536M",
+        "#SBATCH --time=60",
+        "#SBATCH --signal=USR2@120",
+        "#SBATCH --requeue",
+        "#SBATCH --mail-type=FAIL",
+        "#SBATCH --exclusive",
+        "module load 'cuda/12 8'",
+        'export TMPDIR="/scratch/$SLURM_JOB_ID"',
+        "export OMP_NUM_THREADS=3",
+        "ulimit -n 65536",
+    ):
+        assert line in script.splitlines()
+    assert "hidden-secret" not in script
+    command = (
+        f'srun --unbuffered --wait={RANK_PATIENCE} --cpus-per-task=3 /bin/sh -c "$rank" rank apptainer exec --nv '
+        "image.sif /opt/python -m jobs.run --store '/a store/with '\"'\"'quotes'\"'\"'' --batch d-0 --job \"$job\""
+    )
+    assert command in script
+
+
+@pytest.mark.parametrize(
+    "queued, account, expected",
+    [
+        (queue_line(0, "PENDING", reason="Resources", nodes=""), "", JobState(QUEUED, reason="Resources")),
+        (queue_line(0, "PENDING", reason="JobHeldAdmin", nodes=""), "", JobState(QUEUED, reason="JobHeldAdmin")),
+        (queue_line(0, "RUNNING"), "", JobState(RUNNING, host="n1")),
+        (queue_line(0, "COMPLETING"), "", JobState(RUNNING, host="n1")),
+        (queue_line(0, "COMPLETED"), "", JobState(ENDED, 0, host="n1")),
+        (queue_line(0, "FAILED", status=75 << 8), "", JobState(ENDED, 75, reason="FAILED", host="n1")),
+        (queue_line(0, "FAILED", status=9), "", JobState(ENDED, None, signal.SIGKILL, "FAILED", "n1")),
+        (queue_line(0, "FAILED", status=137 << 8), "", JobState(ENDED, None, signal.SIGKILL, "FAILED", "n1")),
+        (queue_line(0, "FAILED", status=53), "", JobState(ENDED, 1, 0, "FAILED", "n1")),
+        (queue_line("N/A", "CANCELLED"), "", JobState(ENDED, None, 0, "CANCELLED", "n1")),
+        # accounting speaks for what the controller has forgotten, its newest start last
+        ("", "7_0|d-0|NODE_FAIL|0:0|n1|\n", JobState(ENDED, None, 0, "NODE_FAIL", "n1")),
+        ("", "7_0|d-0|CANCELLED by 0|0:15|n1|\n", JobState(ENDED, None, signal.SIGTERM, "CANCELLED", "n1")),
+        ("", "7_0|d-0|TIMEOUT|0:0|n1|\n7_0.batch|batch|CANCELLED|0:15|n1|1048576K\n",
+         JobState(ENDED, None, 0, "TIMEOUT", "n1", 1.0)),
+        ("", "7_0|d-0|PREEMPTED|0:0|n1|\n7_0|d-0|COMPLETED|0:0|n2|\n", JobState(ENDED, 0, host="n2")),
+        ("", "7_[0-9]|d-0|CANCELLED|0:0|None|\n", JobState(ENDED, None, 0, "CANCELLED", "None")),
+        # a requeued job whose first start still holds the lease: the node that died is the reason
+        (queue_line(0, "FAILED", status=76 << 8, restarts=1), "", JobState(ENDED, 76, 0, "NODE_FAIL", "n1")),
+        (queue_line(0, "FAILED", status=76 << 8), "", JobState(ENDED, 76, 0, "FAILED", "n1")),
+        # accounting lags: the controller has dropped the job, the database has not heard of its end
+        ("", "7_0|d-0|RUNNING|0:0|n1|\n", JobState(RUNNING, host="n1")),
+        ("", "", JobState(ABSENT)),
+        ("", "7_[1-9]|d-0|PENDING|0:0|None|\n", JobState(ABSENT)),
+        # the same job id, another job
+        (queue_line(0, "RUNNING", name="other"), "7_0|other|RUNNING|0:0|n1|\n", JobState(ABSENT)),
+    ],
+)  # fmt: skip
+def test_states(scheduler: Scheduler, tmp_path: Path, queued: str, account: str, expected: JobState) -> None:
+    backend = backend_in(tmp_path)
+    handles = backend.submit(batch_of(1))
+    scheduler.says(squeue=queued, sacct=account)
+    assert backend.poll(list(handles.values())) == {"d-0-0": expected}
+
+
+def test_a_record_that_accounting_never_closes_is_given_up(
+    scheduler: Scheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = backend_in(tmp_path)
+    handles = list(backend.submit(batch_of(1)).values())
+    scheduler.says(squeue="", sacct="7_0|d-0|RUNNING|0:0|n1|\n")
+    assert backend.poll(handles)["d-0-0"].phase == RUNNING
+    monkeypatch.setattr("orchestrator.backends.slurm.ACCOUNTING_LAG", 0.0)
+    assert backend.poll(handles)["d-0-0"] == JobState(ENDED, host="n1")
+
+
+def test_requeued_jobs_are_started_with_one_call(scheduler: Scheduler, tmp_path: Path) -> None:
+    backend = backend_in(tmp_path)
+    handles = list(backend.submit(batch_of(3)).values())
+    lines = [queue_line(task, "PENDING", reason="BeginTime", restarts=task) for task in range(3)]
+    scheduler.says(squeue="".join(lines))
+    assert {state.phase for state in backend.poll(handles).values()} == {QUEUED}
+    assert [call for call in scheduler.calls if call.startswith("scontrol")] == [
+        "scontrol update JobId=7_1,7_2 StartTime=now"
+    ]
+
+
+def test_cancelling_signals_what_runs_and_drops_what_waits(scheduler: Scheduler, tmp_path: Path) -> None:
+    backend = backend_in(tmp_path)
+    handles = list(backend.submit(batch_of(6)).values())
+    scheduler.says(squeue="".join(queue_line(t, "RUNNING" if t < 3 else "PENDING") for t in range(6)))
+    backend.cancel(handles, now=False)
+    assert [call for call in scheduler.calls if call.startswith("scancel")] == [
+        "scancel --quiet 7_[3-5]",
+        "scancel --quiet --batch --signal=TERM 7_[0-2]",
+    ]
+    backend.cancel(handles, now=True)
+    assert [call for call in scheduler.calls if call.startswith("scancel")] == ["scancel --quiet 7_[0-5]"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+        "sacct: error: slurm_persist_conn_open_without_init: failed to open persistent connection: Connection refused",
+        "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation",
+    ],
+)
+def test_a_scheduler_that_is_away_is_told_apart_from_one_that_refuses(
+    scheduler: Scheduler, tmp_path: Path, message: str
+) -> None:
+    backend = backend_in(tmp_path)
+    handles = list(backend.submit(batch_of(1)).values())
+    scheduler.fails(sbatch=message, squeue=message, sacct=message)
+    for action in (lambda: backend.poll(handles), lambda: backend.find("d-0"), lambda: backend.submit(batch_of(1))):
+        with pytest.raises(SchedulerUnreachable):
+            action()
+    scheduler.fails(sbatch="sbatch: error: Batch job submission failed: Invalid account or account/partition")
+    with pytest.raises(Refused, match="sbatch failed") as refused:
+        backend.submit(batch_of(1))
+    assert "Invalid account" in refused.value.cause
+
+
+def test_a_client_that_hangs_is_cut_off(scheduler: Scheduler, tmp_path: Path) -> None:
+    (scheduler.directory / "squeue").write_text("#!/bin/sh\nexec sleep 20\n")
+    with pytest.raises(SchedulerUnreachable, match="did not answer within"):
+        records.queue(timeout=0.3, jobs={"7"})
+
+
+def test_forgotten_ids_and_missing_accounting_are_no_errors(scheduler: Scheduler, tmp_path: Path) -> None:
+    backend = backend_in(tmp_path)
+    handles = list(backend.submit(batch_of(1)).values())
+    scheduler.fails(
+        squeue="slurm_load_jobs error: Invalid job id specified", sacct="Slurm accounting storage is disabled"
+    )
+    assert backend.poll(handles)["d-0-0"].phase == ABSENT
+
+
+def test_handles_of_another_site_are_elsewhere(scheduler: Scheduler, tmp_path: Path) -> None:
+    backend = backend_in(tmp_path)
+    local = Handle("x-0", "x", "4711", {"host": "here", "pid": 4711})
+    assert backend.poll([local]) == {"x-0": JobState(ELSEWHERE)}
+    backend.cancel([local], now=True)
+    assert scheduler.calls == []
+
+
+def test_a_kill_for_memory_needs_evidence(scheduler: Scheduler, tmp_path: Path) -> None:
+    backend = backend_in(tmp_path)
+    handles = backend.submit(batch_of(1))
+    scheduler.says(squeue=queue_line(0, "FAILED", status=9))
+    log = tmp_path / "logs/d-0/job-0.log"
+    for line, reason in (
+        ("killed", "FAILED"),
+        ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.batch.", "OUT_OF_MEMORY"),
+        ("slurmstepd: error: StepId=7.batch exceeded memory limit (309 > 128), being killed", "OUT_OF_MEMORY"),
+    ):
+        log.write_text(f"{line}\n")
+        assert backend.poll(list(handles.values()))["d-0-0"].reason == reason
+
+
+def test_lists_of_tasks() -> None:
+    assert ranges([7, 0, 1, 2, 9, 10]) == "0-2,7,9-10"
+    assert list(records.expand("[0-2,7,9-10%3]")) == [0, 1, 2, 7, 9, 10]
+    assert list(records.expand("12")) == [12]
+    assert list(records.expand("N/A")) == [REST]
+    assert list(records.expand("[1,3,5,...]")) == [REST, 1, 3, 5]
+    assert records.gibibytes("1048576K") == 1.0
+    assert records.gibibytes("") == 0.0
+    assert records.ending(Record("7", 0, "d", "COMPLETED")) == (0, 0)
+
+
+def test_a_misspelt_setting_is_refused() -> None:
+    with pytest.raises(MoegridError) as refused:
+        SlurmSite.of({"partiton": "gpu"})
+    assert refused.value.hint == "did you mean 'partition'?"
