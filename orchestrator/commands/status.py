@@ -18,7 +18,7 @@ from orchestrator.settings import load_site, open_backend
 from orchestrator.store import ClaimState
 from orchestrator.tracking import records
 from orchestrator.ui.console import columns, duration
-from orchestrator.ui.live import Running, running
+from orchestrator.ui.live import Pace, Running, running
 
 WATCH_SECONDS = 2.0
 _ATTEMPT = re.compile(r"\d{12}[0-9a-f]{6}-\d+-\d+")
@@ -51,7 +51,7 @@ def status(context: Context) -> int:
     if context.arguments.json:
         context.emit(_data(context, graph, document))
     elif not context.arguments.watch:
-        for line in _lines(context, graph, document, journal):
+        for line in _lines(context, graph, document, journal, Pace()):
             context.console.print(line)
     else:
         _watch(context, graph, document, journal)
@@ -154,9 +154,10 @@ def _data(context: Context, graph: StageGraph, document: Mapping[str, Any]) -> d
 
 
 def _watch(context: Context, graph: StageGraph, document: Mapping[str, Any], journal: Journal) -> None:
+    pace = Pace()
     if not context.console.is_terminal:
         while True:
-            for line in _lines(context, graph, document, journal):
+            for line in _lines(context, graph, document, journal, pace):
                 context.console.print(line)
             time.sleep(WATCH_SECONDS)
     from rich.console import Console as RichConsole
@@ -165,13 +166,13 @@ def _watch(context: Context, graph: StageGraph, document: Mapping[str, Any], jou
 
     with Live(console=RichConsole(file=context.console.stream), auto_refresh=False, screen=True) as live:
         while True:
-            live.update(Text.from_ansi("\n".join(_lines(context, graph, document, journal))), refresh=True)
+            live.update(Text.from_ansi("\n".join(_lines(context, graph, document, journal, pace))), refresh=True)
             time.sleep(WATCH_SECONDS)
 
 
-def _lines(context: Context, graph: StageGraph, document: Mapping[str, Any], journal: Journal) -> list[str]:
+def _lines(context: Context, graph: StageGraph, document: Mapping[str, Any], journal: Journal, pace: Pace) -> list[str]:
     data = _data(context, graph, document)
-    at_work = _at_work(context, graph, journal)
+    at_work = _at_work(context, graph, journal, pace)
     rows = [["cell", "state", "attempts", ""]]
     for cell in data["cells"]:
         rows.append([cell["name"], cell["state"], str(cell["attempts"]), cell["reason"]])
@@ -192,7 +193,7 @@ def _lines(context: Context, graph: StageGraph, document: Mapping[str, Any], jou
     return lines
 
 
-def _at_work(context: Context, graph: StageGraph, journal: Journal) -> list[Running]:
+def _at_work(context: Context, graph: StageGraph, journal: Journal, pace: Pace) -> list[Running]:
     missing = frozenset(graph.stages) - context.store.artifacts.keys()
     by_attempt: dict[str, list[str]] = {}
     claims: Mapping[str, ClaimState] = journal.claims(missing)
@@ -204,5 +205,5 @@ def _at_work(context: Context, graph: StageGraph, journal: Journal) -> list[Runn
         submission = journal.submission(attempt.rsplit("-", 1)[0]) or {}
         handle = journal.handle(attempt)
         job = f"{submission.get('site', '')} {handle.id if handle else ''}".strip()
-        found.append(running(graph, attempt, stages, journal.heartbeat(attempt), job))
+        found.append(running(graph, attempt, stages, journal.heartbeat(attempt), pace, job))
     return found

@@ -15,7 +15,6 @@ from orchestrator.engine.loop import Snapshot
 from orchestrator.engine.retry import decide
 from orchestrator.errors import MoegridError
 from orchestrator.plan.graph import StageGraph
-from orchestrator.spec.work import TrainWork
 from orchestrator.ui.console import Console, columns, duration, quantity
 
 HEARTBEAT_SECONDS = 1.0
@@ -58,17 +57,30 @@ def stage_name(graph: StageGraph, key: str) -> str:
     return f"{graph.stages[key].label} [{len(users)} cells]"
 
 
-def running(graph: StageGraph, attempt: str, stages: list[str], beat: Mapping[str, Any], job: str = "") -> Running:
+class Pace:
+    """Steps per second of running stages, from the heartbeats seen so far."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def rate(self, attempt: str, beat: Mapping[str, Any]) -> float:
+        """Return steps per second since the first heartbeat of this attempt at its present stage, 0 if unknown."""
+        if not beat.get("step"):
+            return 0.0
+        now, step = float(beat["time"]), int(beat["step"])
+        began, first = self._first.setdefault((attempt, str(beat.get("stage"))), (now, step))
+        return (step - first) / (now - began) if step > first and now > began else 0.0
+
+
+def running(
+    graph: StageGraph, attempt: str, stages: list[str], beat: Mapping[str, Any], pace: Pace, job: str = ""
+) -> Running:
     """Describe one job from its stages and its last heartbeat."""
     stage = str(beat.get("stage") or (stages[0] if stages else ""))
     step, total = int(beat.get("step") or 0), int(beat.get("total") or 0)
     speed = beat.get("tokens_per_second") or beat.get("train/tokens_per_second")
     loss = beat.get("loss")
-    rate = beat.get("steps_per_second")
-    work = graph.stages[stage].work if stage in graph.stages else None
-    if not rate and speed and isinstance(work, TrainWork):
-        train = work.conditions.train
-        rate = speed / (train.micro_batch * train.accumulation * train.sequence_length)
+    rate = pace.rate(attempt, beat)
     return Running(
         attempt=attempt,
         stage=stage,
@@ -97,7 +109,7 @@ class Progress:
         self._last: list[Running] = []
         self._live: Any = None
         self._away = ""
-        self._paths: dict[str, float] = {}
+        self._pace = Pace()
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
@@ -132,7 +144,7 @@ class Progress:
             for stage in self._graph.stages:
                 if stage in snapshot.busy:
                     by_attempt.setdefault(snapshot.busy[stage], []).append(stage)
-            self._last = [running(self._graph, a, s, self._heartbeat(a)) for a, s in by_attempt.items()]
+            self._last = [running(self._graph, a, s, self._heartbeat(a), self._pace) for a, s in by_attempt.items()]
         if self._live is not None:
             self._live.update(self._block(snapshot))
         elif self._last and now - self._lines >= LINE_SECONDS:
