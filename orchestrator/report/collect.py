@@ -131,20 +131,40 @@ class Results:
         if not baseline:
             return None, "the grid names no baseline"
         wanted = {name: str(value) for name, value in baseline.items()}
-        best: tuple[int, Setting, list[str]] | None = None
+        best: tuple[Setting, list[str]] | None = None
         for other in self.settings:
             if any(str(other.factors.get(name, "")) != value for name, value in wanted.items()):
                 continue
             different = [n for n, v in setting.factors.items() if str(other.factors.get(n, "")) != str(v)]
-            if best is None or len(different) < best[0]:
-                best = (len(different), other, different)
+            if best is None or len(different) < len(best[1]):
+                best = (other, different)
         if best is None:
             return None, "the baseline is not in this grid"
-        if best[1] is setting:
+        if best[0] is setting:
             return None, "this is the baseline"
-        if best[0] > 1:
-            return None, f"it differs from the baseline in more than one factor: {', '.join(best[2])}"
-        return best[1], ""
+        if not self._one_axis(setting, *best):
+            return None, f"it differs from the baseline in more than one factor: {', '.join(best[1])}"
+        return best[0], ""
+
+    def _one_axis(self, setting: Setting, baseline: Setting, different: Sequence[str]) -> bool:
+        """Return whether the factors in which two settings differ are one: a single one, or always moved together.
+
+        They are not if another setting lies between the two, or has one of these values with others of the rest.
+        """
+        if len(different) == 1:
+            return True
+
+        def between(other: Setting) -> bool:
+            ours = [other.factors.get(name) == setting.factors.get(name) for name in different]
+            theirs = [other.factors.get(name) == baseline.factors.get(name) for name in different]
+            return all(map(any, zip(ours, theirs, strict=True))) and any(ours) and any(theirs)
+
+        def determines(name: str) -> bool:
+            alike = [s for s in self.settings if s.factors.get(name) == setting.factors.get(name)]
+            return all(s.factors.get(other) == setting.factors.get(other) for s in alike for other in different)
+
+        rest = [other for other in self.settings if other is not setting and other is not baseline]
+        return any(map(determines, different)) and not any(map(between, rest))
 
     def items(self, cell: CellResult) -> dict[str, dict[str, dict[str, float]]]:
         """Return column -> task -> item -> score of the cell's last reasoning evaluation, {} if there is none."""

@@ -27,10 +27,10 @@ FIGURES = (
     Exhibit("MoE-Bench", "Figure 4", "freeze schedules", "finetune_freeze"),
     Exhibit("MoE-Bench", "Figure 6", "how the metrics go together", "pretrain_architecture"),
     Exhibit("MoE-Bench", "Figure 7", "collaboration by freeze schedule", "finetune_freeze"),
-    Exhibit("MoE-Bench", "Figure 8", "router learning rate against load balance", "finetune_freeze"),
-    Exhibit("LibMoE", "Figures 2-12", "routing of the MoE algorithms over training", "pretrain_algorithms"),
-    Exhibit("LibMoE", "Figures 15-17", "router initialisation and balance", "router_init"),
-    Exhibit("LibMoE", "Table 9", "time and devices per run", "pretrain_algorithms"),
+    Exhibit("MoE-Bench", "Figure 8", "router learning rate against load balance", "finetune_router_lr"),
+    Exhibit("LibMoE", "Figures 2-12", "routing of the MoE algorithms over training", "libmoe_algorithms"),
+    Exhibit("LibMoE", "Figures 15-17", "router initialisation and balance", "libmoe_router_init"),
+    Exhibit("LibMoE", "Table 9", "time and devices per run", "libmoe_algorithms"),
     Exhibit("MoE-RBench", "Figure 3", "routing distance between in-domain and shifted data", "robustness"),
 )
 

@@ -15,6 +15,17 @@ FOLDER = Path(__file__).resolve().parent.parent.parent / "grids" / "reference"
 # The published learning rate that the router_lr rows of the fine-tuning tables relate to.
 PUBLISHED_LR = 2e-5
 LABELS = ("setting", "backbone", "granularity", "shared_expert", "router", "regularisation", "scale", "method", "task")
+DESCRIBED = ("setting", "granularity", "shared_expert", "router", "regularisation", "method")
+METHODS = {
+    "Dense": "dense",
+    "SMoE": "smoe",
+    "XMoE": "xmoe",
+    "σ -MoE": "sigma_moe",
+    "SharedE-V2": "sharede_v2",
+    "SharedE-V3": "sharede_v3",
+    "TC-MoE": "tc_moe",
+    "MoE++": "moepp",
+}
 SAME = {"avg": "reasoning_avg", "ppl": "perplexity"}
 
 
@@ -83,24 +94,38 @@ def match(results: Results, table: Published, row: Mapping[str, str]) -> Setting
         factors = {name: str(value) for name, value in setting.factors.items()}
         if factors.get("backbone", table.backbone) != row.get("backbone", table.backbone):
             continue
-        if "setting" in row:
-            if row["setting"] == _published_name(factors):
-                return setting
-        elif row.get("regularisation", "aux_and_z") == "aux_and_z" and _agree(factors, row):
+        ours = _described(factors)
+        wanted = {name: row[name] for name in DESCRIBED if name in row}
+        if "method" in wanted:
+            wanted["method"] = METHODS.get(wanted["method"].split(" (")[0], "")
+        if wanted and all(ours.get(name) == value for name, value in wanted.items()):
             return setting
     return None
 
 
-def _agree(factors: Mapping[str, str], row: Mapping[str, str]) -> bool:
-    known = {name: row[name] for name in ("granularity", "method", "shared_expert", "router") if name in row}
-    return bool(known) and all(factors.get(name, "") == value for name, value in known.items())
-
-
-def _published_name(factors: Mapping[str, str]) -> str:
+def _described(factors: Mapping[str, str]) -> dict[str, str]:
+    """Return our factors in the words of the published tables."""
+    described = {"method": factors.get("preset", "")}
     if "router_lr_ratio" in factors:
         rate = f"{PUBLISHED_LR * float(factors['router_lr_ratio']):.0e}".replace("e-0", "e-")
-        return f"router_lr={rate}"
-    return "baseline" if factors.get("freeze") == "none" else factors.get("freeze", "")
+        described["setting"] = f"router_lr={rate}"
+    else:
+        described["setting"] = "baseline" if factors.get("freeze") == "none" else factors.get("freeze", "")
+    if "aux_coef" in factors:
+        losses = float(factors["aux_coef"]) > 0, float(factors.get("z_coef", 0)) > 0
+        named = {(True, True): "aux_and_z", (False, True): "no_aux", (True, False): "no_z"}.get(losses, "")
+        described["regularisation"] = "" if "balance_bias" in factors else named
+    if "choice" in factors and "train_select" not in factors:
+        described["router"] = "expert" if factors["choice"] == "expert" else factors.get("unit", "token")
+        # The tables that name routers write 2/8 with a shared expert where we write 1/7+1.
+        routed, _, shared = factors.get("granularity", "").partition("+")
+        top, _, total = routed.partition("/")
+        extra = int(shared or 0)
+        described["granularity"] = f"{int(top or 0) + extra}/{int(total or 0) + extra}"
+        described["shared_expert"] = "yes" if extra else "no"
+    else:
+        described["granularity"] = factors.get("granularity", "")
+    return described
 
 
 def _metric(results: Results, column: str) -> str | None:

@@ -9,6 +9,7 @@ import re
 import uuid
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,11 +86,26 @@ def test_real_differences_are_resolved_and_others_told_apart_from_nothing(store:
 def test_a_setting_that_differs_in_two_factors_is_not_compared(store: Store) -> None:
     grid = GridStore(store)
     grid.commit_all()
-    cells = [{**c, "factors": {**c["factors"], "lr": 1.0}} if "router" in c["setting"] else c for c in grid.cells]
-    results = collect({**grid.document, "cells": cells, "factors": ["freeze", "lr", "seed"]}, store)
-    setting = next(s for s in results.settings if s.name == "freeze=router")
-    assert results.comparable(setting)[0] is None
-    assert "more than one factor: freeze, lr" in results.comparable(setting)[1]
+
+    def crossed(cell: dict[str, Any]) -> dict[str, Any]:
+        if cell["factors"]["freeze"] != "router" or cell["factors"]["seed"] == 0:
+            return cell
+        return {**cell, "setting": "freeze=router lr=1", "factors": {**cell["factors"], "lr": 1.0}}
+
+    document = {**grid.document, "cells": [crossed(c) for c in grid.cells], "factors": ["freeze", "lr", "seed"]}
+    results = collect(document, store)
+    settings = {s.name: s for s in results.settings}
+    assert results.comparable(settings["freeze=router"])[0] is settings["freeze=none"]
+    assert results.comparable(settings["freeze=router lr=1"])[0] is None
+    assert "more than one factor: freeze, lr" in results.comparable(settings["freeze=router lr=1"])[1]
+
+
+def test_factors_that_always_move_together_are_one_axis(store: Store) -> None:
+    grid = GridStore(store)
+    grid.commit_all()
+    cells = [{**c, "factors": {**c["factors"], "width": len(c["factors"]["freeze"])}} for c in grid.cells]
+    results = collect({**grid.document, "cells": cells, "factors": ["freeze", "width", "seed"]}, store)
+    assert all(results.comparable(s)[0] is results.settings[0] for s in results.settings[1:])
 
 
 def test_accuracies_at_chance_are_marked_and_never_ranked(store: Store) -> None:
