@@ -30,6 +30,15 @@ from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import TrainSpec
 
 
+ENGINES = ("torch", "deepspeed:1", "deepspeed:2")
+# What could not be shown to freeze, fork and resume with equal bits.
+REFUSED = {
+    "deepspeed:0": "it is data parallel without partitioning, which engine torch does with a fixed order of sums",
+    "deepspeed:3": "parameters stay partitioned when an engine is rebuilt for another freeze phase",
+    "fsdp": "frozen and trained parameters of one layer share a shard",
+}
+
+
 class Engine(Protocol):
     """What the training loop asks of an engine."""
 
@@ -145,7 +154,8 @@ class TorchEngine:
         tensors = export_state(self.optimizer, self._names)
         if self._separate:
             tensors |= {f"{name}.master": master for name, master in self._masters.items()}
-        return tensors
+        names = sorted(tensors)[self.rank :: self.world_size]
+        return {name: tensors[name] for name in names}
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         import_state(self.optimizer, self._names, tensors)
@@ -174,7 +184,15 @@ def build_engine(name: str, model: CausalLM, train: TrainSpec, rank: int, world_
     """Return the engine `name` over `model`; MoegridError if it is unknown."""
     if name == "torch":
         return TorchEngine(model, train, rank, world_size)
-    raise MoegridError(f"engine {name!r} is unknown", hint="engines: torch")
+    if name in ("deepspeed", "deepspeed:1", "deepspeed:2"):
+        from jobs.train.zero import ZeroEngine
+
+        return ZeroEngine(model, train, rank, world_size, 1 if name.endswith("1") else 2)
+    if name in REFUSED:
+        raise MoegridError(
+            f"engine {name!r} is not offered", cause=REFUSED[name], hint=f"engines: {', '.join(ENGINES)}"
+        )
+    raise MoegridError(f"engine {name!r} is unknown", hint=f"engines: {', '.join(ENGINES)}")
 
 
 def trainable_parameters(model: nn.Module) -> int:
