@@ -76,6 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--output", default="", metavar="FILE", help="where to write index.html")
     one = add("table", "results, one row per setting and seed", grid, as_json)
     one.add_argument("--format", default="md", choices=("csv", "md", "json"))
+    one = add("compare", "differences between two grids of the store, setting by setting", as_json)
+    one.add_argument("a", metavar="GRID_A")
+    one.add_argument("b", metavar="GRID_B")
+    one.add_argument("--format", default="terminal", choices=("terminal", "csv", "md", "tex"))
+    one = add("paper", "the papers' tables and figures that the store has results for", as_json)
+    one.add_argument("--output", default="reports/paper", metavar="FOLDER")
     one = add("sync", "fill the tracker from the store", everywhere_grid(optional=True))
     one.add_argument("--follow", action="store_true", help="go on until interrupted")
     one = add("gc", "delete what no grid needs (only shows it unless --delete)", as_json)
@@ -174,6 +180,10 @@ def command_function(name: str) -> Callable[..., int]:
         from orchestrator.commands import explain
 
         return getattr(explain, name)
+    if name in ("compare", "paper"):
+        from orchestrator.commands import compare
+
+        return getattr(compare, name)
     if name in ("table", "report", "sync", "ui"):
         from orchestrator.commands import results
 
