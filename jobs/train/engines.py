@@ -29,7 +29,6 @@ from jobs.train.optimizer import (
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import TrainSpec
 
-
 ENGINES = ("torch", "deepspeed:1", "deepspeed:2")
 # What could not be shown to freeze, fork and resume with equal bits.
 REFUSED = {
