@@ -1,4 +1,4 @@
-"""Text pairs to token ids exactly as lm-eval's Hugging Face model makes them, without encoding a few-shot context eight times.
+"""Text pairs to token ids as lm-eval's Hugging Face model makes them, without encoding a few-shot context eight times.
 
 A byte-level BPE splits text into words first, and a space between two letters is always such a split. So a context can
 be encoded up to its last one once, and only the short rest again with every continuation.
@@ -79,7 +79,7 @@ def _local_backend(tokenizer: Any) -> Any:
         or backend.normalizer is not None
     ):
         return None
-    if backend.post_processor is not None and type(backend.post_processor).__name__ != "ByteLevel":
+    if tokenizer.encode("ab") != tokenizer.encode("ab", add_special_tokens=False):
         return None
     if backend.pre_tokenizer is None:
         return None

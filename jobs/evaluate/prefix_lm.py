@@ -17,8 +17,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from jobs.evaluate.encoding import Encoder, Pair
 from jobs.evaluate.generation import Generation, generate
-from jobs.evaluate.prefix_tree import TOKENS_PER_BATCH, Schedule, cut, plan
-from jobs.evaluate.scoring import Model, Observer, Scorer, Scores, Spans
+from jobs.evaluate.prefix_tree import Schedule, cut, plan
+from jobs.evaluate.scoring import Model, Observer, Scorer, Scores, Spans, batch_tokens
 
 _INFINITE = 10**29
 DEFAULT_LENGTH = 2048
@@ -28,9 +28,10 @@ DEFAULT_NEW_TOKENS = 256
 class PrefixLM(LM):
     """Scores and generates with a causal LM (ours, or any of transformers) under lm-eval's interface.
 
-    `max_length` is the window in tokens (default: the model's). `spans` maps a token sequence to span numbers for routers
-    that need them. `share=False` computes every request on its own, which is also what routers do whose choice depends
-    on other tokens. `observer` sees every pass's routing records. `computed_tokens` counts what was fed to the model.
+    `max_length` is the window in tokens (default: the model's). `spans` maps a token sequence to span numbers for
+    routers that need them. `share=False` computes every request on its own, which is also what happens with routers
+    whose choice depends on other tokens. `tokens_per_batch` 0 = by the size of the vocabulary. `observer` sees every
+    pass's routing records. `computed_tokens` counts what was fed to the model, with padding.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class PrefixLM(LM):
         tokenizer: Any,
         *,
         max_length: int | None = None,
-        tokens_per_batch: int = TOKENS_PER_BATCH,
+        tokens_per_batch: int = 0,
         share: bool = True,
         spans: Spans | None = None,
         observer: Observer | None = None,
@@ -50,7 +51,7 @@ class PrefixLM(LM):
         self._callee = Model(model, spans)
         self._scorer = Scorer(self._callee, observer)
         self._max_length = max_length or window(model, tokenizer)
-        self._tokens_per_batch = tokens_per_batch
+        self._tokens_per_batch = tokens_per_batch or batch_tokens(len(tokenizer))
         self._share = share and self._callee.cacheable
         self._encoder = Encoder(tokenizer, self.prefix_token_id)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,6 @@ FLAT_TOKENS = 160
 CHUNK_TOKENS = 512
 # Sharing must save this many tokens of a group.
 LEAST_GAIN = 6
-TOKENS_PER_BATCH = 4096
 # A row shorter than this share of its batch's longest starts a new batch.
 MOST_RAGGED = 0.85
 
@@ -91,7 +91,7 @@ class Schedule:
 
 @dataclass(slots=True)
 class _Sorted:
-    """Requests in lexicographic order of the tokens that are fed, with the prefix each shares with the one before."""
+    """Requests in lexicographic order of the tokens fed, with the prefix that each shares with the one before."""
 
     fed: list[Ints]  # tokens that are fed
     targets: list[Ints]  # the continuation: what the last positions must predict
@@ -192,18 +192,17 @@ class _Planner:
 
     def _branches(self, low: int, high: int, depth: int) -> list[tuple[int, int]]:
         """Cut [low, high) where the shared prefix is only `depth` long; requests that end there come first, as one."""
-        cuts = low + 1 + np.flatnonzero(self.table.common[low + 1 : high] == depth)
+        places = low + 1 + np.flatnonzero(self.table.common[low + 1 : high] == depth)
         ending = sum(1 for i in range(low, high) if len(self.table.fed[i]) == depth)
-        cuts = [int(place) for place in cuts if place >= low + max(ending, 1)]
-        edges = [low, *cuts, high]
-        return list(zip(edges[:-1], edges[1:], strict=True))
+        cuts = [int(place) for place in places if place >= low + max(ending, 1)]
+        return list(pairwise([low, *cuts, high]))
 
     def _flat(self, low: int, high: int) -> None:
         tree, _ = _layout(self.table, low, high, 0)
         self.trees.append(tree)
 
     def _trunk(self, branches: list[tuple[int, int]], depth: int) -> list[tuple[int, int]]:
-        """Plan a trunk of `depth` tokens with the branches that fit a chunk; return those that need trunks of their own."""
+        """Plan a trunk of `depth` tokens with the branches that fit a chunk; return those that need their own."""
         table = self.table
         chunks: list[tuple[int, int]] = []
         large: list[tuple[int, int]] = []
@@ -247,7 +246,7 @@ def plan(
     requests: Sequence[tuple[Ints, Ints]],
     *,
     share: bool = True,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
+    tokens_per_batch: int = 4096,
     rows: int = 0,
 ) -> Schedule:
     """Return the schedule for requests of (tokens to feed, tokens to predict), as `cut` makes them.

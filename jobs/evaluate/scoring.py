@@ -20,8 +20,14 @@ from jobs.moe.routing import Routing
 
 # Logits of so many entries are held at once (1 GB in fp32 would be 2**28).
 LARGEST_LOGITS = 2**26
+TOKENS_PER_BATCH = 4096
 
 Spans = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+
+
+def batch_tokens(vocabulary: int) -> int:
+    """Return how many tokens a batch may feed: every one of them may need logits over the whole vocabulary."""
+    return min(TOKENS_PER_BATCH, max(512, LARGEST_LOGITS // vocabulary))
 
 
 class Observer(Protocol):

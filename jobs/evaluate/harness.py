@@ -1,0 +1,231 @@
+"""lm-eval's own tasks on local items: which requests an item makes, and what its scores mean.
+
+`tasks/<name>.yaml` includes the harness's shipped file (`include: lm_eval:arc/arc_easy.yaml`) and says what differs
+here; its data come from `<task>/<split>.jsonl`.
+
+`group_by` names the column of sub-tasks (MMLU's subjects): shots come from
+the item's own group, and a limit takes the groups in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from lm_eval import tasks as shipped_tasks
+from lm_eval import utils
+from lm_eval.api.samplers import ContextSampler
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from jobs.evaluate.results import Outcome
+from orchestrator.errors import MoegridError, SourceError
+from orchestrator.spec.cell import TaskSpec
+
+datasets.disable_progress_bars()
+# The harness compiles a template again for every field of every shot: nine tenths of the time to render a task.
+utils.env.from_string = cache(utils.env.from_string)
+FOLDER = Path(__file__).parent / "tasks"
+_SHIPPED = Path(shipped_tasks.__file__).parent
+# When this share of items fits the window with so many shots, the task is said to have so many.
+_FITTING = 0.9
+
+Row = dict[str, Any]
+Lengths = Callable[[Sequence[tuple[str, str]]], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One evaluated item: its requests (context, continuation), one per choice, and the index of the right one."""
+
+    id: str
+    requests: tuple[tuple[str, str], ...]
+    gold: int
+    doc: Mapping[str, Any]
+    shots: int
+
+
+class LocalTask(ConfigurableTask):
+    """A harness task whose data are given rows by split."""
+
+    def __init__(self, config: dict[str, Any], rows: Mapping[str, list[Row]]) -> None:
+        self._rows = rows
+        super().__init__(config=config)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        self.dataset = {split: datasets.Dataset.from_list(rows) for split, rows in self._rows.items()}
+
+
+class _Fixed(ContextSampler):
+    """Hands out the shots that were chosen for the item at hand."""
+
+    def __init__(self, shots: Sequence[Row]) -> None:
+        self.shots = shots
+
+    def sample(self, n: int, *args: Any, **kwargs: Any) -> Sequence[Row]:
+        return self.shots[:n]
+
+
+def load_config(name: str) -> dict[str, Any]:
+    """Return the harness configuration of a task of `tasks/`; MoegridError when there is none."""
+    path = FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
+        raise MoegridError(
+            f"there is no evaluation task {name!r}",
+            cause=f"the tasks are {', '.join(known)}",
+            hint="a new one is a YAML file in jobs/evaluate/tasks with `include: lm_eval:<shipped file>`",
+        )
+    own: dict[str, Any] = load_yaml(path, recursive=False)
+    include = own.pop("include", "")
+    shipped = load_yaml(_SHIPPED / include.removeprefix("lm_eval:")) if include else {}
+    return {**shipped, **own, "task": name}
+
+
+def read_rows(directory: Path, name: str, limit: int, group_by: str, evaluated: str) -> dict[str, list[Row]]:
+    """Return the rows of every split of a task in `directory`; the evaluated split cut to `limit` (0 = all)."""
+    splits: dict[str, list[Row]] = {}
+    for path in sorted((directory / name).glob("*.jsonl")):
+        splits[path.stem] = [json.loads(line) for line in path.read_bytes().splitlines()]
+    if evaluated not in splits:
+        raise SourceError(
+            f"the items of task {name!r} have no split {evaluated!r}",
+            cause=f"they have {', '.join(splits) or 'none'}",
+            hint=f"provide {name}/{evaluated}.jsonl in evaluate.source",
+        )
+    rows = _in_turn(splits[evaluated], group_by) if group_by else splits[evaluated]
+    splits[evaluated] = rows[:limit] if limit else rows
+    return splits
+
+
+def _in_turn(rows: list[Row], column: str) -> list[Row]:
+    groups: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.get(column)].append(row)
+    longest = max(map(len, groups.values()))
+    return [group[i] for i in range(longest) for group in groups.values() if i < len(group)]
+
+
+class Prepared:
+    """A task with its items: requests rendered by the harness, as many shots as the window takes."""
+
+    def __init__(
+        self, spec: TaskSpec, directory: Path, *, limit: int, seed: int, shared: bool, max_length: int, lengths: Lengths
+    ) -> None:
+        config = load_config(spec.name)
+        group_by = config.pop("group_by", "")
+        evaluated = config.get("test_split") or config.get("validation_split") or ""
+        rows = read_rows(directory, spec.name, limit, group_by, evaluated)
+        # A split that this source does not hold is none: the harness looks for shots elsewhere.
+        for key in ("training_split", "validation_split", "fewshot_split"):
+            if config.get(key) and config[key] not in rows:
+                config[key] = None
+        if spec.shots and not set(rows) - {evaluated}:
+            raise SourceError(f"the items of task {spec.name!r} have no split to draw shots from", hint="set shots: 0")
+        self.name = spec.name
+        self.version = str((config.get("metadata") or {}).get("version", ""))
+        self._lengths = lengths
+        self._max_length = max_length
+        try:
+            self._task = LocalTask(config, rows)
+        except (KeyError, ValueError) as error:
+            raise SourceError(
+                f"the items of task {spec.name!r} do not fit its template",
+                cause=f"{type(error).__name__}: {error}",
+                hint="all splits need the columns that the task's file uses",
+            ) from error
+        self._docs = list(self._task.task_docs)
+        shots = self._draw(spec.shots, seed, shared, group_by)
+        self.shots, self.items = self._fit(shots, spec.shots)
+        self.reduced = sum(item.shots < self.shots for item in self.items)
+        self.metrics = frozenset(self._task._metric_fn_list)
+        self._group_by = group_by
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of guessing: mean of 1 / choices; 0 where one continuation is judged alone."""
+        return float(np.mean([1 / len(item.requests) if len(item.requests) > 1 else 0.0 for item in self.items]))
+
+    def group(self, item: Item) -> str:
+        """Return the name of the item's sub-task, "" when the task has none."""
+        return str(item.doc[self._group_by]) if self._group_by else ""
+
+    def _draw(self, count: int, seed: int, shared: bool, group_by: str) -> list[list[Row]]:
+        """Return the shots of each item, as the harness draws them with this seed; `shared`: the first draw for all."""
+        if not count:
+            return [[] for _ in self._docs]
+        sampler = self._task.sampler
+        sampler.set_rnd(seed)
+        if not group_by:
+            draws: list[list[Row]] = []
+            for _ in self._docs:
+                draws.append(draws[0] if shared and draws else list(sampler.sample(n=count)))
+            return draws
+        pools: dict[Any, list[Row]] = defaultdict(list)
+        for row in sampler.df:
+            pools[row[group_by]].append(row)
+        for name, pool in pools.items():
+            if type(sampler) is ContextSampler:
+                random.Random(f"{seed}/{name}").shuffle(pool)
+        return [pools[doc[group_by]][:count] for doc in self._docs]
+
+    def _render(self, doc: Row, number: int, shots: Sequence[Row]) -> Item:
+        task = self._task
+        task.sampler = _Fixed(shots)
+        context = task.fewshot_context(doc, num_fewshot=len(shots))
+        made = task.construct_requests(doc=doc, ctx=context, metadata=(self.name, number, 1))
+        instances = made if isinstance(made, list) else [made]
+        return Item(str(number), tuple(tuple(i.args) for i in instances), self._gold(doc), doc, len(shots))
+
+    def _gold(self, doc: Row) -> int:
+        if self._task.OUTPUT_TYPE == "loglikelihood":
+            return 0
+        gold = self._task.doc_to_text(doc) if self._task.multiple_input else self._task.doc_to_target(doc)
+        return gold if isinstance(gold, int) else int(self._task.doc_to_choice(doc).index(gold))
+
+    def _longest(self, items: Sequence[Item]) -> list[int]:
+        """Return each item's longest request in tokens fed."""
+        flat = self._lengths([request for item in items for request in item.requests])
+        longest, at = [], 0
+        for item in items:
+            longest.append(max(flat[at : at + len(item.requests)]))
+            at += len(item.requests)
+        return longest
+
+    def _fit(self, shots: list[list[Row]], count: int) -> tuple[int, list[Item]]:
+        """Return (shots used, items): equally many shots for all, fewer for items that would not fit otherwise."""
+        items = [self._render(doc, i, shots[i]) for i, doc in enumerate(self._docs)]
+        lengths = self._longest(items)
+        if not count or max(lengths) <= self._max_length:
+            return count, items
+        bare = self._longest([self._render(doc, i, []) for i, doc in enumerate(self._docs)])
+        room = [
+            math.floor(count * (self._max_length - b) / max(full - b, 1)) for b, full in zip(bare, lengths, strict=True)
+        ]
+        used = int(np.clip(np.quantile(room, 1 - _FITTING, method="lower"), 0, count))
+        items = [self._render(doc, i, shots[i][:used]) for i, doc in enumerate(self._docs)]
+        while True:
+            lengths = self._longest(items)
+            long = [i for i, n in enumerate(lengths) if n > self._max_length and items[i].shots]
+            if not long:
+                return used, items
+            for i in long:
+                items[i] = self._render(self._docs[i], i, shots[i][: items[i].shots - 1])
+
+    def outcome(self, item: Item, answers: Sequence[tuple[float, bool]]) -> Outcome:
+        """Return what the (log-likelihood, is greedy) pairs of an item's requests mean."""
+        results = self._task.process_results(item.doc, list(answers))
+        acc = float(results["acc"])
+        bits = -answers[item.gold][0] / math.log(2)
+        size = len(item.requests[item.gold][1].encode())
+        scores = tuple(float(value) for value, _ in answers)
+        return Outcome(scores, acc, float(results.get("acc_norm", acc)), bits / size)

@@ -1,0 +1,54 @@
+"""A committed state as something that can be scored: model, tokenizer and harness model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jobs.data.tokenizer import Vocabulary, transformers_tokenizer
+from jobs.evaluate.scoring import Spans
+from jobs.models.backbones import CausalLM, build_model, load_canonical
+from orchestrator.errors import MoegridError
+
+if TYPE_CHECKING:
+    from jobs.context import StageContext
+    from orchestrator.spec.work import EvaluateWork
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The evaluated state: its model in scoring precision, and the tokenizer it was trained with."""
+
+    model: CausalLM
+    tokenizer: Any
+    tokenizer_directory: Path
+    spans: Spans | None
+
+
+def load_state(context: StageContext, work: EvaluateWork) -> State:
+    """Build the model of `work`, load its weights and put it on the job's device; MoegridError on a bad precision."""
+    from safetensors.torch import load_file
+
+    if work.precision not in PRECISIONS:
+        raise MoegridError(f"scoring precision {work.precision!r} is unknown", hint=f"use {' or '.join(PRECISIONS)}")
+    directory = context.directory(work.tokenizer)
+    tokenizer = transformers_tokenizer(directory)
+    model = build_model(work.model, len(tokenizer))
+    load_canonical(model, load_file(str(context.fetch(work.state, "weights.safetensors"))))
+    model.to(device=context.execution.device, dtype=PRECISIONS[work.precision]).eval()
+    return State(model, tokenizer, directory, span_function(model, directory))
+
+
+def span_function(model: CausalLM, tokenizer_directory: Path) -> Spans | None:
+    """Return what numbers the spans of a token sequence for a word or sentence router, None for other routers."""
+    unit = model.spec.moe.unit
+    if unit not in ("word", "sentence"):
+        return None
+    tables = Vocabulary.load(tokenizer_directory).span_tables()
+    kind = ("word", "sentence").index(unit)
+    return lambda ids: tables.spans(ids)[kind]
