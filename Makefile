@@ -19,14 +19,14 @@ OPTIONS := --scale $(SCALE) --site $(SITE) $(if $(SEEDS),--seeds $(SEEDS)) $(ARG
 EXTRA := $(if $(filter slurm,$(SITE)),slurm)$(if $(filter ray,$(SITE)),ray)
 READY := $(VENV)/.ready$(if $(EXTRA),-$(EXTRA))
 
-.PHONY: help grid plan resume status report ui test check bench faults doctor clean setup
+.PHONY: help grid plan resume status report ui test check bench faults doctor lab-up lab-down clean setup
 
 help:  ## explain the targets
 	@echo 'moegrid: controlled experiments on Mixture-of-Experts language models'
 	@echo
 	@echo 'usage: make TARGET [GRID=name] [SCALE=tiny|small|paper] [SITE=local|slurm|ray] [SEEDS=0,1] [STORE=dir|s3://...] [ARGS=...]'
 	@echo
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'grids:'
 	@for f in grids/*.yaml; do n=$$(basename $$f .yaml); d=$$(sed -n 's/^description: *//p' $$f | head -n 1); printf '  %-24s %s\n' "$$n" "$$d"; done
@@ -60,6 +60,12 @@ ui: $(READY)  ## open the MLflow UI on this store's runs
 
 doctor: $(READY)  ## check store, tracker, wheels, disk, versions
 	@$(BIN)/moegrid doctor --site $(SITE)
+
+lab-up: $(VENV)/.ready-dev  ## start SLURM, Ray, S3 and MLflow on this machine (LABS="slurm s3": only these)
+	@infra/lab.sh up
+
+lab-down:  ## stop them
+	@infra/lab.sh down
 
 test: $(VENV)/.ready-dev  ## run the tests
 	@$(BIN)/python -m pytest tests $(ARGS)

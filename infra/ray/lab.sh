@@ -15,7 +15,7 @@ unset RAY_AUTH_TOKEN RAY_ADDRESS
 
 fail() { echo "error: $1" >&2; [ -z "${2:-}" ] || echo "hint: $2" >&2; exit 3; }
 
-started() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
+started() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '$1 != "Z" {print $20}'; }
 
 alive() { [ -s "$1" ] && [ "$(started "$(cut -d' ' -f1 "$1")")" = "$(cut -d' ' -f2 "$1")" ]; }
 
@@ -47,7 +47,7 @@ down() {
     local file pid i; for file in "$LAB"/node*.pid "$LAB/head.pid"; do
         alive "$file" || continue
         pid=$(cut -d' ' -f1 "$file"); kill "$pid"
-        for i in $(seq 100); do alive "$file" && [ "$(ps -o stat= -p "$pid" | cut -c1)" != Z ] || break; sleep 0.1; done
+        for i in $(seq 100); do alive "$file" || break; sleep 0.1; done
         rm -f "$file"
     done
     [ "${1:-}" != --wipe ] || rm -rf "$LAB"
