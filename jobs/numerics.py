@@ -21,7 +21,7 @@ def set_threads(resources: Resources) -> None:
     """Fix the thread counts of every numeric library through the environment."""
     for name in THREAD_VARIABLES:
         os.environ[name] = str(resources.cores)
-    # Waiting threads sleep: on a shared node, spinning ones cost a step three to ten times its time, and no bit differs.
+    # Waiting threads sleep: on a busy node spinning ones make a step three to ten times as long; the bits are equal.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Equal code paths for equal inputs, whatever the alignment of a buffer.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

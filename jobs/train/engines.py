@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from jobs.models.backbones import CausalLM, parameter_roles
 from jobs.train.freeze import apply_freeze
@@ -187,13 +187,7 @@ def build_engine(name: str, model: CausalLM, train: TrainSpec, rank: int, world_
         from jobs.train.zero import ZeroEngine
 
         return ZeroEngine(model, train, rank, world_size, 1 if name.endswith("1") else 2)
+    offered = f"engines: {', '.join(ENGINES)}"
     if name in REFUSED:
-        raise MoegridError(
-            f"engine {name!r} is not offered", cause=REFUSED[name], hint=f"engines: {', '.join(ENGINES)}"
-        )
-    raise MoegridError(f"engine {name!r} is unknown", hint=f"engines: {', '.join(ENGINES)}")
-
-
-def trainable_parameters(model: nn.Module) -> int:
-    """Return how many parameters get gradients."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+        raise MoegridError(f"engine {name!r} is not offered", cause=REFUSED[name], hint=offered)
+    raise MoegridError(f"engine {name!r} is unknown", hint=offered)

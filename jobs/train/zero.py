@@ -1,8 +1,8 @@
 """DeepSpeed ZeRO 1 and 2: optimizer state (and gradients) partitioned over ranks.
 
-Flipping `requires_grad` under DeepSpeed does not freeze (momentum goes on), and its checkpoints fit one grouping and one
-world size. So every phase gets an engine over its trainable parameters alone, and the optimizer's state is carried from
-one to the next, and to and from the store, parameter by parameter in full precision.
+Flipping `requires_grad` under DeepSpeed does not freeze (momentum goes on), and its checkpoints fit one grouping and
+one world size. So every phase gets an engine over its trainable parameters alone, and the optimizer's state is carried
+from one to the next, and to and from the store, parameter by parameter in full precision.
 """
 
 from __future__ import annotations
