@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.spec.cell import Cell
-from orchestrator.spec.expand import SCIENCE, GridCell
+from orchestrator.spec.expand import GridCell
 from orchestrator.spec.factors import find_factor
 from orchestrator.spec.identity import plain
 from orchestrator.spec.problems import Mistake
+from orchestrator.spec.sections import SCIENCE
 
 Difference = tuple[str, Any, Any]  # dotted path, old value, new value
 

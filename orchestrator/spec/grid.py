@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from orchestrator.spec.document import COMMAND_LINE, GridDocument, Loader, Section, find_grid
-from orchestrator.spec.expand import SECTIONS, GridCell
-from orchestrator.spec.identity import digest, plain
+from orchestrator.spec.expand import GridCell
+from orchestrator.spec.identity import digest
 from orchestrator.spec.merge import merge
 from orchestrator.spec.only import select
 from orchestrator.spec.problems import Problems
@@ -23,9 +23,8 @@ class Grid:
     """The cells of a grid at one scale.
 
     `factors` are the names of its axes in order, `seed` is the field of `Seeds` that plain `seed` means, `runnable`
-    is "" or the reason why this scale cannot run on the local machine. `digest` identifies this version of the grid:
-    the sha256 of `resolved`, its plain JSON with every distinct section of a cell written once. A trial of `search`
-    is the grid loaded again with overrides (`search=null`, `factors.router_lr=[3e-5]`).
+    is "" or the reason why this scale cannot run on the local machine. A trial of `search` is the grid loaded again
+    with overrides (`search=null`, `factors.router_lr=[3e-5]`).
     """
 
     name: str
@@ -39,9 +38,15 @@ class Grid:
     baseline: Mapping[str, Any]
     primary: tuple[str, ...]
     runnable: str
-    digest: str
-    resolved: Mapping[str, Any]
     search: SearchSpec | None = None
+
+    @property
+    def digest(self) -> str:
+        """Identifies this version of the grid: its settings, its cells, and what their ids leave out."""
+        cells = {item.id: item.name for item in self.cells}
+        unhashed = {id(part): part for item in self.cells for part in (item.cell.evaluate, item.cell.execution)}
+        settings = [getattr(self, field.name) for field in fields(self) if field.name not in ("path", "cells")]
+        return digest([settings, cells, sorted(map(digest, unhashed.values()))])
 
 
 def load_grid(
@@ -84,27 +89,7 @@ def load_grid(
         "runnable": reading.text("runnable"),
         "search": reading.search,
     }
-    resolved = {**plain(settings), **_intern(cells)}
-    return Grid(path=document.path, cells=tuple(cells), digest=digest(resolved), resolved=resolved, **settings)
-
-
-def _intern(cells: Sequence[GridCell]) -> dict[str, Any]:
-    """Return the cells as JSON types with every distinct section written once."""
-    keys: dict[int, str] = {}
-    parts: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    rows = []
-    for item in cells:
-        row = []
-        for name in SECTIONS:
-            section = getattr(item.cell, name)
-            key = keys.get(id(section))
-            if key is None:
-                value = plain(section)
-                key = keys[id(section)] = digest(value)[:16]
-                parts[name][key] = value
-            row.append(key)
-        rows.append({"id": item.id, "name": item.name, "setting": item.setting, "factors": item.factors, "parts": row})
-    return {"parts": parts, "cells": rows}
+    return Grid(path=document.path, cells=tuple(cells), **settings)
 
 
 def _set_seeds(document: GridDocument, seeds: list[int]) -> None:

@@ -15,6 +15,7 @@ from orchestrator.spec.factors import seed_names
 from orchestrator.spec.merge import Merged
 from orchestrator.spec.problems import Problems, brief, did_you_mean
 from orchestrator.spec.search import SearchSpec, read_search
+from orchestrator.spec.sections import Sections
 
 
 class Reading:
@@ -37,15 +38,16 @@ class Reading:
         self.search = self._search()
         self.names("primary")
         self.text("runnable"), self.text("description")
-        seeds = seed_names(document.plain_seed)
-        if self.base is not None:
-            self.expander = Expander(self.base, builder.lengths, merged, folder, seeds, problems)
-            self.expander.unnamed = self._constant() - seeds
+        self.lengths = builder.lengths
+        self.folder = folder
 
     def cells(self, strict: bool) -> list[GridCell]:
         """Return the cells of all products; with `strict` an exclusion that excludes nothing is a problem."""
         if self.problems or self.base is None:
             return []
+        seeds = seed_names(self.document.plain_seed)
+        sections = Sections(self.base, self.lengths, self.folder)
+        expander = Expander(sections, self.merged, self._constant() - seeds, seeds)
         used: set[int] = set()
 
         def excluded(item: GridCell) -> bool:
@@ -56,11 +58,11 @@ class Reading:
         found: dict[str, GridCell] = {}
         twins: list[tuple[GridCell, GridCell, str]] = []
         for product in self.products or [[]]:
-            for item in self.expander.expand(product, self.when, excluded if self.exclude else _never):
+            for item in expander.expand(product, self.when, excluded if self.exclude else _never):
                 first = found.setdefault(item.id, item)
                 if first is not item and first.factors != item.factors:
                     twins.append((first, item, product[0].place))
-        self.expander.report()
+        expander.report(self.problems)
         for first, item, place in twins if not self.problems else ():
             message = f"cells {first.name!r} and {item.name!r} differ in a factor but are the same science"
             self.problems.add(message, place, hint="remove one of them: a table would compare a result with itself")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 from orchestrator.spec.cell import FREEZABLE
 
@@ -22,6 +23,7 @@ def step_at(fraction: float, steps: int) -> int:
     return int(math.floor(fraction * steps + 0.5))
 
 
+@cache
 def parse_freeze(schedule: str) -> tuple[tuple[str, float], ...]:
     """Return ((role, start fraction), ...) of a schedule such as `none->router` or `none@0->router@0.5->expert@0.75`.
 

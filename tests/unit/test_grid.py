@@ -432,7 +432,20 @@ def test_a_trial_is_the_grid_with_overrides(load: Load) -> None:
 
 def test_loading_twice_gives_the_same_grid() -> None:
     assert load_grid("finetune_freeze") == load_grid("finetune_freeze")
-    json.dumps(load_grid("finetune_freeze").resolved)
+
+
+def test_every_change_of_a_grid_is_a_new_version(load: Load) -> None:
+    text = "factors: {freeze: [none, router]}\n"
+    overrides = [
+        "at=[1.0]",
+        "evaluate=[lm]",
+        "set.execution.log_every=3",
+        "set.finetune.lr=1e-4",
+        "baseline.freeze=none",
+    ]
+    digests = {load(text, overrides=[override]).digest for override in overrides}
+    assert len(digests | {load(text).digest, load(text, only=["freeze=none"]).digest}) == len(overrides) + 2
+    assert load(text).digest == load(text).digest
 
 
 def test_a_grid_is_found_by_path_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

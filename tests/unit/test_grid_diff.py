@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.spec.diff import differences, guard
-from orchestrator.spec.expand import SECTIONS, GridCell
+from orchestrator.spec.expand import GridCell
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.identity import plain
+from orchestrator.spec.sections import SECTIONS
 
 Cells = Callable[[str], tuple[GridCell, ...]]
 

@@ -56,7 +56,7 @@ def grid_of(cells: Sequence[tuple[str, Cell]]) -> Grid:
     template = {f.name: None for f in dataclasses.fields(Grid)}
     known = {
         "name": "g", "description": "", "path": "g.yaml", "scale": "tiny", "recipe": "finetune", "cells": items,
-        "factors": ("freeze",), "seed": "finetune", "baseline": {}, "primary": (), "digest": "d", "resolved": {},
+        "factors": ("freeze",), "seed": "finetune", "baseline": {}, "primary": (),
         "runnable": "",
     }  # fmt: skip
     return Grid(**{**template, **known})  # type: ignore[arg-type]

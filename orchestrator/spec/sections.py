@@ -1,0 +1,131 @@
+"""The sections of a cell under some choices: factors set, derived fields filled in, checked and hashed - each once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+from orchestrator.spec.axes import Choice
+from orchestrator.spec.cell import Cell, DataSpec, EvaluateSpec, TrainSpec
+from orchestrator.spec.factors import replace_path
+from orchestrator.spec.fields import Path, fields_of
+from orchestrator.spec.identity import digest
+from orchestrator.spec.model import ModelSpec, resolve_model
+from orchestrator.spec.problems import Mistake
+from orchestrator.spec.sources import source_digest
+from orchestrator.spec.units import Length
+from orchestrator.spec.validate import Finding, normal_train, section_findings
+
+SECTIONS = tuple(fields_of(Cell))
+SCIENCE = tuple(name for name in SECTIONS if name != "execution")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Built:
+    """A finished section, the digest of its science, and what is wrong with it."""
+
+    value: Any
+    digest: str
+    findings: tuple[Finding, ...]
+
+
+class Sections:
+    """Builds the sections of cells that start from `base`; equal choices give the same object.
+
+    `lengths` are the phases whose steps are given in other units, `folder` is where relative files are sought.
+    """
+
+    def __init__(self, base: Cell, lengths: Mapping[str, Length], folder: FilePath) -> None:
+        self.base = base
+        self.lengths = lengths
+        self.folder = folder
+        self._built: dict[str, dict[Any, Built]] = {name: {} for name in SECTIONS}
+        self._pinned: dict[DataSpec, tuple[DataSpec, list[tuple[str, str]]]] = {}
+
+    def get(self, name: str, choices: Choice | tuple[Choice, ...] = ()) -> Built:
+        """Return the section `name` with what `choices` set in it."""
+        known = self._built[name].get(choices)
+        if known is None:
+            known = self._built[name][choices] = self._build(
+                name, (choices,) if isinstance(choices, Choice) else choices
+            )
+        return known
+
+    def _build(self, name: str, choices: tuple[Choice, ...]) -> Built:
+        value = getattr(self.base, name)
+        length = self.lengths.get(name)
+        findings: list[Finding] = []
+        changed: dict[str, Any] = {}
+        for path, new in (assignment for choice in choices for assignment in choice.assignments):
+            if path[0] != name:
+                continue
+            if value is None:
+                findings.append((path, f"the cell has no {name} phase", "choose another recipe or factor"))
+                continue
+            if isinstance(value, TrainSpec) and path[1:] == ("steps",):
+                length = new if isinstance(new, Length) else None
+            if isinstance(new, Length):
+                continue
+            if len(path) == 2:
+                changed[path[1]] = new
+            else:
+                value = replace_path(value, path[1:], new)
+        if changed:
+            value = dataclasses.replace(value, **changed)
+        value = self._finish(name, value, length, findings)
+        findings.extend(section_findings(name, value))
+        return Built(value, digest(_science(value, not findings)), tuple(findings))
+
+    def _finish(self, name: str, value: Any, length: Length | None, findings: list[Finding]) -> Any:
+        """Fill in what is derived: steps from a length, digests of sources, the preset's values."""
+        if isinstance(value, ModelSpec):
+            try:
+                return resolve_model(value)
+            except ValueError:
+                return value  # section_findings says why
+        if isinstance(value, TrainSpec):
+            steps = value.steps
+            if length is not None:
+                try:
+                    steps = length.steps(value)
+                except Mistake as mistake:
+                    findings.append(((name, "steps"), mistake.message, mistake.hint))
+            data = self._pin(value.data, (name, "data", "source"), findings)
+            return dataclasses.replace(value, steps=steps, data=data)
+        if isinstance(value, EvaluateSpec):
+            items = DataSpec(source=value.source, digest=value.digest)
+            return dataclasses.replace(value, digest=self._pin(items, (name, "source"), findings).digest)
+        return value
+
+    def _pin(self, data: DataSpec, path: Path, findings: list[Finding]) -> DataSpec:
+        """Return `data` with the digest of its source, a file's path in full."""
+        if data not in self._pinned:
+            self._pinned[data] = self._find(data)
+        pinned, said = self._pinned[data]
+        findings.extend((path, message, hint) for message, hint in said)
+        return pinned
+
+    def _find(self, data: DataSpec) -> tuple[DataSpec, list[tuple[str, str]]]:
+        try:
+            found = source_digest(data.source, data.revision, self.folder)
+        except Mistake as mistake:
+            return data, [(mistake.message, mistake.hint)]
+        source = data.source
+        if source.startswith("file://"):
+            source = f"file://{self.folder / FilePath(source.removeprefix('file://')).expanduser()}"
+        said = []
+        if data.digest not in ("", found):
+            message = f"source {source!r} has the digest {found[:12]}, not {data.digest[:12]}"
+            said.append((message, "correct or remove the digest"))
+        return dataclasses.replace(data, source=source, digest=found), said
+
+
+def _science(value: Any, sound: bool) -> Any:
+    """Return what of a section defines a cell: training as what it does, without what is measured when."""
+    if isinstance(value, TrainSpec) and sound:
+        return normal_train(value)
+    if isinstance(value, EvaluateSpec):
+        return dataclasses.replace(value, at=(), suites=())
+    return value
