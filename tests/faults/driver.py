@@ -23,6 +23,8 @@ from orchestrator import cli
 from orchestrator.backends import host
 from orchestrator.backends.base import SchedulerUnreachable
 from orchestrator.backends.local import LocalBackend
+from orchestrator.backends.ray import RayBackend
+from orchestrator.backends.slurm import SlurmBackend
 from orchestrator.errors import StoreError
 from orchestrator.store.local import LocalObjects
 
@@ -64,8 +66,9 @@ def fault(name: str, number: int, moment: str) -> None:
 
 def main() -> int:
     """Run the command line with the faults installed."""
-    defaults: Any = LocalBackend.__init__.__kwdefaults__
-    defaults["program"] = (sys.executable, str(Path(__file__).with_name("fake_job.py")))
+    for backend in (LocalBackend, SlurmBackend, RayBackend):
+        defaults: Any = backend.__init__.__kwdefaults__
+        defaults["program"] = (sys.executable, str(Path(__file__).with_name("fake_job.py")))
     for name in STORE_CALLS:
         setattr(LocalObjects, name, counted(f"store.{name}", getattr(LocalObjects, name)))
     for name in SCHEDULER_CALLS:

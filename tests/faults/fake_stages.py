@@ -108,5 +108,9 @@ def misbehave(context: StageContext) -> None:
             os.kill(os.getpid(), 9)
         if what == "exit":
             os._exit(int(order["code"]))
+        if what == "hoard":
+            hoard = b"x" * int(context.resources.memory_gb * 1.25 * 2**30)
+            time.sleep(30)
+            del hoard
         if what == "sleep":
             time.sleep(float(order["seconds"]))

@@ -36,6 +36,7 @@ class Lab:
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    site: Path = SITE
     drivers: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
@@ -60,7 +61,7 @@ class Lab:
         arguments += [part for value in only for part in ("--only", value)]
         arguments += ["--store", str(self.store_path), "--tracking", "none"]
         if command[0] in ("run", "resume", "tick"):
-            arguments += ["--site", str(SITE), "--no-report"]
+            arguments += ["--site", str(self.site), "--no-report"]
         environment = {
             **os.environ,
             "MOEGRID_RUN_DIR": str(self.folder / "run"),
