@@ -61,6 +61,7 @@ class GridDocument:
     phase: str
     plain_seed: str
     complete: bool = True  # False when the recipe is missing, so that there is no cell to build
+    narrowed: bool = False  # the scale or the command line changed the axes, so that an exclusion may be idle
     sections: dict[str, Section] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
 
@@ -120,9 +121,11 @@ class Loader:
         self._scale(scale, {name for name, _ in overlays}, show(path))
         for document in chain:
             self._apply(document.data, document.places, (*TOP, *MERGED, *REPLACED))
+        narrowed = bool(overrides)
         for overlay_name, overlay in overlays:
             if overlay_name == scale:
                 self._apply(overlay.data, overlay.places, (*MERGED, *REPLACED))
+                narrowed = narrowed or ("exclude" not in overlay.data and bool({"factors", "also"} & set(overlay.data)))
         for override in overrides:
             self._override(override)
         for key, field_name in (("evaluate", "suites"), ("at", "at")):
@@ -131,8 +134,9 @@ class Loader:
                 value = section.data if isinstance(section.data, list) else [section.data]
                 place: dict[tuple[str, ...], str] = {("evaluate", field_name): section.place()}
                 self.layers.append(Layer({"evaluate": {field_name: value}}, place))
-        complete = self.complete
-        return GridDocument(name, base, show(path), scale, phase, plain_seed, complete, self.sections, self.layers)
+        return GridDocument(
+            name, base, show(path), scale, phase, plain_seed, self.complete, narrowed, self.sections, self.layers
+        )
 
     def _read(self, path: FilePath) -> Document:
         try:

@@ -71,7 +71,7 @@ def load_grid(
         _set_seeds(document, list(seeds))
     merged = merge(document, problems)
     reading = Reading(document, merged, path.parent, problems)
-    cells = reading.cells(strict=not overrides and seeds is None)
+    cells = reading.cells()
     if not problems:
         cells = select(cells, only, document.phase, document.plain_seed, problems)
     problems.raise_if_any()
@@ -94,6 +94,7 @@ def load_grid(
 
 def _set_seeds(document: GridDocument, seeds: list[int]) -> None:
     """Give every product the seeds of the command line."""
+    document.narrowed = True
     factors = document.sections.setdefault("factors", Section({}, {}))
     factors.data["seed"] = seeds
     factors.places[("seed",)] = COMMAND_LINE

@@ -41,8 +41,8 @@ class Reading:
         self.lengths = builder.lengths
         self.folder = folder
 
-    def cells(self, strict: bool) -> list[GridCell]:
-        """Return the cells of all products; with `strict` an exclusion that excludes nothing is a problem."""
+    def cells(self) -> list[GridCell]:
+        """Return the cells of all products."""
         if self.problems or self.base is None:
             return []
         seeds = seed_names(self.document.plain_seed)
@@ -66,7 +66,7 @@ class Reading:
         for first, item, place in twins if not self.problems else ():
             message = f"cells {first.name!r} and {item.name!r} differ in a factor but are the same science"
             self.problems.add(message, place, hint="remove one of them: a table would compare a result with itself")
-        if strict:
+        if not self.document.narrowed:
             for i, condition in enumerate(self.exclude):
                 if i not in used:
                     hint = "remove it or correct its values"

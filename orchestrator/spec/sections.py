@@ -125,7 +125,11 @@ class Sections:
 def _science(value: Any, sound: bool) -> Any:
     """Return what of a section defines a cell: training as what it does, without what is measured when."""
     if isinstance(value, TrainSpec) and sound:
-        return normal_train(value)
+        normal = normal_train(value)
+        if normal.data.source.startswith("file://"):
+            # A file is known by its content, wherever it lies.
+            normal = dataclasses.replace(normal, data=dataclasses.replace(normal.data, source="file://"))
+        return normal
     if isinstance(value, EvaluateSpec):
         return dataclasses.replace(value, at=(), suites=())
     return value

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,6 +188,19 @@ def test_exclude_removes_every_match(load: Load) -> None:
         ("router", 1, 0),
         ("router", 2, 0),
     ]
+
+
+def test_an_exclusion_may_be_idle_at_a_scale_with_fewer_values(load: Load) -> None:
+    text = "factors: {freeze: [none, router], seed: [0, 1]}\nexclude: [{freeze: router, seed: 1}]\n"
+    assert len(load(text + "scales: {tiny: {factors: {seed: [0]}}}\n").cells) == 2
+    assert len(load(text, seeds=[0]).cells) == 2
+
+
+def test_the_example_of_the_documentation_loads(load: Load) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (PROJECT / "docs" / "grids.md").read_text(), re.DOTALL)
+    assert len(load(blocks[0]).cells) == 7
+    assert len(load(blocks[0], scale="small").cells) == 16
+    assert load(f"base: finetune\n{blocks[1]}").search is not None
 
 
 def test_exclude_sees_values_that_no_axis_varies(load: Load) -> None:
@@ -401,6 +415,9 @@ def test_a_file_source_is_pinned_by_its_content(load: Load, tmp_path: Path) -> N
     assert first.cell.finetune is not None
     assert first.cell.finetune.data.source == f"file://{data}"
     assert first.cell.finetune.data.digest == hashlib.sha256(data.read_bytes()).hexdigest()
+    moved = tmp_path / "elsewhere.jsonl"
+    moved.write_bytes(data.read_bytes())
+    assert load(text.replace("mine", "elsewhere")).cells[0].id == first.id
     data.write_text('{"prompt": "a", "response": "c"}\n')
     assert load(text).cells[0].id != first.id
 
