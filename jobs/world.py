@@ -6,6 +6,7 @@ come from SLURM's own variables; MASTER_ADDR and MASTER_PORT must be given.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from orchestrator.errors import EXIT_PREEMPTED
 
 # How long the other ranks may take to end after the first one did.
 GRACE_SECONDS = 20.0
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when its launcher dies, however that happens (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Start `processes` ranks of `python -m jobs.run` on this machine and return the job's exit code.
 
@@ -78,7 +86,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             "MASTER_PORT": str(port),
         }
         command = [sys.executable, "-m", "jobs.run", *arguments]
-        children.append(subprocess.Popen(command, env={**os.environ, **placement}))
+        environment = {**os.environ, **placement}
+        children.append(subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent))
     deadline = None
     while any(child.poll() is None for child in children):
         if deadline is None and any(child.poll() is not None for child in children):
