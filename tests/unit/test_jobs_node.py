@@ -1,0 +1,160 @@
+"""What a node does around its stages: failure records, the cache of a remote store, logs, the world, patience."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import failures, numerics
+from jobs.context import StageContext, patiently, prune_cache
+from jobs.preemption import Preempted, Signals
+from jobs.train.errors import NotFinite
+from jobs.world import World, world_from
+from orchestrator.errors import CorruptBlob, LeaseLost, NumericsError, SourceError, StoreError
+from orchestrator.spec.cell import Execution, Resources
+from tests.training import ROOT, TOKENIZER, init_work, key, make_job, prepare
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (NotFinite("loss nan"), "nan"),
+        (MemoryError(), "oom"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), "oom"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (ModuleNotFoundError("No module named 'x'"), "import"),
+        (CorruptBlob("a" * 64, "blobs/x", "size"), "corrupt"),
+        (SourceError("no wheel"), "source"),
+        (StoreError("away"), "unreachable"),
+        (LeaseLost("gone"), "lease_lost"),
+        (AssertionError("x"), "assertion"),
+        (ValueError("x"), "error"),
+    ],
+)
+def test_failure_kinds(error: BaseException, kind: str) -> None:
+    record = failures.describe("s" * 64, error)
+    assert record["kind"] == kind
+    assert record["exit_code"] == (76 if kind == "lease_lost" else 1)
+    assert (record.get("artifact") == "a" * 64) == (kind == "corrupt")
+
+
+def test_cause_of_an_error_decides_its_kind() -> None:
+    error = RuntimeError("could not save")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert failures.kind_of(error) == "disk_full"
+
+
+def test_numerics_are_compared_field_by_field() -> None:
+    own = numerics.record(Execution(), Resources(cores=2), 1)
+    numerics.refuse_other({**own, "unknown": 1}, own, "a state")
+    with pytest.raises(NumericsError, match="engine ddp -> torch"):
+        numerics.refuse_other({**own, "engine": "ddp"}, own, "a state")
+
+
+def test_blobs_of_a_remote_store_are_cached_by_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOEGRID_CACHE", str(tmp_path))
+    store = prepare("memory://node-cache")
+    context = StageContext(make_job(store, [init_work()]), init_work().key())
+    folder = context.directory(key("text"))
+    assert {path.name for path in folder.iterdir()} == {blob.name for blob in context.manifest(key("text")).blobs}
+    cached = context.fetch(TOKENIZER, "special.json")
+    assert cached.is_relative_to(tmp_path)
+    assert cached.read_bytes() == b"{}"
+    prune_cache(tmp_path / "blobs", keep=cached, limit=0)
+    assert list((tmp_path / "blobs").glob("*/*")) == [cached]
+
+
+def test_commit_of_a_lost_stage_is_refused(tmp_path: Path) -> None:
+    store = prepare(str(tmp_path))
+    work = init_work()
+    context = StageContext(make_job(store, [work]), work.key())
+    lease = context.job.reporter.lease(work.key())
+    assert lease is not None
+    store.claims.release(lease)
+    assert store.claims.claim(work.key(), "other", 60.0) is not None
+    with pytest.raises(LeaseLost):
+        context.commit(work, blobs={"weights.safetensors": b"x"})
+    assert store.artifacts.get(work.key()) is None
+
+
+def test_loser_of_a_race_gets_the_winners_manifest(tmp_path: Path) -> None:
+    store = prepare(str(tmp_path))
+    work = init_work()
+    context = StageContext(make_job(store, [work]), work.key())
+    first = context.commit(work, blobs={"weights.safetensors": b"first"})
+    second = context.commit(work, blobs={"weights.safetensors": b"second"})
+    assert second.blobs == first.blobs
+
+
+def test_an_unreachable_store_is_waited_for_but_not_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    calls = 0
+
+    def sometimes() -> str:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise StoreError("away")
+        return "here"
+
+    assert patiently(sometimes, "test") == "here"
+
+    def full() -> str:
+        nonlocal calls
+        calls += 1
+        raise StoreError("disk full") from OSError(errno.ENOSPC, "full")
+
+    calls = 0
+    with pytest.raises(StoreError):
+        patiently(full, "test")
+    assert calls == 1
+
+
+def test_signals_interrupt_unless_deferred() -> None:
+    signals = Signals()
+    with signals.deferred():
+        signals._handle(15, None)
+    assert signals.requested == "SIGTERM"
+    with pytest.raises(Preempted):
+        signals.check()
+    with pytest.raises(Preempted):
+        Signals()._handle(10 + 2, None)
+
+
+def test_world_from_torchrun_slurm_or_nobody() -> None:
+    assert world_from({}) is None
+    assert world_from({"SLURM_NTASKS": "4", "SLURM_PROCID": "1"}) is None  # no meeting point: not our ranks
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "n0", "MASTER_PORT": "29500"}
+    slurm = {
+        "SLURM_PROCID": "3",
+        "SLURM_NTASKS": "4",
+        "SLURM_LOCALID": "1",
+        "MASTER_ADDR": "n0",
+        "MASTER_PORT": "29500",
+    }
+    assert world_from(torchrun) == world_from(slurm) == World(3, 1, 4, "n0", 29500)
+
+
+@pytest.mark.parametrize("same_file", [True, False])
+def test_log_is_read_from_the_schedulers_file_or_redirected(tmp_path: Path, same_file: bool) -> None:
+    program = (
+        "import pathlib, sys, os; sys.path.insert(0, os.getcwd()); from jobs.logs import LogFile\n"
+        "print('before', flush=True)\n"
+        f"log = LogFile(pathlib.Path({str(tmp_path)!r})); os.system('echo from a child'); print('after', flush=True)\n"
+        "log.forward(); pathlib.Path(sys.argv[1]).write_bytes(log.read())"
+    )
+    output, shipped = tmp_path / "scheduler.txt", tmp_path / "shipped.txt"
+    command = [sys.executable, "-c", program, str(shipped)]
+    if same_file:
+        with output.open("ab") as file:
+            subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=True, cwd=ROOT, env=os.environ)
+    else:
+        done = subprocess.run(command, capture_output=True, check=True, cwd=ROOT, env=os.environ)
+        output.write_bytes(done.stdout)
+    assert shipped.read_text() == "from a child\nafter\n"
+    assert output.read_text() == "before\nfrom a child\nafter\n"
