@@ -138,6 +138,8 @@ def find_factor(name: str, phase: str, plain_seed: str) -> Factor:
 
 def not_factors(name: str) -> str:
     """Return why the field called `name` cannot be a factor, "" when it can."""
+    if name.endswith(".digest"):
+        return "it follows from the source"
     reasons = (why for prefix, why in _NOT_FACTORS.items() if name == prefix or name.startswith(f"{prefix}."))
     return next(reasons, "")
 

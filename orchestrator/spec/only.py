@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.spec.axes import show_value
+from orchestrator.spec.axes import plain_value, show_value
 from orchestrator.spec.expand import GridCell
 from orchestrator.spec.factors import Factor, find_factor
 from orchestrator.spec.problems import Mistake, Problems, did_you_mean
+from orchestrator.spec.yaml_positions import parse_yaml
 
 
 def select(
@@ -23,7 +24,7 @@ def select(
             problems.add(f"--only {text!r}: no cell has this id", "command line", hint=hint)
     if ids:
         kept = [item for item in kept if item.id.startswith(tuple(ids))]
-    wanted: dict[str, tuple[Factor, list[str]]] = {}
+    wanted: dict[str, tuple[Factor, list[str]]] = {}  # factor -> its values, written as in names
     for text in only:
         name, equals, value = text.partition("=")
         if equals:
@@ -32,7 +33,7 @@ def select(
             except Mistake as mistake:
                 problems.add(mistake.message, "command line", name, mistake.hint)
             else:
-                wanted.setdefault(factor.name, (factor, []))[1].append(value.strip())
+                wanted.setdefault(factor.name, (factor, []))[1].append(_written(factor, value.strip()))
     for name, (factor, values) in wanted.items():
         shown = [_shown(factor, item) for item in kept]
         for value in values:
@@ -41,6 +42,14 @@ def select(
                 problems.add(f"--only {name}={value} matches no cell", "command line", name, hint)
         kept = [item for item, text in zip(kept, shown, strict=True) if text in values]
     return kept
+
+
+def _written(factor: Factor, text: str) -> str:
+    """Return a value of the command line as names show it: 1e-4 is 0.0001."""
+    try:
+        return show_value(plain_value(factor.assign(parse_yaml(text, "", Problems()).data, 0)[0][1]))
+    except Mistake:
+        return text
 
 
 def _shown(factor: Factor, item: GridCell) -> str:

@@ -16,7 +16,7 @@ from orchestrator.spec.problems import Problems
 
 Path = tuple[str | int, ...]
 MAX_DEPTH = 40
-MAX_NODES = 500_000
+MAX_NODES = 200_000
 
 
 class _Loader(yaml.SafeLoader):

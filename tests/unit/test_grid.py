@@ -357,6 +357,9 @@ def test_only_keeps_the_cells_it_names(load: Load) -> None:
     ]
     assert len(load(text, only=["freeze=none", "freeze=router"]).cells) == 4
     assert names(load(text, only=["freeze=none", "seed=1"])) == ["freeze=none seed=1"]
+    rates = "factors: {lr: [1e-4, 2e-4], granularity: [2/8, 4/16], betas: [[0.9, 0.95], [0.9, 0.99]]}\n"
+    only = ["lr=1e-4", "granularity=4/16", "betas=[0.9,0.99]"]
+    assert names(load(rates, only=only)) == ["lr=0.0001 granularity=4/16 betas=[0.9, 0.99]"]
     cell = load(text).cells[3]
     assert [item.id for item in load(text, only=[cell.id[:8]]).cells] == [cell.id]
     assert len(load(text, only=["backbone=olmoe"]).cells) == 6

@@ -63,6 +63,15 @@ def test_a_mistake_in_an_included_file_names_that_file(tmp_path: Path) -> None:
     assert raised.value.problems[0].key == "frezee"
 
 
+def test_aliases_that_multiply_or_recur_are_refused(tmp_path: Path) -> None:
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    (tmp_path / "bomb.yaml").write_text(f"base: finetune\n{bomb}")
+    (tmp_path / "loop.yaml").write_text("base: finetune\nfactors: &a {freeze: [*a]}\n")
+    for name in ("bomb", "loop"):
+        with pytest.raises(GridError, match="nested too deeply or too large"):
+            load_grid(str(tmp_path / f"{name}.yaml"))
+
+
 def test_an_invalid_grid_exits_with_2() -> None:
     assert GridError([]).exit_code == 2
 
