@@ -126,8 +126,9 @@ def run_job(url: str, batch: str, index: int, signals: Signals, arguments: Seque
         log.error("%s", error)
         return EXIT_FAILED
     world = world_from(os.environ)
-    if world is None and request.resources.processes > 1:
-        return launch(arguments, request.resources.processes)
+    ranks = request.resources.nodes * request.resources.processes
+    if world is None and ranks > 1:
+        return launch(arguments, ranks)
     with contextlib.ExitStack() as stack:
         scratch = Path(tempfile.mkdtemp(prefix="moegrid-"))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
