@@ -54,6 +54,7 @@ def write(store: Store, folder: Path) -> list[Shown]:
     """Write one report per grid that the store has results for, and `index.md`; return what became of every exhibit."""
     known = set(grid_names(store))
     reports: dict[str, str] = {}
+    empty: set[str] = set()
     reasons: dict[str, str] = {"": "out of scope here: vision-language models"}
     for grid in dict.fromkeys(exhibit.grid for exhibit in exhibits() if exhibit.grid):
         if grid not in known:
@@ -64,11 +65,20 @@ def write(store: Store, folder: Path) -> list[Shown]:
             reasons[grid] = f"the grid {grid} has no results yet"
             continue
         reports[grid] = str(html.write(results, folder / grid / "index.html").relative_to(folder))
+        empty |= {p.table for p in published.published() if p.grid == grid and not published.covered(results, p)}
         (folder / grid / "published.md").write_text(_beside(results), encoding="utf-8")
-    shown = [Shown(e, reports.get(e.grid, ""), "" if e.grid in reports else reasons[e.grid]) for e in exhibits()]
+    shown = [_shown(exhibit, reports, reasons, empty) for exhibit in exhibits()]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.md").write_text(overview(shown), encoding="utf-8")
     return shown
+
+
+def _shown(exhibit: Exhibit, reports: dict[str, str], reasons: dict[str, str], empty: set[str]) -> Shown:
+    if exhibit.grid not in reports:
+        return Shown(exhibit, "", reasons[exhibit.grid])
+    if exhibit.name in empty:
+        return Shown(exhibit, "", f"the grid {exhibit.grid} was not evaluated for these columns")
+    return Shown(exhibit, reports[exhibit.grid], "")
 
 
 def overview(shown: Sequence[Shown]) -> str:

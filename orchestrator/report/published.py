@@ -88,6 +88,11 @@ def ours(results: Results, table: Published, row: Mapping[str, str], column: str
     return text if found.stderr is None else f"{text} ± {found.stderr * factor:.{digits}f}"
 
 
+def covered(results: Results, table: Published) -> bool:
+    """Return whether we have a value of our own for any of the published ones."""
+    return any(ours(results, table, row, column) for row in table.rows for column in table.columns)
+
+
 def match(results: Results, table: Published, row: Mapping[str, str]) -> Setting | None:
     """Return our setting that a published row describes, None if there is none."""
     for setting in results.settings:
