@@ -17,7 +17,7 @@ from tests.labs import lab_missing
 
 LAB = Path(__file__).parents[1] / "infra/slurm/lab.sh"
 TOOLS = ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd", "unshare")
-SHAPE = {"NODES": "4", "GPUS": "2", "CPUS": "8", "MEMORY_MB": "4000"}
+SHAPE = {"NODES": "4", "GPUS": "2", "CPUS": "8", "MEMORY_MB": "16000"}
 
 
 @dataclass(frozen=True)

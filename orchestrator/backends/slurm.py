@@ -38,6 +38,8 @@ from orchestrator.spec.cell import Resources
 NOT_MINE = 76
 # Seconds for which accounting may say "running" of a job that the controller has forgotten.
 ACCOUNTING_LAG = 120.0
+# The job id, and the reason, of a job that sbatch refused.
+REFUSED = "REFUSED"
 # How far back a batch is looked for by its name.
 FIND_SECONDS = 30 * 86400.0
 # A batch with more jobs than an array may hold goes as several arrays, at most this many.
@@ -65,6 +67,7 @@ class SlurmBackend:
         self._program = tuple(program) or (*shlex.split(self.site.container), python, "-m", "jobs.run")
         self._live: set[str] = set()
         self._unseen: dict[str, float] = {}
+        self._accepted = False
         load_submitit()  # it takes a tenth of a second: now, not at the first submission
 
     def admit(self, wanted: Sequence[Resources]) -> list[bool]:
@@ -80,19 +83,29 @@ class SlurmBackend:
         for number, ((resources, chunk), jobs) in enumerate(groups.items()):
             tasks = [job.index - chunk * self.site.max_array for job in jobs]
             text = script(self.site, batch, resources, chunk=chunk, tasks=tasks, program=self._program, logs=self._logs)
-            job_id = self._sbatch(batch, f"submission-{number}.sh", text)
             ranks = resources.nodes * resources.processes
+            try:
+                job_id = self._sbatch(batch, f"submission-{number}.sh", text)
+            except Refused as refused:
+                if not self._accepted:
+                    raise  # nothing was ever accepted: the site file is wrong, not these jobs
+                for task in tasks:
+                    handle = self._refuse(batch.name, chunk, task, refused)
+                    handles[handle.attempt] = handle
+                continue
+            self._accepted = True
             for task in tasks:
                 handle = self._handle(batch.name, job_id, chunk, task, ranks, time.time())
                 handles[handle.attempt] = handle
-        self._live |= handles.keys()
+        self._live |= {attempt for attempt, handle in handles.items() if _is_slurm(handle)}
         return handles
 
     def poll(self, handles: Sequence[Handle]) -> dict[str, JobState]:
-        states = {handle.attempt: JobState(ELSEWHERE) for handle in handles}
+        states = {
+            handle.attempt: JobState(ENDED, 1, reason=REFUSED) if _is_refused(handle) else JobState(ELSEWHERE)
+            for handle in handles
+        }
         handles = [handle for handle in handles if _is_slurm(handle)]
-        if not handles:
-            return states
         queued = self._queued(handles)
         self._start_requeued(queued.values())
         known = {handle.attempt: _mine(queued, handle) for handle in handles}
@@ -191,8 +204,16 @@ class SlurmBackend:
         answer = records.call(["sbatch", str(path)], timeout=self.site.command_timeout, environment=environment)
         return job_id_of(answer)
 
+    def _refuse(self, batch: str, chunk: int, task: int, refused: Refused) -> Handle:
+        """Return the handle of a job that SLURM does not take (more memory than any node has): it ends at once."""
+        handle = self._handle(batch, REFUSED, chunk, task, 1, time.time())
+        Path(handle.details["log"]).write_text(f"{refused.cause}\n")
+        return handle
+
     def _queued(self, handles: Sequence[Handle]) -> dict[tuple[str, int], Record]:
         jobs = {_place(handle)[0] for handle in handles}
+        if not jobs:
+            return {}
         found = records.queue(timeout=self.site.command_timeout, jobs=jobs)
         return {(record.job, record.task): record for record in found}
 
@@ -250,9 +271,13 @@ class SlurmBackend:
             records.call(["scancel", "--quiet", *options, *chosen], timeout=self.site.command_timeout)
 
 
+def _is_refused(handle: Handle) -> bool:
+    return handle.id.startswith(f"{REFUSED}_")
+
+
 def _is_slurm(handle: Handle) -> bool:
-    """Is this one of our handles, or that of a cell which was begun at another site?"""
-    return "name" in handle.details and "_" in handle.id
+    """Is this a job that SLURM took, or that of a cell which was begun at another site?"""
+    return "name" in handle.details and not _is_refused(handle)
 
 
 def _place(handle: Handle) -> tuple[str, int]:

@@ -269,9 +269,24 @@ def test_a_scheduler_that_is_away_is_told_apart_from_one_that_refuses(
         with pytest.raises(SchedulerUnreachable):
             action()
     scheduler.fails(sbatch="sbatch: error: Batch job submission failed: Invalid account or account/partition")
+    backend = backend_in(tmp_path)
     with pytest.raises(Refused, match="sbatch failed") as refused:
         backend.submit(batch_of(1))
     assert "Invalid account" in refused.value.cause
+
+
+def test_a_job_that_no_node_can_take_fails_alone(scheduler: Scheduler, tmp_path: Path) -> None:
+    backend = backend_in(tmp_path)
+    taken = backend.submit(batch_of(1))
+    scheduler.fails(sbatch="sbatch: error: Memory specification can not be satisfied")
+    refused = backend.submit(batch_of(1, Resources(memory_gb=9999), name="d-1"))
+    scheduler.says(squeue=queue_line(0, "RUNNING"))
+    states = backend.poll([*taken.values(), *refused.values()])
+    assert states == {"d-0-0": JobState(RUNNING, host="n1"), "d-1-0": JobState(ENDED, 1, reason="REFUSED")}
+    log = backend.log(refused["d-1-0"])
+    assert log is not None
+    assert "Memory specification" in log.read_text()
+    backend.cancel(list(refused.values()), now=True)
 
 
 def test_a_client_that_hangs_is_cut_off(scheduler: Scheduler, tmp_path: Path) -> None:
