@@ -27,6 +27,7 @@ from orchestrator.ui.plan_view import show_plan
 
 FINAL_SYNC_SECONDS = 120.0
 TAIL_LINES = 8
+MOST_CELLS_SHOWN = 500
 
 
 def run(context: Context) -> int:
@@ -40,18 +41,18 @@ def run(context: Context) -> int:
             hint="moegrid plan shows it; run it with --site slurm, or take --scale tiny",
         )
     context.write_root(graph)
-    engine, backend = open_engine(context, graph)
-    for key, cause in heal(context.store, graph, thorough=arguments.verify).items():
+    damaged = heal(context.store, graph, thorough=arguments.verify)
+    for key, cause in damaged.items():
         console.print(f"{console.style('repair', 'yellow')} {stage_name(graph, key)}: {cause}; it is made again")
+    if not damaged and graph.stages.keys() <= context.store.artifacts.keys():
+        return _nothing_to_do(context, graph)
+    engine, backend = open_engine(context, graph)
     engine.begin()
     plan = context.plan(graph, engine.journal)
     _within_budget(plan, arguments.max_gpu_hours)
     show_plan(plan, console, parallel=_cores(backend))
     if plan.settled and not plan.keys("blocked"):
-        console.print(console.style("nothing to do: every stage is done", "green"))
-        _publish_rest(context, graph)
-        show_results(context, graph, changed=False)
-        return EXIT_DONE
+        return _nothing_to_do(context, graph)
     if arguments.detach:
         return tick(context, engine, graph)
     with (
@@ -61,6 +62,19 @@ def run(context: Context) -> int:
     ):
         snapshot = engine.run(view.show, view.trouble)
     return _conclude(context, graph, engine, snapshot.plan)
+
+
+def _nothing_to_do(context: Context, graph: StageGraph) -> int:
+    console, grid = context.console, graph.grid
+    cells, stages = plural(len(grid.cells), "cell"), plural(len(graph.stages), "stage")
+    console.print(f"{console.style(grid.name, 'bold')} at scale {grid.scale}: {cells}, {stages}")
+    console.print(console.style("nothing to do: every stage is done", "green"))
+    _publish_rest(context, graph)
+    if len(grid.cells) <= MOST_CELLS_SHOWN:
+        show_results(context, graph, changed=False)
+    else:
+        console.print(f"results: moegrid table {_command_line(context)}")
+    return EXIT_DONE
 
 
 def tick(context: Context, engine: Engine | None = None, graph: StageGraph | None = None) -> int:

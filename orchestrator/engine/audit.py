@@ -15,7 +15,7 @@ from orchestrator.store import Manifest, Store
 
 # File systems stamp in ticks of a few milliseconds.
 SLACK_SECONDS = 0.05
-# Beyond this many artifacts reading every manifest would delay each start; readers verify checksums anyway.
+# Beyond this many stages reading every manifest would delay each start; readers verify checksums anyway.
 SEARCH_LIMIT = 5000
 
 
@@ -29,7 +29,7 @@ def heal(store: Store, graph: StageGraph, *, thorough: bool = False) -> dict[str
     present = store.artifacts.keys() & graph.stages.keys()
     manifests: dict[str, Manifest] = {}
     wrong: dict[str, str] = {}
-    if thorough or (len(present) <= SEARCH_LIMIT and store.objects.local_path("artifacts") is not None):
+    if thorough or store.objects.local_path("artifacts") is not None:
         manifests = store.artifacts.many(present)
         for key, manifest in manifests.items():
             if not thorough and not _suspicious(store, manifest, times[key]):
