@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,9 @@ STAGES: dict[str, str] = {
     "evaluate/probe": "jobs.probe.collect",
 }
 TORCH_KINDS = ("init", "train", "evaluate")
+SCRATCH = "moegrid-job-"
+# Containers may share a folder and not see each other's processes: only what is old goes.
+SCRATCH_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +134,20 @@ def run_job(url: str, batch: str, index: int, signals: Signals, arguments: Seque
     if world is None and ranks > 1:
         return launch(arguments, ranks)
     with contextlib.ExitStack() as stack:
-        scratch = Path(tempfile.mkdtemp(prefix="moegrid-"))
+        sweep_scratch(Path(tempfile.gettempdir()))
+        scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         return _run_stages(store, request, signals, world or World(), scratch)
+
+
+def sweep_scratch(folder: Path, older_than: float = SCRATCH_SECONDS) -> None:
+    """Delete scratch directories that killed jobs of this user left behind."""
+    for path in folder.glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError, ValueError):
+            status, pid = path.stat(), int(path.name.removeprefix(SCRATCH).split("-")[0])
+            old = time.time() - status.st_mtime > older_than
+            if old and status.st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _run_stages(store: Any, request: JobRequest, signals: Signals, world: World, scratch: Path) -> int:
@@ -205,7 +220,8 @@ def _work_through(job: Any, request: JobRequest, world: World) -> None:
             log.info("%s: exists already", stage.label)
             release(job, stage.key)
             continue
-        job.signals.check()
+        if world.size == 1:  # ranks agree on a stop inside the training loop, or they would part here
+            job.signals.check()
         _run_stage(job, stage)
 
 

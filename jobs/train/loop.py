@@ -19,7 +19,6 @@ from jobs.train.errors import NotFinite
 from jobs.train.meter import Meter
 from jobs.train.randomness import reseed
 from jobs.train.schedule import learning_rates
-from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.work import Conditions
 
 
@@ -66,7 +65,6 @@ class Trainer:
 
     engine: Engine
     conditions: Conditions
-    model_spec: ModelSpec
     source: Batches
     step: int = 0
     tokens: int = 0
@@ -144,7 +142,7 @@ class Trainer:
         return max(1, int(self.engine.sum_over_ranks(own.double()).item()))
 
     def _forward(self, batch: Batch) -> Output:
-        unit = self.model_spec.moe.unit
+        unit = self.engine.model.spec.moe.unit  # resolved: the work's own spec may leave it to the preset
         spans = batch.spans_word if unit == "word" else batch.spans_sentence if unit == "sentence" else None
         mixed = self.conditions.train.precision == "mixed"
         device = batch.input_ids.device.type

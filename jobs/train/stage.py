@@ -79,9 +79,7 @@ def train_segment(
     engine.set_lr(*learning_rates(train, session.step))
     engine.assert_lr(*learning_rates(train, session.step))
     frozen = frozen_digest(session.model, train.freeze)
-    trainer = Trainer(
-        engine, work.conditions, work.model, _source(context, work), session.step, session.tokens, session.meter
-    )
+    trainer = Trainer(engine, work.conditions, _source(context, work), session.step, session.tokens, session.meter)
     first = segment.marked_tokens = trainer.tokens
     saved_step = trainer.step
     while trainer.step < work.stop:
@@ -95,6 +93,8 @@ def train_segment(
         stop, save = result.requests
         _observe(context, work, trainer, segment, result, logging_step)
         last = trainer.step == work.stop
+        if stop and not context.stopping:
+            context.job.signals.requested = "another rank's signal"
         if not (last or stop or save):
             continue
         after = frozen_digest(session.model, train.freeze) if last or stop else frozen
@@ -252,7 +252,7 @@ def _observe(
     observed = {"train/tokens_per_second": rate, "system/rss_gb": _resident_gb()}
     context.series(trainer.step, row | observed)
     segment.rows.append({"step": trainer.step, "time": time.time(), **row, **observed})
-    moe = work.model.moe
+    moe = trainer.engine.model.spec.moe
     routed = moe.choice == "token" and moe.preset != "dense"
     vocabulary = vocabulary_size(context, work.tokenizer)
     trainer.meter.judge(row, vocabulary, moe.top_k if routed else 0, moe.num_experts, train.freeze != "router")

@@ -210,6 +210,19 @@ def test_other_numerics_are_refused_within_a_phase_only(tmp_path: Path) -> None:
     assert manifest.info["mixed_numerics"]
 
 
+@pytest.mark.parametrize("preset", ["expert_choice", "word", "sentence", "moepp", "dense"])
+def test_presets_fork_to_the_same_bits(tmp_path: Path, preset: str) -> None:
+    model = dataclasses.replace(MODEL, moe=MoESpec(preset=preset, top_k=2, num_experts=4, expert_width=32))
+    works = segments([("", 0, 2), ("router", 2, 4)], dataclasses.replace(TRAIN, steps=4), model=model)
+    chained, separate = fresh(tmp_path, "chained", model), fresh(tmp_path, "separate", model)
+    run_chain(chained, works)
+    for index, work in enumerate(works):
+        run_chain(separate, [work], f"a-{index}")
+    assert state_bits(chained, works[1].key()) == state_bits(separate, works[1].key())
+    rows = series(chained, works[1])
+    assert ("routing/load_balance" in rows[-1]) == (preset != "dense")
+
+
 def test_global_balance_is_part_of_exactness(tmp_path: Path) -> None:
     train = dataclasses.replace(TRAIN, balance=BalanceSpec(aux_scope="global", z_coef=0.0), steps=4)
     (work,) = segments([("", 0, 4)], train)
