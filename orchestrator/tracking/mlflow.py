@@ -14,10 +14,9 @@ from orchestrator.tracking.tracker import FAILED, FINISHED, KEY_TAG, KILLED, Poi
 
 T = TypeVar("T")
 
-# MLflow's own limits for one log_batch.
-METRICS_A_BATCH = 1000
+# Together with the tags of a run they stay below MLflow's 1,000 entries a call.
+METRICS_A_BATCH = 800
 PARAMS_A_BATCH = 100
-TAGS_A_BATCH = 100
 LONGEST_PARAM = 5000
 NOTE = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
@@ -51,29 +50,33 @@ class MlflowTracker:
         """Create the run under the run id `parent` ("" for none), with its params and data sets."""
         return self._reach(lambda: self._create(run, parent))
 
-    def describe(self, recorded: Recorded, params: Mapping[str, str]) -> None:
-        """Set params that the run does not have yet."""
-        self._reach(lambda: self._describe(recorded, params))
+    def write(
+        self, recorded: Recorded, points: Sequence[Point], params: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        """Add points, params and tags in as few calls as MLflow's limits allow, the tags in the last one."""
+        from mlflow.entities import Metric, Param, RunTag
 
-    def update(self, recorded: Recorded, tags: Mapping[str, str], removed: Iterable[str] = ()) -> None:
-        """Set and remove tags."""
-        from mlflow.entities import RunTag
+        texts = [Param(name, text[:LONGEST_PARAM]) for name, text in params.items()]
+        metrics = [Metric(p.metric, p.value, int(p.time * 1000), p.step) for p in points]
+        labels = [RunTag(name, text) for name, text in tags.items()]
+        batches = max(1, -(-len(texts) // PARAMS_A_BATCH), -(-len(metrics) // METRICS_A_BATCH))
+        for i in range(batches):
+            batch = {
+                "params": texts[i * PARAMS_A_BATCH : (i + 1) * PARAMS_A_BATCH],
+                "metrics": metrics[i * METRICS_A_BATCH : (i + 1) * METRICS_A_BATCH],
+                "tags": labels if i == batches - 1 else [],
+            }
+            self._reach(partial(self._client.log_batch, recorded.id, **batch))
+        recorded.params.update(params)
+        recorded.tags.update(tags)
+        for point in points:
+            recorded.last[point.metric] = max(point.step, recorded.last.get(point.metric, -1))
 
-        items = [RunTag(name, text) for name, text in tags.items()]
-        for part in _parts(items, TAGS_A_BATCH):
-            self._reach(partial(self._client.log_batch, recorded.id, tags=part))
-        for name in removed:
+    def remove(self, recorded: Recorded, tags: Iterable[str]) -> None:
+        """Remove tags."""
+        for name in tags:
             self._reach(partial(self._client.delete_tag, recorded.id, name))
             recorded.tags.pop(name, None)
-        recorded.tags.update(tags)
-
-    def log(self, recorded: Recorded, points: Sequence[Point]) -> None:
-        """Append points, at most 1,000 a call."""
-        from mlflow.entities import Metric
-
-        metrics = [Metric(p.metric, p.value, int(p.time * 1000), p.step) for p in points]
-        for part in _parts(metrics, METRICS_A_BATCH):
-            self._reach(partial(self._client.log_batch, recorded.id, metrics=part))
 
     def steps(self, recorded: Recorded, metric: str) -> set[int]:
         """Return the recorded steps of one metric."""
@@ -137,8 +140,6 @@ class MlflowTracker:
             tags[PARENT] = parent
         start = int(run.started * 1000) or None
         created = self._client.create_run(self._experiment, start_time=start, tags=tags, run_name=run.name)
-        recorded = Recorded(created.info.run_id, dict(created.data.tags), set(), {}, created.info.status)
-        self._describe(recorded, run.params)
         inputs = [
             DatasetInput(
                 Dataset(name=d.name, digest=d.digest[:36] or "unknown", source_type="moegrid", source=d.source),
@@ -148,14 +149,7 @@ class MlflowTracker:
         ]
         if inputs:
             self._client.log_inputs(created.info.run_id, inputs)
-        return recorded
-
-    def _describe(self, recorded: Recorded, params: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
-
-        for part in _parts([Param(name, text[:LONGEST_PARAM]) for name, text in params.items()], PARAMS_A_BATCH):
-            self._client.log_batch(recorded.id, params=part)
-        recorded.params.update(params)
+        return Recorded(created.info.run_id, dict(created.data.tags), set(), {}, created.info.status)
 
     def _reach(self, call: Callable[[], T]) -> T:
         """Return what `call` returns; raises TrackerAway for whatever goes wrong between here and the tracker."""
@@ -175,7 +169,3 @@ class MlflowTracker:
 def safe_uri(uri: str) -> str:
     """Return `uri` without credentials."""
     return re.sub(r"//[^/@]*@", "//", uri)
-
-
-def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]

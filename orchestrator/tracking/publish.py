@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 INTERVAL_SECONDS = 2.0
 LONGEST_PAUSE = 60.0
 PUBLISHED_TAG = "moegrid.published"
+OPTIONAL_TAGS = frozenset({"failure", "failure.message", "mlflow.parentRunId", "cell", "cells", "shared"})
 
 
 @dataclass(slots=True)
@@ -111,33 +112,30 @@ class GridPublisher:
             recorded = self._tracker.create(run, parent.recorded.id if parent else "")
             progress = self._progress[run.key] = _Progress(recorded, began_empty=True)
             summary.created += 1
-        signature = run.signature() if run.settled else ""
-        if signature and progress.shown == signature:
-            return
         held = progress.recorded
-        missing = {name: text for name, text in run.params.items() if name not in held.params}
-        if missing:
-            self._tracker.describe(held, missing)
-        points = self._points(run, progress)
-        if points:
-            self._tracker.log(held, points)
-            summary.points += len(points)
-            for point in points:
-                held.last[point.metric] = max(point.step, held.last.get(point.metric, -1))
-        wanted = {**run.tags, "mlflow.runName": run.name}
-        if parent:
-            wanted["mlflow.parentRunId"] = parent.recorded.id
-        optional = {"failure", "failure.message", "mlflow.parentRunId", "cell", "cells", "shared"}
-        removed = sorted((optional & held.tags.keys()) - wanted.keys())
-        changed = {name: text for name, text in wanted.items() if held.tags.get(name) != text}
-        if changed or removed:
-            self._tracker.update(held, changed, removed)
+        signature = run.signature() if run.settled else ""
+        if not signature or progress.shown != signature:
+            self._write(run, progress, parent.recorded.id if parent else "", signature, summary)
         if held.status != status:
             self._tracker.finish(held, status, run.ended)
+
+    def _write(self, run: Run, progress: _Progress, parent: str, signature: str, summary: Published) -> None:
+        held = progress.recorded
+        points = self._points(run, progress)
+        params = {name: text for name, text in run.params.items() if name not in held.params}
+        wanted = {**run.tags, "mlflow.runName": run.name}
+        if parent:
+            wanted["mlflow.parentRunId"] = parent
+        removed = sorted((OPTIONAL_TAGS & held.tags.keys()) - wanted.keys())
+        tags = {name: text for name, text in wanted.items() if held.tags.get(name) != text}
+        if removed:
+            self._tracker.remove(held, removed)
         if signature:
-            # Last, so that a run so marked is complete.
-            self._tracker.update(held, {PUBLISHED_TAG: signature})
-            progress.shown = signature
+            tags[PUBLISHED_TAG] = signature
+        if points or params or tags:
+            self._tracker.write(held, points, params, tags)
+        summary.points += len(points)
+        progress.shown = signature
 
     def _points(self, run: Run, progress: _Progress) -> list[Point]:
         """Return what the tracker lacks: points above the last recorded step, and gaps once everything is committed."""

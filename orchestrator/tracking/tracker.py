@@ -92,14 +92,13 @@ class Tracker(Protocol):
     def create(self, run: Run, parent: str) -> Recorded:
         """Create the run under the tracker's run id `parent` ("" for none)."""
 
-    def describe(self, recorded: Recorded, params: Mapping[str, str]) -> None:
-        """Set params that the run does not have yet."""
+    def write(
+        self, recorded: Recorded, points: Sequence[Point], params: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        """Add points, params and tags in batches; the tags last, so that one of them may say that all is there."""
 
-    def update(self, recorded: Recorded, tags: Mapping[str, str], removed: Iterable[str] = ()) -> None:
-        """Set and remove tags."""
-
-    def log(self, recorded: Recorded, points: Sequence[Point]) -> None:
-        """Append points in batches."""
+    def remove(self, recorded: Recorded, tags: Iterable[str]) -> None:
+        """Remove tags."""
 
     def steps(self, recorded: Recorded, metric: str) -> set[int]:
         """Return the recorded steps of one metric."""

@@ -57,27 +57,33 @@ class FakeTracker:
     def create(self, run: Run, parent: str) -> Recorded:
         self._pass()
         assert run.key not in self.runs
-        self.runs[run.key] = Recorded(f"id{len(self.runs)}", {KEY_TAG: run.key}, set(run.params), {}, RUNNING)
+        self.runs[run.key] = Recorded(f"id{len(self.runs)}", {KEY_TAG: run.key}, set(), {}, RUNNING)
         self.names[run.key], self.parents[run.key] = run.name, parent
         self.points[self.runs[run.key].id] = []
-        return Recorded(self.runs[run.key].id, {KEY_TAG: run.key}, set(run.params), {}, RUNNING)
+        return Recorded(self.runs[run.key].id, {KEY_TAG: run.key}, set(), {}, RUNNING)
 
-    def describe(self, recorded: Recorded, params: Mapping[str, str]) -> None:
-        self._pass()
-        for held in (recorded, self._own(recorded)):
-            held.params.update(params)
-
-    def update(self, recorded: Recorded, tags: Mapping[str, str], removed: Iterable[str] = ()) -> None:
-        self._pass()
-        for held in (recorded, self._own(recorded)):
-            held.tags.update(tags)
-            for name in removed:
-                held.tags.pop(name, None)
-
-    def log(self, recorded: Recorded, points: Sequence[Point]) -> None:
+    def write(
+        self, recorded: Recorded, points: Sequence[Point], params: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        own = self._own(recorded)
+        for name in params:
+            self._pass()
+            own.params.add(name)
         for point in points:
             self._pass()
             self.points[recorded.id].append(point)
+        self._pass()
+        own.tags.update(tags)
+        recorded.params.update(params)
+        recorded.tags.update(tags)
+        for point in points:
+            recorded.last[point.metric] = max(point.step, recorded.last.get(point.metric, -1))
+
+    def remove(self, recorded: Recorded, tags: Iterable[str]) -> None:
+        self._pass()
+        for name in tags:
+            recorded.tags.pop(name, None)
+            self._own(recorded).tags.pop(name, None)
 
     def steps(self, recorded: Recorded, metric: str) -> set[int]:
         self._pass()
