@@ -5,21 +5,14 @@ Later wins: recipe, scale file, included grids, the grid, the grid's `scales.<sc
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
-from orchestrator.errors import GridError, Problem
+from orchestrator.spec.files import COMMAND_LINE, GRIDS, NAME, show
 from orchestrator.spec.problems import Problems, brief, did_you_mean
 from orchestrator.spec.yaml_positions import Document, Path, parse_yaml
-
-PROJECT = FilePath(__file__).resolve().parents[2]
-GRIDS = PROJECT / "grids"
-COMMAND_LINE = "command line"
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
 
 MERGED = ("factors", "baseline", "when", "set")
 REPLACED = ("description", "also", "exclude", "evaluate", "at", "primary", "search", "runnable")
@@ -66,36 +59,6 @@ class GridDocument:
     layers: list[Layer] = field(default_factory=list)
 
 
-def find_grid(name_or_path: str) -> FilePath:
-    """Return the file of a grid given by name (`quickstart`, sought in grids/) or by path. Raises GridError."""
-    given = FilePath(name_or_path)
-    if given.suffix in (".yaml", ".yml") or os.sep in name_or_path:
-        if given.is_file():
-            return given.resolve()
-        raise GridError([Problem(f"grid file {name_or_path!r} does not exist", hint=_known(given.stem, GRIDS))])
-    for folder in (FilePath.cwd() / "grids", GRIDS):
-        if (folder / f"{name_or_path}.yaml").is_file():
-            return (folder / f"{name_or_path}.yaml").resolve()
-    raise GridError([Problem(f"grid {name_or_path!r} does not exist", hint=_known(name_or_path, GRIDS))])
-
-
-def grid_names() -> tuple[str, ...]:
-    """Return the names of the grids that come with the project."""
-    return tuple(sorted(path.stem for path in GRIDS.glob("*.yaml")))
-
-
-def _known(name: str, folder: FilePath) -> str:
-    return did_you_mean(name, sorted(path.stem for path in folder.glob("*.yaml")))
-
-
-def show(path: FilePath) -> str:
-    """Return `path` relative to the project or the working directory where it lies inside, else in full."""
-    for root in (PROJECT, FilePath.cwd()):
-        if path.is_relative_to(root):
-            return str(path.relative_to(root))
-    return str(path)
-
-
 class Loader:
     """Reads a grid's files; problems are collected, not raised."""
 
@@ -113,7 +76,8 @@ class Loader:
             self.problems.raise_if_any()
         for document in chain:
             for key in ("name", "base"):
-                if key in document.data:
+                # An included grid gives its recipe, never its name.
+                if key in document.data and (key == "base" or document is chain[-1]):
                     self.top[key] = _section(document.data, document.places, (key,))
         name = self._name(path)
         base, phase, plain_seed = self._recipe(show(path))

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from orchestrator.spec.document import COMMAND_LINE, GridDocument, Loader, Section, find_grid
+from orchestrator.spec.document import GridDocument, Loader, Section
 from orchestrator.spec.expand import GridCell
+from orchestrator.spec.files import COMMAND_LINE, find_grid
 from orchestrator.spec.identity import digest
 from orchestrator.spec.merge import merge
 from orchestrator.spec.only import select

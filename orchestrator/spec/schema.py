@@ -8,9 +8,9 @@ from typing import Any
 
 from orchestrator.spec import cell as cells
 from orchestrator.spec.cell import SUITES, Cell
-from orchestrator.spec.document import GRIDS
 from orchestrator.spec.factors import GRANULARITY, PHASES, factor_field, find_factor, not_factors, short_names
 from orchestrator.spec.fields import Field, dataclass_in, field_paths, fields_of
+from orchestrator.spec.files import GRIDS
 from orchestrator.spec.rules import STAGE_RESOURCES, Rule
 from orchestrator.spec.search import KINDS
 from orchestrator.spec.tasks import TASKS

@@ -16,8 +16,8 @@ import pytest
 
 from orchestrator.errors import GridError
 from orchestrator.spec.cell import Cell
-from orchestrator.spec.document import GRIDS, PROJECT, grid_names
 from orchestrator.spec.fields import dataclass_in, field_paths, fields_of
+from orchestrator.spec.files import GRIDS, PROJECT, grid_names
 from orchestrator.spec.grid import Grid, load_grid
 from orchestrator.spec.identity import plain
 from orchestrator.spec.pins import WHEELS
@@ -312,6 +312,13 @@ def test_layers_override_in_order(load: Load, tmp_path: Path) -> None:
     assert grid.recipe == "finetune"
     assert grid.factors == ("seed", "freeze")
     assert grid.cells[0].cell.evaluate.at == (0.25, 1.0)
+
+
+def test_an_include_gives_its_recipe_but_not_its_name(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text("name: shared\nbase: pretrain\nfactors: {seed: [7]}\n")
+    (tmp_path / "own.yaml").write_text("include: shared.yaml\n")
+    grid = load_grid(str(tmp_path / "own.yaml"))
+    assert (grid.name, grid.recipe) == ("own", "pretrain")
 
 
 def test_references_are_resolved_once_and_follow_overrides(load: Load) -> None:

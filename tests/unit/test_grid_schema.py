@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.document import GRIDS, grid_names
+from orchestrator.spec.files import GRIDS, grid_names
 from orchestrator.spec.problems import Problems
 from orchestrator.spec.schema import grid_schema
 from orchestrator.spec.yaml_positions import parse_yaml

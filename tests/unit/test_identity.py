@@ -16,7 +16,7 @@ import pytest
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import identity
 from orchestrator.spec.cell import DataSpec, TaskSpec, TokenizerSpec, TrainSpec
-from orchestrator.spec.document import grid_names
+from orchestrator.spec.files import grid_names
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.identity import canonical, digest, lineage, plain, science_key, state_key, state_keys
 from orchestrator.spec.model import ModelSpec, resolve_model

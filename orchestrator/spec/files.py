@@ -1,0 +1,45 @@
+"""Where grids, recipes and scales lie, and how their paths are shown."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from orchestrator.errors import GridError, Problem
+from orchestrator.spec.problems import did_you_mean
+
+PROJECT = Path(__file__).resolve().parents[2]
+GRIDS = PROJECT / "grids"
+COMMAND_LINE = "command line"
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+
+
+def find_grid(name_or_path: str) -> Path:
+    """Return the file of a grid given by name (`quickstart`, sought in grids/) or by path. Raises GridError."""
+    given = Path(name_or_path)
+    if given.suffix in (".yaml", ".yml") or os.sep in name_or_path:
+        if given.is_file():
+            return given.resolve()
+        raise GridError([Problem(f"grid file {name_or_path!r} does not exist", hint=_known(given.stem, GRIDS))])
+    for folder in (Path.cwd() / "grids", GRIDS):
+        if (folder / f"{name_or_path}.yaml").is_file():
+            return (folder / f"{name_or_path}.yaml").resolve()
+    raise GridError([Problem(f"grid {name_or_path!r} does not exist", hint=_known(name_or_path, GRIDS))])
+
+
+def grid_names() -> tuple[str, ...]:
+    """Return the names of the grids that come with the project."""
+    return tuple(sorted(path.stem for path in GRIDS.glob("*.yaml")))
+
+
+def _known(name: str, folder: Path) -> str:
+    return did_you_mean(name, sorted(path.stem for path in folder.glob("*.yaml")))
+
+
+def show(path: Path) -> str:
+    """Return `path` relative to the project or the working directory where it lies inside, else in full."""
+    for root in (PROJECT, Path.cwd()):
+        if path.is_relative_to(root):
+            return str(path.relative_to(root))
+    return str(path)
