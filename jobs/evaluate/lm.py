@@ -46,7 +46,7 @@ def run(context: StageContext, work: EvaluateWork) -> None:
     values: list[float] = []
     for number, at in enumerate(range(0, len(pieces), CHUNK_WINDOWS)):
         part = pieces[at : at + CHUNK_WINDOWS]
-        schedule = plan(part, share=False, tokens_per_batch=batch_tokens(len(state.tokenizer)))
+        schedule = plan(part, share=False, tokens_per_batch=batch_tokens(len(state.tokenizer), scorer.model.device))
         values += ledger.once(f"lm-{number}", partial(_scored, scorer, schedule))
         context.progress(len(values), len(pieces))
     nats = np.bincount(owner, weights=-np.array(values), minlength=len(documents))

@@ -51,7 +51,7 @@ class PrefixLM(LM):
         self._callee = Model(model, spans)
         self._scorer = Scorer(self._callee, observer)
         self._max_length = max_length or window(model, tokenizer)
-        self._tokens_per_batch = tokens_per_batch or batch_tokens(len(tokenizer))
+        self._tokens_per_batch = tokens_per_batch or batch_tokens(len(tokenizer), self.device)
         self._share = share and self._callee.cacheable
         self._encoder = Encoder(tokenizer, self.prefix_token_id)
 

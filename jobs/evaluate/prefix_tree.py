@@ -8,6 +8,7 @@ A schedule knows token ids only, so that several models or interventions can sha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,7 +27,7 @@ CHUNK_TOKENS = 512
 # Sharing must save this many tokens of a group.
 LEAST_GAIN = 6
 # A row shorter than this share of its batch's longest starts a new batch.
-MOST_RAGGED = 0.85
+MOST_RAGGED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Trunk:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Batches of rows: lone trees (chains apart from branching ones), and trunks. `requests` is how many were planned."""
+    """Batches of rows: lone trees (chains apart from branching ones), and trunks; and how many requests they serve."""
 
     trees: tuple[tuple[Tree, ...], ...]
     trunks: tuple[tuple[Trunk, ...], ...]
@@ -242,11 +243,17 @@ def _packed(lengths: list[int], tokens: int) -> Iterator[list[int]]:
         yield group
 
 
+def _likeness(trunk: Trunk) -> tuple[int, int, int]:
+    """Sort key: rows of a batch should agree in number of trees, in trunk length (to 5 %), then in tree length."""
+    step = -round(math.log(max(len(trunk.ids), 1)) / math.log(1.05))
+    return len(trunk.trees), step, -max((len(tree.ids) for tree in trunk.trees), default=0)
+
+
 def plan(
     requests: Sequence[tuple[Ints, Ints]],
     *,
     share: bool = True,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: int = 2048,
     rows: int = 0,
 ) -> Schedule:
     """Return the schedule for requests of (tokens to feed, tokens to predict), as `cut` makes them.
@@ -265,7 +272,7 @@ def plan(
             planner.visit(i, i + 1)
     # Equal lengths side by side keep padding small; the longest first shows at once whether memory suffices.
     trees = sorted(planner.trees, key=lambda tree: (tree.chain, -len(tree.ids)))
-    trunks = sorted(planner.trunks, key=lambda trunk: (len(trunk.trees), -len(trunk.ids)))
+    trunks = sorted(planner.trunks, key=_likeness)
     tree_batches: list[tuple[Tree, ...]] = []
     for chain in (False, True):
         same = [tree for tree in trees if tree.chain is chain]

@@ -18,16 +18,19 @@ from torch import Tensor, nn
 from jobs.evaluate.prefix_tree import Schedule, Scored, Tree, Trunk
 from jobs.moe.routing import Routing
 
-# Logits of so many entries are held at once (1 GB in fp32 would be 2**28).
-LARGEST_LOGITS = 2**26
-TOKENS_PER_BATCH = 4096
+# Logits of so many entries may be held at once (2**27 in fp32: half a GB).
+LARGEST_LOGITS = 2**27
+# What a batch feeds: more only adds padding on a CPU, and keeps an accelerator busy.
+TOKENS_PER_BATCH = {"cpu": 2048}
+TOKENS_PER_ACCELERATOR_BATCH = 16384
 
 Spans = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 
-def batch_tokens(vocabulary: int) -> int:
+def batch_tokens(vocabulary: int, device: torch.device) -> int:
     """Return how many tokens a batch may feed: every one of them may need logits over the whole vocabulary."""
-    return min(TOKENS_PER_BATCH, max(512, LARGEST_LOGITS // vocabulary))
+    most = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_ACCELERATOR_BATCH)
+    return min(most, max(512, LARGEST_LOGITS // vocabulary))
 
 
 class Observer(Protocol):
@@ -42,10 +45,6 @@ class Scores:
 
     loglikelihood: NDArray[np.float64]
     greedy: NDArray[np.bool_]
-
-    @classmethod
-    def empty(cls, requests: int) -> Scores:
-        return cls(np.zeros(requests), np.ones(requests, dtype=bool))
 
 
 @dataclass
@@ -88,6 +87,27 @@ class Model:
         return output.logits[0], getattr(output, "past_key_values", None), ()
 
 
+class _Tally:
+    """Token log-probabilities by request, in the order of the continuation."""
+
+    def __init__(self, requests: int) -> None:
+        self._parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+        self._greedy = np.ones(requests, dtype=bool)
+
+    def add(self, requests: NDArray[np.int64], values: NDArray[np.float32], greedy: NDArray[np.bool_]) -> None:
+        self._parts.append((requests, values))
+        np.logical_and.at(self._greedy, requests, greedy)
+
+    def scores(self) -> Scores:
+        """Return the sums. They are taken in fp32 by torch, as the harness does, so that long texts round alike."""
+        requests = np.concatenate([part for part, _ in self._parts] or [np.empty(0, dtype=np.int64)])
+        values = np.concatenate([part for _, part in self._parts] or [np.empty(0, dtype=np.float32)])
+        order = np.argsort(requests, kind="stable")
+        counts = np.bincount(requests, minlength=len(self._greedy))
+        pieces = torch.from_numpy(values[order]).split(counts.tolist())
+        return Scores(np.array([float(piece.sum()) for piece in pieces]), self._greedy)
+
+
 class Scorer:
     """Scores schedules with one model; `tokens` counts what was fed, with padding."""
 
@@ -100,14 +120,14 @@ class Scorer:
     @torch.inference_mode()
     def run(self, schedule: Schedule) -> Scores:
         """Return the scores of every request of `schedule`."""
-        scores = Scores.empty(schedule.requests)
+        tally = _Tally(schedule.requests)
         for batch in schedule.trees:
-            self._trees(batch, scores)
+            self._trees(batch, tally)
         for trunks in schedule.trunks:
-            self._trunks(trunks, scores)
-        return scores
+            self._trunks(trunks, tally)
+        return tally.scores()
 
-    def _trees(self, trees: Sequence[Tree], scores: Scores) -> None:
+    def _trees(self, trees: Sequence[Tree], tally: _Tally) -> None:
         ids, real = _padded([tree.ids for tree in trees], self.model.device)
         kwargs: dict[str, Any] = {"use_cache": False}
         if any(not tree.chain for tree in trees):
@@ -117,13 +137,13 @@ class Scorer:
             kwargs["attention_mask"] = real.long()
         if self.model.spans is not None:
             kwargs["spans"] = _padded([self.model.spans(tree.ids) for tree in trees], self.model.device)[0]
-        self._forward(ids, real, [tree.scored for tree in trees], scores, **kwargs)
+        self._forward(ids, real, [tree.scored for tree in trees], tally, **kwargs)
 
-    def _trunks(self, trunks: Sequence[Trunk], scores: Scores) -> None:
+    def _trunks(self, trunks: Sequence[Trunk], tally: _Tally) -> None:
         device = self.model.device
         ids, real = _padded([trunk.ids for trunk in trunks], device)
         # Padding lies behind the real tokens: the causal mask already hides it.
-        cache = self._forward(ids, real, [trunk.scored for trunk in trunks], scores, use_cache=True)
+        cache = self._forward(ids, real, [trunk.scored for trunk in trunks], tally, use_cache=True)
         length = ids.shape[1]
         for number in range(max(len(trunk.trees) for trunk in trunks)):
             trees = [trunk.trees[number] for trunk in trunks]
@@ -138,7 +158,7 @@ class Scorer:
                 ids,
                 tree_real,
                 scored,
-                scores,
+                tally,
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=cache,
@@ -159,7 +179,7 @@ class Scorer:
         mask = torch.zeros(seen.shape, dtype=self._dtype, device=device)
         return mask.masked_fill_(~seen, torch.finfo(self._dtype).min)[:, None]
 
-    def _forward(self, ids: Tensor, real: Tensor, scored: Sequence[Scored], scores: Scores, **kwargs: Any) -> Any:
+    def _forward(self, ids: Tensor, real: Tensor, scored: Sequence[Scored], tally: _Tally, **kwargs: Any) -> Any:
         rows = np.concatenate([np.full(len(s.position), row) for row, s in enumerate(scored)])
         columns = np.concatenate([s.position for s in scored])
         targets = np.concatenate([s.target for s in scored])
@@ -173,19 +193,16 @@ class Scorer:
             self.observer(routings, real)
         if len(places):
             values, best = _reduce(logits, torch.from_numpy(slot), torch.from_numpy(targets))
-            np.add.at(scores.loglikelihood, requests, values)
-            np.logical_and.at(scores.greedy, requests, best == targets)
+            tally.add(requests, values, best == targets)
         return cache
 
 
-def _reduce(logits_nV: Tensor, slot_m: Tensor, target_m: Tensor) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _reduce(logits_nV: Tensor, slot_m: Tensor, target_m: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the log-probability of each target and the greedy choice at its slot, [m] each."""
     slot_m, target_m = slot_m.to(logits_nV.device), target_m.to(logits_nV.device)
-    step = max(1, LARGEST_LOGITS // logits_nV.shape[1])
-    normaliser = torch.cat([part.float().logsumexp(-1) for part in logits_nV.split(step)])
     best = logits_nV.argmax(-1)
-    values = logits_nV[slot_m, target_m].float() - normaliser[slot_m]
-    return values.double().cpu().numpy(), best[slot_m].cpu().numpy()
+    values = torch.log_softmax(logits_nV.float(), dim=-1)[slot_m, target_m]
+    return values.cpu().numpy(), best[slot_m].cpu().numpy()
 
 
 def _padded(rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:
