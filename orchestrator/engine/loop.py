@@ -31,6 +31,7 @@ from orchestrator.store import Store
 # How long a driver waits for a store that is away; its jobs go on meanwhile.
 PATIENCE_SECONDS = 900.0
 FINISH_SECONDS = 60.0
+LONGEST_TICK = 4.0
 CANCEL_FOLDER = "control"
 
 
@@ -152,8 +153,8 @@ class Engine:
                     self._signal_jobs()
                 snapshot = self.tick()
                 away_since = 0.0
-                # A long listing must not keep the store busy all the time.
-                pause = max(pause, time.monotonic() - began)
+                # Where a listing takes long, ticks take a tenth of a core at most.
+                pause = min(LONGEST_TICK, max(pause, 9 * (time.monotonic() - began)))
                 observe(snapshot)
                 if self._stopping and (self._leave_jobs or not self.watch.mine):
                     return snapshot

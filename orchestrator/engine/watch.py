@@ -18,6 +18,8 @@ from orchestrator.engine.journal import Journal, code_digest
 from orchestrator.errors import EXIT_DONE
 from orchestrator.store import ClaimState
 
+SLOW_START = 20
+
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
@@ -110,14 +112,16 @@ class Watch:
             told = state.exit_code is not None or state.signal > 0
             return told or not live or not drivers.is_alive(owner) or owner == self._driver.id
         if state.phase == RUNNING and held and not live and not released:
-            return self._end_stalled(attempt)
+            # A process that has not entered yet is slow to start, which on a busy machine is no fault.
+            patience = self._stall_seconds * (1 if any(claim.entered for claim in held) else SLOW_START)
+            return self._end_stalled(attempt, patience)
         self._stalled.pop(attempt, None)
         return False
 
-    def _end_stalled(self, attempt: str) -> bool:
-        """A process is there but has not renewed its lease: wait for as long again, then end it."""
+    def _end_stalled(self, attempt: str, patience: float) -> bool:
+        """A process is there but has not renewed its lease: wait for some more seconds, then end it."""
         since = self._stalled.setdefault(attempt, time.monotonic())
-        if time.monotonic() - since > self._stall_seconds:
+        if time.monotonic() - since > patience:
             handle = self._handles([attempt]).get(attempt)
             if handle is not None:
                 self._backend.cancel([handle], now=True)

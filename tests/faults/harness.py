@@ -38,6 +38,7 @@ class Lab:
     environment: dict[str, str] = field(default_factory=dict)
     site: Path = SITE
     drivers: list[subprocess.Popen[str]] = field(default_factory=list)
+    url: str = ""  # of a store elsewhere than in `folder`
 
     @property
     def store_path(self) -> Path:
@@ -59,7 +60,7 @@ class Lab:
         gc = ["--delete", "--grace", "0"] if command[0] == "gc" else [grid]
         arguments = [sys.executable, str(HERE / "driver.py"), command[0], *gc, *command[1:]]
         arguments += [part for value in only for part in ("--only", value)]
-        arguments += ["--store", str(self.store_path), "--tracking", "none"]
+        arguments += ["--store", self.url or str(self.store_path), "--tracking", "none"]
         if command[0] in ("run", "resume", "tick"):
             arguments += ["--site", str(self.site), "--no-report"]
         environment = {
@@ -120,7 +121,7 @@ class Lab:
 
     def store(self) -> Store:
         """Open the lab's store."""
-        return Store.open(str(self.store_path))
+        return Store.open(self.url or str(self.store_path))
 
     def results(self) -> dict[str, tuple[str, tuple[tuple[str, float], ...]]]:
         """Return key -> (digest of its bits, metrics) of the grid's artifacts."""

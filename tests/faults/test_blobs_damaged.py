@@ -47,7 +47,7 @@ def final_state() -> str:
     return next(iter(graph().cells.values())).final
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, delete])
+@pytest.mark.parametrize("damage", [truncate, flip])
 def test_a_damaged_final_state_is_made_again_and_nothing_else(
     lab: Lab, reference: dict[str, Any], damage: Callable[[Path], None]
 ) -> None:

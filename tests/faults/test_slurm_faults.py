@@ -44,7 +44,11 @@ def times_trained(cluster: Lab) -> int:
 
 
 def finish(driver: subprocess.Popen[str], seconds: float = 120) -> str:
-    said = driver.communicate(timeout=seconds)[0]
+    try:
+        said = driver.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        driver.kill()
+        said = driver.communicate()[0]
     assert driver.returncode == 0, said
     return said
 
