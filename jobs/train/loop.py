@@ -80,7 +80,7 @@ class Trainer:
         lr, router_lr = learning_rates(train, self.step)
         engine.set_lr(lr, router_lr)
         batches = list(self._micro_batches())
-        tokens = self._loss_tokens(batches)
+        tokens, seen = self._count_tokens(batches)
         sums = Sums()
         sums.add("requests", torch.tensor([float(request) for request in requests]).to(batches[0][1].input_ids.device))
         watched: list[Tensor] = []
@@ -116,7 +116,7 @@ class Trainer:
         engine.step(min(1.0, train.clip / (norm + 1e-6)) if train.clip > 0 else 1.0)
         self._update_blocks(tensors)
         self.step += 1
-        self.tokens += tokens
+        self.tokens += seen
         experts = tensors["counts"].shape[1] if "counts" in tensors else 1
         counts = lists.get("counts", [])
         rows = [counts[first : first + experts] for first in range(0, len(counts), experts)]
@@ -135,11 +135,13 @@ class Trainer:
             index = index if weight else 0
             yield index, _to(self.source.micro_batch(self.step, index, train.micro_batch), device), weight
 
-    def _loss_tokens(self, batches: Sequence[tuple[int, Batch, float]]) -> int:
-        """Return how many tokens of the whole step carry a loss, over all micro-batches and ranks."""
-        own = sum(weight * (batch.labels != IGNORED).sum() for _, batch, weight in batches)
-        assert isinstance(own, Tensor)
-        return max(1, int(self.engine.sum_over_ranks(own.double()).item()))
+    def _count_tokens(self, batches: Sequence[tuple[int, Batch, float]]) -> tuple[int, int]:
+        """Return (tokens that carry a loss, real tokens) of the whole step, over all micro-batches and ranks."""
+        own = torch.zeros(2, dtype=torch.float64, device=batches[0][1].labels.device)
+        for _, batch, weight in batches:
+            own += weight * torch.stack([(batch.labels != IGNORED).sum(), batch.attention_mask.sum()])
+        with_loss, real = self.engine.sum_over_ranks(own).tolist()
+        return max(1, int(with_loss)), int(real)
 
     def _forward(self, batch: Batch) -> Output:
         unit = self.engine.model.spec.moe.unit  # resolved: the work's own spec may leave it to the preset
