@@ -26,8 +26,9 @@ class SpanTables:
     opens_word: Flags  # the token starts with white space
     closes_word: Flags  # the token ends with white space: the next one starts a word
     stops: Flags  # the token ends with a full stop, an exclamation or a question mark, quotes aside
-    transparent: Flags  # only closing quotes or brackets: a sentence that ended before it has still ended
+    transparent: Flags  # only closing quotes, brackets, white space: a sentence that ended before has still ended
     breaks: Flags  # a line break or a special token: the next token starts a sentence
+    blank: Flags  # nothing but white space: it belongs to the span before it
     special: Flags  # a token of its own: starts a span and ends it
 
     @classmethod
@@ -42,13 +43,14 @@ class SpanTables:
             opens_word=flags([string[:1].isspace() for string in strings]),
             closes_word=flags([string[-1:].isspace() for string in strings]),
             stops=flags([text.endswith(_STOPS) for text in bare]),
-            transparent=flags([bool(s.strip()) and not text for s, text in zip(strings, bare, strict=True)]),
+            transparent=flags([bool(s) and not text for s, text in zip(strings, bare, strict=True)]),
             breaks=flags([i in special or "\n" in string for i, string in enumerate(strings)]),
+            blank=flags([bool(string) and not string.strip() for string in strings]),
             special=flags([i in special for i in range(len(strings))]),
         )
 
     def save(self, path: Path) -> None:
-        """Write the tables as one `.npy` array [6, V]."""
+        """Write the tables as one `.npy` array [7, V]."""
         np.save(path, np.stack([getattr(self, name) for name in self.__slots__]))
 
     @classmethod
@@ -60,6 +62,7 @@ class SpanTables:
         """Return which tokens start a word, [T]; the first one always does."""
         starts = self.opens_word[ids_T] | self.special[ids_T]
         starts[1:] |= (self.closes_word | self.special)[ids_T[:-1]]
+        starts &= ~self.blank[ids_T]
         starts[:1] = True
         return starts
 
@@ -67,11 +70,11 @@ class SpanTables:
         """Return which tokens start a sentence, [T]; the first one always does."""
         starts = np.zeros(len(ids_T), dtype=bool)
         starts[:1] = True
-        # The last token that is not a mere quote or bracket decides whether a sentence has ended.
+        # The last token that is not a mere quote, bracket or space decides whether a sentence has ended.
         places = np.where(self.transparent[ids_T], 0, np.arange(len(ids_T)))
         deciding = ids_T[np.maximum.accumulate(places)] if len(ids_T) else ids_T
         ended = self.stops[deciding[:-1]] & (self.opens_word[ids_T[1:]] | self.closes_word[ids_T[:-1]])
-        starts[1:] = ended | self.breaks[ids_T[:-1]] | self.special[ids_T[1:]]
+        starts[1:] = (ended | self.breaks[ids_T[:-1]]) & ~self.blank[ids_T[1:]] | self.special[ids_T[1:]]
         return starts
 
     def spans(self, ids_T: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

