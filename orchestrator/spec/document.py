@@ -123,7 +123,9 @@ class Loader:
         includes = document.data.get("include", [])
         for i, include in enumerate(includes if isinstance(includes, list) else [includes]):
             where = document.places.get(("include", i)) or document.places[("include",)]
-            target = (path.parent / str(include)).resolve()
+            # Beside the file, else in grids/: a copy of a grid elsewhere still finds what it includes.
+            beside, shared = ((folder / str(include)).resolve() for folder in (path.parent, GRIDS))
+            target = shared if shared.is_file() and not beside.is_file() else beside
             if not isinstance(include, str) or not include:
                 self.problems.add(f"include must name a file, not {include!r}", where, "include")
             elif not (target.is_relative_to(path.parent) or target.is_relative_to(GRIDS)):

@@ -321,6 +321,13 @@ def test_an_include_gives_its_recipe_but_not_its_name(load: Load, tmp_path: Path
     assert (grid.name, grid.recipe) == ("own", "pretrain")
 
 
+def test_a_copy_of_a_grid_elsewhere_is_the_same_grid(tmp_path: Path) -> None:
+    for name in grid_names():
+        copy = tmp_path / f"{name}.yaml"
+        copy.write_text((GRIDS / copy.name).read_text())
+        assert load_grid(str(copy), scale="paper").digest == load_grid(name, scale="paper").digest
+
+
 def test_references_are_resolved_once_and_follow_overrides(load: Load) -> None:
     text = "set: {finetune.lr: 3e-4, finetune.eps: '${pretrain.eps}', pretrain.lr: '${finetune.lr}'}\n"
     cell = load(text, overrides=["set.finetune.lr=1e-4"]).cells[0].cell
