@@ -97,7 +97,7 @@ def test_a_controller_that_is_down_for_a_minute_stops_nothing(
     slurm_lab.kill("slurmctld", signal.SIGKILL)
     time.sleep(60)
     slurm_lab.start("slurmctld", "-f", slurm_lab.environment["SLURM_CONF"])
-    said = finish(driver)
+    said = finish(driver, 300)  # a node tells of a job that ended meanwhile only after a while
     assert "SLURM" in said
     assert_sound(cluster, reference)
 
