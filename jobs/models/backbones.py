@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM, PreTrainedConfig
 
 from jobs.models.loss import linear_cross_entropy
+from jobs.models.norm import replace_norms
 from jobs.moe.block import DenseBlock, MoEBlock, build_block, dense_width
 from jobs.moe.routing import Routing
 from jobs.moe.spans import SpanState
@@ -243,6 +244,7 @@ def build_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
         config = _llama_config(spec, vocab)
         backbone = LlamaForCausalLM(config)
         config.intermediate_size = spec.dense_width or dense_width(spec.moe)
+    replace_norms(backbone)
     model = CausalLM(spec, backbone)
     _reset(model)
     return model

@@ -106,7 +106,7 @@ def test_padding_on_either_side_changes_nothing_and_is_not_routed(fields: dict[s
             padded, attention_mask=mask, position_ids=positions, spans=torch.nn.functional.pad(spans, pad, value=0)
         )
         got = output.logits[:, left : left + LENGTH]
-        torch.testing.assert_close(got, expected.logits, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(got, expected.logits, atol=1e-4, rtol=1e-5)
         for routing, reference in zip(output.routings, expected.routings, strict=True):
             assert torch.equal(routing.counts, reference.counts)
             assert (routing.indices[~routing.mask] == -1).all()
@@ -122,7 +122,7 @@ def test_a_sequence_does_not_depend_on_its_batch_neighbours(fields: dict[str, ob
     ids, spans = tokens()
     together = model(ids, spans=spans).logits
     alone = torch.cat([model(ids[i : i + 1], spans=spans[i : i + 1]).logits for i in range(BATCH)])
-    torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -137,7 +137,7 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(fields: dict[str, obje
         output = model(ids[:, start:stop], spans=spans[:, start:stop], past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         parts.append(output.logits)
-    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-4, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -151,8 +151,8 @@ def test_random_routing_is_the_same_with_and_without_cache_and_batch() -> None:
         alone = model(ids[1:2]).logits
     with random_routing(model, 4):
         other = model(ids).logits
-    torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), whole, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(alone, whole[1:2], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), whole, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(alone, whole[1:2], atol=1e-4, rtol=1e-5)
     assert not torch.allclose(whole, other)
     assert not torch.allclose(whole, model(ids).logits)
 
