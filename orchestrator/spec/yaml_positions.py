@@ -37,6 +37,24 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _compose(text: str) -> yaml.Node | None:
+    """Return the node tree, read by libyaml where it is there; errors are always worded by the Python parser."""
+    if yaml.__with_libyaml__:
+        try:
+            return yaml.compose(text, Loader=_FastLoader)
+        except yaml.YAMLError:
+            pass
+    return yaml.compose(text, Loader=_Loader)
+
+
+if yaml.__with_libyaml__:
+
+    class _FastLoader(yaml.CSafeLoader):
+        """The same types, composed by libyaml: ten times as fast on a long list of values."""
+
+    _FastLoader.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 @dataclass(slots=True)
 class Document:
     """The data of one YAML text and the place (`file:line`) of every key and list item, by path."""
@@ -48,7 +66,7 @@ class Document:
 def parse_yaml(text: str, name: str, problems: Problems) -> Document:
     """Return the document in `text`; what is wrong with it goes to `problems` with `name`:line."""
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = _compose(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
