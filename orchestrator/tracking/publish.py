@@ -69,7 +69,11 @@ class GridPublisher:
         self._store, self._tracker, self._grid = store, tracker, grid
         self._submissions = records.Submissions(store, grid)
         self._live = records.LiveSeries(store)
-        self._documents: dict[str, dict[str, Any]] = {}
+        self._documents: list[dict[str, Any]] = []
+        self._read: list[tuple[str, float]] = []
+        self._keys: set[str] = set()
+        self._state: object = None
+        self._summary = Published(grid)
         self._manifests: dict[str, Manifest] = {}
         self._progress: dict[str, _Progress] | None = None
 
@@ -78,22 +82,25 @@ class GridPublisher:
         try:
             return self._tick(following)
         except BaseException:
-            self._progress = None  # what arrived is unknown: ask the tracker again
+            self._progress = self._state = None  # what arrived is unknown: ask the tracker again
             raise
 
     def _tick(self, following: bool) -> Published:
-        documents = records.documents(self._store, self._grid)
+        documents = self._read_documents()
         if not documents:
             return Published(self._grid, complete=True)
-        keys = {key for document in documents for key in document["keys"]}
-        present = self._store.artifacts.keys() & keys
+        present = self._store.artifacts.keys() & self._keys
         known = {key: manifest for key, manifest in self._manifests.items() if key in present}
         self._manifests = known | self._store.artifacts.many(present - known.keys())
+        waiting = self._keys - self._manifests.keys()
         attempts = self._submissions.attempts()
-        self._live.refresh(attempts, self._manifests)
-        waiting = sorted(keys - self._manifests.keys())
-        failed = records.failures(self._store, set(waiting))
-        live = {stage for stage, state in self._store.claims.states(waiting).items() if state.live}
+        failed = records.failures(self._store, waiting) if waiting else {}
+        told = self._live.refresh(attempts, self._manifests)
+        tried = {stage for attempt in attempts for stage in attempt.stages} & waiting
+        live = {stage for stage, state in self._store.claims.states(sorted(tried)).items() if state.live}
+        state = (self._read, present, failed, told, live, following)
+        if state == self._state:
+            return self._summary
         runs = project(documents, self._manifests, attempts, failed, live=live)
         if self._progress is None:
             held = self._tracker.open(self._grid, _description(documents[-1]), {"scale": documents[-1]["scale"]})
@@ -101,7 +108,16 @@ class GridPublisher:
         summary = Published(self._grid, runs=len(runs), complete=True)
         for run in runs:
             self._publish(run, following, summary)
+        self._state, self._summary = state, Published(self._grid, runs=len(runs), complete=True)
         return summary
+
+    def _read_documents(self) -> list[dict[str, Any]]:
+        """Return the grid's versions, read again only when one was added."""
+        entries = records.versions(self._store, self._grid)
+        if entries != self._read:
+            self._documents, self._read = records.documents(self._store, self._grid), entries
+            self._keys = {key for document in self._documents for key in document["keys"]}
+        return self._documents
 
     def _publish(self, run: Run, following: bool, summary: Published) -> None:
         assert self._progress is not None
@@ -212,7 +228,7 @@ def follow(
                         target = tracker() if tracker else connect(tracking_uri)
                         publishers = [GridPublisher(store, target, name) for name in names]
                     for name, publisher in zip(names, publishers, strict=True):
-                        signature = _signature(store, name)
+                        signature = _signature(store, name) if ending else ""
                         publisher.tick(following=not ending)
                         if ending:
                             _mark(store, name, tracking_uri, signature)

@@ -58,10 +58,15 @@ def with_sections(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "cells": cells}
 
 
+def versions(store: Store, name: str) -> list[tuple[str, float]]:
+    """Return (path, time) of every planned version of the grid, oldest first; one listing."""
+    entries = sorted(store.objects.list(f"grids/{name}"), key=lambda entry: (entry.modified, entry.path))
+    return [(entry.path, entry.modified) for entry in entries]
+
+
 def documents(store: Store, name: str) -> list[dict[str, Any]]:
     """Return every planned version of the grid, oldest first."""
-    entries = sorted(store.objects.list(f"grids/{name}"), key=lambda entry: (entry.modified, entry.path))
-    bodies = _read_all(store, [entry.path for entry in entries])
+    bodies = _read_all(store, [path for path, _ in versions(store, name)])
     return [with_sections(json.loads(body)) for body in bodies if body is not None]
 
 
@@ -142,9 +147,10 @@ class LiveSeries:
         self._store = store
         self._seen: dict[str, str] = {}
         self._rows: dict[str, dict[int, Row]] = {}
+        self._chunks = 0
 
-    def refresh(self, tried: Iterable[Attempt], done: Mapping[str, Any]) -> None:
-        """Read the new chunks of attempts at stages that have no artifact yet."""
+    def refresh(self, tried: Iterable[Attempt], done: Mapping[str, Any]) -> int:
+        """Read the new chunks of attempts at stages that have no artifact yet; return how many were ever read."""
         for attempt in tried:
             if all(stage in done for stage in attempt.stages):
                 continue
@@ -160,6 +166,8 @@ class LiveSeries:
                     # A resumed attempt repeats the steps after its checkpoint: the first telling stays.
                     rows.setdefault(int(row["step"]), row)
                 self._seen[attempt.id] = path
+                self._chunks += 1
+        return self._chunks
 
     def rows(self, stage: str) -> list[Row]:
         """Return what is known of the stage's series, one row a step, in step order."""

@@ -185,10 +185,11 @@ class _View:
 
     def cell_run(self, cell: Mapping[str, Any]) -> Run | None:
         train = [key for key in cell["stages"] if self.stages[key]["kind"] == "train"]
-        if not any(key in self.manifests or key in self.live or key in self.failures for key in train):
-            return None
         last = self.stages[cell["final"]]["phase"]
         series = tuple(key for key in train if self.stages[key]["phase"] == last)
+        # A base model that is still in training would otherwise show a run for each of ten thousand cells.
+        if not any(key in self.manifests or key in self.live or key in self.failures for key in series):
+            return None
         wanted = [cell["final"], *(result["key"] for result in cell["results"])]
         made = [self.manifests[key] for key in (*series, *wanted) if key in self.manifests]
         settled = all(key in self.manifests for key in wanted)
