@@ -43,7 +43,7 @@ def provenance(results: Results) -> str:
     facts = [
         ("grid version", str(results.document["digest"])[:16]),
         ("commits", ", ".join(f"{name} ({count})" for name, count in commits.items())),
-        ("numerics", " | ".join(numerics(results))),
+        ("numerics", "; ".join(f"{phase}: {' | '.join(found)}" for phase, found in numerics(results).items())),
         ("data", "; ".join(_data(results))),
         ("artifacts", f"{len(made)} of {len(results.document['keys'])}"),
         ("device-hours", f"{used:.2f} used, {unshared - used:.2f} saved by sharing" if used else ""),

@@ -165,20 +165,22 @@ def _notes(
     for setting in results.settings:
         if setting.reason():
             notes.append(f"missing in {setting.name}: {setting.reason()}")
-    if len(numerics(results)) > 1:
-        notes.append("this table mixes numerics: " + " | ".join(numerics(results)))
+    for phase, found in numerics(results).items():
+        if len(found) > 1:
+            notes.append(f"this table mixes numerics in {phase}: " + " | ".join(found))
     return notes
 
 
-def numerics(results: Results) -> list[str]:
-    """Return the distinct numerics (device, threads, world size, engine, torch) of the training states."""
+def numerics(results: Results) -> dict[str, list[str]]:
+    """Return per training phase the distinct numerics (device, threads, world size, engine, torch) of its states."""
     names = ("device", "engine", "world_size", "threads", "torch", "deterministic")
-    found = {}
-    for manifest in results.manifests.values():
+    found: dict[str, dict[str, bool]] = {}
+    for key, manifest in results.manifests.items():
         if manifest.kind == "train":
+            phase = results.document["stages"].get(key, {}).get("phase", "training")
             text = ", ".join(f"{n} {manifest.numerics[n]}" for n in names if n in manifest.numerics)
-            found[text] = True
-    return list(found)
+            found.setdefault(phase, {})[text] = True
+    return {phase: list(texts) for phase, texts in found.items()}
 
 
 def number(value: float | None) -> str:
