@@ -104,7 +104,7 @@ def test_sqlite_is_rebuilt_from_the_store_alone(tmp_path: Path) -> None:
     assert (tags["mlflow.runName"], parent, status) == ("freeze=router seed=1", "", "FINISHED")
     assert params["freeze"] == "router"
     assert params["model.moe.top_k"] == "2"
-    assert datasets == [("finetune demo.jsonl", ("ab" * 18))]
+    assert datasets == [("evaluation items", "unknown"), ("finetune demo.jsonl", "ab" * 18)]
     assert [step for step, _ in series["train/loss"]] == list(range(LOG_EVERY, FINETUNE_STEPS + 1, LOG_EVERY))
     assert before[f"demo/stage/{cell['final']}"][1] == f"demo/cell/{cell['id']}"
     (tmp_path / "mlflow.db").unlink()
