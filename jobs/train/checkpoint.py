@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jobs.context import StageContext
-from jobs.models.backbones import canonical_state, tensors_sha256
+from jobs.models.backbones import tensors_sha256
 from jobs.train.engines import Engine
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Blob, Manifest
@@ -109,8 +109,9 @@ class CheckpointWriter:
         self._free.acquire()
         slot = self._slots[0]
         self._slots.reverse()
+        weights = engine.weights()
         snapshot = Snapshot(
-            weights=slot.fill(canonical_state(engine.model), "weights/") if engine.rank == 0 else {},
+            weights=slot.fill(weights, "weights/") if engine.rank == 0 else {},
             optimizer=slot.fill(engine.optimizer_tensors(), "optimizer/"),
             last=last,
             **snapshot_of,

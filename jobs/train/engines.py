@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jobs.models.backbones import CausalLM, parameter_roles
+from jobs.models.backbones import CausalLM, canonical_state, parameter_roles
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     FROZEN_ROLES,
@@ -29,12 +29,11 @@ from jobs.train.optimizer import (
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import TrainSpec
 
-ENGINES = ("torch", "deepspeed:1", "deepspeed:2")
+ENGINES = ("torch", "fsdp", "deepspeed:1", "deepspeed:2")
 # What could not be shown to freeze, fork and resume with equal bits.
 REFUSED = {
     "deepspeed:0": "it is data parallel without partitioning, which engine torch does with a fixed order of sums",
     "deepspeed:3": "parameters stay partitioned when an engine is rebuilt for another freeze phase",
-    "fsdp": "frozen and trained parameters of one layer share a shard",
 }
 
 
@@ -68,6 +67,9 @@ class Engine(Protocol):
 
     def drop_gradients(self) -> None:
         """Forget the gradients without a step."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the full weights by canonical name, copied only where they are sharded (all ranks together)."""
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Return this rank's optimizer tensors as `<parameter>.<slot>`, not copied."""
@@ -149,6 +151,9 @@ class TorchEngine:
             self._parameters[name].grad = None
             self._masters[name].grad = None
 
+    def weights(self) -> dict[str, Tensor]:
+        return canonical_state(self.model)
+
     def optimizer_tensors(self) -> dict[str, Tensor]:
         tensors = export_state(self.optimizer, self._names)
         if self._separate:
@@ -183,6 +188,10 @@ def build_engine(name: str, model: CausalLM, train: TrainSpec, rank: int, world_
     """Return the engine `name` over `model`; MoegridError if it is unknown."""
     if name == "torch":
         return TorchEngine(model, train, rank, world_size)
+    if name == "fsdp":
+        from jobs.train.fsdp import FsdpEngine
+
+        return FsdpEngine(model, train, rank, world_size)
     if name in ("deepspeed", "deepspeed:1", "deepspeed:2"):
         from jobs.train.zero import ZeroEngine
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -30,10 +30,15 @@ def _buffers(module: nn.Module, roles: tuple[str, ...], role: str = "other", pre
         yield from _buffers(child, roles, role, f"{prefix}{name}.")
 
 
-def frozen_digest(model: nn.Module, frozen: str) -> str:
-    """Return the digest of what `frozen` names: parameters, balancing biases, thresholds ("" when it names nothing)."""
+def frozen_digest(model: nn.Module, weights: Callable[[], Mapping[str, Tensor]], frozen: str) -> str:
+    """Return the digest of what `frozen` names: parameters, balancing biases, thresholds ("" when it names nothing).
+
+    `weights` returns the full canonical weights of the model, which may be sharded.
+    """
     roles = FROZEN_ROLES[frozen]
     if not roles:
         return ""
-    tensors: dict[str, Tensor] = {name: p.detach() for name, p, role in parameter_roles(model) if role in roles}
-    return tensors_sha256(tensors | dict(_buffers(model, roles)))
+    names = [name for name, _, role in parameter_roles(model) if role in roles]
+    names += [name for name, _ in _buffers(model, roles)]
+    full = weights()
+    return tensors_sha256({name: full[name] for name in names})

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 class Session:
     """A model in training that the next segment of the chain may take over: bit-identical to loading its last state."""
 
-    model: CausalLM
     engine: Engine
     phase: str
     state: str  # key of the state it is in
@@ -73,12 +72,12 @@ def train_segment(
     train = work.conditions.train
     engine = session.engine
     engine.freeze(train.freeze)
-    for block in session.model.moe_blocks:
+    for block in engine.model.moe_blocks:
         block.expert_dropout = train.expert_dropout
-    session.model.train()
+    engine.model.train()
     engine.set_lr(*learning_rates(train, session.step))
     engine.assert_lr(*learning_rates(train, session.step))
-    frozen = frozen_digest(session.model, train.freeze)
+    frozen = frozen_digest(engine.model, engine.weights, train.freeze)
     trainer = Trainer(engine, work.conditions, _source(context, work), session.step, session.tokens, session.meter)
     first = segment.marked_tokens = trainer.tokens
     saved_step = trainer.step
@@ -97,7 +96,7 @@ def train_segment(
             context.job.signals.requested = "another rank's signal"
         if not (last or stop or save):
             continue
-        after = frozen_digest(session.model, train.freeze) if last or stop else frozen
+        after = frozen_digest(engine.model, engine.weights, train.freeze) if last or stop else frozen
         if after != frozen:
             raise FrozenMoved(f"the frozen {train.freeze} changed between steps {work.start} and {trainer.step}")
         elapsed = time.monotonic() - segment.began
@@ -139,9 +138,9 @@ def _enter(context: StageContext, work: TrainWork, segment: Segment) -> Session:
     if found is None and live is not None and live.state == work.parent:
         if work.start > 0 and live.phase == work.conditions.phase:
             return live
-        if work.start == 0:
-            engine = _engine(context, work, live.model)
-            return Session(live.model, engine, work.conditions.phase, work.parent, 0, 0, Meter())
+        if work.start == 0 and context.execution.engine == "torch":  # the others keep hooks in the model
+            engine = _engine(context, work, live.engine.model)
+            return Session(engine, work.conditions.phase, work.parent, 0, 0, Meter())
     writer.wait()
     context.job.live["training"] = None
     del live
@@ -168,7 +167,7 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
     load_canonical(model, read_tensors(weights))
     model.to(context.execution.device)
     engine = _engine(context, work, model)
-    session = Session(model, engine, work.conditions.phase, key, step, 0, Meter(), mixed)
+    session = Session(engine, work.conditions.phase, key, step, 0, Meter(), mixed)
     if step > 0:
         state = json.loads(context.fetch(key, "state.json").read_bytes())
         load_optimizer(context, manifest, engine)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jobs.models.backbones import CausalLM, parameter_roles
+from jobs.models.backbones import CausalLM, canonical_state, parameter_roles
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     FROZEN_ROLES,
@@ -97,6 +97,9 @@ class ZeroEngine:
     def drop_gradients(self) -> None:
         self._engine.optimizer.zero_grad()
         self._turn = 0
+
+    def weights(self) -> dict[str, Tensor]:
+        return canonical_state(self.model)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         tensors = self._kept | self._gather()

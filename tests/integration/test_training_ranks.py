@@ -23,7 +23,7 @@ TWO = Resources(processes=2)
 LONG = dataclasses.replace(TRAIN, steps=60, expert_dropout=0.0)
 CUTS = (("", 0, 30), ("router", 30, 60))
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="extra deepspeed is absent")
-ENGINES = ["torch", pytest.param("deepspeed:2", marks=needs_deepspeed)]
+ENGINES = ["torch", "fsdp", pytest.param("deepspeed:2", marks=needs_deepspeed)]
 
 
 def run(store: Store, works: list[TrainWork], name: str, engine: str, resources: Resources = TWO, code: int = 0) -> None:
