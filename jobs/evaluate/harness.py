@@ -21,6 +21,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from jinja2 import TemplateError
 from lm_eval import tasks as shipped_tasks
 from lm_eval import utils
 from lm_eval.api.samplers import ContextSampler
@@ -95,7 +96,10 @@ def read_rows(directory: Path, name: str, limit: int, group_by: str, evaluated: 
     """Return the rows of every split of a task in `directory`; the evaluated split cut to `limit` (0 = all)."""
     splits: dict[str, list[Row]] = {}
     for path in sorted((directory / name).glob("*.jsonl")):
-        splits[path.stem] = [json.loads(line) for line in path.read_bytes().splitlines()]
+        lines = path.read_bytes().splitlines()
+        if limit and path.stem == evaluated and not group_by:
+            lines = lines[:limit]
+        splits[path.stem] = [json.loads(line) for line in lines]
     if evaluated not in splits:
         raise SourceError(
             f"the items of task {name!r} have no split {evaluated!r}",
@@ -137,15 +141,15 @@ class Prepared:
         self._max_length = max_length
         try:
             self._task = LocalTask(config, rows)
-        except (KeyError, ValueError) as error:
+            self._docs = list(self._task.task_docs)
+            shots = self._draw(spec.shots, seed, shared, group_by)
+            self.shots, self.items = self._fit(shots, spec.shots)
+        except (KeyError, ValueError, TemplateError) as error:
             raise SourceError(
                 f"the items of task {spec.name!r} do not fit its template",
                 cause=f"{type(error).__name__}: {error}",
                 hint="all splits need the columns that the task's file uses",
             ) from error
-        self._docs = list(self._task.task_docs)
-        shots = self._draw(spec.shots, seed, shared, group_by)
-        self.shots, self.items = self._fit(shots, spec.shots)
         self.reduced = sum(item.shots < self.shots for item in self.items)
         self.metrics = frozenset(self._task._metric_fn_list)
         self._group_by = group_by
