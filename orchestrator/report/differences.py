@@ -117,8 +117,15 @@ def _pair(results: Results, setting: Setting, other_results: Results, other: Set
 def says_nothing(setting: Setting, metric: str) -> bool:
     """Return whether an accuracy of this setting is uninformative: chance lies inside its interval for every seed."""
     cells = [cell for cell in setting.cells if metric in cell.metrics]
+    one_task = "/" in metric
     return bool(cells) and all(
-        uninformative(cell.metrics[metric], cell.stderr.get(metric), cell.chance.get(metric)) for cell in cells
+        uninformative(
+            cell.metrics[metric],
+            cell.stderr.get(metric),
+            cell.chance.get(metric),
+            cell.number.get(metric, 0) if one_task else 0,
+        )
+        for cell in cells
     )
 
 

@@ -164,11 +164,14 @@ def item_bootstrap(differences: Mapping[str, Sequence[float]], seed: int = 0) ->
     return float(np.mean(means, axis=0).std(ddof=1))
 
 
-def uninformative(mean: float, stderr: float | None, chance: float | None) -> bool:
-    """Return whether chance lies inside the 95 % interval of an accuracy, which then says nothing."""
+def uninformative(mean: float, stderr: float | None, chance: float | None, n: int = 0) -> bool:
+    """Return whether chance lies inside the 95 % interval of an accuracy, which then says nothing.
+
+    With `n` items of one task it is Wilson's interval, which stays honest near 0 and 1; without, mean +- 1.96 s.e.
+    """
     if stderr is None or chance is None:
         return False
-    return abs(mean - chance) <= 1.96 * stderr
+    return abs(mean - chance) <= 1.96 * (math.sqrt(chance * (1 - chance) / n) if n else stderr)
 
 
 def pearson(a: Sequence[float], b: Sequence[float]) -> float | None:

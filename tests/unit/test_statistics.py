@@ -99,6 +99,8 @@ def test_chance_inside_the_interval_is_uninformative() -> None:
     assert s.uninformative(0.27, 0.02, 0.25)
     assert not s.uninformative(0.40, 0.02, 0.25)
     assert not s.uninformative(0.27, None, 0.25)
+    assert s.uninformative(0.10, 0.067, 0.25, n=20)  # 2 of 20 right: the normal interval would end at 0.23
+    assert not s.uninformative(0.08, 0.027, 0.25, n=100)
 
 
 def test_pearson_and_spikes() -> None:
