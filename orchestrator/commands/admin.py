@@ -185,8 +185,7 @@ def _wheels(arguments: argparse.Namespace) -> Iterator[Check]:
 
     folder = _cache() / "wheels"
     for wheel in WHEELS.values():
-        named = f"{wheel.name.replace('-', '_')}-{wheel.version}-*.whl"
-        files = list(folder.rglob(named)) if folder.exists() else []
+        files = list(folder.glob(f"{wheel.name}-{wheel.version}-*.whl"))
         found = (
             f"{wheel.version} in {files[0].parent}" if files else f"{wheel.version} not fetched yet, a run fetches it"
         )

@@ -1,0 +1,196 @@
+"""Ticks of the engine against a store in memory and a scheduler that does what the test says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from orchestrator.backends.base import ABSENT, ENDED, RUNNING, Batch, Handle, JobState, SchedulerUnreachable
+from orchestrator.engine.failures import Failure
+from orchestrator.engine.journal import code_digest
+from orchestrator.engine.loop import Engine, Options
+from orchestrator.engine.retry import RULES
+from orchestrator.plan.graph import StageGraph, build_graph
+from orchestrator.spec.cell import Resources
+from orchestrator.spec.grid import load_grid
+from orchestrator.store import Manifest, Store
+
+
+class Scheduler:
+    """Accepts everything; jobs run until the test ends them."""
+
+    name = "scheduler"
+
+    def __init__(self, room: int = 100) -> None:
+        self.room = room
+        self.batches: list[Batch] = []
+        self.states: dict[str, JobState] = {}
+        self.lies = False
+
+    def admit(self, wanted: Sequence[Resources]) -> list[bool]:
+        return [index < self.room for index in range(len(wanted))]
+
+    def submit(self, batch: Batch) -> dict[str, Handle]:
+        self.batches.append(batch)
+        for job in batch.jobs:
+            self.states[job.attempt] = JobState(RUNNING)
+        if self.lies:
+            raise SchedulerUnreachable("no answer")
+        return self.find(batch.name)
+
+    def poll(self, handles: Sequence[Handle]) -> dict[str, JobState]:
+        return {handle.attempt: self.states.get(handle.attempt, JobState(ABSENT)) for handle in handles}
+
+    def find(self, batch: str) -> dict[str, Handle]:
+        return {a: Handle(a, batch, a) for a in self.states if a.rsplit("-", 1)[0] == batch}
+
+    def cancel(self, handles: Sequence[Handle], *, now: bool) -> None:
+        for handle in handles:
+            self.states[handle.attempt] = JobState(ENDED, 75)
+
+    def forget(self, handles: Sequence[Handle]) -> None:
+        for handle in handles:
+            self.states.pop(handle.attempt, None)
+
+    def log(self, handle: Handle) -> Path | None:
+        return None
+
+
+@pytest.fixture(scope="module")
+def graph() -> StageGraph:
+    return build_graph(load_grid("quickstart"))
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Store:
+    monkeypatch.setenv("MOEGRID_RUN_DIR", str(tmp_path))
+    return Store.open(f"memory://{tmp_path.name}")
+
+
+def commit(store: Store, graph: StageGraph, *keys: str) -> None:
+    """Commit bare manifests."""
+    for key in keys:
+        store.artifacts.commit(Manifest(key=key, kind=graph.stages[key].kind, spec={}, attempt="test"))
+
+
+def keys(graph: StageGraph, phase: str) -> list[str]:
+    return [key for key, stage in graph.stages.items() if stage.phase == phase]
+
+
+def engine(graph: StageGraph, store: Store, scheduler: Scheduler, **options: object) -> Engine:
+    made = Engine(graph, store, scheduler, Options(**options))  # type: ignore[arg-type]
+    made.begin()
+    return made
+
+
+def submitted(store: Store, scheduler: Scheduler) -> list[list[str]]:
+    """Return the stages of each job that was submitted."""
+    jobs = []
+    for batch in scheduler.batches:
+        document = store.get_json(f"submissions/{batch.name}.json")
+        assert document is not None
+        jobs += [[stage["key"] for stage in job["stages"]] for job in document["jobs"]]
+    return jobs
+
+
+def test_a_second_tick_submits_nothing_twice(graph: StageGraph, store: Store) -> None:
+    scheduler = Scheduler()
+    drive = engine(graph, store, scheduler)
+    assert drive.tick().submitted
+    assert not drive.tick().submitted
+    stages = [key for job in submitted(store, scheduler) for key in job]
+    assert len(stages) == len(set(stages))
+
+
+def test_a_later_driver_finds_the_jobs_of_a_dead_one(graph: StageGraph, store: Store) -> None:
+    scheduler = Scheduler()
+    engine(graph, store, scheduler).tick()
+    later = engine(graph, store, scheduler).tick()
+    assert not later.submitted
+    assert set(later.busy.values()) == {job.attempt for job in scheduler.batches[0].jobs}
+
+
+def test_evaluations_of_committed_states_go_before_training(graph: StageGraph, store: Store) -> None:
+    scheduler = Scheduler(room=1)
+    done = next(iter(graph.cells.values())).final
+    chain = [key for key in next(iter(graph.cells.values())).keys if graph.stages[key].phase == "finetune"]
+    commit(store, graph, *keys(graph, "prepare"), *keys(graph, "pretrain"), *chain)
+    engine(graph, store, scheduler).tick()
+    (job,) = submitted(store, scheduler)
+    assert {graph.stages[key].state for key in job} == {done}
+    assert len(job) == 3, "the evaluations of one state go together"
+
+
+def test_an_answer_that_was_lost_does_not_start_a_job_twice(graph: StageGraph, store: Store) -> None:
+    scheduler = Scheduler()
+    scheduler.lies = True
+    drive = engine(graph, store, scheduler)
+    with pytest.raises(SchedulerUnreachable):
+        drive.tick()
+    scheduler.lies = False
+    drive.tick()
+    assert len(scheduler.batches) == 1
+
+
+def test_out_of_memory_comes_back_with_more_memory_and_the_same_threads(graph: StageGraph, store: Store) -> None:
+    scheduler = Scheduler()
+    drive = engine(graph, store, scheduler)
+    drive.tick()
+    first = scheduler.batches[0].jobs[0]
+    scheduler.states[first.attempt] = JobState(ENDED, None, 9, "OUT_OF_MEMORY")
+    drive.tick()
+    again = scheduler.batches[1].jobs[0]
+    assert again.label == first.label
+    assert again.resources.memory_gb == 2 * first.resources.memory_gb
+    assert again.resources.cores == first.resources.cores
+
+
+def test_a_dead_end_blocks_what_needs_it_and_nothing_else(graph: StageGraph, store: Store) -> None:
+    scheduler = Scheduler()
+    commit(store, graph, *keys(graph, "prepare"), *keys(graph, "pretrain"))
+    drive = engine(graph, store, scheduler)
+    drive.tick()
+    job = scheduler.batches[0].jobs[0]
+    report = {"stage": submitted(store, scheduler)[0][0], "kind": "nan", "message": "the loss is not finite"}
+    store.put_json(f"attempts/{job.attempt}/failure.json", report)
+    scheduler.states[job.attempt] = JobState(ENDED, 1)
+    snapshot = drive.tick()
+    assert [failure.kind for failure in snapshot.failed] == ["nan"]
+    blocked = snapshot.plan.keys("blocked")
+    assert report["stage"] in blocked
+    assert len(blocked) < len(snapshot.plan.actions)
+    assert all("nan" in snapshot.plan.actions[key].reason for key in blocked)
+    assert not any(f.kind == "nan" for f in drive.tick().failed), "told once"
+
+
+def test_stopping_asks_jobs_once_and_forgives_them(graph: StageGraph, store: Store) -> None:
+    scheduler = Scheduler()
+    drive = engine(graph, store, scheduler, tick_seconds=0.01)
+    drive.tick()
+    drive.stop()
+    snapshot = drive.run(lambda snapshot: None, lambda error: None)
+    assert snapshot.plan.pending
+    assert not drive.journal.failures(frozenset(graph.stages)), "a person's wish uses no budget"
+    assert engine(graph, store, scheduler).tick().submitted
+
+
+def test_a_new_run_pardons_outside_reasons_only(graph: StageGraph, store: Store) -> None:
+    scheduler = Scheduler(room=0)
+    drive = engine(graph, store, scheduler)
+    first, second = keys(graph, "prepare")[:2]
+    for stage, kind in ((first, "disk_full"), (second, "assertion")):
+        drive.journal.record_failure(Failure(stage, "a-0-0", kind, "m", code=code_digest()), "")
+    assert set(drive.tick().plan.keys("blocked")) >= {first, second}
+    blocked = engine(graph, store, scheduler).tick().plan.keys("blocked")
+    assert first not in blocked
+    assert second in blocked
+    assert second not in engine(graph, store, scheduler, retry="all").tick().plan.keys("blocked")
+    assert RULES["disk_full"].outside
+
+
+def test_max_jobs_is_kept(graph: StageGraph, store: Store) -> None:
+    scheduler = Scheduler()
+    engine(graph, store, scheduler, max_jobs=1).tick()
+    assert len(scheduler.batches[0].jobs) == 1
