@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import random
 from collections.abc import Iterable, Sequence
@@ -35,9 +36,11 @@ class GridStore:
         effects: dict[str, float] | None = None,
         tasks: Sequence[str] = ("arc_easy", "piqa"),
         items: int = 40,
+        probes: bool = False,
     ) -> None:
         self.store, self.name, self.tasks, self.items = store, name, tuple(tasks), items
         self.effects = effects or {}
+        self.suites = ("lm", "reasoning", *(("probe",) if probes else ()))
         self.stages: dict[str, dict[str, Any]] = {}
         self.cells: list[dict[str, Any]] = []
         self.base = self._stage("train", "pretrain", "pretrain", start=0, stop=PRETRAIN_STEPS, frozen="")
@@ -100,7 +103,7 @@ class GridStore:
         )
         results = []
         for at, state, step in ((0.5, one, half), (1.0, two, FINETUNE_STEPS)):
-            for suite in ("lm", "reasoning", "efficiency")[: 2 if at < 1 else 3]:
+            for suite in (*self.suites, *(() if at < 1 else ("efficiency",))):
                 result = self._stage("evaluate", "evaluate", f"{suite} at {at}", state, suite=suite, state=state)
                 results.append({"key": result, "suite": suite, "at": at, "step": step})
         cell = key("cell", setting, seed)[:12]
@@ -169,6 +172,8 @@ class GridStore:
             metrics, info = self._measured(stage, facts)
         if facts.get("suite") == "reasoning":
             blobs.append(self.store.artifacts.write_blob(attempt, "items.parquet", self._items(stage, metrics)))
+        if facts.get("suite") == "probe":
+            blobs.append(self.store.artifacts.write_blob(attempt, "probe.npz", self._arrays(stage)))
         return self.store.artifacts.commit(
             Manifest(
                 key=stage,
@@ -196,6 +201,8 @@ class GridStore:
         noise = random.Random(users[0]["factors"]["seed"]).gauss(0, 0.02) + chance.gauss(0, 0.002)
         if facts["suite"] == "lm":
             return {"val_loss": 2.8 + noise + effect, "bits_per_byte": 1.95 + noise + effect}, {}
+        if facts["suite"] == "probe":
+            return {"router_margin": 0.3 + noise}, {}
         if facts["suite"] == "efficiency":
             measured = {"load_balance": 2.8 + noise, "collaboration": 2.1 + noise, "capacity": 0.01 + noise}
             counts = [[chance.randrange(20, 200) for _ in range(8)] for _ in range(4)]
@@ -228,3 +235,17 @@ class GridStore:
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(columns), sink)
         return bytes(sink.getvalue().to_pybytes())
+
+    def _arrays(self, stage: str) -> bytes:
+        import numpy as np
+
+        rng = np.random.default_rng(int(stage[:8], 16))
+        arrays = {
+            "heldout.pairs": rng.integers(1, 50, (2, 8, 8)),
+            "sample": np.argsort(rng.random((2, 30, 8)), axis=-1)[..., :2].astype(np.int16),
+            "weight_similarity": rng.random((2, 8, 8)),
+            "output_similarity": rng.random((2, 8, 8)),
+        }
+        sink = io.BytesIO()
+        np.savez_compressed(sink, **arrays)
+        return sink.getvalue()

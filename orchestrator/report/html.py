@@ -10,6 +10,16 @@ from pathlib import Path
 from orchestrator.report import facts, formats, sections, tables
 from orchestrator.report.collect import Results
 
+
+def _routing(results: Results) -> str:
+    """Return the routing figures; NumPy is loaded only where a grid was probed."""
+    if not any(stage.get("suite") == "probe" for stage in results.document["stages"].values()):
+        return ""
+    from orchestrator.report.routing import routing_maps
+
+    return routing_maps(results)
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[Results], str]], ...] = (
     ("results", "Results", sections.results_table),
     ("differences", "Differences to the baseline", sections.difference_plots),
@@ -20,6 +30,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Results], str]], ...] = (
     ("fronts", "Quality, cost and balance", sections.pareto),
     ("correlations", "How the metrics go together", sections.correlations),
     ("loads", "Expert loads", sections.expert_loads),
+    ("routing", "Routing", _routing),
     ("published", "Published values", sections.published_values),
     ("provenance", "Provenance", facts.provenance),
 )

@@ -12,6 +12,7 @@ from html import escape
 
 COLOURS = 12  # CSS variables --c0 .. --c11 of the page
 POINTS = 240
+TOP = 28  # room for the name of the vertical axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +77,16 @@ def curves(lines: Sequence[Line], axis: str, markers: Mapping[float, str] | None
     width, bottom = 720, 300
     xs = [v for line in lines for v in (line.xs[0], line.xs[-1])]
     ys = _trimmed([v for line in lines for v in (*line.lows, *line.highs)])
-    x, y = _scale(min(xs), max(xs), 64, width - 12), _scale(ys[0], ys[1], bottom, 14)
-    parts = [_x_axis(x, min(xs), max(xs), 14, bottom, axis_x), _y_axis(y, ys[0], ys[1], 64, width - 12, axis)]
+    x, y = _scale(min(xs), max(xs), 64, width - 12), _scale(ys[0], ys[1], bottom, TOP)
+    parts = [_x_axis(x, min(xs), max(xs), TOP, bottom, axis_x), _y_axis(y, ys[0], ys[1], 64, width - 12, axis)]
     for at, label in sorted((markers or {}).items()):
-        parts.append(f'<line class="marker" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="14" y2="{bottom}"/>')
-        parts.append(f'<text class="small" x="{x(at) + 4:.1f}" y="24">{escape(label)}</text>')
+        parts.append(f'<line class="marker" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{TOP}" y2="{bottom}"/>')
+        parts.append(f'<text class="small" x="{x(at) + 4:.1f}" y="{TOP + 10}">{escape(label)}</text>')
     for i, line in enumerate(lines):
         keep = _thin(len(line.xs))
-        top = [f"{x(line.xs[j]):.1f},{_within(y(line.highs[j]), 14, bottom):.1f}" for j in keep]
-        base = [f"{x(line.xs[j]):.1f},{_within(y(line.lows[j]), 14, bottom):.1f}" for j in reversed(keep)]
-        middle = [f"{x(line.xs[j]):.1f},{_within(y(line.means[j]), 14, bottom):.1f}" for j in keep]
+        top = [f"{x(line.xs[j]):.1f},{_within(y(line.highs[j]), TOP, bottom):.1f}" for j in keep]
+        base = [f"{x(line.xs[j]):.1f},{_within(y(line.lows[j]), TOP, bottom):.1f}" for j in reversed(keep)]
+        middle = [f"{x(line.xs[j]):.1f},{_within(y(line.means[j]), TOP, bottom):.1f}" for j in keep]
         dashed = ' stroke-dasharray="6 3"' if i >= COLOURS else ""
         parts.append(f'<g style="color:var(--c{i % COLOURS})"><title>{escape(line.label)}</title>')
         parts.append(f'<polygon class="band" points="{" ".join(top + base)}"/>')
@@ -153,7 +154,7 @@ def scatter(spots: Sequence[Spot], x_axis: str, y_axis: str) -> str:
     width, bottom = 720, 330
     xs, ys = [spot.x for spot in spots], [spot.y for spot in spots]
     x = _scale(min(xs), max(xs), 84, width - 130)
-    y = _scale(min(ys), max(ys), bottom - 12, 24)
+    y = _scale(min(ys), max(ys), bottom - 12, TOP + 8)
     parts = [
         _x_axis(x, min(xs), max(xs), 14, bottom, x_axis),
         _y_axis(y, min(ys), max(ys), 84, width - 130, y_axis),

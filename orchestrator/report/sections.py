@@ -18,6 +18,7 @@ from orchestrator.report.tables import Table, differences, headline, headline_me
 
 CURVES = ("train/loss", "train/lm_loss", "train/aux_loss", "train/grad_norm", "routing/load_balance")
 MOST_MAPS = 12
+FEWEST_SETTINGS = 5  # with fewer, every correlation is near 1 or -1
 
 
 def table(shown: Table) -> str:
@@ -155,7 +156,9 @@ def correlations(results: Results) -> str:
         s.name: {m: sum(v) / len(v) for m in headline_metrics(results) if (v := list(s.values(m).values()))}
         for s in results.settings
     }
-    names = [m for m in headline_metrics(results) if sum(m in row for row in means.values()) >= 3]
+    if len(means) < FEWEST_SETTINGS:
+        return ""
+    names = [m for m in headline_metrics(results) if len({row[m] for row in means.values() if m in row}) > 1]
     values = {}
     for i, first in enumerate(names):
         for j, second in enumerate(names):

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from orchestrator.report import formats, html, paper, published, tables
@@ -18,6 +19,7 @@ from orchestrator.report.collect import BLOCKED, DONE, FAILED, PENDING, RUNNING,
 from orchestrator.report.differences import best, to_baseline
 from orchestrator.report.facts import device_hours
 from orchestrator.report.plots import ticks
+from orchestrator.report.routing import saturation
 from orchestrator.store import Store
 from tests.grid_store import GridStore
 
@@ -214,6 +216,23 @@ def test_ticks_are_round_and_cover_the_range() -> None:
     assert ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert ticks(1.93, 2.07)[0] >= 1.93
     assert ticks(3.0, 3.0) == [3.0]
+
+
+def test_probe_arrays_become_routing_figures(store: Store) -> None:
+    grid = GridStore(store, settings=("none", "router"), seeds=(0,), probes=True)
+    grid.commit_all()
+    page = html.page(collect("demo", store))
+    assert "router saturation" in page
+    assert "cosine of the experts" in page
+
+
+def test_report_and_probe_agree_on_saturation() -> None:
+    from jobs.probe.metrics import router_saturation
+
+    rng = np.random.default_rng(0)
+    first, last = (np.argsort(rng.random((3, 50, 8)), axis=-1)[..., :3] for _ in range(2))
+    first[:, :7, 2] = -1
+    assert saturation(first, last) == pytest.approx(router_saturation(first, last))
 
 
 class Balance(HTMLParser):
