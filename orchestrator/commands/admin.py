@@ -121,7 +121,8 @@ def _store(arguments: argparse.Namespace) -> Iterator[Check]:
     url = store_url(arguments.store)
     began = time.monotonic()
     store = Store.open(url, patience=5.0)
-    store.put_json("control/doctor.json", {"time": time.time()})
+    store.put_json("control/doctor.json", {})
+    store.objects.delete("control/doctor.json")
     took = time.monotonic() - began
     yield Check("store", True, f"{url} can be written ({took * 1000:.0f} ms)")
     skew = abs(time.time() - store.objects.now())

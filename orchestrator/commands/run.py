@@ -17,7 +17,7 @@ from orchestrator.engine import driver
 from orchestrator.engine.audit import heal
 from orchestrator.engine.failures import Failure
 from orchestrator.engine.loop import Engine, Options
-from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_FAILED, MoegridError
+from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, MoegridError
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.plan import Plan
 from orchestrator.settings import ROOT, load_site, open_backend
@@ -28,6 +28,11 @@ from orchestrator.ui.plan_view import show_plan
 FINAL_SYNC_SECONDS = 120.0
 TAIL_LINES = 8
 MOST_CELLS_SHOWN = 500
+# Kinds whose message and hint say it all; of the others the last lines of the log are shown.
+EXPLAINED = frozenset(
+    {"source", "unreachable", "disk_full", "import", "numerics", "nan", "diverged", "router_collapsed"}
+)
+UNREACHABLE = frozenset({"source", "unreachable", "disk_full"})
 
 
 def run(context: Context) -> int:
@@ -208,7 +213,8 @@ def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan) -
     console = context.console
     counts = plan.counts()
     blocked = plan.keys("blocked")
-    show_failures(context, graph, engine.journal.failures(frozenset(blocked)))
+    failures = engine.journal.failures(frozenset(blocked))
+    show_failures(context, graph, failures)
     if plan.pending:
         where = "states are saved" if engine.backend.name == "local" else "jobs go on"
         console.print(
@@ -224,7 +230,8 @@ def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan) -
     show_results(context, graph, changed=True)
     if blocked:
         console.print(f"go on with: moegrid resume {_command_line(context)}   (--retry all tries every failure again)")
-        return EXIT_FAILED
+        kinds = {own[-1].kind for own in failures.values()}
+        return EXIT_UNREACHABLE if kinds <= UNREACHABLE else EXIT_FAILED
     return EXIT_DONE
 
 
@@ -242,8 +249,9 @@ def show_failures(context: Context, graph: StageGraph, failures: Mapping[str, Se
             console.print(f"  in {stage_name(graph, failure.stage)}, attempt {failure.attempt}{often}")
         if len(same) > 4:
             console.print(f"  and {len(same) - 4} more stages")
-        for line in same[-1].tail.splitlines()[-TAIL_LINES:]:
-            console.print(console.style(f"    | {line}", "dim"))
+        if kind not in EXPLAINED:
+            for line in same[-1].tail.splitlines()[-TAIL_LINES:]:
+                console.print(console.style(f"    | {line}", "dim"))
         if same[-1].hint:
             console.print(f"  hint: {same[-1].hint}")
 
