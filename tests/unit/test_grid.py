@@ -23,6 +23,7 @@ from orchestrator.spec.identity import plain
 from orchestrator.spec.pins import WHEELS
 from orchestrator.spec.problems import Problems
 from orchestrator.spec.rules import RULES
+from orchestrator.spec.tasks import FROM_FILES, TASKS
 from orchestrator.spec.yaml_positions import parse_yaml
 
 Load = Callable[..., Grid]
@@ -89,7 +90,7 @@ def test_finetune_freeze_at_paper_scale_is_the_published_set_up() -> None:
         assert (cell.model.moe.top_k, cell.model.moe.num_experts, cell.model.moe.expert_width) == (8, 64, 1024)
         train = cell.finetune
         assert train is not None
-        assert train.data.source == "hub://GAIR/lima"
+        assert (train.data.source, train.data.digest) == ("hub://GAIR/lima@main", "main")
         assert (train.lr, train.schedule, train.warmup_ratio, train.weight_decay) == (2e-5, "linear", 0.03, 0.0)
         assert (train.sequence_length, train.precision, train.loss) == (2048, "bf16", "response")
         # 3 epochs of 1030 - 21 held-out rows in batches of 16
@@ -437,6 +438,22 @@ def test_a_file_source_is_pinned_by_its_content(load: Load, tmp_path: Path) -> N
     assert load(text.replace("mine", "elsewhere")).cells[0].id == first.id
     data.write_text('{"prompt": "a", "response": "c"}\n')
     assert load(text).cells[0].id != first.id
+
+
+def test_a_folder_of_items_is_pinned_by_its_files(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "items" / "race").mkdir(parents=True)
+    rows = tmp_path / "items" / "race" / "test.jsonl"
+    rows.write_text("{}\n")
+    text = "set: {evaluate: {source: 'file://items', tasks: {race: {}}}}\n"
+    first = load(text).cells[0]
+    assert first.cell.evaluate.source == f"file://{tmp_path}/items"
+    rows.write_text("{ }\n")
+    assert load(text).cells[0].cell.evaluate.digest != first.cell.evaluate.digest
+
+
+def test_built_in_tasks_are_those_of_the_wheel() -> None:
+    items = pytest.importorskip("jobs.data.items")
+    assert set(TASKS) - FROM_FILES == set(items.ITEM_SETS)
 
 
 def test_a_search_is_typed(load: Load) -> None:
