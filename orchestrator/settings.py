@@ -82,6 +82,10 @@ def open_backend(site: Site, store: str = "") -> Backend:
         from orchestrator.backends.local import Budget, LocalBackend
 
         options = dict(site.options)
+        if unknown := sorted(options.keys() - {"cores", "memory_gb", "gpus"}):
+            raise MoegridError(
+                f"site {site.name!r} has an unknown field {unknown[0]!r}", hint="fields: cores, memory_gb, gpus"
+            )
         gpus = options.get("gpus")
         budget = Budget.of_machine(
             cores=int(options.get("cores", 0)),

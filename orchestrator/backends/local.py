@@ -32,6 +32,7 @@ from orchestrator.backends.base import (
     JobState,
     SchedulerUnreachable,
 )
+from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import Resources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,13 +57,23 @@ class Budget:
 
     @classmethod
     def of_machine(cls, *, cores: int = 0, memory_gb: float = 0.0, gpus: int | None = None) -> Budget:
-        """Fill what is not given (0, None) from the environment (MOEGRID_CORES, ...), then from the machine."""
-        environment = os.environ
-        cores = int(environment.get("MOEGRID_CORES", cores)) or host.cores()
-        memory = float(environment.get("MOEGRID_MEMORY_GB", memory_gb)) or host.memory_gb()
-        if gpus is None:
-            gpus = int(environment.get("MOEGRID_GPUS", len(list(Path("/dev").glob("nvidia[0-9]*")))))
+        """Fill what is not given (0, None) from the environment (MOEGRID_CORES, ...), then from the machine.
+
+        Raises MoegridError for a value that is not a number.
+        """
+        devices = len(list(Path("/dev").glob("nvidia[0-9]*"))) if gpus is None else gpus
+        cores = int(_number("MOEGRID_CORES", cores)) or host.cores()
+        memory = _number("MOEGRID_MEMORY_GB", memory_gb) or host.memory_gb()
+        gpus = int(_number("MOEGRID_GPUS", devices))
         return cls(cores, memory, gpus)
+
+
+def _number(variable: str, otherwise: float) -> float:
+    text = os.environ.get(variable, "")
+    try:
+        return float(text) if text else otherwise
+    except ValueError:
+        raise MoegridError(f"{variable}={text!r} is not a number", hint=f"unset {variable}") from None
 
 
 def demand(resources: Resources) -> tuple[int, float, int]:
