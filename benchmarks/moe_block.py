@@ -92,7 +92,8 @@ def measure(num_experts: int, top_k: int, width: int, args: argparse.Namespace) 
     print(f"N {num_experts}, k {top_k}, f {width}: {', '.join(rates)}")
     print(
         f"    ours/dense {median['ours'] / median['dense']:.2f},"
-        f" with losses {median['ours+losses'] / median['dense']:.2f}, ours/transformers {median['ours'] / median['transformers']:.2f};"
+        f" with losses {median['ours+losses'] / median['dense']:.2f},"
+        f" ours/transformers {median['ours'] / median['transformers']:.2f};"
         f" this machine's matrix multiplication: {gemm_rate(args.tokens, hidden, width * top_k, clock):.0f} GFLOP/s"
     )
 

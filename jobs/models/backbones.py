@@ -14,6 +14,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OlmoeConfi
 from jobs.models.loss import linear_cross_entropy
 from jobs.models.norm import replace_norms
 from jobs.moe.block import DenseBlock, MoEBlock, build_block, dense_width
+from jobs.moe.routers import MoEPlusPlus
 from jobs.moe.routing import Routing
 from jobs.moe.spans import SpanState
 from orchestrator.errors import MoegridError
@@ -92,6 +93,9 @@ class CausalLM(nn.Module):
             decoder.self_attn.role = "attention"
         for index, block in enumerate(self.moe_blocks):
             block.layer = index
+        if self.moe_blocks and isinstance(self.moe_blocks[0].router, MoEPlusPlus):
+            # No layer stands before the first: a weight without a gradient would stop data-parallel training.
+            self.moe_blocks[0].router.residual = None
         backbone.model.embed_tokens.role = "embedding"
         backbone.lm_head.role = "embedding"
 

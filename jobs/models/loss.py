@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Tokens per chunk: 256 x 4096 fp32 logits are 4 MB, so they stay in the last-level cache of a CPU core.
-CHUNK = 256
+# Tokens per chunk. On a CPU 256 x 4096 fp32 logits are 4 MB: they stay in cache; a GPU wants larger products.
+CPU_CHUNK, GPU_CHUNK = 256, 4096
 
 
 def linear_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,8 +37,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_head = torch.zeros_like(head) if need_head else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         masked = bool((labels == -100).any()) if labels.is_cpu else True
-        for start in range(0, len(hidden), CHUNK):
-            h, target = hidden[start : start + CHUNK], labels[start : start + CHUNK].unsqueeze(1)
+        chunk = CPU_CHUNK if hidden.is_cpu else GPU_CHUNK
+        for start in range(0, len(hidden), chunk):
+            h, target = hidden[start : start + chunk], labels[start : start + chunk].unsqueeze(1)
             ignored = target == -100
             target = target.masked_fill(ignored, 0)
             logits = torch.mm(h, head.t()).float()
@@ -52,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             p.scatter_add_(1, target, torch.full_like(highest, -1.0))
             gradient = p.mul_(~ignored).to(head.dtype) if masked else p.to(head.dtype)
             if d_hidden is not None:
-                torch.mm(gradient, head, out=d_hidden[start : start + CHUNK])
+                torch.mm(gradient, head, out=d_hidden[start : start + chunk])
             if d_head is not None:
                 d_head.addmm_(gradient.t(), h)
         ctx.save_for_backward(*[g for g in (d_hidden, d_head) if g is not None])

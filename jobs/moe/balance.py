@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from jobs.moe.routing import Routing
+from jobs.moe.routing import Routing, count
 
 if TYPE_CHECKING:
     from orchestrator.spec.cell import BalanceSpec
@@ -107,9 +107,9 @@ def _shares(routing: Routing, variant: str, per_sequence: bool, reduce: bool) ->
 
 def _group_counts(indices_TK: Tensor, groups: int, num: int) -> Tensor:
     """Return the assignments per group and id [G,N]."""
-    rows = torch.arange(groups, device=indices_TK.device).view(groups, 1, 1)
-    flat = (rows * (num + 1) + indices_TK.view(groups, -1, indices_TK.shape[1]) + 1).reshape(-1)
-    return torch.bincount(flat, minlength=groups * (num + 1)).view(groups, num + 1)[:, 1:]
+    first = torch.arange(groups, device=indices_TK.device).view(groups, 1, 1) * num
+    indices = indices_TK.view(groups, -1, indices_TK.shape[1])
+    return count(torch.where(indices < 0, -1, first + indices), groups * num).view(groups, num)
 
 
 def _token_mean(values_T: Tensor, routing: Routing) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jobs.moe.routing import count
+
 aten = torch.ops.aten
 
 
@@ -31,13 +33,8 @@ def dispatch(experts_TK: Tensor, num_experts: int) -> Dispatch:
     flat = experts_TK.reshape(-1)
     key = torch.where(flat < 0, num_experts, flat)
     order = torch.argsort(key, stable=True)
-    if flat.is_cpu:
-        counts = torch.bincount(key, minlength=num_experts + 1)
-    else:
-        counts = torch.zeros(num_experts + 1, dtype=torch.long, device=flat.device).scatter_add_(
-            0, key, torch.ones_like(key)
-        )
-    return Dispatch(order, order // experts_TK.shape[1], counts[:num_experts], experts_TK.shape[1])
+    counts = count(flat, num_experts)
+    return Dispatch(order, order // experts_TK.shape[1], counts, experts_TK.shape[1])
 
 
 class Experts(nn.Module):

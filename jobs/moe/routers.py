@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.moe.interventions import Switches, random_ids
-from jobs.moe.routing import Routing
+from jobs.moe.routing import Routing, count
 from jobs.moe.selection import limit_collaboration, limit_groups, top_k
 from jobs.moe.spans import SpanState, pool_spans
 from orchestrator.errors import MoegridError
@@ -279,6 +279,7 @@ class MoEPlusPlus(Router):
             width = 8 * self.num_ids
             self.hidden = nn.Parameter(torch.empty(width, self.hidden_size))
         self.weight = nn.Parameter(torch.empty(self.num_ids, width))
+        self.residual: nn.Parameter | None = None
         if self.moe.gating_residual:
             self.residual = nn.Parameter(torch.empty(self.num_ids, self.num_ids))
         cost = torch.where(self.physical_ids() >= 0, 1.0, self.COST_OF_SPECIAL)
@@ -291,7 +292,7 @@ class MoEPlusPlus(Router):
     def logits(self, x_TD: Tensor, context: Context) -> Tensor:
         hidden = torch.tanh(F.linear(x_TD, self.hidden.float())) if self.moe.gating_layers == 2 else x_TD
         logits = F.linear(hidden, self.weight.float())
-        if self.moe.gating_residual and context.previous is not None:
+        if self.residual is not None and context.previous is not None:
             logits = logits + F.linear(context.previous, self.residual.float())
         return logits
 
@@ -336,13 +337,3 @@ class TCMoE(Router):
 
     def extras(self) -> dict[str, Any]:
         return {"null": (2 * self.moe.num_experts, self.num_ids)}
-
-
-def count(indices_TK: Tensor, num_ids: int) -> Tensor:
-    """Return the assignments to each id [N]; empty slots are not counted."""
-    slots = indices_TK.reshape(-1) + 1
-    if slots.is_cpu:
-        return torch.bincount(slots, minlength=num_ids + 1)[1:]
-    # bincount waits for the device.
-    counts = torch.zeros(num_ids + 1, dtype=torch.long, device=slots.device)
-    return counts.scatter_add_(0, slots, torch.ones_like(slots))[1:]

@@ -67,3 +67,13 @@ def to_physical(indices_TK: Tensor, physical: Tensor | None) -> Tensor:
     if physical is None:
         return indices_TK
     return torch.where(indices_TK < 0, indices_TK, physical[indices_TK.clamp_min(0)])
+
+
+def count(indices_TK: Tensor, num_ids: int) -> Tensor:
+    """Return how often each id occurs [N]; -1 (an empty slot) is not counted."""
+    slots = indices_TK.reshape(-1) + 1
+    if slots.is_cpu:
+        return torch.bincount(slots, minlength=num_ids + 1)[1:]
+    # bincount waits for the device.
+    counts = torch.zeros(num_ids + 1, dtype=torch.long, device=slots.device)
+    return counts.scatter_add_(0, slots, torch.ones_like(slots))[1:]

@@ -104,6 +104,7 @@ def test_a_valid_combination_trains_saves_and_loads(moe: MoESpec, tmp_path: Path
         output = model(**batch(step))
         total, parts = balance_loss(output.routings, BALANCE)
         (output.loss / output.tokens + total).backward()
+        assert [n for n, p in model.named_parameters() if p.grad is None] == []
         optimizer.step()
         optimizer.zero_grad()
         for block, routing in zip(model.moe_blocks, output.routings, strict=True):
