@@ -76,7 +76,9 @@ def doctor(arguments: argparse.Namespace) -> int:
         try:
             checks.extend(look(arguments))
         except MoegridError as error:
-            checks.append(Check(look.__name__.strip("_"), False, f"{error.error}: {error.cause}", error.hint))
+            checks.append(
+                Check(look.__name__.strip("_"), False, ": ".join(filter(None, (error.error, error.cause))), error.hint)
+            )
     if arguments.json:
         json.dump([asdict(check) for check in checks], sys.stdout, indent=2)
         sys.stdout.write("\n")
