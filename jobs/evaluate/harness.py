@@ -142,6 +142,7 @@ class Prepared:
         try:
             self._task = LocalTask(config, rows)
             self._docs = list(self._task.task_docs)
+            self._sampler = getattr(self._task, "sampler", None)
             shots = self._draw(spec.shots, seed, shared, group_by)
             self.shots, self.items = self._fit(shots, spec.shots)
         except (KeyError, ValueError, TemplateError) as error:
@@ -158,6 +159,11 @@ class Prepared:
     def chance(self) -> float:
         """The accuracy of guessing: mean of 1 / choices; 0 where one continuation is judged alone."""
         return float(np.mean([1 / len(item.requests) if len(item.requests) > 1 else 0.0 for item in self.items]))
+
+    def harness_task(self) -> ConfigurableTask:
+        """Return the task as lm-eval's own `simple_evaluate` takes it, drawing its own shots."""
+        self._task.sampler = self._sampler
+        return self._task
 
     def group(self, item: Item) -> str:
         """Return the name of the item's sub-task, "" when the task has none."""
