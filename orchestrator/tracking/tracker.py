@@ -175,6 +175,7 @@ class _View:
             current = document is self.newest
             kept = [cell for cell in document["cells"] if current or cell["final"] in manifests]
             self.cells.update({cell["id"]: cell for cell in kept})
+        self.current = {cell["id"] for cell in self.newest["cells"]}
         self.users: dict[str, list[str]] = {}
         for cell in self.cells.values():
             for key in cell["stages"]:
@@ -209,14 +210,14 @@ class _View:
         results = [point for result in cell["results"] for point in self._results(result["key"], result.get("step"))]
         return Run(
             key=f"{self.newest['name']}/cell/{cell['id']}",
-            name=cell["name"] or cell["id"],
+            name=(cell["name"] or cell["id"]) + ("" if cell["id"] in self.current else " (earlier version)"),
             params={**flat(resolved), **params},
             tags={name: text for name, text in tags.items() if text},
             datasets=_datasets(resolved),
             series=series,
             results=tuple(results),
             status=self._status(cell["stages"], settled, bool(made)),
-            started=min((m.created for m in made), default=0.0),
+            started=min((m.created - float(m.info.get("train_seconds", 0.0)) for m in made), default=0.0),
             ended=max((m.created for m in made), default=0.0),
             settled=settled,
         )
@@ -253,7 +254,7 @@ class _View:
             series=(key,) if training else (),
             results=() if training else tuple(self._results(key, self._step_of(stage))),
             status=self._status([key], manifest is not None, False),
-            started=manifest.created if manifest else 0.0,
+            started=manifest.created - float(manifest.info.get("train_seconds", 0.0)) if manifest else 0.0,
             ended=manifest.created if manifest else 0.0,
             settled=manifest is not None,
         )

@@ -269,6 +269,19 @@ def test_one_publisher_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) 
         sync(store, "demo", URI, tracker=FakeTracker())
 
 
+def test_finished_cells_of_an_earlier_version_stay_and_say_so(store: Store) -> None:
+    old = GridStore(store, settings=("none", "router"), seeds=(0,))
+    old.commit_all()
+    GridStore(store, settings=("none",), seeds=(0,))
+    tracker = FakeTracker()
+    sync(store, "demo", URI, tracker=tracker)
+    names = {key: tracker.names[key] for key in tracker.runs if "/cell/" in key}
+    assert names == {
+        f"demo/cell/{old.cell('none', 0)['id']}": "freeze=none seed=0",
+        f"demo/cell/{old.cell('router', 0)['id']}": "freeze=router seed=0 (earlier version)",
+    }
+
+
 def test_an_unknown_grid_names_the_known_ones(store: Store) -> None:
     GridStore(store)
     with pytest.raises(MoegridError) as caught:
