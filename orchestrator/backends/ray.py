@@ -201,6 +201,10 @@ class RayBackend:
     @contextlib.contextmanager
     def _cluster(self) -> Iterator[Any]:
         """Yield ray, connected. Raises SchedulerUnreachable when the cluster is away."""
+        address = self.site.address or os.environ.get("RAY_ADDRESS") or ("auto" if _runs_here() else "local")
+        if address == "local" and "ray" not in sys.modules:
+            # Ray listens on every interface: a cluster of our own takes nobody without its token. Ray reads this once.
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         try:
             import ray
         except ImportError as error:
@@ -209,7 +213,7 @@ class RayBackend:
             ) from error
         try:
             if not ray.is_initialized():
-                self._connect(ray)
+                _connect(ray, address)
             yield ray
         except (ray.exceptions.RayError, ConnectionError, TimeoutError, RuntimeError) as error:
             raise SchedulerUnreachable(
@@ -217,24 +221,6 @@ class RayBackend:
                 cause=" ".join(str(error).split())[:500],
                 hint="check it with `ray status`; its jobs go on while it lives, and moegrid resume finds them",
             ) from error
-
-    def _connect(self, ray: Any) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        common = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
-        main = threading.current_thread() is threading.main_thread()
-        before = signal.getsignal(signal.SIGTERM) if main else None
-        address = self.site.address or os.environ.get("RAY_ADDRESS", "")
-        try:
-            ray.init(address=address or "auto", **common)
-        except ConnectionError:
-            if address:
-                raise
-            # Ray listens on every interface: a cluster of our own takes nobody without its token.
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-            ray.init(address="local", include_dashboard=False, **common)
-        finally:
-            if main:
-                signal.signal(signal.SIGTERM, before)  # ray takes it, but it is the driver's
 
     def _start(self, ray: Any, batch: Batch, job: Job) -> Handle:
         resources, handle = job.resources, _handle(job.attempt, batch.name, job.resources.nodes)
@@ -347,6 +333,26 @@ class RayBackend:
 
 def _handle(attempt: str, batch: str, nodes: int) -> Handle:
     return Handle(attempt, batch, attempt, {"ray": NAMESPACE, "nodes": nodes})
+
+
+def _runs_here() -> bool:
+    """Did somebody start a Ray cluster on this machine (and not end it)?"""
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray/ray_current_cluster").exists()
+
+
+def _connect(ray: Any, address: str) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    common = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if main else None
+    try:
+        if address == "local":
+            ray.init(address="local", include_dashboard=False, **common)
+        else:
+            ray.init(address=address, **common)
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)  # ray takes it, but it is the driver's
 
 
 def _is_ray(handle: Handle) -> bool:

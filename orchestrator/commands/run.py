@@ -45,6 +45,10 @@ def run(context: Context) -> int:
             cause=graph.grid.runnable,
             hint="moegrid plan shows it; run it with --site slurm, or take --scale tiny",
         )
+    if graph.grid.search is not None:
+        from orchestrator.commands.search import search
+
+        return search(context, graph.grid.search, graph.grid.name)
     context.write_root(graph)
     damaged = heal(context.store, graph, thorough=arguments.verify)
     for key, cause in damaged.items():

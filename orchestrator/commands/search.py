@@ -1,0 +1,174 @@
+"""`moegrid run` of a grid with a `search:` section: a trial is an ordinary run of ordinary cells over the same store.
+
+Nothing is lost by a kill: an equal seed samples the same values again, and what their cells reached is in the store.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.backends.ray_tune import Outcome, run_trials, rungs
+from orchestrator.commands.context import Context
+from orchestrator.errors import EXIT_DONE, EXIT_FAILED, MoegridError
+from orchestrator.plan.graph import StageGraph, build_graph
+from orchestrator.spec.grid import load_grid
+from orchestrator.spec.search import SearchSpec
+from orchestrator.store import Store
+
+POLL_SECONDS = 2.0
+STOP_SECONDS = 60.0
+# How this process was started; tests replace it.
+PROGRAM: tuple[str, ...] = (sys.executable, "-m", "orchestrator")
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRun:
+    """Runs the cells of one trial in a `moegrid run` of its own and reads their metric from the store."""
+
+    program: tuple[str, ...]
+    arguments: Mapping[str, Any]
+    store: str
+    tracking: str
+    metric: str
+    fractions: tuple[float, ...]
+    environment: Mapping[str, str]
+
+    def __call__(self, values: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+        """Yield (fraction, mean of the metric over the trial's cells) as the states at the fractions are evaluated."""
+        overrides = [*self.arguments["overrides"], *trial_overrides(values, self.fractions)]
+        graph = self.graph(overrides)
+        store = Store.open(self.store)
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(
+                [*self.program, *self.words(overrides)],
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                for fraction in self.fractions:
+                    value = self.wait(graph, store, fraction, process)
+                    if value is None:
+                        said.seek(0)
+                        tail = said.read().decode(errors="replace").strip()[-2000:]
+                        raise MoegridError(f"the trial has no {self.metric} at {fraction:g}", cause=tail)
+                    yield fraction, value
+                process.wait()
+            finally:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGINT)  # stopped early: the states reached are saved
+                    try:
+                        process.wait(STOP_SECONDS)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+                        process.wait()
+
+    def graph(self, overrides: Sequence[str]) -> StageGraph:
+        """Return the stages of the trial's cells."""
+        known = self.arguments
+        grid = load_grid(
+            known["grid"], scale=known["scale"], overrides=overrides, only=known["only"], seeds=known["seeds"]
+        )
+        return build_graph(grid)
+
+    def words(self, overrides: Sequence[str]) -> list[str]:
+        """Return the command line of the trial."""
+        known = self.arguments
+        words = ["run", known["grid"], "--scale", known["scale"], "--site", known["site"], "--no-report"]
+        words += ["--store", self.store, "--tracking", self.tracking or "none", "--retry", known["retry"]]
+        words += [part for value in known["only"] for part in ("--only", value)]
+        words += [part for value in overrides for part in ("--set", value)]
+        if known["seeds"] is not None:
+            words += ["--seeds", ",".join(str(seed) for seed in known["seeds"])]
+        return words
+
+    def wait(self, graph: StageGraph, store: Store, fraction: float, process: subprocess.Popen[bytes]) -> float | None:
+        """Return the metric at `fraction` once it is there; None when the run ended without it."""
+        while True:
+            over = process.poll() is not None
+            value = self.value(graph, store, fraction)
+            if value is not None or over:
+                return value
+            time.sleep(POLL_SECONDS)
+
+    def value(self, graph: StageGraph, store: Store, fraction: float) -> float | None:
+        """Return the mean of the metric over the cells at `fraction`, None while one of them has none."""
+        found = []
+        for cell in graph.cells.values():
+            keys = [result.key for result in cell.results if math.isclose(result.at, fraction)]
+            manifests = store.artifacts.many(keys).values()
+            values = [m.metrics[self.metric] for m in manifests if self.metric in m.metrics]
+            if not values:
+                return None
+            found.append(values[0])
+        return sum(found) / len(found)
+
+
+def trial_overrides(values: Mapping[str, Any], fractions: Sequence[float]) -> list[str]:
+    """Return the settings that make a grid with a search the grid of one trial."""
+    axes = [f"factors.{name}={json.dumps([value])}" for name, value in values.items()]
+    return ["search=null", f"at={json.dumps(list(fractions))}", *axes]
+
+
+def search(context: Context, spec: SearchSpec, name: str) -> int:
+    """Run the search, show its trials from the best on, write them to the store; return the exit code."""
+    arguments, console = context.arguments, context.console
+    environment = {"RAY_ADDRESS": "local", **os.environ}  # a trial on site ray must not settle in Tune's own Ray
+    keys = ("grid", "scale", "site", "retry", "overrides", "only", "seeds")
+    run = TrialRun(
+        program=PROGRAM,
+        arguments={key: getattr(arguments, key) for key in keys},
+        store=context.store.url,
+        tracking=context.tracking_uri,
+        metric=spec.metric,
+        fractions=rungs(spec),
+        environment=environment,
+    )
+    console.print(
+        f"{name}: search for the {spec.mode} of {spec.metric}, {spec.trials} trials, {spec.concurrency} at a time"
+    )
+    with tempfile.TemporaryDirectory(prefix="moegrid-tune-") as folder:
+        outcomes = run_trials(spec, run, Path(folder))
+    sign = 1.0 if spec.mode == "min" else -1.0
+    ranked = sorted(outcomes, key=lambda one: (-one.fraction, math.inf if one.metric is None else sign * one.metric))
+    for outcome in ranked:
+        console.print(_line(spec, outcome))
+    record = {"grid": name, "metric": spec.metric, "mode": spec.mode, "trials": [_plain(one) for one in ranked]}
+    context.store.put_json(f"searches/{name}.json", record)
+    best = ranked[0]
+    if best.metric is None:
+        return EXIT_FAILED
+    chosen = " ".join(f"--set '{text}'" for text in trial_overrides(best.values, (1.0,)))
+    console.print(
+        f"the best trial is an ordinary grid: moegrid run {arguments.grid} --scale {arguments.scale} {chosen}"
+    )
+    return EXIT_FAILED if any(one.error for one in outcomes) else EXIT_DONE
+
+
+def _line(spec: SearchSpec, outcome: Outcome) -> str:
+    values = " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in outcome.values.items()
+    )
+    metric = "no value" if outcome.metric is None else f"{spec.metric} {outcome.metric:.4f} at {outcome.fraction:g}"
+    return f"  {values}: {metric}{'  failed: ' + outcome.error if outcome.error else ''}"
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "values": dict(outcome.values),
+        "fraction": outcome.fraction,
+        "metric": outcome.metric,
+        "error": outcome.error,
+    }
