@@ -141,6 +141,12 @@ class Lab:
                 os.kill(pid, signal.SIGKILL)
 
 
+def trained(lab: Lab) -> list[dict[str, Any]]:
+    """Return the executions of the pretraining stage."""
+    pretrain = next(key for key, stage in graph().stages.items() if stage.phase == "pretrain")
+    return [line for line in lab.executions() if line["stage"] == pretrain]
+
+
 def assert_sound(lab: Lab, reference: dict[str, Any], *, once: bool = True) -> None:
     """Nothing lost, nothing different, nothing damaged; and with `once` nothing executed twice."""
     assert lab.results() == reference

@@ -10,13 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.harness import Lab, assert_sound, graph
-
-
-def trained(lab: Lab) -> list[dict[str, Any]]:
-    """Return the executions of the pretraining stage."""
-    pretrain = next(key for key, stage in graph().stages.items() if stage.phase == "pretrain")
-    return [line for line in lab.executions() if line["stage"] == pretrain]
+from tests.faults.harness import Lab, assert_sound, graph, trained
 
 
 def test_a_job_killed_in_mid_step_goes_on_from_its_last_state(lab: Lab, reference: dict[str, Any]) -> None:

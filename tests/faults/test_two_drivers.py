@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.harness import Lab, assert_sound, graph
+from tests.faults.harness import Lab, assert_sound, graph, trained
 
 
 def ends_well(*drivers: subprocess.Popen[str]) -> list[str]:
@@ -35,7 +35,7 @@ def test_two_grids_that_share_stages_do_each_stage_once(lab: Lab, reference: dic
 def test_an_attempt_that_wakes_up_after_it_was_replaced_commits_nothing(lab: Lab, reference: dict[str, Any]) -> None:
     lab.environment["FAKE_STEP_SECONDS"] = "0.02"
     stalled = lab.start()
-    lab.wait_for(lambda: len(lab.executions()) >= 7, "the training to begin")
+    lab.wait_for(lambda: trained(lab), "the training to begin")
     jobs = lab.job_pids()
     for pid in (stalled.pid, *jobs):
         os.kill(pid, signal.SIGSTOP)
@@ -57,13 +57,11 @@ def test_an_attempt_that_wakes_up_after_it_was_replaced_commits_nothing(lab: Lab
 def test_a_stalled_job_of_this_machine_is_ended_and_replaced(lab: Lab, reference: dict[str, Any]) -> None:
     lab.environment["FAKE_STEP_SECONDS"] = "0.02"
     driver = lab.start()
-    lab.wait_for(lambda: len(lab.executions()) >= 7, "the training to begin")
-    stalled = lab.job_pids()
-    for pid in stalled:
-        os.kill(pid, signal.SIGSTOP)
+    stalled = lab.wait_for(lambda: trained(lab), "the training to begin")[0]["pid"]
+    os.kill(stalled, signal.SIGSTOP)
     said = driver.communicate(timeout=90)[0]
     assert driver.returncode == 0, said
-    assert not set(stalled) & set(lab.job_pids())
+    assert stalled not in lab.job_pids()
     assert_sound(lab, reference, once=False)
 
 
@@ -81,7 +79,7 @@ def test_detached_ticks_carry_a_grid_to_its_end(lab: Lab, reference: dict[str, A
 def test_cancel_stops_a_driver_and_its_jobs(lab: Lab, reference: dict[str, Any]) -> None:
     lab.environment["FAKE_STEP_SECONDS"] = "0.05"
     driver = lab.start()
-    lab.wait_for(lambda: len(lab.executions()) >= 7, "the training to begin")
+    lab.wait_for(lambda: trained(lab), "the training to begin")
     code, said = lab.drive("cancel")
     assert code == 0, said
     said = driver.communicate(timeout=30)[0]
