@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from jobs.moe.collaboration import set_collaboration
 from orchestrator.errors import MoegridError
 
 if TYPE_CHECKING:
@@ -97,37 +98,6 @@ def c2r(model: nn.Module, lists: Mapping[int, Tensor]) -> Iterator[None]:
                 router.__dict__.pop("allowed", None)
             else:
                 router.allowed = allowed
-
-
-def set_collaboration(block: MoEBlock, lists_NT: Tensor) -> None:
-    """Set a block's C2R lists; a preset `c2r` saves them with the model. Legal: k-1 <= T <= N-1."""
-    moe, router = block.moe, block.router
-    length = lists_NT.shape[1]
-    if moe.choice == "expert" or router.physical is not None:
-        raise MoegridError("collaboration lists apply to plain token choice only")
-    if not moe.top_k - 1 <= length <= moe.num_experts - 1 or lists_NT.shape[0] != moe.num_experts:
-        raise MoegridError(
-            f"collaboration lists have shape {tuple(lists_NT.shape)}",
-            cause=f"needed: {moe.num_experts} lists of {moe.top_k - 1} to {moe.num_experts - 1} experts",
-        )
-    allowed = torch.zeros(moe.num_experts, moe.num_experts, dtype=torch.bool, device=router.device)
-    allowed.scatter_(1, lists_NT.to(router.device), True)
-    if "allowed" in router._buffers:
-        router.allowed = allowed
-    else:
-        router.__dict__["allowed"] = allowed
-
-
-def collaboration_lists(indices_TK: Tensor, num_experts: int, length: int) -> Tensor:
-    """Return each expert's Top-T list [N,T] from routed slots [T,K] of a profiling sample (-1 = empty or padding).
-
-    Experts are sorted by how often they serve the same token, descending, ties to the lower index, itself excluded.
-    """
-    chosen = torch.zeros(len(indices_TK), num_experts + 1, dtype=torch.float32, device=indices_TK.device)
-    chosen.scatter_(1, torch.where(indices_TK < 0, num_experts, indices_TK), 1.0)
-    together = chosen[:, :num_experts].t() @ chosen[:, :num_experts]
-    together.fill_diagonal_(-1.0)
-    return torch.sort(together, dim=1, descending=True, stable=True).indices[:, :length]
 
 
 def _blocks(model: nn.Module) -> list[MoEBlock]:

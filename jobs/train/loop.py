@@ -21,6 +21,9 @@ from jobs.train.randomness import reseed
 from jobs.train.schedule import learning_rates
 from orchestrator.spec.work import Conditions
 
+# Co-activations of this many micro-batches make C2R's lists.
+PROFILE_BATCHES = 16
+
 
 @dataclass
 class StepResult:
@@ -168,6 +171,16 @@ class Trainer:
                 block.update_balance_bias(sums["counts"][layer], train.balance.bias_rate, train.balance.bias_center)
             if "cutoffs" in sums:
                 block.update_thresholds(sums["cutoffs"][layer].float())
+
+
+def profiling_sample(
+    source: Batches, micro_batch: int, unit: str | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Yield (input_ids, attention_mask, spans) of the first micro-batches of the phase: what C2R's lists are counted on."""
+    for step in range(PROFILE_BATCHES):
+        batch = source.micro_batch(step, 0, micro_batch)
+        spans = batch.spans_word if unit == "word" else batch.spans_sentence if unit == "sentence" else None
+        yield batch.input_ids, batch.attention_mask, spans
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -12,12 +12,13 @@ from jobs import numerics
 from jobs.context import StageContext
 from jobs.data.packing import open_batches
 from jobs.models.backbones import CausalLM, build_model, load_canonical
+from jobs.moe.collaboration import profile_collaboration
 from jobs.preemption import Preempted
 from jobs.train.checkpoint import CheckpointWriter, load_optimizer, read_tensors
 from jobs.train.engines import Engine, build_engine
 from jobs.train.errors import FrozenMoved
 from jobs.train.freeze import frozen_digest
-from jobs.train.loop import StepResult, Trainer
+from jobs.train.loop import StepResult, Trainer, profiling_sample
 from jobs.train.meter import Meter
 from jobs.train.schedule import learning_rates
 from orchestrator.errors import CorruptBlob
@@ -78,7 +79,10 @@ def train_segment(
     engine.set_lr(*learning_rates(train, session.step))
     engine.assert_lr(*learning_rates(train, session.step))
     frozen = frozen_digest(engine.model, engine.weights, train.freeze)
-    trainer = Trainer(engine, work.conditions, _source(context, work), session.step, session.tokens, session.meter)
+    source = _source(context, work)
+    if session.step == 0 and work.conditions.phase == "finetune" and engine.model.spec.moe.collaboration_top:
+        profile_collaboration(engine.model, profiling_sample(source, train.micro_batch, work.model.moe.unit))
+    trainer = Trainer(engine, work.conditions, source, session.step, session.tokens, session.meter)
     first = segment.marked_tokens = trainer.tokens
     saved_step = trainer.step
     while trainer.step < work.stop:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.moe import build_block
-from jobs.moe.interventions import set_collaboration
+from jobs.moe.collaboration import set_collaboration
 
 D, W, N, K, B, S = 20, 12, 8, 3, 2, 11
 SPEC = {"hidden_size": D, "num_experts": N, "top_k": K, "expert_width": W}

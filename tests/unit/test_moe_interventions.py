@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from jobs.models.backbones import build_model, canonical_state, load_canonical
 from jobs.moe import build_block
-from jobs.moe.interventions import c2r, collaboration_lists, dropped, pruned, random_routing, temperature
+from jobs.moe.collaboration import collaboration_lists, profile_collaboration
+from jobs.moe.interventions import c2r, dropped, pruned, random_routing, temperature
 from jobs.moe.selection import top_k
 from orchestrator.errors import MoegridError
+from orchestrator.spec.model import ModelSpec, MoESpec
 
 D, N, K = 12, 8, 2
 X = torch.randn(2, 40, D, generator=torch.Generator().manual_seed(0))
@@ -128,6 +131,26 @@ def test_c2r_lists_come_from_coactivation_and_limit_the_partners() -> None:
     assert torch.equal(block(X)[1].indices, plain.indices)
     with pytest.raises(MoegridError, match="collaboration lists"), c2r(block, {0: lists[:, :1]}):
         pass
+
+
+def test_profiled_lists_limit_the_model_and_travel_with_its_weights() -> None:
+    moe = MoESpec(preset="c2r", num_experts=N, top_k=3, expert_width=8, collaboration_top=3, router_init_std=1.0)
+    spec = ModelSpec(hidden_size=D, num_layers=2, num_heads=2, num_kv_heads=2, init_std=0.3, moe=moe)
+    torch.manual_seed(0)
+    model = build_model(spec, 50)
+    ids = torch.randint(0, 50, (3, 20))
+    free = model(ids).routings
+    profile_collaboration(model, [(ids, torch.ones_like(ids), None)])
+    assert model.training
+    lists = collaboration_lists(free[0].indices, N, 3)
+    assert torch.equal(model.moe_blocks[0].router.allowed.nonzero()[:, 1].view(N, 3), lists.sort(1).values)
+    for layer, routing in enumerate(model(ids).routings):
+        allowed = model.moe_blocks[layer].router.allowed
+        first, others = routing.indices[:, :1], routing.indices[:, 1:]
+        assert allowed[first.expand_as(others), others].all()
+    other = build_model(spec, 50)
+    load_canonical(other, canonical_state(model))
+    assert torch.equal(other(ids).logits, model(ids).logits)
 
 
 def test_interventions_nest_and_end_after_an_error() -> None:

@@ -1,0 +1,70 @@
+"""Collaboration-constrained routing (C2R): which experts may serve a token together with its first choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import MoegridError
+
+if TYPE_CHECKING:
+    from jobs.models.backbones import CausalLM
+    from jobs.moe.block import MoEBlock
+
+
+def set_collaboration(block: MoEBlock, lists_NT: Tensor) -> None:
+    """Set a block's C2R lists; a preset `c2r` saves them with the model. Legal: k-1 <= T <= N-1."""
+    moe, router = block.moe, block.router
+    length = lists_NT.shape[1]
+    if moe.choice == "expert" or router.physical is not None:
+        raise MoegridError("collaboration lists apply to plain token choice only")
+    if not moe.top_k - 1 <= length <= moe.num_experts - 1 or lists_NT.shape[0] != moe.num_experts:
+        raise MoegridError(
+            f"collaboration lists have shape {tuple(lists_NT.shape)}",
+            cause=f"needed: {moe.num_experts} lists of {moe.top_k - 1} to {moe.num_experts - 1} experts",
+        )
+    allowed = torch.zeros(moe.num_experts, moe.num_experts, dtype=torch.bool, device=router.device)
+    allowed.scatter_(1, lists_NT.to(router.device), True)
+    if "allowed" in router._buffers:
+        router.allowed = allowed
+    else:
+        router.__dict__["allowed"] = allowed
+
+
+def collaboration_lists(indices_TK: Tensor, num_experts: int, length: int) -> Tensor:
+    """Return each expert's Top-T list [N,T] from routed slots [T,K] of a profiling sample (-1 = empty or padding).
+
+    Experts are sorted by how often they serve the same token, descending, ties to the lower index, itself excluded.
+    """
+    chosen = torch.zeros(len(indices_TK), num_experts + 1, dtype=torch.float32, device=indices_TK.device)
+    chosen.scatter_(1, torch.where(indices_TK < 0, num_experts, indices_TK), 1.0)
+    together = chosen[:, :num_experts].t() @ chosen[:, :num_experts]
+    together.fill_diagonal_(-1.0)
+    return torch.sort(together, dim=1, descending=True, stable=True).indices[:, :length]
+
+
+@torch.no_grad()
+def profile_collaboration(model: CausalLM, sample: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> None:
+    """Set each layer's lists from its co-activations on a sample of (input_ids, attention_mask, spans).
+
+    Profiling routes without a limit. The lists are buffers of the router: saved with the model, frozen after this.
+    """
+    was_training = model.training
+    model.eval()
+    for block in model.moe_blocks:
+        block.router.allowed.fill_(True)
+    chosen: list[list[Tensor]] = [[] for _ in model.moe_blocks]
+    device = next(model.parameters()).device
+    for input_ids, attention_mask, spans in sample:
+        spans = None if spans is None else spans.to(device)
+        mask = attention_mask.to(device)
+        routings = model(input_ids.to(device), attention_mask=mask, spans=spans, logits_to_keep=1).routings
+        for layer, routing in enumerate(routings):
+            chosen[layer].append(routing.indices)
+    for block, indices in zip(model.moe_blocks, chosen, strict=True):
+        length = block.moe.collaboration_top or 0
+        set_collaboration(block, collaboration_lists(torch.cat(indices), block.moe.num_experts, length))
+    model.train(was_training)
