@@ -176,6 +176,8 @@ class Trainer:
 def profiling_sample(
     source: Batches, micro_batch: int, unit: str | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    source: Batches, micro_batch: int, unit: str | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Yield (input_ids, attention_mask, spans) of the first micro-batches of the phase: what C2R's lists are counted on."""
     for step in range(PROFILE_BATCHES):
         batch = source.micro_batch(step, 0, micro_batch)
