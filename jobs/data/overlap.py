@@ -90,7 +90,7 @@ class _Set:
     """Membership of many hashes in a fixed set: a bit filter first, then the sorted values."""
 
     def __init__(self, values: Hashes) -> None:
-        self._values = np.unique(values)
+        self._values = np.sort(values)
         self._filter = np.zeros(1 << _FILTER_BITS, dtype=bool)
         self._filter[self._slots(self._values)] = True
 
