@@ -176,9 +176,7 @@ class Trainer:
 def profiling_sample(
     source: Batches, micro_batch: int, unit: str | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    source: Batches, micro_batch: int, unit: str | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Yield (input_ids, attention_mask, spans) of the first micro-batches of the phase: what C2R's lists are counted on."""
+    """Yield (input_ids, attention_mask, spans) of the phase's first micro-batches: C2R's lists are counted on them."""
     for step in range(PROFILE_BATCHES):
         batch = source.micro_batch(step, 0, micro_batch)
         spans = batch.spans_word if unit == "word" else batch.spans_sentence if unit == "sentence" else None
