@@ -23,7 +23,7 @@ LIVE = WAITING | {"COMPLETING", "RESIZING", "RUNNING", "SIGNALING", "STAGE_OUT",
 _AWAY = re.compile(
     r"unable to contact slurm|connection (refused|reset|timed out)|socket timed out|transport endpoint|zero bytes"
     r"|communication (connection|shutdown)|no route to host|unable to establish|plug-?in initialization failed"
-    r"|controller is (down|in standby)|unable to resolve|slurm_persist_conn_open",
+    r"|controller is (down|in standby)|unable to resolve|slurm_persist_conn_open|configuration source",
     re.IGNORECASE,
 )
 _NO_SUCH_JOB = re.compile(r"invalid job id", re.IGNORECASE)
@@ -102,7 +102,9 @@ def call(command: Sequence[str], *, timeout: float, environment: Mapping[str, st
         text = " ".join(answer.stderr.split()) or f"exit code {answer.returncode}"
         if _AWAY.search(text):
             raise SchedulerUnreachable(
-                f"{command[0]} cannot reach SLURM", cause=text[:500], hint="jobs go on without it; try again later"
+                f"{command[0]} cannot reach SLURM",
+                cause=text[:500],
+                hint="jobs go on without it; try again later. Never reached it? Run on a login node (lab: infra/slurm/env.sh)",
             )
         raise Refused(f"{command[0]} failed", cause=text[:1000], hint="check the site file, infra/sites/slurm.yaml")
     return answer.stdout
