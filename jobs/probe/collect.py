@@ -1,5 +1,6 @@
 """The suite `probe`: how a committed state routes named, seeded token sets; metrics, and arrays for figures.
 
+Accuracies with the router disturbed come with it.
 Token sets: `heldout` (validation text) and one per task (the right answers of its items, without shots). Everything is
 streamed: memory depends on layers and experts, never on the number of tokens. The blob `probe.npz` (no pickles) holds,
 per set, `<set>.counts` [L,N], `<set>.pairs` [L,N,N], `<set>.scores` [L,ids] (means) and the metrics per layer [L]; and
@@ -132,6 +133,7 @@ def run(context: StageContext, work: EvaluateWork) -> None:
     from jobs.evaluate.chunks import prepare
     from jobs.evaluate.prefix_lm import PrefixLM
     from jobs.evaluate.state import load_state
+    from jobs.probe.interventions import disturbed
 
     state = load_state(context, work)
     model, device = state.model, context.execution.device
@@ -141,6 +143,7 @@ def run(context: StageContext, work: EvaluateWork) -> None:
         return text_batches(stream, min(work.max_length, len(stream)), limit, work.seed, state.spans, device)
 
     sets: dict[str, Iterable[TokenBatch]] = {HELDOUT: heldout(work.val_tokens)}
+    changed: dict[str, float] = {}
     if work.tasks:
         lm = PrefixLM(model, state.tokenizer, max_length=work.max_length, spans=state.spans)
         plain = replace(work, tasks=tuple(replace(task, shots=0) for task in work.tasks))
@@ -148,6 +151,9 @@ def run(context: StageContext, work: EvaluateWork) -> None:
             pairs = lm.encode([item.requests[item.gold] for item in task.items])
             texts = [np.array([*before, *rest][-work.max_length :], dtype=np.int64) for before, rest in pairs]
             sets[task.name] = sequence_batches(texts, state.spans, device)
+        asked = prepare(work, context.directory(work.items), lm, work.limit)
+        with torch.inference_mode():
+            changed = disturbed(model, lm, asked, {task.name: task.metric for task in work.tasks})
     collector = Collector(SAMPLE_TOKENS)
     with torch.inference_mode():
         for number, (name, batches) in enumerate(sets.items()):
@@ -159,6 +165,7 @@ def run(context: StageContext, work: EvaluateWork) -> None:
     arrays = {**collector.arrays(), "weight_similarity": weights, "output_similarity": outputs}
     metrics = {
         **collector.metrics(),
+        **changed,
         "expert_weight_similarity": off_diagonal(weights),
         "expert_output_similarity": off_diagonal(outputs),
     }
