@@ -87,6 +87,7 @@ class StageContext:
         self.resources = job.resources
         self.rank = job.rank
         self.world_size = job.world_size
+        self.started = time.monotonic()
         self.scratch = job.scratch / stage[:16]
         self.scratch.mkdir(parents=True, exist_ok=True)
 
@@ -185,7 +186,9 @@ class StageContext:
             parents = {parent: self.manifest(parent).digest for parent in work.parents.values()}
         self.ensure_mine()
         written = [self.write_blob(name, source) for name, source in blobs.items()]
-        return self.commit_written(work, key, tuple(written), metrics or {}, info or {}, parents)
+        # How long stages of this shape take calibrates the plan's estimates.
+        told = {"seconds": round(time.monotonic() - self.started, 3), **(info or {})}
+        return self.commit_written(work, key, tuple(written), metrics or {}, told, parents)
 
     def commit_written(
         self,
