@@ -253,26 +253,32 @@ def _all_splits(data: DataSpec, tasks: list[str]) -> Iterator[tuple[str, Splits]
 
 
 def _file_items(path: Path, task: str) -> Splits:
-    """Return the splits of `task` in a folder or zip file: `<task>/<split>.jsonl`, or `<task>.jsonl` as `train`."""
-    if path.is_dir():
-        files = {str(p.relative_to(path)): p for p in path.rglob("*.jsonl")}
-        contents = {name: file.read_bytes() for name, file in files.items() if _belongs(name, task)}
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            contents = {name: archive.read(name) for name in archive.namelist() if _belongs(name, task)}
-    else:
-        raise SourceError(
-            f"{path} is neither a folder nor a zip file", hint="evaluation items are <task>/<split>.jsonl"
-        )
+    """Return the splits of `task` in a folder or zip file: `<task>/<split>.jsonl`, or `<task>.jsonl` as `train`.
+
+    A folder or zip file that is named after the task and has neither holds its sub-tasks, one file each (`blimp.zip`).
+    """
+    contents = _json_files(path)
+    mine = {name: content for name, content in contents.items() if _belongs(name, task)}
     splits: Splits = {}
-    for name, content in sorted(contents.items()):
+    for name, content in sorted((mine or (contents if path.stem == task else {})).items()):
         split = Path(name).stem if Path(name).parent.name == task else "train"
-        splits[split] = [dict(row) for row in json_rows(content, name)]
+        splits.setdefault(split if mine else "train", []).extend(dict(row) for row in json_rows(content, name))
     if not splits:
         raise SourceError(
-            f"{path} has no items of task {task!r}", hint=f"it needs {task}/<split>.jsonl or {task}.jsonl"
+            f"{path} has no items of task {task!r}",
+            hint=f"it needs {task}/<split>.jsonl or {task}.jsonl",
         )
     return splits
+
+
+def _json_files(path: Path) -> dict[str, bytes]:
+    """Return the JSON-lines files of a folder or zip file by their path inside it."""
+    if path.is_dir():
+        return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*.jsonl")}
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return {name: archive.read(name) for name in archive.namelist() if name.endswith(".jsonl")}
+    raise SourceError(f"{path} is neither a folder nor a zip file", hint="evaluation items are <task>/<split>.jsonl")
 
 
 def _belongs(name: str, task: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,15 @@ def test_items_of_a_folder_keep_their_splits(tmp_path):
     assert blobs["piqa/train.jsonl"] == b'{"goal": "c"}\n'
     with pytest.raises(SourceError, match="no items of task 'arc_easy'"):
         item_blobs(DataSpec(source=f"file://{tmp_path}"), ["arc_easy"])
+
+
+def test_a_zip_file_named_after_its_task_holds_one_file_for_each_sub_task(tmp_path):
+    with zipfile.ZipFile(tmp_path / "blimp.zip", "w") as archive:
+        for name in ("island", "agreement"):
+            archive.writestr(f"{name}.jsonl", json.dumps({"sentence_good": "a", "sentence_bad": "b", "UID": name}))
+    blobs, counts = item_blobs(DataSpec(source=f"file://{tmp_path}/blimp.zip"), ["blimp"])
+    assert counts == {"blimp": {"train": 2}}
+    assert [json.loads(line)["UID"] for line in blobs["blimp/train.jsonl"].splitlines()] == ["agreement", "island"]
 
 
 @pytest.fixture
