@@ -78,13 +78,14 @@ def train_segment(
     engine.model.train()
     engine.set_lr(*learning_rates(train, session.step))
     engine.assert_lr(*learning_rates(train, session.step))
-    frozen = frozen_digest(engine.model, engine.weights, train.freeze)
     source = _source(context, work)
-    if session.step == 0 and work.conditions.phase == "finetune" and engine.model.spec.moe.collaboration_top:
-        profile_collaboration(engine.model, profiling_sample(source, train.micro_batch, work.model.moe.unit))
+    moe = engine.model.spec.moe
+    if session.step == 0 and work.conditions.phase == "finetune" and moe.collaboration_top:
+        profile_collaboration(engine.model, profiling_sample(source, train.micro_batch, moe.unit))
+    frozen = frozen_digest(engine.model, engine.weights, train.freeze)
     trainer = Trainer(engine, work.conditions, source, session.step, session.tokens, session.meter)
     first = segment.marked_tokens = trainer.tokens
-    saved_step = trainer.step
+    begun = saved_step = trainer.step
     while trainer.step < work.stop:
         writer.check()
         context.check()
@@ -121,6 +122,7 @@ def train_segment(
                     "tokens": trainer.tokens,
                     "tokens_per_second": (trainer.tokens - first) / max(elapsed, 1e-9),
                     "train_seconds": elapsed,
+                    "steps_run": trainer.step - begun,
                     "frozen_sha256": frozen,
                     "mixed_numerics": session.mixed_numerics,
                 },

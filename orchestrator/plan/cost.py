@@ -123,10 +123,13 @@ class Clock:
 
     @classmethod
     def from_finished(cls, finished: Iterable[tuple[Stage, Resources, Mapping[str, Any]]]) -> Clock:
-        """Build from (stage, resources, manifest info) of finished stages; the mean of a shape counts."""
+        """Build from (stage, resources, manifest info) of finished stages; the mean of a shape counts.
+
+        Training tells `train_seconds` for the `steps_run` since its last resume, all else `seconds`.
+        """
         sums: dict[tuple[Any, ...], tuple[float, float]] = {}
         for stage, resources, info in finished:
-            seconds = info.get("seconds")
+            seconds = info.get("train_seconds") or info.get("seconds")
             if not isinstance(seconds, (int, float)) or seconds <= 0:
                 continue
             shape = shape_of(stage, resources)
