@@ -104,7 +104,7 @@ def call(command: Sequence[str], *, timeout: float, environment: Mapping[str, st
             raise SchedulerUnreachable(
                 f"{command[0]} cannot reach SLURM",
                 cause=text[:500],
-                hint="jobs go on without it, try again later; never reached? use a login node (the lab: infra/slurm/env.sh)",
+                hint="jobs go on, try again later; never reached it? use a login node (the lab: infra/slurm/env.sh)",
             )
         raise Refused(f"{command[0]} failed", cause=text[:1000], hint="check the site file, infra/sites/slurm.yaml")
     return answer.stdout
