@@ -29,10 +29,11 @@ from jobs.train.optimizer import (
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import TrainSpec
 
-ENGINES = ("torch", "fsdp", "deepspeed:1", "deepspeed:2")
+ENGINES = ("torch", "fsdp", "deepspeed:2")
 # What could not be shown to freeze, fork and resume with equal bits.
 REFUSED = {
     "deepspeed:0": "it is data parallel without partitioning, which engine torch does with a fixed order of sums",
+    "deepspeed:1": "the proofs were made for stage 2, which partitions more and costs no more",
     "deepspeed:3": "parameters stay partitioned when an engine is rebuilt for another freeze phase",
 }
 
@@ -192,10 +193,10 @@ def build_engine(name: str, model: CausalLM, train: TrainSpec, rank: int, world_
         from jobs.train.fsdp import FsdpEngine
 
         return FsdpEngine(model, train, rank, world_size)
-    if name in ("deepspeed", "deepspeed:1", "deepspeed:2"):
+    if name == "deepspeed:2":
         from jobs.train.zero import ZeroEngine
 
-        return ZeroEngine(model, train, rank, world_size, 1 if name.endswith("1") else 2)
+        return ZeroEngine(model, train, rank, world_size)
     offered = f"engines: {', '.join(ENGINES)}"
     if name in REFUSED:
         raise MoegridError(f"engine {name!r} is not offered", cause=REFUSED[name], hint=offered)
