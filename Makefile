@@ -71,7 +71,7 @@ test: $(VENV)/.ready-dev  ## run the tests
 	@$(BIN)/python -m pytest tests $(ARGS)
 
 faults: $(VENV)/.ready-dev  ## run the whole fault harness
-	@$(BIN)/python -m pytest tests/faults -m 'faults or not faults' $(ARGS)
+	@$(BIN)/python -m pytest tests -m faults $(ARGS)
 
 check: $(VENV)/.ready-dev  ## style, types, import rules
 	@$(BIN)/ruff check .

@@ -204,7 +204,8 @@ class Lowering:
         for at in sorted(evaluate.at):
             step = step_at(at, train.steps)
             for suite in evaluate.suites:
-                if suite == EFFICIENCY_SUITE and step != train.steps:
+                # A dense model routes nothing; interventions are measured on the final state alone.
+                if suite == EFFICIENCY_SUITE and (step != train.steps or cell.model.moe.preset == "dense"):
                     continue
                 identity = ("evaluate", suite, states[step], id(evaluate), id(cell.model), cell.seed.eval)
                 if identity not in self._stages:

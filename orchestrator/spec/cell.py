@@ -79,7 +79,8 @@ class TrainSpec:
     """One training phase. A step is one optimizer step = `accumulation` micro-batches of `micro_batch` sequences.
 
     Micro-batches are the routing groups, so their size is science. `freeze` is a schedule (`none->router`,
-    `none@0.0->router@0.5`), `router_lr` absolute, `router_lr_ratio` relative to `lr`; at most one differs from its default.
+    `none@0.0->router@0.5`), `router_lr` absolute, `router_lr_ratio` relative to `lr`; at most one differs from its
+    default.
     """
 
     data: DataSpec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +21,7 @@ class Phase:
 
 def step_at(fraction: float, steps: int) -> int:
     """Return the whole step at `fraction` of `steps`, half rounded up."""
-    return int(math.floor(fraction * steps + 0.5))
+    return math.floor(fraction * steps + 0.5)
 
 
 @cache
@@ -46,7 +47,7 @@ def parse_freeze(schedule: str) -> tuple[tuple[str, float], ...]:
             start = i / len(parts)
         names.append(name)
         starts.append(start)
-    if starts[0] != 0 or any(not a < b for a, b in zip(starts, starts[1:], strict=False)) or starts[-1] >= 1:
+    if starts[0] != 0 or any(not a < b for a, b in itertools.pairwise(starts)) or starts[-1] >= 1:
         raise ValueError(f"freeze schedule {schedule!r}: starts must rise from 0 and stay below 1")
     return tuple(zip(names, starts, strict=True))
 
@@ -56,7 +57,7 @@ def freeze_phases(schedule: str, steps: int) -> tuple[Phase, ...]:
     parsed = parse_freeze(schedule)
     bounds = [step_at(start, steps) for _, start in parsed] + [steps]
     phases: list[Phase] = []
-    for (name, _), start, stop in zip(parsed, bounds, bounds[1:], strict=False):
+    for (name, _), start, stop in zip(parsed, bounds[:-1], bounds[1:], strict=True):
         frozen = "" if name == "none" else name
         if start == stop:
             continue

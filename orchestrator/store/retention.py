@@ -87,6 +87,10 @@ def plan_gc(store: Store, roots: Iterable[str], grace_seconds: float = GRACE_SEC
         if entry.path not in referenced and entry.path.split("/")[1] not in working
     ]
     strays += [entry for entry in _old(store, "attempts", now - grace_seconds) if _attempt(entry) not in attempts]
+    # Scored items of an evaluation that nobody goes on with: `partial/<stage>/...`.
+    at_work = {stage for stage, claim in claims.items() if claim.live}
+    partial = _old(store, "partial", now - grace_seconds)
+    strays += [entry for entry in partial if entry.path.split("/")[1] not in at_work]
     blobs = sum(blob.size for key in delete for blob in manifests[key].blobs)
     return GcPlan(
         keep=frozenset(keep & manifests.keys()),

@@ -21,9 +21,13 @@ def show_plan(plan: Plan, console: Console, *, parallel: int = 1) -> None:
         actions = "  ".join(_mark(console, name, block["actions"].get(name, 0)) for name in _MARKS)
         shared = segments["unshared"] - segments["shared"]
         console.print(f"  {actions}  {console.style(f'. shared {shared}', 'cyan')}  {factors}")
+        seeds = block["seeds"]
+        each = ""
+        if seeds > 1 and segments["shared"] % seeds == 0:
+            each = f" ({segments['shared'] // seeds} and {segments['unshared'] // seeds} a seed)"
         console.print(
-            f"      {plural(block['cells'], 'cell')} over {plural(block['seeds'], 'seed')}: "
-            f"{segments['shared']} training segments, {segments['unshared']} without sharing"
+            f"      {plural(block['cells'], 'cell')} over {plural(seeds, 'seed')}: "
+            f"{segments['shared']} training segments instead of {segments['unshared']} without sharing{each}"
         )
         if block["reason"] and block["actions"].get("run", 0) != sum(block["actions"].values()):
             console.print(f"      {block['reason']}")
