@@ -36,7 +36,7 @@ UNREACHABLE = frozenset({"source", "unreachable", "disk_full"})
 
 
 def run(context: Context) -> int:
-    """Bring the grid to the end; return the exit code of DESIGN 7."""
+    """Bring the grid to the end; return the exit code."""
     arguments, console = context.arguments, context.console
     graph = context.load_graph()
     if graph.grid.runnable and load_site(arguments.site).backend == "local":

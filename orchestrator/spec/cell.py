@@ -60,7 +60,7 @@ class TokenizerSpec:
 
 @dataclass(frozen=True, slots=True)
 class BalanceSpec:
-    """Losses and updates that keep the experts' load even (MOE_SPEC section 4)."""
+    """Losses and updates that keep the experts' load even."""
 
     aux_coef: float = 0.01
     aux_variant: str = "switch"
@@ -119,7 +119,7 @@ class TaskSpec:
 class EvaluateSpec:
     """What is measured on the states at the fractions `at` of the cell's last training phase.
 
-    Suites: `lm` (val_loss, bits_per_byte), `reasoning` (tasks, answer_bpb), `efficiency` (METRICS_SPEC 1; only at 1.0,
+    Suites: `lm` (val_loss, bits_per_byte), `reasoning` (tasks, answer_bpb), `efficiency` (MoE-Bench section 4; only at 1.0,
     with `efficiency_limit` items a task and `routing_seeds` random routings), `probe` (LibMoE section 5: routing of the
     held-out text and of each task's right answers).
     """
