@@ -120,8 +120,8 @@ class EvaluateSpec:
     """What is measured on the states at the fractions `at` of the cell's last training phase.
 
     Suites: `lm` (val_loss, bits_per_byte), `reasoning` (tasks, answer_bpb), `efficiency` (MoE-Bench section 4; only at
-    1.0, with `efficiency_limit` items a task and `routing_seeds` random routings), `probe` (LibMoE section 5: routing of
-    the held-out text and of each task's right answers).
+    1.0, with `efficiency_limit` items a task and `routing_seeds` random routings), `probe` (LibMoE section 5: routing
+    of the held-out text and of each task's right answers).
     """
 
     suites: tuple[str, ...] = DEFAULT_SUITES
