@@ -107,6 +107,7 @@ def _grid_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) 
         "grid", metavar="GRID", nargs="?" if optional else None, help="a name in grids/, or a YAML file"
     )
     parser.add_argument("--scale", default="tiny", help="tiny, small or paper (tiny)")
+    parser.add_argument("--site", default="local", help="a file of infra/sites: local, slurm, ray")
     parser.add_argument("--seeds", type=_seeds, default=None, metavar="0,1", help="values of the plain seed")
     parser.add_argument("--only", action="append", default=[], metavar="FACTOR=VALUE", help="only these cells")
     parser.add_argument(
@@ -117,7 +118,6 @@ def _grid_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) 
 
 
 def _driving_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--site", default="local", help="a file of infra/sites: local, slurm, ray")
     parser.add_argument("--detach", action="store_true", help="submit what is ready and leave; go on with tick")
     parser.add_argument("--max-jobs", type=int, default=0, metavar="N", help="at most N jobs at a time")
     parser.add_argument("--max-gpu-hours", type=float, default=None, metavar="H", help="refuse a plan that needs more")

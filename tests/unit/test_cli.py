@@ -186,3 +186,15 @@ def test_what_nobody_foresaw_is_no_traceback_either(
     assert "Traceback" not in err
     with pytest.raises(ZeroDivisionError):
         cli.main(["plan", "quickstart", "--debug"])
+
+
+@pytest.mark.parametrize("target", ["grid", "plan", "resume", "status", "report"])
+def test_every_make_target_passes_options_that_its_command_takes(target: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+    made = subprocess.run(
+        ["make", "-n", "-o", ".venv/.ready", target, "GRID=quickstart", "SEEDS=0,1"],
+        cwd=root, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    command = next(line for line in made.stdout.splitlines() if "bin/moegrid" in line)
+    arguments = cli.parse(command.split("bin/moegrid", 1)[1].split())
+    assert (arguments.grid, arguments.site, arguments.seeds) == ("quickstart", "local", [0, 1])
