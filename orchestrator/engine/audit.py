@@ -29,7 +29,8 @@ def heal(store: Store, graph: StageGraph, *, thorough: bool = False) -> dict[str
     present = store.artifacts.keys() & graph.stages.keys()
     manifests: dict[str, Manifest] = {}
     wrong: dict[str, str] = {}
-    if thorough or store.objects.local_path("artifacts") is not None:
+    searched = len(present) <= SEARCH_LIMIT and store.objects.local_path("artifacts") is not None
+    if thorough or searched:
         manifests = store.artifacts.many(present)
         for key, manifest in manifests.items():
             if not thorough and not _suspicious(store, manifest, times[key]):

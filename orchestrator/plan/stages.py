@@ -66,14 +66,13 @@ class CellStages:
         return tuple(stage.key for stage in self.stages)
 
 
-def conditions_of(train: TrainSpec, phase: str, frozen: str, tokens: str, seed: int) -> Conditions:
-    """Return the normalised conditions: one frozen role, an absolute router learning rate (none while it is frozen)."""
+def constant_part(train: TrainSpec, frozen: str) -> TrainSpec:
+    """Return what holds while `frozen` is frozen: an absolute router learning rate (none while it is frozen)."""
     router_lr = train.lr * train.router_lr_ratio if train.router_lr is None else train.router_lr
     if frozen == "router":
         router_lr = train.lr
     data = DataSpec(source="", format=train.data.format, holdout=0.0)
-    normal = dataclasses.replace(train, freeze=frozen, router_lr=router_lr, router_lr_ratio=1.0, data=data)
-    return Conditions(phase=phase, train=normal, tokens=tokens, seed=seed)
+    return dataclasses.replace(train, freeze=frozen, router_lr=router_lr, router_lr_ratio=1.0, data=data)
 
 
 # A line of training: the initial artifact, the spans before, the conditions' digest and the step where they set in.
@@ -103,6 +102,7 @@ class Lowering:
         self._stages: dict[object, Stage] = {}
         self._bases: dict[object, _Base] = {}
         self._spans: dict[object, tuple[tuple[Phase, Conditions, str], ...]] = {}
+        self._constant: dict[tuple[int, str], TrainSpec] = {}
         self._cuts: dict[Line, set[int]] = {}
 
     def gather(self, cell: Cell, *, private: str = "") -> None:
@@ -190,7 +190,11 @@ class Lowering:
         if identity not in self._spans:
             spans = []
             for span in freeze_phases(train.freeze, train.steps):
-                conditions = conditions_of(train, phase, span.frozen, tokens, seed)
+                # One object for all seeds: its canonical text is written once.
+                constant = self._constant.get((id(train), span.frozen))
+                if constant is None:
+                    constant = self._constant[id(train), span.frozen] = constant_part(train, span.frozen)
+                conditions = Conditions(phase=phase, train=constant, tokens=tokens, seed=seed)
                 spans.append((span, conditions, conditions.digest()))
             self._spans[identity] = tuple(spans)
         return self._spans[identity]
