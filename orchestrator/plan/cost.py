@@ -92,26 +92,38 @@ def units(stage: Stage) -> float:
     return float(max(stage.steps, 1))
 
 
+def flops(stage: Stage, vocab_size: int) -> float:
+    """Return the FLOPs of a stage's matrix products: forward and backward for training, forward for evaluation."""
+    work = stage.work
+    if isinstance(work, TrainWork):
+        train = work.conditions.train
+        tokens = stage.steps * train.micro_batch * train.accumulation * train.sequence_length
+        return 3.0 * parameters(work.model, vocab_size).flops_per_token * tokens
+    if isinstance(work, EvaluateWork):
+        passes = 2 + work.routing_seeds if work.routing_seeds else 1
+        items = sum(work.limit or task.limit or 1000 for task in work.tasks)
+        tokens = passes * items * TOKENS_PER_ITEM + work.val_tokens
+        return float(parameters(work.model, vocab_size).flops_per_token * tokens)
+    return 0.0
+
+
+def state_bytes(stage: Stage, vocab_size: int) -> int:
+    """Return the bytes of the state a training stage commits: fp32 weights and two moments; 0 for other stages."""
+    if not isinstance(stage.work, TrainWork):
+        return 0
+    return 3 * 4 * parameters(stage.work.model, vocab_size).total
+
+
 def first_guess_seconds(stage: Stage, resources: Resources, vocab_size: int) -> float:
     """Estimate a stage's time from FLOPs alone, before anything of its shape has finished."""
-    work = stage.work
     chips = resources.nodes * resources.processes
     if resources.gpus:
         speed = GPU_FLOPS * chips * resources.gpus * 0.35
     else:
         speed = CPU_FLOPS_PER_CORE * chips * resources.cores
-    if isinstance(work, TrainWork):
-        train = work.conditions.train
-        tokens = stage.steps * train.micro_batch * train.accumulation * train.sequence_length
-        return PROCESS_START_SECONDS + 3 * parameters(work.model, vocab_size).flops_per_token * tokens / speed
-    if isinstance(work, EvaluateWork):
-        passes = 2 + work.routing_seeds if work.routing_seeds else 1
-        items = sum(work.limit or task.limit or 1000 for task in work.tasks)
-        tokens = passes * items * TOKENS_PER_ITEM + work.val_tokens
-        return PROCESS_START_SECONDS + parameters(work.model, vocab_size).flops_per_token * tokens / speed
-    if isinstance(work, (DataWork, TokensWork)):
+    if isinstance(stage.work, (DataWork, TokensWork)):
         return DATA_SECONDS
-    return PROCESS_START_SECONDS
+    return PROCESS_START_SECONDS + flops(stage, vocab_size) / speed
 
 
 class Clock:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.plan.cost import Clock, parameters
+from orchestrator.plan.cost import Clock, flops, parameters, state_bytes
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.stages import Stage
 from orchestrator.spec.cell import Resources
@@ -100,14 +100,15 @@ class Plan:
         for phase in PHASES:
             if phase not in shared:
                 continue
-            actions = Counter(
-                self.actions[key].name for key, stage in self.graph.stages.items() if stage.phase == phase
-            )
+            stages = [stage for stage in self.graph.stages.values() if stage.phase == phase]
+            actions = Counter(self.actions[stage.key].name for stage in stages)
             rows.append(
                 {
                     "phase": phase,
                     "stages": {"shared": shared[phase][0], "unshared": unshared[phase][0]},
                     "steps": {"shared": shared[phase][1], "unshared": unshared[phase][1]},
+                    "flops": sum(flops(stage, self._vocab(stage)) for stage in stages),
+                    "state_bytes": sum(state_bytes(stage, self._vocab(stage)) for stage in stages),
                     "actions": {name: actions.get(name, 0) for name in ACTIONS},
                 }
             )
