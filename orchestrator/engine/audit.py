@@ -15,22 +15,19 @@ from orchestrator.store import Manifest, Store
 
 # File systems stamp in ticks of a few milliseconds.
 SLACK_SECONDS = 0.05
-# Beyond this many stages reading every manifest would delay each start; readers verify checksums anyway.
-SEARCH_LIMIT = 5000
 
 
 def heal(store: Store, graph: StageGraph, *, thorough: bool = False) -> dict[str, str]:
     """Discard the grid's damaged and stale artifacts; return key -> what was wrong.
 
-    `thorough` reads every blob. Otherwise a folder of ordinary size is searched for altered files; a bucket, which
+    `thorough` reads every blob. Otherwise a folder is searched for altered files; a bucket, which
     keeps checksums of its own, is trusted.
     """
     times = {entry.path[len("artifacts/") : -len(".json")]: entry.modified for entry in store.objects.list("artifacts")}
     present = store.artifacts.keys() & graph.stages.keys()
     manifests: dict[str, Manifest] = {}
     wrong: dict[str, str] = {}
-    searched = len(present) <= SEARCH_LIMIT and store.objects.local_path("artifacts") is not None
-    if thorough or searched:
+    if thorough or store.objects.local_path("artifacts") is not None:
         manifests = store.artifacts.many(present)
         for key, manifest in manifests.items():
             if not thorough and not _suspicious(store, manifest, times[key]):
