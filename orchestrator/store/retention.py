@@ -10,6 +10,7 @@ at that moment takes the dying manifest's place by compare-and-swap. The manifes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,15 +82,17 @@ def plan_gc(store: Store, roots: Iterable[str], grace_seconds: float = GRACE_SEC
     referenced = {blob.path for manifest in manifests.values() for blob in manifest.blobs}
     attempts = working | {claim.attempt for claim in claims.values()}
     attempts |= {manifest.attempt for manifest in manifests.values()}
+    # Without a grace period age is no question: a file's time can lie a tick ahead of the clock that was just read.
+    before = now - grace_seconds if grace_seconds > 0 else math.inf
     strays = [
         entry
-        for entry in _old(store, "blobs", now - grace_seconds)
+        for entry in _old(store, "blobs", before)
         if entry.path not in referenced and entry.path.split("/")[1] not in working
     ]
-    strays += [entry for entry in _old(store, "attempts", now - grace_seconds) if _attempt(entry) not in attempts]
+    strays += [entry for entry in _old(store, "attempts", before) if _attempt(entry) not in attempts]
     # Scored items of an evaluation that nobody goes on with: `partial/<stage>/...`.
     at_work = {stage for stage, claim in claims.items() if claim.live}
-    partial = _old(store, "partial", now - grace_seconds)
+    partial = _old(store, "partial", before)
     strays += [entry for entry in partial if entry.path.split("/")[1] not in at_work]
     blobs = sum(blob.size for key in delete for blob in manifests[key].blobs)
     return GcPlan(

@@ -30,9 +30,9 @@ def test_a_job_killed_in_mid_step_goes_on_from_its_last_state(lab: Lab, referenc
 
 
 def test_jobs_outlive_their_driver_and_are_found_again(lab: Lab, reference: dict[str, Any]) -> None:
-    lab.environment["FAKE_STEP_SECONDS"] = "0.01"
+    lab.environment["FAKE_STEP_SECONDS"] = "0.03"
     driver = lab.start()
-    lab.wait_for(lambda: len(lab.executions()) >= 6, "the training to begin")
+    lab.wait_for(lambda: trained(lab), "the training to begin")
     driver.kill()
     alive = lab.job_pids()
     assert alive
@@ -44,8 +44,10 @@ def test_jobs_outlive_their_driver_and_are_found_again(lab: Lab, reference: dict
 def test_a_job_killed_with_its_driver_is_taken_over_before_its_lease_ends(lab: Lab, reference: dict[str, Any]) -> None:
     lab.environment["FAKE_STEP_SECONDS"] = "0.05"
     driver = lab.start()
-    lab.wait_for(lambda: len(lab.executions()) >= 5 and lab.job_pids(), "jobs at work")
+    lab.wait_for(lambda: trained(lab), "the training to begin")
     driver.kill()
+    driver.wait()
+    assert lab.job_pids()
     for pid in lab.job_pids():
         os.kill(pid, signal.SIGKILL)
     lab.environment["FAKE_STEP_SECONDS"] = "0"
