@@ -19,6 +19,8 @@ examples:
   moegrid run quickstart                                    the three-cell grid, in a few minutes
   moegrid plan finetune_freeze --only 'freeze=none->router' what one setting would cost
   moegrid run grids/mine.yaml factors.seed=[0,1]            with a factor replaced
+  moegrid explain 'quickstart:freeze=none->router'          why this cell is new, or what of it is done
+  moegrid logs quickstart -f                                what the newest job says, as it grows
 """
 
 
@@ -39,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     as_json.add_argument("--json", action="store_true", help="write JSON to stdout")
     grid = Parser(add_help=False)
     _grid_arguments(grid)
+    cells = Parser(add_help=False)
+    _grid_arguments(cells, metavar="GRID[:CELL]")
     driving = Parser(add_help=False)
     _driving_arguments(driving)
 
@@ -61,11 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("tick", "one step of a detached run, for cron or a login node", grid, driving)
     one = add("status", "state of every cell", grid, as_json)
     one.add_argument("--watch", action="store_true", help="again and again, with running jobs")
-    one = add("logs", "log of the newest attempt at a cell or stage", grid)
-    one.add_argument("--of", default="", metavar="CELL", help="cell, stage key or attempt (default: any)")
+    one = add("logs", "log of the newest attempt at a grid's cell, stage or attempt", cells)
     one.add_argument("-f", "--follow", action="store_true", help="as it grows")
-    one = add("explain", "why a cell is new: which field, old and new value", grid, as_json)
-    one.add_argument("--cell", default="", help="only this cell")
+    add("explain", "why a cell is new: which field, old and new value", cells, as_json)
     one = add("diff", "fields in which two grids or cells differ", as_json)
     one.add_argument("a", metavar="A", help="GRID or GRID:CELL")
     one.add_argument("b", metavar="B", help="GRID or GRID:CELL")
@@ -102,9 +104,10 @@ def everywhere_grid(*, optional: bool) -> Parser:
     return parser
 
 
-def _grid_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+def _grid_arguments(parser: argparse.ArgumentParser, *, optional: bool = False, metavar: str = "GRID") -> None:
+    of_cell = "; after a colon one cell: its name, or the beginning of its id" if ":" in metavar else ""
     parser.add_argument(
-        "grid", metavar="GRID", nargs="?" if optional else None, help="a name in grids/, or a YAML file"
+        "grid", metavar=metavar, nargs="?" if optional else None, help=f"a name in grids/, or a YAML file{of_cell}"
     )
     parser.add_argument("--scale", default="tiny", help="tiny, small or paper (tiny)")
     parser.add_argument("--site", default="local", help="a file of infra/sites: local, slurm, ray")

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from orchestrator.engine.failures import Failure
@@ -96,10 +97,18 @@ class Context:
         sys.stdout.write("\n")
 
 
+def split_cell(name: str) -> tuple[str, str]:
+    """Return (grid, cell) of `GRID:CELL`; the cell is "" when none is named. A file may have a colon in its path."""
+    if Path(name).is_file():
+        return name, ""
+    grid, _, cell = name.partition(":")
+    return grid, cell
+
+
 def grid_of(arguments: argparse.Namespace) -> Grid:
     """Load the grid that the arguments name."""
     return load_grid(
-        arguments.grid,
+        split_cell(arguments.grid)[0],
         scale=arguments.scale,
         overrides=tuple(arguments.overrides),
         only=tuple(arguments.only),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.commands.context import Context, cell_ids
+from orchestrator.commands.context import Context, cell_ids, split_cell
 from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DONE, MoegridError
 from orchestrator.plan.graph import build_graph
@@ -23,7 +23,8 @@ def explain(context: Context) -> int:
     earlier = [d for d in known if d["digest"] != document["digest"] and d["scale"] == document["scale"]]
     context.write_root(graph)
     plan = context.plan(graph, Journal(context.store))
-    wanted = cell_ids(graph, context.arguments.cell) if context.arguments.cell else [c.id for c in graph.grid.cells]
+    cell_name = split_cell(context.arguments.grid)[1]
+    wanted = cell_ids(graph, cell_name) if cell_name else [c.id for c in graph.grid.cells]
     answers = []
     for cell in (c for c in document["cells"] if c["id"] in wanted):
         pending = [key for key in cell["stages"] if plan.actions[key].name != "done"]
@@ -65,29 +66,46 @@ def explain(context: Context) -> int:
 
 
 def diff(context: Context) -> int:
-    """Print the fields in which A and B differ, and only those. A and B are GRID or GRID:CELL."""
+    """Print the fields in which A and B differ, and only those. A and B are GRID or GRID:CELL.
+
+    Of two grids, cells of the same name are compared, and those that only one of them has are named.
+    """
     first, second = (_side(context, name) for name in (context.arguments.a, context.arguments.b))
-    if isinstance(first, str) or isinstance(second, str):
+    if ("" in first) != ("" in second):
         raise MoegridError("a cell can only be compared with a cell", hint="give GRID GRID, or GRID:CELL GRID:CELL")
-    changes = differences(first, second)
+    changes = [
+        {**({"cell": name} if name else {}), "field": field, "a": old, "b": new}
+        for name in first
+        if name in second
+        for field, old, new in differences(first[name], second[name])
+    ]
+    alone = [
+        {"cell": name, "only_in": side}
+        for side, own, other in ((context.arguments.a, first, second), (context.arguments.b, second, first))
+        for name in own
+        if name not in other
+    ]
     if context.arguments.json:
-        context.emit([{"field": field, "a": old, "b": new} for field, old, new in changes])
+        context.emit([*changes, *alone])
         return EXIT_DONE
-    for field, old, new in changes:
-        context.console.print(f"{field}: {old} -> {new}")
-    if not changes:
+    for change in changes:
+        cell = f"{change['cell']}  " if "cell" in change else ""
+        context.console.print(f"{cell}{change['field']}: {change['a']} -> {change['b']}")
+    for lone in alone:
+        context.console.print(f"{lone['cell']}  only in {lone['only_in']}")
+    if not changes and not alone:
         context.console.print("no difference")
     return EXIT_DONE
 
 
-def _side(context: Context, name: str) -> Any:
-    grid_name, _, cell = name.partition(":")
-    grid = load_grid(grid_name, scale=context.arguments.scale)
-    graph = build_graph(grid)
+def _side(context: Context, name: str) -> dict[str, Any]:
+    """Return the sections of a grid's cells by name, or those of one cell under no name."""
+    grid_name, cell = split_cell(name)
+    graph = build_graph(load_grid(grid_name, scale=context.arguments.scale))
     document = records.with_sections(root_document(graph))
-    cells = {c["id"]: c for c in document["cells"]}
     if cell:
-        return cells[cell_ids(graph, cell)[0]]["resolved"]
+        wanted = cell_ids(graph, cell)[0]
+        return {"": next(c["resolved"] for c in document["cells"] if c["id"] == wanted)}
     return {c["name"]: c["resolved"] for c in document["cells"]}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.backends.base import Handle
-from orchestrator.commands.context import Context, cell_ids
+from orchestrator.commands.context import Context, cell_ids, split_cell
 from orchestrator.engine.driver import driver_of, is_alive
 from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DONE, EXIT_PENDING, MoegridError
@@ -29,6 +29,7 @@ def plan(context: Context) -> int:
     """Show what a run would do; with --exit-code say by 4 that something is to do."""
     from orchestrator.ui.plan_view import show_plan
 
+    load_site(context.arguments.site)  # a site that does not exist is a mistake also where nothing runs yet
     graph = context.load_graph()
     context.write_root(graph)
     result = context.plan(graph, Journal(context.store))
@@ -62,13 +63,14 @@ def logs(context: Context) -> int:
     """Print the log of the newest attempt at a cell or stage; with -f as it grows."""
     graph = context.load_graph()
     journal = Journal(context.store)
+    grid_name, wanted_name = split_cell(context.arguments.grid)
     attempts = records.Submissions(context.store, graph.grid.name).attempts()
-    wanted = _stages(graph, context.arguments.of)
-    chosen = [a for a in attempts if a.id == context.arguments.of or wanted & set(a.stages)]
+    wanted = _stages(graph, wanted_name)
+    chosen = [a for a in attempts if a.id == wanted_name or wanted & set(a.stages)]
     if not chosen:
         raise MoegridError(
-            f"there is no attempt at {context.arguments.of or 'any stage'} yet",
-            hint=f"run it first: moegrid run {context.arguments.grid}",
+            f"there is no attempt at {wanted_name or 'any stage'} yet",
+            hint=f"run it first: moegrid run {grid_name}",
         )
     attempt = chosen[-1]
     context.console.print(
