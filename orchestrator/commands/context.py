@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.engine.failures import Failure
 from orchestrator.engine.journal import Journal
@@ -24,6 +24,9 @@ from orchestrator.spec.grid import Grid, load_grid
 from orchestrator.store import Store
 from orchestrator.ui.console import Console
 
+if TYPE_CHECKING:
+    from orchestrator.report.adaptive import Seeds
+
 # Finished stages looked at for time estimates, per phase and suite.
 SAMPLES = 24
 
@@ -36,6 +39,7 @@ class Context:
     console: Console
     store: Store
     tracking_uri: str
+    seeds: tuple[Seeds, ...] = ()  # of the graph loaded last, where their number is adaptive
 
     @classmethod
     def open(cls, arguments: argparse.Namespace) -> Context:
@@ -48,14 +52,27 @@ class Context:
         return grid_of(self.arguments)
 
     def load_graph(self) -> StageGraph:
-        """Lower the grid to its stages."""
+        """Lower the grid, with the seeds that its results ask for, to its stages."""
         # Ten thousand cells are a million small objects that live as long as the process: nothing to collect.
         gc.disable()
         try:
-            return build_graph(self.load_grid(), share=not getattr(self.arguments, "no_share", False))
+            grid, share = self.load_grid(), not getattr(self.arguments, "no_share", False)
+            if grid.adaptive is not None:
+                from orchestrator.report.adaptive import grown
+
+                grid, self.seeds = grown(grid, self.store, share=share)
+            return build_graph(grid, share=share)
         finally:
             gc.freeze()
             gc.enable()
+
+    def told_seeds(self, graph: StageGraph) -> str:
+        """Return the line about an adaptive number of seeds, "" for a grid without one."""
+        if not self.seeds or graph.grid.adaptive is None:
+            return ""
+        from orchestrator.report.adaptive import told
+
+        return told(self.seeds, graph.grid.adaptive)
 
     def write_root(self, graph: StageGraph) -> None:
         """Record this version of the grid, before anything of the store is read for a plan."""

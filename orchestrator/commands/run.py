@@ -59,7 +59,7 @@ def run(context: Context) -> int:
     engine.begin()
     plan = context.plan(graph, engine.journal)
     _within_budget(plan, arguments.max_gpu_hours)
-    show_plan(plan, console, parallel=_cores(backend))
+    show_plan(plan, console, parallel=_cores(backend), adaptive=context.told_seeds(graph))
     if plan.settled and not plan.keys("blocked"):
         return _nothing_to_do(context, graph)
     if arguments.detach:
@@ -67,10 +67,30 @@ def run(context: Context) -> int:
     with (
         _sidecar(context, graph),
         _ctrl_c(engine, detached=backend.name != "local"),
-        Progress(graph, console, engine.journal.heartbeat) as view,
     ):
-        snapshot = engine.run(view.show, view.trouble)
+        while True:
+            with Progress(graph, console, engine.journal.heartbeat) as view:
+                snapshot = engine.run(view.show, view.trouble)
+            more = None if engine.stopped else _more_seeds(context, graph)
+            if more is None:
+                break
+            graph = more
+            engine.extend(graph)
+            plan = context.plan(graph, engine.journal)
+            console.print(f"{plural(len(graph.grid.cells), 'cell')} now: {context.told_seeds(graph)}")
+            _within_budget(plan, arguments.max_gpu_hours)
     return _conclude(context, graph, engine, snapshot.plan)
+
+
+def _more_seeds(context: Context, graph: StageGraph) -> StageGraph | None:
+    """Return the grid with the seeds that the results now ask for, None when they ask for no more."""
+    if graph.grid.adaptive is None:
+        return None
+    more = context.load_graph()
+    if more.stages.keys() <= graph.stages.keys():
+        return None
+    context.write_root(more)
+    return more
 
 
 def _nothing_to_do(context: Context, graph: StageGraph) -> int:
@@ -102,7 +122,7 @@ def tick(context: Context, engine: Engine | None = None, graph: StageGraph | Non
     console.print(
         f"{counts['done']}/{sum(counts.values())} stages done, {len(snapshot.busy) + len(snapshot.submitted)} at work"
     )
-    if snapshot.settled:
+    if snapshot.settled and _more_seeds(context, graph) is None:
         _publish_rest(context, graph)
         return EXIT_FAILED if snapshot.plan.keys("blocked") else EXIT_DONE
     console.print(f"more to do; carry on with: moegrid tick {_command_line(context)}")

@@ -15,6 +15,7 @@ from orchestrator.errors import EXIT_DONE, EXIT_PENDING, MoegridError
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.root import root_document
 from orchestrator.settings import load_site, open_backend
+from orchestrator.spec.identity import plain
 from orchestrator.store import ClaimState
 from orchestrator.tracking import records
 from orchestrator.ui.console import columns, duration
@@ -34,11 +35,12 @@ def plan(context: Context) -> int:
     context.write_root(graph)
     result = context.plan(graph, Journal(context.store))
     if context.arguments.json:
-        context.emit(result.to_json())
+        seeds = {"adaptive": [{**plain(s), "state": s.state} for s in context.seeds]} if graph.grid.adaptive else {}
+        context.emit({**result.to_json(), **seeds})
     else:
         from orchestrator.backends.host import cores
 
-        show_plan(result, context.console, parallel=cores())
+        show_plan(result, context.console, parallel=cores(), adaptive=context.told_seeds(graph))
         if graph.grid.runnable:
             context.console.print(f"  this scale does not run on site 'local': {graph.grid.runnable}")
     return EXIT_PENDING if context.arguments.exit_code and not result.settled else EXIT_DONE

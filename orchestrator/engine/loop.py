@@ -110,6 +110,12 @@ class Engine:
                 self.journal.pardon(own)
         self._told = {(f.stage, f.attempt) for own in failures.values() for f in own}
 
+    def extend(self, graph: StageGraph) -> None:
+        """Go on with a version of the grid that has more cells."""
+        self.graph, self._stages = graph, frozenset(graph.stages)
+        self._plan = self._planned = None
+        self._path_seconds = {}
+
     def tick(self) -> Snapshot:
         """Read, settle, submit. Raises MoegridError (exit code 3) when store or scheduler are away."""
         present = self.store.artifacts.keys() & self._stages

@@ -61,6 +61,7 @@ def root_document(graph: StageGraph) -> dict[str, Any]:
         "factors": list(grid.factors),
         "baseline": plain(grid.baseline),
         "primary": list(grid.primary),
+        **({"adaptive": plain(grid.adaptive)} if grid.adaptive else {}),
         "cells": cells,
         "sections": sections,
         "stages": _stages(graph),

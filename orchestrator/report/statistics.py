@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
@@ -135,6 +135,11 @@ def seeds_needed(difference: float, deviation: float, alpha: float) -> int | Non
     def enough(n: int) -> bool:
         return abs(difference) > t_quantile(1 - alpha / 2, n - 1) * deviation / math.sqrt(n)
 
+    return _least(enough)
+
+
+def _least(enough: Callable[[int], bool]) -> int | None:
+    """Return the least number of seeds from 2 on that is enough, None when 1,000 are not."""
     if not enough(MOST_SEEDS):
         return None
     few, many = 1, MOST_SEEDS
@@ -142,6 +147,19 @@ def seeds_needed(difference: float, deviation: float, alpha: float) -> int | Non
         middle = (few + many) // 2
         few, many = (few, middle) if enough(middle) else (middle, many)
     return many
+
+
+def interval_seeds(values: Sequence[float], halfwidth: float) -> int | None:
+    """Return the least number of seeds whose 95 % interval is `halfwidth` to either side, None for more than 1,000.
+
+    The deviation is that of `values`, so the number is their own where their interval is narrow enough.
+    """
+    if len(values) < 2:
+        return None
+    deviation, count = _deviation(values), len(values)
+    if t_quantile(0.5 + LEVEL / 2, count - 1) * deviation / math.sqrt(count) <= halfwidth:
+        return count
+    return _least(lambda n: t_quantile(0.5 + LEVEL / 2, n - 1) * deviation / math.sqrt(n) <= halfwidth)
 
 
 def item_bootstrap(differences: Mapping[str, Sequence[float]], seed: int = 0) -> float | None:

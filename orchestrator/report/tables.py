@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -162,6 +163,8 @@ def _notes(
     if directed:
         notes.append(f"better: {', '.join(directed)}; bold (*) only where it is resolved from every other setting")
     notes += [f"{mark} {text}" for mark, text in MARKS.items() if any(entry.mark == mark for entry in entries)]
+    if "adaptive" in results.document:
+        notes.append(_adaptive(results, results.document["adaptive"]))
     for setting in results.settings:
         if setting.reason():
             notes.append(f"missing in {setting.name}: {setting.reason()}")
@@ -169,6 +172,25 @@ def _notes(
         if len(found) > 1:
             notes.append(f"this table mixes numerics in {phase}: " + " | ".join(found))
     return notes
+
+
+def _adaptive(results: Results, asked: Mapping[str, Any]) -> str:
+    """Return how many seeds each setting took, and where they did not suffice."""
+    taken = Counter(len(setting.cells) for setting in results.settings)
+    wide: dict[str, list[str]] = {}
+    for setting in results.settings:
+        values = list(setting.values(asked["metric"]).values())
+        found = summary(values) if values else None
+        half = None if found is None or found.high is None else found.high - found.mean
+        if half is None or half > asked["halfwidth"]:
+            why = "still wider with the most seeds" if len(setting.cells) >= asked["max_seeds"] else "not there yet"
+            wide.setdefault(why, []).append(setting.name if half is None else f"{setting.name} (±{number(half)})")
+    text = (
+        f"adaptive: seeds are added until the 95 % interval of {asked['metric']} is ±{asked['halfwidth']:g}"
+        f" or narrower, at most {asked['max_seeds']}; settings with "
+    )
+    text += ", ".join(f"{seeds} seeds: {count}" for seeds, count in sorted(taken.items()))
+    return text + "".join(f"; {why}: {', '.join(names)}" for why, names in wide.items())
 
 
 def numerics(results: Results) -> dict[str, list[str]]:

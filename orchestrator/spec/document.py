@@ -15,7 +15,7 @@ from orchestrator.spec.problems import Problems, brief, did_you_mean
 from orchestrator.spec.yaml_positions import Document, Path, parse_yaml
 
 MERGED = ("factors", "baseline", "when", "set")
-REPLACED = ("description", "also", "exclude", "evaluate", "at", "primary", "search", "runnable")
+REPLACED = ("description", "also", "exclude", "evaluate", "at", "primary", "search", "adaptive", "runnable")
 TOP = ("name", "base", "include", "scales")
 RECIPE = ("phase", "plain_seed")
 
@@ -256,7 +256,7 @@ class Loader:
         section, _, rest = key.strip().partition(".")
         where = f"{COMMAND_LINE}: {text}"
         known = (*MERGED, *REPLACED)
-        keyed = (*MERGED, "search")
+        keyed = (*MERGED, "search", "adaptive")
         if not equals or section not in known or (rest and section not in keyed) or (section in MERGED and not rest):
             hint = "write factors.seed=[0,1], set.finetune.lr=1e-4 or at=[1.0]"
             self.problems.add(f"override {text!r} is not section.key=value", COMMAND_LINE, key.strip(), hint)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from orchestrator.spec.adaptive import Adaptive
 from orchestrator.spec.document import GridDocument, Loader, Section
 from orchestrator.spec.expand import GridCell
 from orchestrator.spec.files import COMMAND_LINE, find_grid
@@ -19,13 +21,17 @@ from orchestrator.spec.search import SearchSpec
 __all__ = ["Grid", "GridCell", "load_grid"]
 
 
+UNHASHED = ("path", "cells", "reserve", "adaptive")  # or hashed in another way
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """The cells of a grid at one scale.
 
     `factors` are the names of its axes in order, `seed` is the field of `Seeds` that plain `seed` means, `runnable`
     is "" or the reason why this scale cannot run on the local machine. A trial of `search` is the grid loaded again
-    with overrides (`search=null`, `factors.router_lr=[3e-5]`).
+    with overrides (`search=null`, `factors.router_lr=[3e-5]`). `reserve` are the further seeds that `adaptive` may add,
+    in the order in which they are added.
     """
 
     name: str
@@ -40,13 +46,17 @@ class Grid:
     primary: tuple[str, ...]
     runnable: str
     search: SearchSpec | None = None
+    adaptive: Adaptive | None = None
+    reserve: tuple[GridCell, ...] = ()
 
     @property
     def digest(self) -> str:
         """Identifies this version of the grid: its settings, its cells, and what their ids leave out."""
         cells = {item.id: item.name for item in self.cells}
         unhashed = {id(part): part for item in self.cells for part in (item.cell.evaluate, item.cell.execution)}
-        settings = [getattr(self, field.name) for field in fields(self) if field.name not in ("path", "cells")]
+        settings = [getattr(self, field.name) for field in fields(self) if field.name not in UNHASHED]
+        if self.adaptive is not None:
+            settings.append(self.adaptive)
         return digest([settings, cells, sorted(map(digest, unhashed.values()))])
 
 
@@ -62,7 +72,7 @@ def load_grid(
 
     `overrides` are command-line settings (`factors.seed=[0,1]`, `set.finetune.lr=1e-4`, `at=[1.0]`). `only` keeps
     the cells with a factor's value (`freeze=none->router`; several values of one factor: any of them) or an id.
-    `seeds` replaces the values of plain `seed`.
+    `seeds` replaces the values of plain `seed`; an adaptive number of seeds is then switched off.
     Raises GridError with everything that is wrong.
     """
     problems = Problems()
@@ -70,11 +80,17 @@ def load_grid(
     document = Loader(problems).load(path, scale, overrides)
     if seeds is not None:
         _set_seeds(document, list(seeds))
+        document.sections.pop("adaptive", None)
     merged = merge(document, problems)
     reading = Reading(document, merged, path.parent, problems)
     cells = reading.cells()
+    reserve = reading.reserve(cells)
     if not problems:
-        cells = select(cells, only, document.phase, document.plain_seed, problems)
+        everything, cells = cells, select(cells, only, document.phase, document.plain_seed, problems)
+        if reserve and only:
+            # A setting of which some seeds were left out on purpose gets no others instead.
+            whole, kept = (Counter(item.setting for item in items) for items in (everything, cells))
+            reserve = [item for item in reserve if kept[item.setting] == whole[item.setting]]
     problems.raise_if_any()
     axes = [name for product in reading.products for axis in product for name in axis.names]
     present = {name for item in cells for name in item.factors}
@@ -89,8 +105,9 @@ def load_grid(
         "primary": tuple(reading.names("primary")),
         "runnable": reading.text("runnable"),
         "search": reading.search,
+        "adaptive": reading.adaptive,
     }
-    return Grid(path=document.path, cells=tuple(cells), **settings)
+    return Grid(path=document.path, cells=tuple(cells), reserve=tuple(reserve), **settings)
 
 
 def _set_seeds(document: GridDocument, seeds: list[int]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.spec.adaptive import Adaptive, more_seeds, read_adaptive
 from orchestrator.spec.axes import AxisReader, Condition, read_condition, show_value
 from orchestrator.spec.build import Builder
 from orchestrator.spec.cell import Cell
@@ -36,6 +37,7 @@ class Reading:
         self.exclude = self._exclude()
         self._baseline()
         self.search = self._search()
+        self.adaptive: Adaptive | None = read_adaptive(document, problems)
         self.names("primary")
         self.text("runnable"), self.text("description")
         self.lengths = builder.lengths
@@ -75,6 +77,14 @@ class Reading:
         if not found and not self.problems:
             self.problems.add("every cell is excluded", self.document.path, "exclude")
         return list(found.values())
+
+    def reserve(self, cells: Iterable[GridCell]) -> list[GridCell]:
+        """Return the cells beyond `cells` that an adaptive number of seeds may add, seed by seed."""
+        if self.adaptive is None or self.problems:
+            return []
+        further = Reading(more_seeds(self.document, self.adaptive), self.merged, self.folder, self.problems)
+        known = {item.id for item in cells}
+        return [item for item in further.cells() if item.id not in known]
 
     def _constant(self) -> frozenset[str]:
         """Return the factors that have one and the same value in every product."""

@@ -18,6 +18,17 @@ from orchestrator.spec.units import EXAMPLES
 
 Schema = dict[str, Any]
 NAMES: Schema = {"type": "array", "items": {"type": "string"}}
+ADAPTIVE: Schema = {
+    "type": "object",
+    "description": "seeds are added to a setting until the 95 % interval of its mean metric is narrow enough",
+    "required": ["metric", "halfwidth"],
+    "additionalProperties": False,
+    "properties": {
+        "metric": {"type": "string"},
+        "halfwidth": {"type": "number", "exclusiveMinimum": 0},
+        "max_seeds": {"type": "integer", "minimum": 2, "maximum": 1000},
+    },
+}
 
 
 def grid_schema() -> Schema:
@@ -49,6 +60,7 @@ def grid_schema() -> Schema:
         "primary": {**NAMES, "description": "the columns that decide at this scale"},
         "set": {"$ref": "#/$defs/set", "description": "fields of every cell, nested or as dotted paths"},
         "search": {"$ref": "#/$defs/search"},
+        "adaptive": {"$ref": "#/$defs/adaptive"},
         "runnable": {"type": "string", "description": "why this grid cannot run on this machine"},
     }
     return {
@@ -69,6 +81,7 @@ def grid_schema() -> Schema:
             "condition": condition,
             "overlay": {"type": "object", "properties": sections, "additionalProperties": False},
             "search": _search(values),
+            "adaptive": ADAPTIVE,
             "set": {
                 **_object(Cell),
                 "patternProperties": {r"^[a-z_]+(\.[a-z_]+)+$": {}},

@@ -8,8 +8,8 @@ from orchestrator.ui.console import Console, columns, duration, plural, quantity
 _MARKS = {"run": ("+", "green"), "resume": ("~", "yellow"), "done": ("=", "dim"), "blocked": ("!", "red")}
 
 
-def show_plan(plan: Plan, console: Console, *, parallel: int = 1) -> None:
-    """Print the plan. `parallel` is how many cores the site has, for the estimate of the time."""
+def show_plan(plan: Plan, console: Console, *, parallel: int = 1, adaptive: str = "") -> None:
+    """Print the plan. `parallel` is how many cores the site has, `adaptive` tells of an adaptive number of seeds."""
     grid = plan.graph.grid
     data = plan.to_json()
     console.print(
@@ -51,6 +51,8 @@ def show_plan(plan: Plan, console: Console, *, parallel: int = 1) -> None:
             f"{quantity(model['active'])} active, {quantity(model['flops_per_token'])} FLOPs a token forward "
             f"({plural(model['cells'], 'cell')})"
         )
+    if adaptive:
+        console.print(f"  {adaptive}")
     for blocked in data["blocked"][:5]:
         console.print(f"  {console.style('!', 'red')} {blocked['label']}: {blocked['reason']}")
     if len(data["blocked"]) > 5:
