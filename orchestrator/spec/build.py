@@ -74,6 +74,9 @@ class Builder:
     def _tasks(self, value: Any, path: Path) -> Any:
         """Tasks by name (`{arc_easy: {shots: 5}}`, merged by layer) or as a list of names or mappings."""
         if isinstance(value, Mapping):
+            for name, spec in value.items():
+                if not isinstance(spec, Mapping) and spec is not None and spec is not False:
+                    raise Mistake(f"{name} must be a mapping of its fields, not {brief(spec)}", "write {shots: 5}")
             value = [{"name": name, **(spec or {})} for name, spec in value.items() if spec is not False]
         if not isinstance(value, list):
             raise Mistake(f"must be a mapping of tasks or a list of their names, not {brief(value)}")

@@ -64,7 +64,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "mutual_information_coef": NOT_NEGATIVE,
     },
     "TrainSpec": {
-        "steps": POSITIVE,
+        "steps": Rule(low=1, high=1e12),
         "micro_batch": POSITIVE,
         "accumulation": POSITIVE,
         "sequence_length": Rule(low=8),
