@@ -50,7 +50,7 @@ def ray_lab() -> Iterator[RayLab]:
     before = {name: os.environ.get(name) for name in NAMES}
     try:
         answer = subprocess.run(
-            [str(LAB), "up"], env=environment, capture_output=True, text=True, timeout=120, check=False
+            [str(LAB), "up"], env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         if answer.returncode:
             lab_missing("Ray", answer.stderr.strip())

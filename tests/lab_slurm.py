@@ -27,7 +27,7 @@ class SlurmLab:
     directory: Path
     environment: dict[str, str]
 
-    def run(self, *command: str, timeout: float = 30) -> str:
+    def run(self, *command: str, timeout: float = 60) -> str:
         """Run a SLURM command and return its output."""
         answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
         assert answer.returncode == 0, f"{command}: {answer.stderr}"
@@ -64,7 +64,7 @@ def slurm_lab() -> Iterator[SlurmLab]:
     environment["MOEGRID_SLURM_LAB"] = str(directory / "slurm")
     try:
         answer = subprocess.run(
-            [str(LAB), "up"], env=environment, capture_output=True, text=True, timeout=120, check=False
+            [str(LAB), "up"], env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         if answer.returncode:
             lab_missing("SLURM", answer.stderr.strip())
@@ -78,7 +78,7 @@ def slurm_lab() -> Iterator[SlurmLab]:
             os.environ["SLURM_CONF"] = before
 
 
-def eventually(condition: Callable[[], object], seconds: float = 30.0, pause: float = 0.2) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 120.0, pause: float = 0.2) -> None:
     """Wait until `condition()` is true; fail the test after `seconds`."""
     end = time.monotonic() + seconds
     while not (value := condition()):

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 SITE = HERE / "site.yaml"
 GRID = "quickstart"
 ONLY = ("freeze=none", "freeze=none->router")
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 
 
 def graph() -> StageGraph:

@@ -10,10 +10,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestrator.backends import slurm_records
 from orchestrator.backends.base import (
     ABSENT,
     ENDED,
@@ -46,7 +49,15 @@ def backend_for(tmp_path: Path, program: str, **site: object) -> SlurmBackend:
     return SlurmBackend(SlurmSite.of(site), log_directory=tmp_path / "logs", program=(sys.executable, "-S", str(path)))
 
 
-def settle(backend: SlurmBackend, handles: dict[str, Handle], seconds: float = 60.0) -> dict[str, JobState]:
+@pytest.fixture(autouse=True)
+def clean(slurm_lab: SlurmLab) -> Iterator[None]:
+    """Each test leaves an empty queue, however it ends."""
+    yield
+    subprocess.run(["scancel", "--full", "--user=root"], check=False, timeout=60)
+    eventually(lambda: not slurm_lab.run("squeue", "--noheader"))
+
+
+def settle(backend: SlurmBackend, handles: dict[str, Handle], seconds: float = 180.0) -> dict[str, JobState]:
     """Poll until all have ended."""
     states: dict[str, JobState] = {}
 
@@ -71,7 +82,7 @@ SLEEPER = """
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGUSR2, stop)
     print("started", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -121,7 +132,7 @@ def test_ranks_find_each_other_across_nodes(slurm_lab: SlurmLab, tmp_path: Path)
             others = [server.accept()[0].recv(100).decode() for _ in range(size - 1)]
             print(sorted(others), flush=True)
         else:
-            for _ in range(100):
+            for _ in range(600):
                 try:
                     client = socket.create_connection(address)
                     break
@@ -208,8 +219,8 @@ def test_a_requeued_job_starts_again_at_once(slurm_lab: SlurmLab, tmp_path: Path
         backend.poll([handle])
         return text(backend, handle).count("started") == 2
 
-    eventually(again, 30)
-    assert time.monotonic() - begin < 20
+    eventually(again)
+    assert time.monotonic() - begin < 100  # left alone, SLURM waits for two minutes
     assert "stopped by SIGTERM" in text(backend, handle)
     backend.cancel([handle], now=False)
     settle(backend, handles)
@@ -227,7 +238,7 @@ def test_a_preempted_job_saves_and_comes_back(slurm_lab: SlurmLab, tmp_path: Pat
         backend.poll([handle])
         return text(backend, handle).count("started") == 2
 
-    eventually(again, 40)
+    eventually(again)
     assert "stopped by SIGTERM" in text(backend, handle)
     backend.cancel([handle], now=True)
     settle(backend, handles)
@@ -251,35 +262,38 @@ def test_a_job_under_a_recycled_id_is_not_mistaken_for_ours(slurm_lab: SlurmLab,
     assert backend.poll([ours])["old-0"].phase == ABSENT
 
 
-def test_a_thousand_jobs_cost_one_submission_and_two_questions(slurm_lab: SlurmLab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [10, 1000])
+def test_a_submission_and_a_tick_cost_equally_many_calls_however_many_jobs(
+    slurm_lab: SlurmLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
     backend = backend_for(tmp_path, "", options={"hold": True})
-    raw = tmp_path / "raw.sh"
-    raw.write_text("#!/bin/bash\n#SBATCH --array=0-999 --mem=128M --time=5 --hold --output=/dev/null\nexec true\n")
+    calls: list[str] = []
+    real = slurm_records.call
 
-    def timed(action: object) -> float:
-        begin = time.perf_counter()
-        action()  # type: ignore[operator]
-        return time.perf_counter() - begin
+    def counted(command: Sequence[str], **options: Any) -> str:
+        calls.append(command[0])
+        return real(command, **options)
 
-    raw_seconds, own_seconds = [], []
-    handles: dict[str, Handle] = {}
-    for _ in range(3):
-        raw_seconds.append(timed(lambda: slurm_lab.run("sbatch", str(raw))))
-        batch = batch_of(tmp_path, 1000)
-        own_seconds.append(timed(lambda batch=batch: handles.update(backend.submit(batch))))
-    begin = time.perf_counter()
-    states = backend.poll(list(handles.values()))
-    tick = time.perf_counter() - begin
-    subprocess.run(["scancel", "--user=root", "--full"], check=False, timeout=30)
-    assert len(states) == 3000
-    assert {state.phase for state in states.values()} == {QUEUED}
-    assert min(own_seconds) <= 2 * min(raw_seconds) + 0.01, (own_seconds, raw_seconds)
-    assert tick < 2.0
-    settle(backend, handles)
+    monkeypatch.setattr(slurm_records, "call", counted)
+    handles = backend.submit(batch_of(tmp_path, count))
+    assert calls == ["sbatch"]
+    for over in ([], ["sacct"]):
+        calls.clear()
+        states = backend.poll(list(handles.values()))
+        assert calls == ["squeue", *over]
+        assert len(states) == count
+        assert {state.phase for state in states.values()} == {ENDED if over else QUEUED}
+        slurm_lab.run("scancel", "--full", "--user=root")
+        eventually(lambda: not slurm_lab.run("squeue", "--noheader"))
 
 
 def test_a_controller_that_is_away_is_a_typed_error_and_costs_no_job(slurm_lab: SlurmLab, tmp_path: Path) -> None:
-    backend = backend_for(tmp_path, "import time; time.sleep(4)", command_timeout=3)
+    program = """
+        import pathlib, sys, time
+        while not pathlib.Path(sys.argv[0]).with_name("end").exists():
+            time.sleep(0.1)
+        """
+    backend = backend_for(tmp_path, program, command_timeout=3)
     handles = backend.submit(batch_of(tmp_path, 1))
     (handle,) = handles.values()
     eventually(lambda: backend.poll([handle])[handle.attempt].phase == RUNNING)
@@ -289,7 +303,7 @@ def test_a_controller_that_is_away_is_a_typed_error_and_costs_no_job(slurm_lab: 
             backend.poll([handle])
         with pytest.raises(SchedulerUnreachable):
             backend.submit(batch_of(tmp_path, 1))
-        time.sleep(4)
+        (tmp_path / "end").touch()
     finally:
         slurm_lab.start("slurmctld", "-f", slurm_lab.environment["SLURM_CONF"])
     eventually(lambda: subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0)
@@ -308,7 +322,7 @@ def test_a_job_on_a_node_that_dies_ends_as_node_failure(slurm_lab: SlurmLab, tmp
         assert settle(backend, handles)[handle.attempt].reason == "NODE_FAIL"
     finally:
         slurm_lab.start("slurmd", "-f", slurm_lab.environment["SLURM_CONF"], "-N", "n4")
-    eventually(lambda: slurm_lab.run("sinfo", "-h", "-n", "n4", "-o", "%T").startswith("idle"), 40)
+    eventually(lambda: slurm_lab.run("sinfo", "-h", "-n", "n4", "-o", "%T").startswith("idle"))
 
 
 def _kill_steps(node: str) -> None:
