@@ -50,10 +50,10 @@ def run(context: Context) -> int:
 
         return search(context, graph.grid.search, graph.grid.name)
     context.write_root(graph)
-    damaged = heal(context.store, graph, thorough=arguments.verify)
-    for key, cause in damaged.items():
+    audit = heal(context.store, graph, thorough=arguments.verify)
+    for key, cause in audit.wrong.items():
         console.print(f"{console.style('repair', 'yellow')} {stage_name(graph, key)}: {cause}; it is made again")
-    if not damaged and graph.stages.keys() <= context.store.artifacts.keys():
+    if graph.stages.keys() <= audit.sound:
         return _nothing_to_do(context, graph)
     engine, backend = open_engine(context, graph)
     engine.begin()

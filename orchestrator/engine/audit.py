@@ -7,7 +7,8 @@ and compared. `heal` makes what is damaged absent, and the plan makes it again.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from orchestrator.errors import CorruptBlob
 from orchestrator.plan.graph import StageGraph
@@ -17,18 +18,27 @@ from orchestrator.store import Manifest, Store
 SLACK_SECONDS = 0.05
 
 
-def heal(store: Store, graph: StageGraph, *, thorough: bool = False) -> dict[str, str]:
-    """Discard the grid's damaged and stale artifacts; return key -> what was wrong.
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The grid's artifacts that are sound, and key -> what was wrong with those that are absent now."""
+
+    sound: frozenset[str]
+    wrong: Mapping[str, str]
+
+
+def heal(store: Store, graph: StageGraph, *, thorough: bool = False) -> Audit:
+    """Discard the grid's damaged and stale artifacts.
 
     `thorough` reads every blob. Otherwise a folder is searched for altered files; a bucket, which
     keeps checksums of its own, is trusted.
     """
-    times = {entry.path[len("artifacts/") : -len(".json")]: entry.modified for entry in store.objects.list("artifacts")}
-    present = store.artifacts.keys() & graph.stages.keys()
+    times = store.artifacts.times()
+    present = times.keys() & graph.stages.keys()
     manifests: dict[str, Manifest] = {}
     wrong: dict[str, str] = {}
     if thorough or store.objects.local_path("artifacts") is not None:
         manifests = store.artifacts.many(present)
+        wrong = dict.fromkeys(present - manifests.keys(), "its manifest is damaged")
         for key, manifest in manifests.items():
             if not thorough and not _suspicious(store, manifest, times[key]):
                 continue
@@ -40,7 +50,7 @@ def heal(store: Store, graph: StageGraph, *, thorough: bool = False) -> dict[str
     for key in _stale(store, graph, present - wrong.keys(), times, manifests):
         store.artifacts.discard(key)
         wrong[key] = "a parent was made again with other bits"
-    return wrong
+    return Audit(frozenset(present - wrong.keys()), wrong)
 
 
 def _suspicious(store: Store, manifest: Manifest, committed: float) -> bool:

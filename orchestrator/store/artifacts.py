@@ -118,12 +118,17 @@ class Artifacts:
         self._folders: dict[str, tuple[str, set[str]]] = {}
 
     def keys(self) -> set[str]:
-        """Return the keys of all artifacts but those that `gc` is deleting at this moment.
+        """Return the keys of all artifacts but those that `gc` is deleting at this moment."""
+        return set(self.times())
+
+    def times(self) -> dict[str, float]:
+        """Return key -> time of the commit, by the store's clock, of the same artifacts.
 
         The order matters: who has recorded its grid and then sees no tombstone will be seen by the collector.
         """
         dying = self._all_dying()
-        return {_key(entry.path) for entry in self._objects.list(FOLDER) if entry.size >= _MARKER_LIMIT} - dying
+        found = {_key(e.path): e.modified for e in self._objects.list(FOLDER) if e.size >= _MARKER_LIMIT}
+        return {key: time for key, time in found.items() if key not in dying} if dying else found
 
     def get(self, key: str) -> Manifest | None:
         """Return the manifest, or None; None as well for what `gc` is deleting at this moment."""

@@ -64,6 +64,17 @@ def test_a_damaged_final_state_is_made_again_and_nothing_else(
     assert manifest.generation == 1
 
 
+def test_a_damaged_manifest_is_named_and_its_artifact_made_again(lab: Lab, reference: dict[str, Any]) -> None:
+    assert lab.drive()[0] == 0
+    before = len(lab.executions())
+    truncate(lab.store_path / "artifacts" / f"{final_state()}.json")
+    code, said = lab.drive("resume")
+    assert code == 0, said
+    assert "its manifest is damaged; it is made again" in said
+    assert_sound(lab, reference, once=False)
+    assert [line["stage"] for line in lab.executions()[before:]] == [final_state()]
+
+
 def test_damage_that_no_listing_shows_is_found_by_its_reader(lab: Lab, reference: dict[str, Any]) -> None:
     assert lab.drive()[0] == 0
     pretrain = next(key for key, stage in graph().stages.items() if stage.phase == "pretrain")
