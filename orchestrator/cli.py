@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--follow", action="store_true", help="go on until interrupted")
     one = add("gc", "delete what no grid needs (only shows it unless --delete)", as_json)
     one.add_argument("--delete", action="store_true", help="really delete what was marked long enough ago")
-    one.add_argument("--grace", type=float, default=7.0, metavar="DAYS", help="days between marking and deleting (7)")
+    one.add_argument("--grace", type=_amount, default=7.0, metavar="DAYS", help="days between marking and deleting (7)")
     one = add("doctor", "check store, tracker, scheduler, wheels, disk, versions", as_json)
     one.add_argument("--site", default="local")
     add("schema", "write the JSON Schema of grid files to stdout")
@@ -122,8 +122,10 @@ def _grid_arguments(parser: argparse.ArgumentParser, *, optional: bool = False, 
 
 def _driving_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detach", action="store_true", help="submit what is ready and leave; go on with tick")
-    parser.add_argument("--max-jobs", type=int, default=0, metavar="N", help="at most N jobs at a time")
-    parser.add_argument("--max-gpu-hours", type=float, default=None, metavar="H", help="refuse a plan that needs more")
+    parser.add_argument("--max-jobs", type=_natural, default=0, metavar="N", help="at most N jobs at a time")
+    parser.add_argument(
+        "--max-gpu-hours", type=_amount, default=None, metavar="H", help="refuse a plan that needs more"
+    )
     parser.add_argument("--retry", choices=("outside", "all"), default="outside", help="which failures to try again")
     parser.add_argument("--allow-numerics", action="store_true", help="go on from states made under other numerics")
     parser.add_argument("--no-report", action="store_true", help="do not write the HTML report at the end")
@@ -135,6 +137,22 @@ def _seeds(text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 0,1,2") from None
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return number
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

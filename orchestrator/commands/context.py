@@ -122,10 +122,16 @@ def split_cell(name: str) -> tuple[str, str]:
     return grid, cell
 
 
+def take_cell(arguments: argparse.Namespace) -> str:
+    """Leave the grid alone in the argument `GRID[:CELL]` and return the cell."""
+    arguments.grid, cell = split_cell(arguments.grid)
+    return cell
+
+
 def grid_of(arguments: argparse.Namespace) -> Grid:
     """Load the grid that the arguments name."""
     return load_grid(
-        split_cell(arguments.grid)[0],
+        arguments.grid,
         scale=arguments.scale,
         overrides=tuple(arguments.overrides),
         only=tuple(arguments.only),

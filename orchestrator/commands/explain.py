@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.commands.context import Context, cell_ids, split_cell
+from orchestrator.commands.context import Context, cell_ids, split_cell, take_cell
 from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DONE, MoegridError
 from orchestrator.plan.graph import build_graph
@@ -17,13 +17,13 @@ from orchestrator.tracking import records
 
 def explain(context: Context) -> int:
     """Say for each cell what is done, what is new, and which field made it new since the version before."""
+    cell_name = take_cell(context.arguments)
     graph = context.load_graph()
     document = records.with_sections(root_document(graph))
     known = records.documents(context.store, graph.grid.name) if _known(context, graph.grid.name) else []
     earlier = [d for d in known if d["digest"] != document["digest"] and d["scale"] == document["scale"]]
     context.write_root(graph)
     plan = context.plan(graph, Journal(context.store))
-    cell_name = split_cell(context.arguments.grid)[1]
     wanted = cell_ids(graph, cell_name) if cell_name else [c.id for c in graph.grid.cells]
     answers = []
     for cell in (c for c in document["cells"] if c["id"] in wanted):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.backends.base import Handle
-from orchestrator.commands.context import Context, cell_ids, split_cell
+from orchestrator.commands.context import Context, cell_ids, take_cell
 from orchestrator.engine.driver import driver_of, is_alive
 from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DONE, EXIT_PENDING, MoegridError
@@ -63,16 +63,16 @@ def status(context: Context) -> int:
 
 def logs(context: Context) -> int:
     """Print the log of the newest attempt at a cell or stage; with -f as it grows."""
+    wanted_name = take_cell(context.arguments)
     graph = context.load_graph()
     journal = Journal(context.store)
-    grid_name, wanted_name = split_cell(context.arguments.grid)
     attempts = records.Submissions(context.store, graph.grid.name).attempts()
     wanted = _stages(graph, wanted_name)
     chosen = [a for a in attempts if a.id == wanted_name or wanted & set(a.stages)]
     if not chosen:
         raise MoegridError(
             f"there is no attempt at {wanted_name or 'any stage'} yet",
-            hint=f"run it first: moegrid run {grid_name}",
+            hint=f"run it first: moegrid run {context.arguments.grid}",
         )
     attempt = chosen[-1]
     context.console.print(

@@ -55,7 +55,9 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
         (["run", "quickstart", "--site", "lokal"], ["unknown site 'lokal'", "did you mean 'local'?"]),
         (["explain", "quickstart:freeze=nnoe"], ["has no cell 'freeze=nnoe'", "did you mean 'freeze=none'?"]),
         (["logs", "quickstart"], ["there is no attempt", "moegrid run quickstart"]),
-        (["run", "quickstart", "--max-gpu-hours", "x"], ["invalid float value"]),
+        (["run", "quickstart", "--max-gpu-hours", "x"], ["'x' is not a number of 0 or more"]),
+        (["run", "quickstart", "--max-jobs", "-3"], ["--max-jobs", "'-3' is not a whole number"]),
+        (["plan", "quickstart:freeze=none"], ["'quickstart:freeze=none' does not exist"]),
     ],
 )
 def test_mistakes_get_an_error_and_a_hint_but_no_traceback(
