@@ -140,7 +140,7 @@ def main() -> None:
                 seed=1234,
                 shared=protocol == "shared",
                 max_length=ours.max_length,
-                lengths=lambda pairs: [len(context) + len(rest) - 1 for context, rest in ours.encode(pairs)],
+                encode=ours.encode,
             )
             requests = [
                 Instance("loglikelihood", {}, request, index)

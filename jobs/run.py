@@ -42,6 +42,8 @@ STAGES: dict[str, str] = {
     "evaluate/efficiency": "jobs.evaluate.efficiency",
     "evaluate/probe": "jobs.probe.collect",
 }
+# Stages on which every rank works; of a job with ranks the others are rank 0's alone.
+RANKED = frozenset({"train", "evaluate/lm", "evaluate/reasoning", "evaluate/efficiency"})
 TORCH_KINDS = ("init", "train", "evaluate")
 SCRATCH = "moegrid-job-"
 # Containers may share a folder and not see each other's processes: only what is old goes.
@@ -85,10 +87,14 @@ def read_job(submission: dict[str, Any], index: int) -> JobRequest:
     return JobRequest(job["attempt"], resources, execution, tuple(stages))
 
 
+def stage_name(work: Work) -> str:
+    """Return the name under which `STAGES` has the work's implementation."""
+    return f"evaluate/{work.suite}" if isinstance(work, EvaluateWork) else work.kind
+
+
 def stage_function(work: Work) -> Callable[[Any, Any], None]:
     """Return the function that runs `work`, importing its module."""
-    name = f"evaluate/{work.suite}" if isinstance(work, EvaluateWork) else work.kind
-    function: Callable[[Any, Any], None] = importlib.import_module(STAGES[name]).run
+    function: Callable[[Any, Any], None] = importlib.import_module(STAGES[stage_name(work)]).run
     return function
 
 
@@ -175,6 +181,10 @@ def _run_stages(store: Any, request: JobRequest, signals: Signals, world: World,
     with signals.deferred():
         for finish in job.finishers:
             code = _guarded(job, request.stages[0].key, finish) or code
+        if world.size > 1 and code == EXIT_DONE:
+            from jobs.train.distributed import leave
+
+            leave(world.rank, world.size)
         for key in reporter.held():
             release(job, key, reopen=code == EXIT_PREEMPTED)
         reporter.beat(exit_code=code)
@@ -222,6 +232,8 @@ def _work_through(job: Any, request: JobRequest, world: World) -> None:
             continue
         if world.size == 1:  # ranks agree on a stop inside the training loop, or they would part here
             job.signals.check()
+        if job.rank and stage_name(stage.work) not in RANKED:
+            continue
         _run_stage(job, stage)
 
 

@@ -1,38 +1,59 @@
-"""Items scored together: prepared tasks cut into chunks whose request schedule serves every model and intervention."""
+"""Items scored together: prepared tasks cut into chunks whose request schedule serves every model and intervention.
+
+Tasks are rendered and tokenised once a job: the next checkpoint in the job, and the next suite, get the same requests.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from jobs.evaluate.encoding import Request
 from jobs.evaluate.harness import Item, Prepared
 from jobs.evaluate.prefix_lm import PrefixLM
-from jobs.evaluate.prefix_tree import Schedule
+from jobs.evaluate.prefix_tree import Schedule, cut, plan
 from jobs.evaluate.results import BASE, Scored
 
 if TYPE_CHECKING:
+    from jobs.context import StageContext
     from orchestrator.spec.work import EvaluateWork
 
 # Items scored and stored together: few enough to lose little, many enough to share prefixes and fill batches.
 CHUNK_ITEMS = 256
 # The harness's own default, so that seed 0 draws the shots that everybody else's runs have.
 SHOTS_SEED = 1234
+# How many requests of a task are scored again one by one when the precision makes scores depend on the batch.
+DEVIATION_REQUESTS = 32
 
 
-@dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some items of one task with the schedule of their requests, made once for all models and interventions."""
+    """Some items of one task. The schedule of their requests is made when it is first needed, for all models."""
 
-    name: str
-    task: Prepared
-    items: tuple[Item, ...]
-    schedule: Schedule
+    def __init__(self, task: Prepared, items: Sequence[Item], number: int) -> None:
+        self.task = task
+        self.items = tuple(items)
+        self.number = number
+        self._schedule: Schedule | None = None
+
+    @property
+    def requests(self) -> list[Request]:
+        """The items' requests in order."""
+        return [request for item in self.items for request in item.requests]
+
+    @property
+    def name(self) -> str:
+        """Task, number and what is asked: scores of other requests can never be taken for these."""
+        asked = "\0".join(text for request in self.requests for text in request)
+        return f"{self.task.name}-{self.number}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
 
     def answers(self, lm: PrefixLM) -> list[list[tuple[float, bool]]]:
         """Return (log-likelihood, is greedy) of every request, by item."""
-        scores = lm.score(self.schedule)
+        if self._schedule is None:
+            self._schedule = lm.schedule(self.task.encodings(self.requests))
+        scores = lm.score(self._schedule)
         flat = [(float(v), bool(g)) for v, g in zip(scores.loglikelihood, scores.greedy, strict=True)]
         grouped, at = [], 0
         for item in self.items:
@@ -40,30 +61,58 @@ class Chunk:
             at += len(item.requests)
         return grouped
 
+    def scored(self, lm: PrefixLM) -> dict[str, Any]:
+        """Return the answers, and their deviation, as JSON types; the schedule is given up.
 
-def prepare(work: EvaluateWork, items: Path, lm: PrefixLM, limit: int = 0) -> list[Prepared]:
-    """Return the tasks of `work` with their items; `limit` caps the items of each task besides its own limit."""
-    return [
-        Prepared(
-            spec,
-            items,
-            limit=min(filter(None, (spec.limit, limit)), default=0),
-            seed=SHOTS_SEED + work.seed,
-            shared=work.shots == "shared",
-            max_length=lm.max_length,
-            lengths=lambda pairs: [len(context) + len(rest) - 1 for context, rest in lm.encode(pairs)],
-        )
-        for spec in work.tasks
-    ]
+        A whole benchmark's schedules would fill the memory.
+        """
+        answers = self.answers(lm)
+        value = {"answers": answers, **self.deviation(answers, lm)}
+        self._schedule = None
+        return value
+
+    def deviation(self, answers: Sequence[Sequence[tuple[float, bool]]], lm: PrefixLM) -> dict[str, float]:
+        """Return the largest difference in nats between `answers` and those of a sample computed one by one.
+
+        Nothing in fp32, where batching changes the last digits alone, nor after a task's first chunk.
+        """
+        if lm.exact or self.number:
+            return {}
+        requests = self.requests[:DEVIATION_REQUESTS]
+        batched = [score for pairs in answers for score, _ in pairs][: len(requests)]
+        fed = [cut(*pair, lm.max_length) for pair in self.task.encodings(requests)]
+        alone = lm.score(plan(fed, share=False, rows=1))
+        return {"deviation": float(np.abs(alone.loglikelihood - np.array(batched)).max())}
 
 
-def chunks(task: Prepared, lm: PrefixLM) -> Iterator[Chunk]:
+def prepare(context: StageContext, work: EvaluateWork, lm: PrefixLM, limit: int = 0) -> list[Prepared]:
+    """Return the tasks of `work` with their items; `limit` caps the items of each task besides its own limit.
+
+    A task that an earlier stage of the job has prepared in the same way is used again.
+    """
+    known: dict[Any, Prepared] = context.job.live.setdefault("tasks", {})
+    tasks = []
+    for spec in work.tasks:
+        asked = (spec, limit, work.items, work.tokenizer, lm.max_length, work.shots, work.seed)
+        if asked not in known:
+            known[asked] = Prepared(
+                spec,
+                context.directory(work.items),
+                limit=min(filter(None, (spec.limit, limit)), default=0),
+                seed=SHOTS_SEED + work.seed,
+                shared=work.shots == "shared",
+                max_length=lm.max_length,
+                encode=lm.encode,
+            )
+        tasks.append(known[asked])
+    return tasks
+
+
+def chunks(task: Prepared) -> Iterator[Chunk]:
     """Yield the task's items in chunks, sub-tasks side by side, because they share their shots."""
     order = sorted(range(len(task.items)), key=lambda i: (task.group(task.items[i]), i))
     for number, at in enumerate(range(0, len(order), CHUNK_ITEMS)):
-        items = tuple(task.items[i] for i in order[at : at + CHUNK_ITEMS])
-        pairs = lm.encode([request for item in items for request in item.requests])
-        yield Chunk(f"{task.name}-{number}", task, items, lm.schedule(pairs))
+        yield Chunk(task, [task.items[i] for i in order[at : at + CHUNK_ITEMS]], number)
 
 
 def outcomes(chunk: Chunk, answers: Sequence[Sequence[Sequence[Any]]], intervention: str = BASE) -> list[Scored]:
@@ -78,6 +127,12 @@ def outcomes(chunk: Chunk, answers: Sequence[Sequence[Sequence[Any]]], intervent
         )
         for item, pairs in zip(chunk.items, answers, strict=True)
     ]
+
+
+def deviations(values: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return what a manifest says about scores that depend on their batch: nothing in fp32."""
+    found = [value["deviation"] for value in values if "deviation" in value]
+    return {"loglikelihood_deviation": max(found)} if found else {}
 
 
 def task_info(tasks: Sequence[Prepared], work: EvaluateWork) -> dict[str, Any]:

@@ -8,15 +8,14 @@ shared prefix counts once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from jobs.evaluate.chunks import Chunk, chunks, outcomes, prepare, task_info
+from jobs.evaluate.chunks import Chunk, chunks, deviations, outcomes, prepare, task_info
 from jobs.evaluate.ledger import Ledger
 from jobs.evaluate.prefix_lm import PrefixLM
 from jobs.evaluate.results import BASE, Mean, Scored, Table, items_parquet
@@ -68,57 +67,54 @@ def run(context: StageContext, work: EvaluateWork) -> None:
         )
     usage = Usage(len(blocks), blocks[0].moe.num_experts)
     lm = PrefixLM(state.model, state.tokenizer, max_length=work.max_length, spans=state.spans, observer=usage)
-    tasks = prepare(work, context.directory(work.items), lm, limit=work.limit)
-    parts = [chunk for task in tasks for chunk in chunks(task, lm)]
+    tasks = prepare(context, work, lm, limit=work.limit)
+    parts = [chunk for task in tasks for chunk in chunks(task)]
     ledger = Ledger(context)
-    interventions = 2 + work.routing_seeds
+    passes = 2 + work.routing_seeds
 
-    def scored(name: str, intervention: AbstractContextManager[None], number: int) -> list[Scored]:
-        rows: list[Scored] = []
-        with intervention:
-            for at, chunk in enumerate(parts):
-                answers = ledger.once(f"{name}/{chunk.name}", partial(chunk.answers, lm))
-                rows += outcomes(chunk, answers, name)
-                context.progress(number * len(parts) + at + 1, interventions * len(parts))
-        return rows
-
-    totals, base = _base(parts, lm, usage, ledger)
-    context.progress(len(parts), interventions * len(parts))
-    pooled = sum(total.counts_LN for total in totals.values())
-    removed = {layer: int(expert) for layer, expert in enumerate(least_used(pooled))}
-    rows = {BASE: base, PRUNED: scored(PRUNED, pruned(state.model, removed), 1)}
-    seeds = [work.seed + number for number in range(work.routing_seeds)]
-    for number, seed in enumerate(seeds):
-        name = f"random-{seed}"
-        rows[name] = scored(name, random_routing(state.model, seed), 2 + number)
-    names = [spec.name for spec in work.tasks]
-    table = summarise(names, rows, totals, {spec.name: spec.metric for spec in work.tasks})
-    info = {**table.info, **task_info(tasks, work), "removed_experts": removed, "routing_seeds": seeds}
-    info |= {"expert_counts": np.asarray(pooled).tolist(), "chunks_reused": ledger.reused}
-    every = [row for group in rows.values() for row in group]
-    context.commit(work, blobs={"items.parquet": items_parquet(every)}, metrics=table.metrics, info=info)
-    ledger.clear()
-
-
-def _base(
-    parts: Sequence[Chunk], lm: PrefixLM, usage: Usage, ledger: Ledger
-) -> tuple[dict[str, RoutingTotals], list[Scored]]:
-    """Score without intervention; return the routing totals of each task and the items."""
-    totals: dict[str, RoutingTotals] = {}
-    rows: list[Scored] = []
+    def scored(name: str, compute: Callable[[Chunk], dict[str, Any]], number: int) -> list[dict[str, Any]]:
+        return ledger.scored(
+            [(f"{name}/{chunk.name}", partial(compute, chunk)) for chunk in parts],
+            lambda done: context.progress(number * len(parts) + done, passes * len(parts)),
+        )
 
     def measured(chunk: Chunk) -> dict[str, Any]:
         usage.reset()
-        return {"answers": chunk.answers(lm), "usage": usage.to_json()}
+        answers = chunk.answers(lm)
+        return {"answers": answers, "usage": usage.to_json(), **chunk.deviation(answers, lm)}
 
-    for chunk in parts:
-        stored = ledger.once(f"{BASE}/{chunk.name}", partial(measured, chunk))
-        rows += outcomes(chunk, stored["answers"])
+    def rows_of(name: str, values: Sequence[dict[str, Any]]) -> list[Scored]:
+        pairs = zip(parts, values, strict=True)
+        return [row for chunk, value in pairs for row in outcomes(chunk, value["answers"], name)]
+
+    base = scored(BASE, measured, 0)
+    rows = {BASE: rows_of(BASE, base)}
+    totals = _totals(parts, base, usage)
+    pooled = sum(total.counts_LN for total in totals.values())
+    removed = {layer: int(expert) for layer, expert in enumerate(least_used(pooled))}
+    seeds = [work.seed + number for number in range(work.routing_seeds)]
+    interventions = [(PRUNED, pruned(state.model, removed))]
+    interventions += [(f"random-{seed}", random_routing(state.model, seed)) for seed in seeds]
+    for number, (name, intervention) in enumerate(interventions):
+        with intervention:
+            rows[name] = rows_of(name, scored(name, lambda chunk: {"answers": chunk.answers(lm)}, number + 1))
+    names = [spec.name for spec in work.tasks]
+    table = summarise(names, rows, totals, {spec.name: spec.metric for spec in work.tasks})
+    info = {**table.info, **task_info(tasks, work), **deviations(base)}
+    info |= {"removed_experts": removed, "routing_seeds": seeds, "expert_counts": np.asarray(pooled).tolist()}
+    every = [row for group in rows.values() for row in group]
+    ledger.commit(work, blobs={"items.parquet": items_parquet(every)}, metrics=table.metrics, info=info)
+
+
+def _totals(parts: Sequence[Chunk], values: Sequence[dict[str, Any]], usage: Usage) -> dict[str, RoutingTotals]:
+    """Return the routing totals of each task from those of its chunks."""
+    totals: dict[str, RoutingTotals] = {}
+    for chunk, value in zip(parts, values, strict=True):
         total = totals.setdefault(chunk.task.name, RoutingTotals(*usage.totals.counts_LN.shape))
-        total.counts_LN += np.array(stored["usage"]["counts"])
-        total.pairs_LNN += np.array(stored["usage"]["pairs"])
-        total.tokens_L += np.array(stored["usage"]["tokens"])
-    return totals, rows
+        total.counts_LN += np.array(value["usage"]["counts"])
+        total.pairs_LNN += np.array(value["usage"]["pairs"])
+        total.tokens_L += np.array(value["usage"]["tokens"])
+    return totals
 
 
 def summarise(

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+Request = tuple[str, str]
 Pair = tuple[list[int], list[int]]
+Ids = NDArray[np.int32]
+Encode = Callable[[Sequence[Request]], Sequence[Pair]]
+
+# Requests encoded in one call: lists of tokens are bulky, what is kept of them is not.
+TOGETHER = 4096
 
 _LAST_GAP = re.compile(r".*[A-Za-z](?= [A-Za-z])", re.DOTALL)
 _LOCAL = {"ByteLevel", "Split", "Digits", "Sequence"}
@@ -35,7 +44,7 @@ class Encoder:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special)
         return ids
 
-    def pairs(self, requests: Sequence[tuple[str, str]]) -> list[Pair]:
+    def pairs(self, requests: Sequence[Request]) -> list[Pair]:
         """Return (context ids, continuation ids) for each (context, continuation)."""
         done: list[Pair | None] = [self._bare(c) if context == "" else None for context, c in requests]
         texts: dict[str, list[int]] = {}
@@ -91,3 +100,31 @@ def _local_backend(tokenizer: Any) -> Any:
         return None
     offsets = [span for _, span in backend.pre_tokenizer.pre_tokenize_str("ab cd")]
     return backend if offsets == [(0, 2), (2, 5)] else None
+
+
+class Encodings:
+    """The token ids of requests, encoded once. A context that several choices share is held once."""
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self._known: dict[Request, tuple[Ids, Ids]] = {}
+
+    def __call__(self, requests: Sequence[Request]) -> list[tuple[Ids, Ids]]:
+        """Return (context ids, continuation ids) of each request."""
+        missing = list(dict.fromkeys(request for request in requests if request not in self._known))
+        for at in range(0, len(missing), TOGETHER):
+            part = missing[at : at + TOGETHER]
+            before = np.empty(0, dtype=np.int32)
+            for request, (context, continuation) in zip(part, self._encode(part), strict=True):
+                ids = np.array(context, dtype=np.int32)
+                before = before if np.array_equal(ids, before) else ids
+                self._known[request] = (before, np.array(continuation, dtype=np.int32))
+        return [self._known[request] for request in requests]
+
+    def lengths(self, requests: Sequence[Request]) -> list[int]:
+        """Return the number of tokens that each request feeds to a model."""
+        return [len(context) + len(continuation) - 1 for context, continuation in self(requests)]
+
+    def keep(self, requests: Sequence[Request]) -> None:
+        """Forget all other requests."""
+        self._known = {request: self._known[request] for request in requests if request in self._known}

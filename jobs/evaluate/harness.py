@@ -13,7 +13,7 @@ import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from jobs.evaluate.encoding import Encode, Encodings, Request
 from jobs.evaluate.results import Outcome
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.cell import TaskSpec
@@ -41,7 +42,6 @@ _SHIPPED = Path(shipped_tasks.__file__).parent
 _FITTING = 0.9
 
 Row = dict[str, Any]
-Lengths = Callable[[Sequence[tuple[str, str]]], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Item:
     """One evaluated item: its requests (context, continuation), one per choice, and the index of the right one."""
 
     id: str
-    requests: tuple[tuple[str, str], ...]
+    requests: tuple[Request, ...]
     gold: int
     doc: Mapping[str, Any]
     shots: int
@@ -120,10 +120,10 @@ def _in_turn(rows: list[Row], column: str) -> list[Row]:
 
 
 class Prepared:
-    """A task with its items: requests rendered by the harness, as many shots as the window takes."""
+    """A task with its items: requests rendered by the harness and tokenised, as many shots as the window takes."""
 
     def __init__(
-        self, spec: TaskSpec, directory: Path, *, limit: int, seed: int, shared: bool, max_length: int, lengths: Lengths
+        self, spec: TaskSpec, directory: Path, *, limit: int, seed: int, shared: bool, max_length: int, encode: Encode
     ) -> None:
         config = load_config(spec.name)
         group_by = config.pop("group_by", "")
@@ -137,7 +137,7 @@ class Prepared:
             raise SourceError(f"the items of task {spec.name!r} have no split to draw shots from", hint="set shots: 0")
         self.name = spec.name
         self.version = str((config.get("metadata") or {}).get("version", ""))
-        self._lengths = lengths
+        self.encodings = Encodings(encode)
         self._max_length = max_length
         try:
             self._task = LocalTask(config, rows)
@@ -151,6 +151,7 @@ class Prepared:
                 cause=f"{type(error).__name__}: {error}",
                 hint="all splits need the columns that the task's file uses",
             ) from error
+        self.encodings.keep([request for item in self.items for request in item.requests])
         self.reduced = sum(item.shots < self.shots for item in self.items)
         self.metrics = frozenset(self._task._metric_fn_list)
         self._group_by = group_by
@@ -204,7 +205,7 @@ class Prepared:
 
     def _longest(self, items: Sequence[Item]) -> list[int]:
         """Return each item's longest request in tokens fed."""
-        flat = self._lengths([request for item in items for request in item.requests])
+        flat = self.encodings.lengths([request for item in items for request in item.requests])
         longest, at = [], 0
         for item in items:
             longest.append(max(flat[at : at + len(item.requests)]))

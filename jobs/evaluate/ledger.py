@@ -1,44 +1,101 @@
 """What a running evaluation has already scored, chunk by chunk, so that a killed one goes on where it was.
 
-`partial/<stage>/<chunk>.json` is put-if-absent: an item is scored once, whoever scores it. The committed artifact is
-the truth; these objects are deleted after the commit and may be deleted at any time.
+`partial/<stage>/<chunk>.json` is put-if-absent: an item is scored once, whoever scores it. The ranks of a job take
+chunks in turn and read each other's from here. A chunk is computed by one rank alone, so that results do not depend on
+the number of ranks. The committed artifact is the truth; these objects are deleted after the commit and may be deleted
+at any time.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from jobs.context import patiently
 
 if TYPE_CHECKING:
     from jobs.context import StageContext
+    from orchestrator.spec.work import EvaluateWork
+
+log = logging.getLogger(__name__)
+
+# A chunk's name, and what computes its JSON value.
+Part = tuple[str, Callable[[], Any]]
 
 
 class Ledger:
-    """The scored chunks of one evaluation stage."""
+    """The scored chunks of one evaluation stage. Every rank of the job makes the same calls in the same order."""
 
     def __init__(self, context: StageContext) -> None:
         self._context = context
         self._objects = context.store.objects
         self._prefix = f"partial/{context.stage}"
-        self._known = {entry.path for entry in self._objects.list(f"{self._prefix}/")}
+        self._known = {entry.path for entry in patiently(self._list, "list of scored chunks")}
+        self._calls = 0
         self.reused = 0
 
-    def once(self, chunk: str, compute: Callable[[], Any]) -> Any:
-        """Return the JSON value of `chunk`: what was stored, else `compute()`, stored before it is returned."""
-        path = f"{self._prefix}/{chunk}.json"
-        stored = self._objects.get(path) if path in self._known else None
+    def scored(self, parts: Sequence[Part], progress: Callable[[int], None] = lambda done: None) -> list[Any]:
+        """Return the JSON value of every part, in order: what was stored, else what some rank computes and stores.
+
+        `progress` is told how many parts have been dealt with.
+        """
+        if self._context.world_size == 1:
+            values = []
+            for number, part in enumerate(parts):
+                values.append(self._once(*part))
+                progress(number + 1)
+            return values
+        from jobs.train.distributed import meet, turns
+
+        rank, size, check = self._context.rank, self._context.world_size, self._context.job.signals.check
+        call = f"{self._context.stage}/{self._calls}"
+        self._calls += 1
+        mine: dict[int, Any] = {}
+        for number in turns(call, len(parts), size):
+            mine[number] = self._once(*parts[number])
+            progress(number + 1)
+        meet(f"{call}/scored", rank, size, check)
+        values = [mine[number] if number in mine else self._read(name) for number, (name, _) in enumerate(parts)]
+        meet(f"{call}/read", rank, size, check)
+        return values
+
+    def commit(
+        self, work: EvaluateWork, *, blobs: Mapping[str, bytes], metrics: Mapping[str, float], info: Mapping[str, Any]
+    ) -> None:
+        """Commit the evaluation (rank 0 alone) and delete its chunks."""
+        if self._context.rank:
+            return
+        told = {**info, "chunks_reused": self.reused}
+        self._context.commit(work, blobs=blobs, metrics=metrics, info=told)
+        for entry in list(self._list()):
+            self._objects.delete(entry.path)
+
+    def _list(self) -> list[Any]:
+        return list(self._objects.list(f"{self._prefix}/"))
+
+    def _path(self, chunk: str) -> str:
+        return f"{self._prefix}/{chunk}.json"
+
+    def _get(self, chunk: str) -> bytes | None:
+        return patiently(lambda: self._objects.get(self._path(chunk)), f"chunk {chunk}")
+
+    def _read(self, chunk: str) -> Any:
+        stored = self._get(chunk)
+        if stored is None:
+            raise RuntimeError(f"chunk {chunk} was scored and has gone; nothing but its stage may delete it")
+        return json.loads(stored)
+
+    def _once(self, chunk: str, compute: Callable[[], Any]) -> Any:
+        stored = self._get(chunk) if self._path(chunk) in self._known else None
         if stored is not None:
             self.reused += 1
             return json.loads(stored)
-        value = json.loads(json.dumps(compute()))
+        body = json.dumps(compute())
         self._context.check()
-        if not self._objects.create(path, json.dumps(value).encode()):
-            winner = self._objects.get(path)
-            return value if winner is None else json.loads(winner)
-        return value
-
-    def clear(self) -> None:
-        """Delete the chunks: the evaluation is committed."""
-        for entry in list(self._objects.list(f"{self._prefix}/")):
-            self._objects.delete(entry.path)
+        if not patiently(lambda: self._objects.create(self._path(chunk), body.encode()), f"chunk {chunk}"):
+            winner = self._get(chunk)
+            return json.loads(body if winner is None else winner)
+        log.info("scored %s", chunk)
+        return json.loads(body)

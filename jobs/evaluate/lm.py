@@ -7,6 +7,7 @@ that overlap by one; its begin-of-text token is context only, and its end-of-tex
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.evaluate.ledger import Ledger
-from jobs.evaluate.prefix_tree import Schedule, plan
+from jobs.evaluate.prefix_tree import plan
 from jobs.evaluate.results import Mean, Outcome, Scored, Table, items_parquet
 from jobs.evaluate.scoring import Model, Scorer, batch_tokens
 from jobs.evaluate.state import load_state
@@ -42,14 +43,18 @@ def run(context: StageContext, work: EvaluateWork) -> None:
     pieces = [piece for document in documents for piece in windows(document, work.max_length)]
     owner = np.repeat(np.arange(len(documents)), [len(windows(d, work.max_length)) for d in documents])
     scorer = Scorer(Model(state.model, state.spans))
+    room = batch_tokens(len(state.tokenizer), scorer.model.device)
+
+    def scored(part: Sequence[tuple[Ids, Ids]]) -> list[float]:
+        return scorer.run(plan(part, share=False, tokens_per_batch=room)).loglikelihood.tolist()
+
+    groups = [pieces[at : at + CHUNK_WINDOWS] for at in range(0, len(pieces), CHUNK_WINDOWS)]
     ledger = Ledger(context)
-    values: list[float] = []
-    for number, at in enumerate(range(0, len(pieces), CHUNK_WINDOWS)):
-        part = pieces[at : at + CHUNK_WINDOWS]
-        schedule = plan(part, share=False, tokens_per_batch=batch_tokens(len(state.tokenizer), scorer.model.device))
-        values += ledger.once(f"lm-{number}", partial(_scored, scorer, schedule))
-        context.progress(len(values), len(pieces))
-    nats = np.bincount(owner, weights=-np.array(values), minlength=len(documents))
+    values = ledger.scored(
+        [(f"lm-{number}", partial(scored, group)) for number, group in enumerate(groups)],
+        lambda done: context.progress(min(done * CHUNK_WINDOWS, len(pieces)), len(pieces)),
+    )
+    nats = np.bincount(owner, weights=-np.concatenate(values), minlength=len(documents))
     counts = np.array([len(document) - 1 for document in documents])
     bytes_ = sizes[: len(documents)]
     table = Table()
@@ -60,12 +65,7 @@ def run(context: StageContext, work: EvaluateWork) -> None:
         for i, (n, size) in enumerate(zip(nats, bytes_, strict=True))
     ]
     info = {**table.info, "documents": len(documents), "tokens": int(counts.sum()), "bytes": int(bytes_.sum())}
-    context.commit(work, blobs={"items.parquet": items_parquet(rows)}, metrics=table.metrics, info=info)
-    ledger.clear()
-
-
-def _scored(scorer: Scorer, schedule: Schedule) -> list[float]:
-    return [float(value) for value in scorer.run(schedule).loglikelihood]
+    ledger.commit(work, blobs={"items.parquet": items_parquet(rows)}, metrics=table.metrics, info=info)
 
 
 def chosen(tokens: NDArray[np.unsignedinteger], starts: NDArray[np.int64], limit: int) -> list[Ids]:

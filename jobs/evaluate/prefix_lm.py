@@ -14,8 +14,9 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from numpy.typing import ArrayLike
 
-from jobs.evaluate.encoding import Encoder, Pair
+from jobs.evaluate.encoding import Encoder, Pair, Request
 from jobs.evaluate.generation import Generation, generate
 from jobs.evaluate.prefix_tree import Schedule, cut, plan
 from jobs.evaluate.scoring import Model, Observer, Scorer, Scores, Spans, batch_tokens
@@ -78,6 +79,11 @@ class PrefixLM(LM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     @property
+    def exact(self) -> bool:
+        """Whether scores do not depend on the batch but for the last digits: in fp32 they do not."""
+        return self._callee.dtype == torch.float32
+
+    @property
     def computed_tokens(self) -> int:
         return self._scorer.tokens
 
@@ -88,11 +94,11 @@ class PrefixLM(LM):
         )
         return text
 
-    def encode(self, requests: Sequence[tuple[str, str]]) -> list[Pair]:
+    def encode(self, requests: Sequence[Request]) -> list[Pair]:
         """Return (context ids, continuation ids) of each (context, continuation) text pair."""
         return self._encoder.pairs(requests)
 
-    def schedule(self, pairs: Sequence[Pair]) -> Schedule:
+    def schedule(self, pairs: Sequence[tuple[ArrayLike, ArrayLike]]) -> Schedule:
         """Return the schedule of token pairs: computed once, it serves any number of models and interventions."""
         rows = 0 if self._callee.cacheable or self._batch_independent() else 1
         requests = [cut(context, continuation, self.max_length) for context, continuation in pairs]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Ints = NDArray[np.int64]
 
@@ -105,15 +105,16 @@ class _Sorted:
         return int(len(self.fed[low]) - base + self.new[high] - self.new[low + 1])
 
 
-def cut(context: Sequence[int], continuation: Sequence[int], max_length: int) -> tuple[Ints, Ints]:
+def cut(context: ArrayLike, continuation: ArrayLike, max_length: int) -> tuple[Ints, Ints]:
     """Return (tokens to feed, tokens to predict), cut on the left to `max_length` fed tokens.
 
     Raises ValueError for an empty context or a continuation that is empty or longer than `max_length`.
     """
-    if not context or not 0 < len(continuation) <= max_length:
-        raise ValueError(f"cannot score {len(continuation)} tokens after {len(context)} in a window of {max_length}")
-    whole = np.asarray([*context, *continuation][-(max_length + 1) :], dtype=np.int64)
-    return whole[:-1], whole[len(whole) - len(continuation) :]
+    before, after = np.asarray(context, dtype=np.int64), np.asarray(continuation, dtype=np.int64)
+    if not len(before) or not 0 < len(after) <= max_length:
+        raise ValueError(f"cannot score {len(after)} tokens after {len(before)} in a window of {max_length}")
+    whole = np.concatenate([before, after])[-(max_length + 1) :]
+    return whole[:-1], whole[len(whole) - len(after) :]
 
 
 def _sort(requests: Sequence[tuple[Ints, Ints]]) -> _Sorted:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.evaluate.chunks import Chunk, chunks, outcomes, prepare, task_info
+from jobs.evaluate.chunks import chunks, deviations, outcomes, prepare, task_info
 from jobs.evaluate.harness import Prepared
 from jobs.evaluate.ledger import Ledger
 from jobs.evaluate.prefix_lm import PrefixLM
-from jobs.evaluate.prefix_tree import cut, plan
 from jobs.evaluate.results import Mean, Scored, Table, items_parquet
 from jobs.evaluate.state import load_state
 
@@ -23,32 +22,23 @@ if TYPE_CHECKING:
     from jobs.context import StageContext
     from orchestrator.spec.work import EvaluateWork
 
-# How many requests are scored again one by one when the precision makes scores depend on the batch.
-DEVIATION_REQUESTS = 32
-
 
 def run(context: StageContext, work: EvaluateWork) -> None:
     """Score every task and commit `items.parquet` with the metrics; goes on where a killed run was."""
     state = load_state(context, work)
     lm = PrefixLM(state.model, state.tokenizer, max_length=work.max_length, spans=state.spans)
-    tasks = prepare(work, context.directory(work.items), lm)
+    tasks = prepare(context, work, lm)
+    parts = [chunk for task in tasks for chunk in chunks(task)]
+    items = np.cumsum([len(chunk.items) for chunk in parts]).tolist()
     ledger = Ledger(context)
-    total = sum(len(task.items) for task in tasks)
-    rows: list[Scored] = []
-    deviation = 0.0
-    for task in tasks:
-        for chunk in chunks(task, lm):
-            answers = ledger.once(chunk.name, partial(chunk.answers, lm))
-            rows += outcomes(chunk, answers)
-            if work.precision != "fp32":
-                deviation = max(deviation, unbatched_deviation(chunk, answers, lm))
-            context.progress(len(rows), total)
+    values = ledger.scored(
+        [(chunk.name, partial(chunk.scored, lm)) for chunk in parts],
+        lambda done: context.progress(items[done - 1], items[-1]),
+    )
+    rows = [row for chunk, value in zip(parts, values, strict=True) for row in outcomes(chunk, value["answers"])]
     table = summarise(tasks, rows, {spec.name: spec.metric for spec in work.tasks})
-    info: dict[str, Any] = {**table.info, **task_info(tasks, work), "chunks_reused": ledger.reused}
-    if work.precision != "fp32":
-        info["loglikelihood_deviation"] = deviation
-    context.commit(work, blobs={"items.parquet": items_parquet(rows)}, metrics=table.metrics, info=info)
-    ledger.clear()
+    info = {**table.info, **task_info(tasks, work), **deviations(values)}
+    ledger.commit(work, blobs={"items.parquet": items_parquet(rows)}, metrics=table.metrics, info=info)
 
 
 def summarise(tasks: Sequence[Prepared], rows: Sequence[Scored], primary: dict[str, str]) -> Table:
@@ -72,11 +62,3 @@ def summarise(tasks: Sequence[Prepared], rows: Sequence[Scored], primary: dict[s
         table.add("reasoning_avg", Mean.over(averages), float(np.mean([task.chance for task in tasks])))
         table.add("answer_bpb", Mean.over(bits))
     return table
-
-
-def unbatched_deviation(chunk: Chunk, answers: Sequence[Sequence[Sequence[Any]]], lm: PrefixLM) -> float:
-    """Return the largest difference in nats between batched scores and those of requests computed one by one."""
-    requests = [request for item in chunk.items for request in item.requests][:DEVIATION_REQUESTS]
-    batched = [float(pair[0]) for pairs in answers for pair in pairs][: len(requests)]
-    alone = plan([cut(*pair, lm.max_length) for pair in lm.encode(requests)], share=False, rows=1)
-    return float(np.abs(lm.score(alone).loglikelihood - np.array(batched)).max())

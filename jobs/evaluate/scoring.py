@@ -63,6 +63,10 @@ class Model:
         return next(self.module.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return next(self.module.parameters()).dtype
+
+    @property
     def cacheable(self) -> bool:
         """Whether prefixes may be shared: a token's routing depends on that token and on earlier ones alone."""
         return bool(getattr(self.module, "cacheable", True))
@@ -115,7 +119,7 @@ class Scorer:
         self.model = model
         self.observer = observer
         self.tokens = 0
-        self._dtype = next(model.module.parameters()).dtype
+        self._dtype = model.dtype
 
     @torch.inference_mode()
     def run(self, schedule: Schedule) -> Scores:

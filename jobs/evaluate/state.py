@@ -31,8 +31,18 @@ class State:
 
 
 def load_state(context: StageContext, work: EvaluateWork) -> State:
-    """Build the model of `work`, load its weights and put it on the job's device; MoegridError on a bad precision."""
+    """Build the model of `work`, load its weights and put it on the job's device; MoegridError on a bad precision.
+
+    The state that the job's last evaluation loaded is used again: its suites share one model.
+    """
     from safetensors.torch import load_file
+
+    asked = (work.state, work.tokenizer, work.precision)
+    live = context.job.live
+    if live.get("evaluated", ((), None))[0] == asked:
+        known: State = live["evaluated"][1]
+        return known
+    live.pop("evaluated", None)  # one model at a time
 
     if work.precision not in PRECISIONS:
         raise MoegridError(f"scoring precision {work.precision!r} is unknown", hint=f"use {' or '.join(PRECISIONS)}")
@@ -41,7 +51,9 @@ def load_state(context: StageContext, work: EvaluateWork) -> State:
     model = build_model(work.model, len(tokenizer))
     load_canonical(model, load_file(str(context.fetch(work.state, "weights.safetensors"))))
     model.to(device=context.execution.device, dtype=PRECISIONS[work.precision]).eval()
-    return State(model, tokenizer, directory, span_function(model, directory))
+    state = State(model, tokenizer, directory, span_function(model, directory))
+    live["evaluated"] = (asked, state)
+    return state
 
 
 def span_function(model: CausalLM, tokenizer_directory: Path) -> Spans | None:

@@ -147,11 +147,11 @@ def run(context: StageContext, work: EvaluateWork) -> None:
     if work.tasks:
         lm = PrefixLM(model, state.tokenizer, max_length=work.max_length, spans=state.spans)
         plain = replace(work, tasks=tuple(replace(task, shots=0) for task in work.tasks))
-        for task in prepare(plain, context.directory(work.items), lm, work.limit):
-            pairs = lm.encode([item.requests[item.gold] for item in task.items])
-            texts = [np.array([*before, *rest][-work.max_length :], dtype=np.int64) for before, rest in pairs]
+        for task in prepare(context, plain, lm, work.limit):
+            pairs = task.encodings([item.requests[item.gold] for item in task.items])
+            texts = [np.concatenate(pair)[-work.max_length :].astype(np.int64) for pair in pairs]
             sets[task.name] = sequence_batches(texts, state.spans, device)
-        asked = prepare(work, context.directory(work.items), lm, work.limit)
+        asked = prepare(context, work, lm, work.limit)
         with torch.inference_mode():
             changed = disturbed(model, lm, asked, {task.name: task.metric for task in work.tasks})
     collector = Collector(SAMPLE_TOKENS)

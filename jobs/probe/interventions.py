@@ -27,7 +27,7 @@ def disturbed(model: CausalLM, lm: PrefixLM, tasks: Sequence[Prepared], primary:
     `primary`: task -> the accuracy it reports. Dropping is left out where too few experts would remain (k + n > N) and
     for expert choice, which ranks tokens.
     """
-    schedules = {task.name: list(chunks(task, lm)) for task in tasks}
+    schedules = {task.name: list(chunks(task)) for task in tasks}
     scores: dict[str, dict[str, float]] = {}
     for name, switched in _interventions(model):
         with switched:

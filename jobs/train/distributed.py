@@ -1,9 +1,10 @@
-"""How the ranks of a training job meet: one key-value store, a gate that only rank 0 opens, then collectives."""
+"""How the ranks of a job meet: one key-value store, a gate that only rank 0 opens, then collectives."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 
 import torch
@@ -15,6 +16,7 @@ from orchestrator.spec.cell import Execution
 # How long ranks wait for each other at the start (a cluster may start them minutes apart) and in a collective.
 MEET_SECONDS = 600.0
 COLLECTIVE_SECONDS = 300.0
+POLL_SECONDS = 0.1
 
 _meeting: dist.TCPStore | None = None
 
@@ -47,3 +49,40 @@ def meeting() -> dist.TCPStore:
     """Return the key-value store of the job's ranks; usable from any thread, unlike collectives."""
     assert _meeting is not None, "join() was not called"
     return _meeting
+
+
+def turns(name: str, count: int, world_size: int) -> Iterator[int]:
+    """Yield the numbers below `count` that this rank is to work on: each goes to the rank that asks for it first."""
+    if world_size == 1:
+        yield from range(count)
+        return
+    while (number := meeting().add(f"turns/{name}", 1) - 1) < count:
+        yield number
+
+
+def meet(name: str, rank: int, world_size: int, check: Callable[[], None] = lambda: None) -> None:
+    """Return once every rank has called this with `name`; `check` is called while waiting, and may raise.
+
+    Unlike a collective it has no deadline: one rank's share of an evaluation may take hours longer than another's.
+    """
+    if world_size == 1:
+        return
+    meeting().set(f"met/{name}/{rank}", "")
+    everyone = [f"met/{name}/{number}" for number in range(world_size)]
+    while not meeting().check(everyone):
+        check()
+        time.sleep(POLL_SECONDS)
+
+
+def leave(rank: int, world_size: int) -> None:
+    """Let every rank of a job that ended well wait for rank 0, which commits: whoever starts ranks ends stragglers."""
+    if world_size == 1 or _meeting is None:
+        return
+    if rank == 0:
+        _meeting.set("ended", "")
+        return
+    try:
+        while not _meeting.check(["ended"]):
+            time.sleep(POLL_SECONDS)
+    except dist.DistNetworkError:  # rank 0 has gone, and its store with it
+        return

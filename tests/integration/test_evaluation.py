@@ -323,7 +323,7 @@ def test_the_stock_harness_gives_the_same_answers(stock, task, shots):
         seed=1234,
         shared=False,
         max_length=4096,
-        lengths=lambda pairs: [1] * len(pairs),
+        encode=ours.encode,
     )
     requests = [request for item in prepared.items for request in item.requests]
     expected = theirs.loglikelihood([_Request(*request) for request in requests], disable_tqdm=True)

@@ -36,11 +36,14 @@ def _arc(count: int, words: int = 3) -> list[dict]:
     ]
 
 
+def _words(requests):
+    """Encode a request as one token a word."""
+    return [([0] * (len(f"{a}{b}".split()) + 1 - len(b.split())), [0] * len(b.split())) for a, b in requests]
+
+
 def _prepared(spec: TaskSpec, directory: Path, **options) -> Prepared:
     settings = {"limit": 0, "seed": 1234, "shared": False, "max_length": 4096}
-    return Prepared(
-        spec, directory, lengths=lambda pairs: [len(f"{a}{b}".split()) for a, b in pairs], **{**settings, **options}
-    )
+    return Prepared(spec, directory, encode=_words, **{**settings, **options})
 
 
 def test_every_task_file_names_a_shipped_one_or_is_complete():

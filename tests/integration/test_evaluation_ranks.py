@@ -1,0 +1,144 @@
+"""An evaluation on two ranks, or killed at random and started again, gives the items of one undisturbed process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.data.tokenizer import BOS, EOS, PAD, train_bpe
+from jobs.evaluate.chunks import CHUNK_ITEMS
+from orchestrator.spec.cell import Resources, TaskSpec
+from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
+from orchestrator.spec.work import EvaluateWork, InitWork
+from orchestrator.store import Store
+from tests.integration.stages import run_stages
+from tests.training import ROOT, key, put, start, submit
+
+MODEL = resolve_model(
+    ModelSpec(
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        context=256,
+        moe=MoESpec(num_experts=4, top_k=2, expert_width=16, router_init_std=0.5),
+    )
+)
+TASKS = (TaskSpec("arc_easy", shots=3), TaskSpec("piqa"))
+WORDS = ("red", "green", "blue", "stone", "river", "seven", "moves", "falls", "under", "bright", "dark", "old", "new")
+
+
+def items_of(count: int) -> dict[str, bytes]:
+    """Return generated items in the columns of ARC and PIQA."""
+    generator = random.Random(0)
+
+    def text(most: int) -> str:
+        return " ".join(generator.choices(WORDS, k=generator.randint(2, most)))
+
+    def arc() -> dict[str, object]:
+        choices = {"text": [text(4) for _ in range(4)], "label": list("ABCD")}
+        return {"id": text(3), "question": f"{text(12)}?", "choices": choices, "answerKey": generator.choice("ABCD")}
+
+    def piqa() -> dict[str, object]:
+        return {"goal": text(8), "sol1": text(12), "sol2": text(12), "label": generator.randrange(2)}
+
+    rows = {"arc_easy/train": arc, "arc_easy/test": arc, "piqa/validation": piqa}
+    return {f"{n}.jsonl": "".join(json.dumps(make()) + "\n" for _ in range(count)).encode() for n, make in rows.items()}
+
+
+def fresh(path: Path) -> tuple[Store, EvaluateWork]:
+    """Return a store with a model, a tokenizer and items, and the evaluation of these."""
+    store = Store.open(str(path))
+    tokenizer = train_bpe(iter([" ".join(WORDS) + " Question: Answer: ?\n"] * 2), 300)
+    special = json.dumps({"bos": BOS, "eos": EOS, "pad": PAD}).encode()
+    info = {"vocab_size": tokenizer.get_vocab_size()}
+    put(store, "bpe", "tokenizer", {"tokenizer.json": tokenizer.to_str().encode(), "special.json": special}, info)
+    put(store, "items", "data", items_of(3 * CHUNK_ITEMS - 100), {})
+    init = InitWork(MODEL, key("bpe"))
+    run_stages(store, [init])
+    work = EvaluateWork(
+        "reasoning", init.key(), MODEL, key("bpe"), items=key("items"), tokens="", tasks=TASKS, max_length=256
+    )
+    return store, work
+
+
+def efficiency(work: EvaluateWork) -> EvaluateWork:
+    return dataclasses.replace(work, suite="efficiency", limit=40, routing_seeds=1)
+
+
+def result(store: Store, work: EvaluateWork) -> tuple[bytes, dict[str, float]]:
+    """Return the per-item file and the metrics of a committed evaluation, which has left nothing else behind."""
+    manifest = store.artifacts.get(work.key())
+    assert manifest is not None
+    assert list(store.objects.list(f"partial/{work.key()}")) == []
+    return store.artifacts.read(manifest.blob("items.parquet")), dict(manifest.metrics)
+
+
+def scored(output: str) -> set[str]:
+    """Return the chunks that processes say they have scored, each once."""
+    found = re.findall(r"scored (\S+)", output)
+    assert len(set(found)) == len(found)
+    return set(found)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, EvaluateWork]:
+    store, work = fresh(tmp_path_factory.mktemp("one") / "store")
+    run_stages(store, [work, efficiency(work)])
+    return store, work
+
+
+def test_two_ranks_share_the_chunks_and_change_nothing(tmp_path: Path, undisturbed: tuple[Store, EvaluateWork]) -> None:
+    store, work = fresh(tmp_path / "store")
+    process = start(submit(store, [work, efficiency(work)], resources=Resources(processes=2)))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert result(store, work) == result(*undisturbed)
+    assert result(store, efficiency(work)) == result(undisturbed[0], efficiency(work))
+    logs = [store.objects.get(f"attempts/batch-0/log/{rank}.txt") or b"" for rank in (0, 1)]
+    first, second = (scored(log.decode()) for log in logs)
+    assert first
+    assert second
+    assert not first & second
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_random_it_goes_on_and_scores_nothing_twice(
+    tmp_path: Path, processes: int, undisturbed: tuple[Store, EvaluateWork]
+) -> None:
+    store, work = fresh(tmp_path / "store")
+    generator = random.Random(processes)
+    kept: set[str] = set()
+    for attempt in range(2):
+        command = submit(store, [work], f"try-{attempt}", resources=Resources(processes=processes), ttl=1.0)
+        output = tmp_path / f"output-{attempt}.txt"
+        with output.open("w") as file:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        while attempt == 0 and len(stored(store)) <= len(kept) and process.poll() is None:
+            time.sleep(0.01)
+        if attempt == 0:
+            time.sleep(generator.random() * 0.2)
+            process.kill()
+        code = process.wait(timeout=200)
+        assert not scored(output.read_text()) & kept
+        if code == 0:
+            break
+        kept = stored(store)
+        assert kept
+        assert code == -signal.SIGKILL, output.read_text()
+        time.sleep(1.1)  # the dead process's lease runs out
+    assert kept
+    assert result(store, work) == result(*undisturbed)
+
+
+def stored(store: Store) -> set[str]:
+    """Return the names of the chunks in the store."""
+    return {entry.path.rpartition("/")[2].removesuffix(".json") for entry in store.objects.list("partial/")}
