@@ -296,11 +296,13 @@ class Engine:
         factor = max((decisions[key].memory_factor for key in chain if key in decisions), default=1.0)
         return dataclasses.replace(resources, memory_gb=resources.memory_gb * factor)
 
-    def _urgency(self, chain: Sequence[str]) -> tuple[int, float]:
-        """Evaluations of committed states first, then whatever most of the remaining time hangs on."""
+    def _urgency(self, chain: Sequence[str]) -> tuple[int, int, float]:
+        """What the grid wants first, evaluations of committed states, then what most of the remaining time hangs on."""
         if not self._path_seconds:
             self._path_seconds = critical_path(self.graph, self._clock)
-        return (0 if self.graph.stages[chain[0]].phase == "evaluate" else 1, -self._path_seconds[chain[0]])
+        first = chain[0]
+        evaluates = self.graph.stages[first].phase == "evaluate"
+        return self.graph.rank(first), 0 if evaluates else 1, -self._path_seconds[first]
 
 
 def critical_path(graph: StageGraph, clock: Clock) -> dict[str, float]:

@@ -41,6 +41,11 @@ class StageGraph:
         """Return the grid's cell with this id."""
         return self._by_id[cell_id]
 
+    def rank(self, key: str) -> int:
+        """Return how early the grid wants the stage, 0 first: as early as any cell that needs it."""
+        ranks = self.grid.ranks
+        return min(ranks[cell] for cell in self.users[key]) if ranks else 0
+
     def unshared(self) -> dict[str, tuple[int, int]]:
         """Return phase -> (stages, steps) if every cell ran alone."""
         totals: dict[str, tuple[int, int]] = {}

@@ -15,7 +15,7 @@ from orchestrator.spec.problems import Problems, brief, did_you_mean
 from orchestrator.spec.yaml_positions import Document, Path, parse_yaml
 
 MERGED = ("factors", "baseline", "when", "set")
-REPLACED = ("description", "also", "exclude", "evaluate", "at", "primary", "search", "adaptive", "runnable")
+REPLACED = ("description", "also", "exclude", "priority", "evaluate", "at", "primary", "search", "adaptive", "runnable")
 TOP = ("name", "base", "include", "scales")
 RECIPE = ("phase", "plain_seed")
 

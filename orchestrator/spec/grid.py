@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from orchestrator.spec.adaptive import Adaptive
@@ -21,7 +21,7 @@ from orchestrator.spec.search import SearchSpec
 __all__ = ["Grid", "GridCell", "load_grid"]
 
 
-UNHASHED = ("path", "cells", "reserve", "adaptive")  # or hashed in another way
+UNHASHED = ("path", "cells", "reserve", "adaptive", "ranks")  # or hashed in another way
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Grid:
     `factors` are the names of its axes in order, `seed` is the field of `Seeds` that plain `seed` means, `runnable`
     is "" or the reason why this scale cannot run on the local machine. A trial of `search` is the grid loaded again
     with overrides (`search=null`, `factors.router_lr=[3e-5]`). `reserve` are the further seeds that `adaptive` may add,
-    in the order in which they are added.
+    in the order in which they are added. `ranks` say which cells (by id) go first, lowest number first.
     """
 
     name: str
@@ -48,13 +48,14 @@ class Grid:
     search: SearchSpec | None = None
     adaptive: Adaptive | None = None
     reserve: tuple[GridCell, ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """Identifies this version of the grid: its settings, its cells, and what their ids leave out."""
         cells = {item.id: item.name for item in self.cells}
         unhashed = {id(part): part for item in self.cells for part in (item.cell.evaluate, item.cell.execution)}
-        settings = [getattr(self, field.name) for field in fields(self) if field.name not in UNHASHED]
+        settings = [getattr(self, one.name) for one in fields(self) if one.name not in UNHASHED]
         if self.adaptive is not None:
             settings.append(self.adaptive)
         return digest([settings, cells, sorted(map(digest, unhashed.values()))])
@@ -85,6 +86,7 @@ def load_grid(
     reading = Reading(document, merged, path.parent, problems)
     cells = reading.cells()
     reserve = reading.reserve(cells)
+    ranks = reading.ranks([*cells, *reserve]) if not problems else {}
     if not problems:
         everything, cells = cells, select(cells, only, document.phase, document.plain_seed, problems)
         if reserve and only:
@@ -107,7 +109,7 @@ def load_grid(
         "search": reading.search,
         "adaptive": reading.adaptive,
     }
-    return Grid(path=document.path, cells=tuple(cells), reserve=tuple(reserve), **settings)
+    return Grid(path=document.path, cells=tuple(cells), reserve=tuple(reserve), ranks=ranks, **settings)
 
 
 def _set_seeds(document: GridDocument, seeds: list[int]) -> None:

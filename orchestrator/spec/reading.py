@@ -34,7 +34,8 @@ class Reading:
         self.reader = AxisReader(document, active_width, problems)
         self.products = self.reader.products()
         self.when = self._when()
-        self.exclude = self._exclude()
+        self.exclude = self._conditions("exclude")
+        self.priority = self._conditions("priority")
         self._baseline()
         self.search = self._search()
         self.adaptive: Adaptive | None = read_adaptive(document, problems)
@@ -147,12 +148,26 @@ class Reading:
                 conditions[str(name)] = condition
         return conditions
 
-    def _exclude(self) -> list[Condition]:
-        section = self.document.sections.get("exclude", Section([], {}))
+    def ranks(self, cells: Iterable[GridCell]) -> dict[str, int]:
+        """Return cell id -> the number of the first priority that the cell meets, of those without one the highest.
+
+        Empty when the grid names no priorities.
+        """
+        if not self.priority:
+            return {}
+        met = {item.id: [i for i, wanted in enumerate(self.priority) if holds(wanted, item)] for item in cells}
+        for i in set(range(len(self.priority))).difference(*met.values()) if not self.document.narrowed else ():
+            condition, hint = self.priority[i], "remove it or correct its values"
+            self.problems.add(f"priority {{{condition.text}}} matches no cell", condition.place, "priority", hint)
+        return {cell_id: min(hits, default=len(self.priority)) for cell_id, hits in met.items()}
+
+    def _conditions(self, key: str) -> list[Condition]:
+        """Return a section that is a list of conditions."""
+        section = self.document.sections.get(key, Section([], {}))
         if not isinstance(section.data, list):
-            self.problems.add(f"exclude must be a list, not {brief(section.data)}", section.place(), "exclude")
+            self.problems.add(f"{key} must be a list, not {brief(section.data)}", section.place(), key)
             return []
-        found = [read_condition(self.reader, data, section, (i,), "exclude") for i, data in enumerate(section.data)]
+        found = [read_condition(self.reader, data, section, (i,), key) for i, data in enumerate(section.data)]
         return [condition for condition in found if condition is not None]
 
     def _search(self) -> SearchSpec | None:

@@ -53,6 +53,11 @@ def grid_schema() -> Schema:
         "factors": {"$ref": "#/$defs/product", "description": "the axes: every combination of their values is a cell"},
         "also": {"type": "array", "items": {"$ref": "#/$defs/product"}, "description": "more products, unioned"},
         "exclude": {"type": "array", "items": {"$ref": "#/$defs/condition"}},
+        "priority": {
+            "type": "array",
+            "items": {"$ref": "#/$defs/condition"},
+            "description": "cells that meet an earlier condition run first",
+        },
         "when": {"type": "object", "additionalProperties": {"$ref": "#/$defs/condition"}},
         "baseline": {"type": "object", "properties": values, "additionalProperties": False},
         "evaluate": {"type": "array", "items": {"enum": list(SUITES)}, "minItems": 1, "uniqueItems": True},

@@ -194,3 +194,21 @@ def test_max_jobs_is_kept(graph: StageGraph, store: Store) -> None:
     scheduler = Scheduler()
     engine(graph, store, scheduler, max_jobs=1).tick()
     assert len(scheduler.batches[0].jobs) == 1
+
+
+def test_what_the_grid_wants_first_is_submitted_first(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    text = "base: finetune\nfactors: {seed.init: [0, 1, 2]}\n"
+    file.write_text(text)
+    plain = load_grid(str(file))
+    file.write_text(text + "priority: [{seed.init: 2}, {seed.init: [0]}]\n")
+    grid = load_grid(str(file))
+    assert grid.digest == plain.digest
+    graph = build_graph(grid)
+    for key, stage in graph.stages.items():
+        if stage.phase == "prepare" and stage.kind != "init":
+            store.artifacts.commit(Manifest(key=key, kind=stage.kind, spec={}))
+    backend = Scheduler(room=1)
+    Engine(graph, store, backend).tick()
+    Engine(graph, store, backend).tick()
+    assert [batch.jobs[0].label for batch in backend.batches] == ["init seed 2", "init seed 0"]
