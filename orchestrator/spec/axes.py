@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.spec.document import GridDocument, Section
 from orchestrator.spec.factors import Assignments, Factor, find_factor
+from orchestrator.spec.fields import Path
 from orchestrator.spec.problems import Mistake, Problems, brief
 from orchestrator.spec.units import Length
 
@@ -37,6 +38,19 @@ class Axis:
     def names(self) -> tuple[str, ...]:
         return tuple(factor.name for factor in self.factors)
 
+    @property
+    def paths(self) -> frozenset[Path]:
+        """The fields that its choices set, companions included."""
+        own = {path for factor in self.factors for path in factor.paths}
+        return frozenset(own | {path for _, path in self.companions()})
+
+    def companions(self) -> Iterator[tuple[str, Path]]:
+        """Yield (`factor.value`, field) of what the section `with` sets together with its values."""
+        own = {path for factor in self.factors for path in factor.paths}
+        for choice in self.choices:
+            for path in {path for path, _ in choice.assignments} - own:
+                yield ".".join(show_value(part) for part in choice.values[0]), path
+
 
 def plain_value(value: Any) -> Any:
     """Return a typed factor value as JSON types."""
@@ -51,12 +65,52 @@ def show_value(value: Any) -> str:
 
 
 class AxisReader:
-    """Reads products; what is wrong goes to `problems`."""
+    """Reads products; what is wrong goes to `problems`.
+
+    `companions` are the fields that the section `with` sets together with a factor's value, by (factor, shown value).
+    """
 
     def __init__(self, document: GridDocument, active_width: int, problems: Problems) -> None:
         self.document = document
         self.active_width = active_width
         self.problems = problems
+        self.companions: dict[tuple[str, str], Assignments] = {}
+        self._read_companions()
+
+    def _read_companions(self) -> None:
+        section = self.document.sections.get("with", Section({}, {}))
+        for name, by_value in section.data.items():
+            factor = self.factor(str(name), section.place(name))
+            if not isinstance(by_value, Mapping):
+                message = f"with.{name} needs a mapping of values to factors, not {brief(by_value)}"
+                self.problems.add(message, section.place(name), f"with.{name}")
+                continue
+            for value, others in by_value.items():
+                place = section.place(name, value)
+                if not isinstance(others, Mapping):
+                    message = f"with.{name}.{value} needs a mapping of factors to values, not {brief(others)}"
+                    self.problems.add(message, place, f"with.{name}.{value}")
+                elif factor is not None:
+                    found = [(self.factor(str(other), section.place(name, value, other)), other) for other in others]
+                    factors = [other for other, _ in found if other is not None]
+                    row = [others[other] for known, other in found if known is not None]
+                    choice = self.choice(tuple(factors), row, place)
+                    if choice is not None:
+                        self.companions[str(name), show_value(value)] = choice.assignments
+
+    def check_companions(self, products: list[list[Axis]]) -> None:
+        """Report what `with` says about a value that no axis has."""
+        section = self.document.sections.get("with", Section({}, {}))
+        values = {
+            (name, show_value(value))
+            for product in products
+            for axis in product
+            for choice in axis.choices
+            for name, value in choice.values
+        }
+        for name, value in self.companions.keys() - values:
+            message = f"with names {name}: {value}, which is no value of an axis of this grid"
+            self.problems.add(message, section.place(name), f"with.{name}", "remove it or correct the value")
 
     def products(self) -> list[list[Axis]]:
         """Return the axes of `factors` and of every product of `also`."""
@@ -90,6 +144,11 @@ class AxisReader:
                         self.problems.add(same if name == factor.name else both, axis.place, factor.name, hint)
                         break
                     seen[path] = (factor.name, axis.place)
+        for axis in axes:
+            for name, path in axis.companions():
+                if path in seen:
+                    message = f"factor {seen[path][0]!r} and with.{name} both set {'.'.join(path)}"
+                    self.problems.add(message, axis.place, f"with.{name}", "keep one of them")
         return axes
 
     def factor(self, name: str, place: str) -> Factor | None:
@@ -147,6 +206,7 @@ class AxisReader:
                 continue
             assigned.extend(result)
             values.append((factor.name, value if len(result) > 1 else plain_value(result[0][1])))
+            assigned.extend(self.companions.get((factor.name, show_value(values[-1][1])), ()))
         if not sound:
             return None
         label = " ".join(f"{name}={show_value(value)}" for name, value in values)

@@ -14,7 +14,7 @@ from orchestrator.spec.files import COMMAND_LINE, GRIDS, NAME, show
 from orchestrator.spec.problems import Problems, brief, did_you_mean
 from orchestrator.spec.yaml_positions import Document, Path, parse_yaml
 
-MERGED = ("factors", "baseline", "when", "set")
+MERGED = ("factors", "baseline", "when", "with", "set")
 REPLACED = ("description", "also", "exclude", "priority", "evaluate", "at", "primary", "search", "adaptive", "runnable")
 TOP = ("name", "base", "include", "scales")
 RECIPE = ("phase", "plain_seed")

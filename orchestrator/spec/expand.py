@@ -51,7 +51,7 @@ class Product:
         self._sections = sections
         touched: dict[str, list[int]] = {name: [] for name in SECTIONS}
         for i, axis in enumerate(axes):
-            for name in {path[0] for factor in axis.factors for path in factor.paths}:
+            for name in {path[0] for path in axis.paths}:
                 touched[name].append(i)
         self._fixed = [sections.get(name) for name in SECTIONS]
         self._varying = [

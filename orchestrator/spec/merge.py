@@ -21,6 +21,7 @@ class Merged:
     fields: dict[str, Any]
     sections: dict[str, Section]
     places: dict[tuple[str, ...], str]
+    ranks: dict[tuple[str, ...], int]  # of the last layer that wrote a field
 
     def place(self, path: tuple[str, ...]) -> str:
         """Return where the field at `path`, or its nearest ancestor, was written."""
@@ -39,8 +40,10 @@ def merge(document: GridDocument, problems: Problems) -> Merged:
     from omegaconf.errors import OmegaConfBaseException
 
     places: dict[tuple[str, ...], str] = {}
-    for layer in document.layers:
+    ranks: dict[tuple[str, ...], int] = {}
+    for rank, layer in enumerate(document.layers):
         places.update(layer.places)
+        ranks.update(dict.fromkeys(layer.places, rank))
     sections = {key: section.data for key, section in document.sections.items()}
     refuse = list(_calls([layer.data for layer in document.layers])) + list(_calls(sections))
     for text in refuse:
@@ -48,7 +51,7 @@ def merge(document: GridDocument, problems: Problems) -> Merged:
             f"{text!r} calls a resolver", document.path, hint="only references to fields (${finetune.lr}) are allowed"
         )
     if refuse:
-        return Merged({}, document.sections, places)
+        return Merged({}, document.sections, places, ranks)
     try:
         fields: dict[str, Any] = reduce(deep, (layer.data for layer in document.layers), {})
         refers = _refers(sections)
@@ -63,8 +66,8 @@ def merge(document: GridDocument, problems: Problems) -> Merged:
         where = next((places[path[:stop]] for stop in range(len(path), 0, -1) if path[:stop] in places), document.path)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         problems.add(f"cannot resolve {key}: {reason}", where, key, "a reference is ${section.field} of a cell")
-        return Merged({}, document.sections, places)
-    return Merged({str(key): value for key, value in plain.items()}, document.sections, places)
+        return Merged({}, document.sections, places, ranks)
+    return Merged({str(key): value for key, value in plain.items()}, document.sections, places, ranks)
 
 
 def _strings(data: Any) -> Iterator[str]:

@@ -33,6 +33,8 @@ class Reading:
         self.base: Cell | None = builder.build(Cell, fields, ()) if sound else None
         self.reader = AxisReader(document, active_width, problems)
         self.products = self.reader.products()
+        if not document.narrowed and not problems:
+            self.reader.check_companions(self.products)
         self.when = self._when()
         self.exclude = self._conditions("exclude")
         self.priority = self._conditions("priority")
@@ -104,7 +106,10 @@ class Reading:
         )
 
     def _active_width(self, fields: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """Replace `model.active_width` by the expert width it means; return the fields and the active width."""
+        """Replace `model.active_width` by the expert width it means; return the fields and the active width.
+
+        Of `active_width` and `moe.expert_width` the one that was written later counts.
+        """
         model = fields.get("model")
         if not isinstance(model, dict) or not isinstance(model.get("moe"), dict):
             return fields, 0
@@ -120,9 +125,15 @@ class Reading:
             message = f"model.active_width must be a whole number of at least 1, not {brief(active)}"
             self.problems.add(message, place, "model.active_width")
             return {**fields, "model": model}, 0
-        if active is None:
-            width = moe.get("expert_width")
+        width = moe.get("expert_width")
+        widths = (("model", "active_width"), ("model", "moe", "expert_width"))
+        by_all, by_one = (self.merged.ranks.get(path, -1) for path in widths)
+        if active is None or by_one > by_all:
             return {**fields, "model": model}, width * number if isinstance(width, int) else 0
+        if by_one == by_all and active != width * number:
+            message = f"model.active_width {active} and {number} active experts of expert_width {width} disagree"
+            self.problems.add(message, place, "model.active_width", "set one of the two")
+            return {**fields, "model": model}, 0
         if number < 1 or active % number:
             message = f"model.active_width {active} is not divisible by the {number} active experts (top_k + shared)"
             self.problems.add(message, place, "model.active_width", "choose a multiple")

@@ -59,7 +59,12 @@ def grid_schema() -> Schema:
             "description": "cells that meet an earlier condition run first",
         },
         "when": {"type": "object", "additionalProperties": {"$ref": "#/$defs/condition"}},
-        "baseline": {"type": "object", "properties": values, "additionalProperties": False},
+        "with": {
+            "type": "object",
+            "additionalProperties": {"type": "object", "additionalProperties": {"$ref": "#/$defs/values"}},
+            "description": "by factor and value: other fields that go with it",
+        },
+        "baseline": {"$ref": "#/$defs/values"},
         "evaluate": {"type": "array", "items": {"enum": list(SUITES)}, "minItems": 1, "uniqueItems": True},
         "at": {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "minItems": 1},
         "primary": {**NAMES, "description": "the columns that decide at this scale"},
@@ -84,6 +89,7 @@ def grid_schema() -> Schema:
         "$defs": {
             "product": product,
             "condition": condition,
+            "values": {"type": "object", "properties": values, "additionalProperties": False},
             "overlay": {"type": "object", "properties": sections, "additionalProperties": False},
             "search": _search(values),
             "adaptive": ADAPTIVE,

@@ -71,23 +71,31 @@ def test_quickstart_has_its_three_cells() -> None:
 
 def test_finetune_freeze_has_nine_schedules_and_three_router_rates_per_seed() -> None:
     grid = load_grid("finetune_freeze")
-    assert [item.factors["freeze"] for item in grid.cells if "freeze" in item.factors][::2] == SCHEDULES
-    assert {item.factors.get("router_lr_ratio") for item in grid.cells} == {None, 0.5, 0.25, 0.1}
-    assert len(grid.cells) == 24
-    assert len({item.setting for item in grid.cells}) == 12
-    bases = {(item.cell.model, item.cell.pretrain, item.cell.seed.pretrain) for item in grid.cells}
-    assert len(bases) == 1, "the fine-tuning seeds share one base model"
+    assert len(grid.cells) == 48
+    for backbone in ("olmoe", "deepseek_moe"):
+        cells = [item for item in grid.cells if item.factors["backbone"] == backbone]
+        assert [item.factors["freeze"] for item in cells if "freeze" in item.factors][::2] == SCHEDULES
+        assert {item.factors.get("router_lr_ratio") for item in cells} == {None, 0.5, 0.25, 0.1}
+        assert len({item.setting for item in cells}) == 12
+        bases = {(item.cell.model, item.cell.pretrain, item.cell.seed.pretrain) for item in cells}
+        assert len(bases) == 1, "the fine-tuning seeds share one base model"
 
 
 def test_finetune_freeze_at_paper_scale_is_the_published_set_up() -> None:
     grid = load_grid("finetune_freeze", scale="paper")
     assert grid.runnable
-    assert len(grid.cells) == 36
+    assert len(grid.cells) == 72
     for item in grid.cells:
-        cell = item.cell
+        cell, moe = item.cell, item.cell.model.moe
         assert cell.pretrain is None
-        assert cell.model.checkpoint == "hub://allenai/OLMoE-1B-7B-0924"
-        assert (cell.model.moe.top_k, cell.model.moe.num_experts, cell.model.moe.expert_width) == (8, 64, 1024)
+        shape = (moe.top_k, moe.num_experts, moe.shared_experts, moe.expert_width)
+        if item.factors["backbone"] == "olmoe":
+            assert cell.model.checkpoint == "hub://allenai/OLMoE-1B-7B-0924"
+            assert shape == (8, 64, 0, 1024)
+        else:
+            assert cell.model.checkpoint == cell.tokenizer.source == "hub://deepseek-ai/deepseek-moe-16b-base"
+            assert shape == (6, 64, 2, 1408)
+            assert (cell.model.num_layers, cell.model.dense_layers, cell.model.dense_width) == (28, 1, 10944)
         train = cell.finetune
         assert train is not None
         assert (train.data.source, train.data.digest) == ("hub://GAIR/lima@main", "main")
@@ -97,6 +105,35 @@ def test_finetune_freeze_at_paper_scale_is_the_published_set_up() -> None:
         assert train.steps == 190
     rates = {train.lr * train.router_lr_ratio for item in grid.cells if (train := item.cell.finetune)}
     assert sorted(rates) == pytest.approx([2e-6, 5e-6, 1e-5, 2e-5])
+
+
+def test_fields_go_with_the_value_of_a_factor_and_stay_out_of_names(load: Load) -> None:
+    text = "factors: {backbone: [olmoe, deepseek_moe], seed: [0]}\n"
+    text += "with: {backbone: {deepseek_moe: {preset: deepseek_moe, granularity: 2/14+2, finetune.lr: 1e-4}}}\n"
+    first, second = load(text).cells
+    assert [first.name, second.name] == ["backbone=olmoe seed=0", "backbone=deepseek_moe seed=0"]
+    assert set(second.factors) == {"backbone", "seed"}
+    moe = second.cell.model.moe
+    assert (moe.preset, moe.top_k, moe.num_experts, moe.shared_experts) == ("deepseek_moe", 2, 14, 2)
+    assert first.cell.model.moe.preset == "olmoe"
+    assert first.cell.finetune is not None
+    assert second.cell.finetune is not None
+    assert second.cell.finetune.lr == 1e-4 != first.cell.finetune.lr
+
+
+def test_the_expert_width_that_is_written_later_counts(load: Load) -> None:
+    narrow = load("factors: {seed: [0]}\nset: {model.active_width: 512}\n").cells[0].cell.model.moe
+    wide = load("factors: {seed: [0]}\nset: {model.moe.expert_width: 512}\n").cells[0].cell.model.moe
+    assert (narrow.top_k * narrow.expert_width, wide.expert_width) == (512, 512)
+    finer = load("factors: {granularity: [4/16], seed: [0]}\nset: {model.moe.expert_width: 512}\n").cells[0]
+    assert finer.cell.model.moe.expert_width == 256, "granularity keeps the active width equal"
+
+
+def test_upcycled_experts_are_as_wide_as_the_dense_feed_forward() -> None:
+    for scale in ("tiny", "small", "paper"):
+        for item in load_grid("upcycle_smollm2", scale=scale).cells:
+            moe = item.cell.model.moe
+            assert moe.expert_width == 1536, "only unsegmented experts start with the logits of the dense model"
 
 
 def test_pretrain_architecture_keeps_the_active_width() -> None:
