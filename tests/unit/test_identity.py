@@ -220,7 +220,7 @@ def test_what_decides_the_weights_changes_every_final_state(override: str) -> No
 
 
 def test_nine_schedules_are_twelve_half_runs() -> None:
-    graph = graph_of("also=[]", "factors.seed=[0]", "factors.backbone=[olmoe]")
+    graph = graph_of("also=[]", "factors.seed=[0]")
     assert len(graph.grid.cells) == 9
     assert sum(stage.phase == "finetune" for stage in graph.stages.values()) == 12
 
