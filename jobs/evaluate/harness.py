@@ -177,9 +177,12 @@ class Prepared:
         sampler = self._task.sampler
         sampler.set_rnd(seed)
         if not group_by:
+            # The harness's own condition: it also holds when neither split is named.
+            own = self._task.fewshot_cfg.split == self._task.config.test_split
             draws: list[list[Row]] = []
-            for _ in self._docs:
-                draws.append(draws[0] if shared and draws else list(sampler.sample(n=count)))
+            for doc in self._docs:
+                fresh = not (shared and draws)
+                draws.append(list(sampler.sample(n=count, eval_doc=doc if own else None)) if fresh else draws[0])
             return draws
         pools: dict[Any, list[Row]] = defaultdict(list)
         for row in sampler.df:

@@ -20,7 +20,7 @@ KIND_VERSIONS: dict[str, int] = {
     "tokens": 1,
     "init": 1,
     "train": 1,
-    "evaluate": 1,
+    "evaluate": 2,
 }
 
 

