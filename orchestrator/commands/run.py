@@ -69,7 +69,7 @@ def run(context: Context) -> int:
         _ctrl_c(engine, detached=backend.name != "local"),
     ):
         while True:
-            with Progress(graph, console, engine.journal.heartbeat) as view:
+            with Progress(graph, console, engine.journal.heartbeat, engine.journal.site) as view:
                 snapshot = engine.run(view.show, view.trouble)
             more = None if engine.stopped else _more_seeds(context, graph)
             if more is None:

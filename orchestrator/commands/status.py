@@ -23,6 +23,7 @@ from orchestrator.ui.live import Pace, Running, running
 
 WATCH_SECONDS = 2.0
 _ATTEMPT = re.compile(r"\d{12}[0-9a-f]{6}-\d+-\d+")
+_ORDER = ("failed", "blocked", "running", "pending", "done")
 _COLOURS = {"done": "green", "running": "blue", "failed": "red", "blocked": "red"}
 
 
@@ -170,31 +171,50 @@ def _watch(context: Context, graph: StageGraph, document: Mapping[str, Any], jou
 
     with Live(console=RichConsole(file=context.console.stream), auto_refresh=False, screen=True) as live:
         while True:
-            live.update(Text.from_ansi("\n".join(_lines(context, graph, document, journal, pace))), refresh=True)
+            lines = _lines(context, graph, document, journal, pace, most=live.console.height)
+            text = Text.from_ansi("\n".join(lines), no_wrap=True, overflow="ellipsis")
+            live.update(text, refresh=True)
             time.sleep(WATCH_SECONDS)
+            if graph.grid.adaptive is not None:
+                graph = context.load_graph()
+                document = root_document(graph)
 
 
-def _lines(context: Context, graph: StageGraph, document: Mapping[str, Any], journal: Journal, pace: Pace) -> list[str]:
+def _lines(
+    context: Context,
+    graph: StageGraph,
+    document: Mapping[str, Any],
+    journal: Journal,
+    pace: Pace,
+    *,
+    most: int = 0,
+) -> list[str]:
+    """Return summary, running jobs and cells; in at most `most` lines (0: any) those that need a look come first."""
     data = _data(context, graph, document)
     at_work = _at_work(context, graph, journal, pace)
+    states = [cell["state"] for cell in data["cells"]]
+    summary = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    lines = [f"{graph.grid.name} at scale {graph.grid.scale}: {summary}"]
+    if at_work:
+        head = ["running", "site", "step", "", "", "", "attempt", "job", "heartbeat"]
+        body = [[*job.words(), job.attempt, job.job, f"{duration(job.age)} ago"] for job in at_work]
+        lines += ["", *columns([head, *body])]
+    lines.append("")
+    shown, room = list(data["cells"]), most - len(lines) - 2
+    if most and len(shown) > room:
+        shown = sorted(shown, key=lambda cell: _ORDER.index(cell["state"]))[: max(1, room)]
     rows = [["cell", "state", "attempts", ""]]
-    for cell in data["cells"]:
+    for cell in shown:
         rows.append([cell["name"], cell["state"], str(cell["attempts"]), cell["reason"]])
-    lines = columns(rows, right=(2,))
-    for index, cell in enumerate(data["cells"], start=1):
+    table = columns(rows, right=(2,))
+    for index, cell in enumerate(shown, start=1):
         colour = _COLOURS.get(cell["state"])
         if colour:
             state = f"  {cell['state']}"
-            lines[index] = lines[index].replace(state, f"  {context.console.style(cell['state'], colour)}", 1)
-    states = [cell["state"] for cell in data["cells"]]
-    summary = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    lines = [f"{graph.grid.name} at scale {graph.grid.scale}: {summary}", *lines]
-    if at_work:
-        head = ["running", "step", "", "", "", "attempt", "job", "heartbeat"]
-        lines.append("")
-        body = [[*job.words(), job.attempt, job.job, f"{duration(job.age)} ago"] for job in at_work]
-        lines += columns([head, *body])
-    return lines
+            table[index] = table[index].replace(state, f"  {context.console.style(cell['state'], colour)}", 1)
+    if len(shown) < len(states):
+        table.append(f"... and {len(states) - len(shown)} more")
+    return lines + table
 
 
 def _at_work(context: Context, graph: StageGraph, journal: Journal, pace: Pace) -> list[Running]:
@@ -206,8 +226,7 @@ def _at_work(context: Context, graph: StageGraph, journal: Journal, pace: Pace) 
             by_attempt.setdefault(claim.attempt, []).append(stage)
     found = []
     for attempt, stages in by_attempt.items():
-        submission = journal.submission(attempt.rsplit("-", 1)[0]) or {}
         handle = journal.handle(attempt)
-        job = f"{submission.get('site', '')} {handle.id if handle else ''}".strip()
-        found.append(running(graph, attempt, stages, journal.heartbeat(attempt), pace, job))
+        beat, site = journal.heartbeat(attempt), journal.site(attempt)
+        found.append(running(graph, attempt, stages, beat, pace, site, handle.id if handle else ""))
     return found

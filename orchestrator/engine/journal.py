@@ -78,6 +78,10 @@ class Journal:
             self._submissions[batch] = found
         return self._submissions[batch]
 
+    def site(self, attempt: str) -> str:
+        """Return the site an attempt was submitted to, "" when nobody wrote it down."""
+        return str((self.submission(batch_of(attempt)) or {}).get("site", ""))
+
     def job(self, attempt: str) -> dict[str, Any] | None:
         """Return the job that an attempt was to run."""
         submission = self.submission(batch_of(attempt))

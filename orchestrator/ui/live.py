@@ -35,13 +35,15 @@ class Running:
     tokens_per_second: float | None = None
     left: float | None = None
     host: str = ""
+    site: str = ""
     job: str = ""
     age: float = 0.0
 
     def words(self) -> list[str]:
-        """Return label, progress, loss, speed and time left as columns."""
+        """Return label, site, progress, loss, speed and time left as columns."""
         return [
             self.label,
+            self.site,
             f"{self.step}/{self.total}" if self.total else "starting" if not self.age else "working",
             f"loss {self.loss:.4g}" if self.loss is not None else "",
             f"{quantity(self.tokens_per_second)} tokens/s" if self.tokens_per_second else "",
@@ -73,9 +75,9 @@ class Pace:
 
 
 def running(
-    graph: StageGraph, attempt: str, stages: list[str], beat: Mapping[str, Any], pace: Pace, job: str = ""
+    graph: StageGraph, attempt: str, stages: list[str], beat: Mapping[str, Any], pace: Pace, site: str, job: str = ""
 ) -> Running:
-    """Describe one job from its stages and its last heartbeat."""
+    """Describe one job from its stages, its last heartbeat, its site and the scheduler's name for it."""
     stage = str(beat.get("stage") or (stages[0] if stages else ""))
     step, total = int(beat.get("step") or 0), int(beat.get("total") or 0)
     speed = beat.get("tokens_per_second") or beat.get("train/tokens_per_second")
@@ -91,18 +93,26 @@ def running(
         tokens_per_second=float(speed) if speed else None,
         left=(total - step) / rate if rate and total else None,
         host=str(beat.get("host", "")),
+        site=site,
         job=job,
         age=max(0.0, time.time() - float(beat["time"])) if beat.get("time") else 0.0,
     )
 
 
 class Progress:
-    """Shows snapshots. `heartbeat` reads the last heartbeat of an attempt."""
+    """Shows snapshots. `heartbeat` reads the last heartbeat of an attempt, `site` tells where it runs."""
 
-    def __init__(self, graph: StageGraph, console: Console, heartbeat: Callable[[str], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        graph: StageGraph,
+        console: Console,
+        heartbeat: Callable[[str], dict[str, Any]],
+        site: Callable[[str], str],
+    ) -> None:
         self._graph = graph
         self._console = console
         self._heartbeat = heartbeat
+        self._site = site
         self._began = time.monotonic()
         self._read = 0.0
         self._lines = 0.0
@@ -144,7 +154,10 @@ class Progress:
             for stage in self._graph.stages:
                 if stage in snapshot.busy:
                     by_attempt.setdefault(snapshot.busy[stage], []).append(stage)
-            self._last = [running(self._graph, a, s, self._heartbeat(a), self._pace) for a, s in by_attempt.items()]
+            self._last = [
+                running(self._graph, attempt, stages, self._heartbeat(attempt), self._pace, self._site(attempt))
+                for attempt, stages in by_attempt.items()
+            ]
         if self._live is not None:
             self._live.update(self._block(snapshot))
         elif self._last and now - self._lines >= LINE_SECONDS:
