@@ -18,7 +18,7 @@ from orchestrator.tracking.tracker import is_causal
 DONE, FAILED, BLOCKED, RUNNING, PENDING = "done", "failed", "blocked", "running", "pending"
 ITEMS_BLOB = "items.parquet"
 BASE = "base"  # the intervention column of items scored without one
-ITEM_SCORES = ("acc", "acc_norm", "answer_bpb")
+NO_SCORES = ("task", "item", "intervention", "target")  # columns of items that are no scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Results:
         return any(map(determines, different)) and not any(map(between, rest))
 
     def items(self, cell: CellResult) -> dict[str, dict[str, dict[str, float]]]:
-        """Return column -> task -> item -> score of the cell's last reasoning evaluation, {} if there is none."""
+        """Return column -> task -> item -> score at the last fraction, of the columns whose mean is a metric."""
         if cell.id not in self.memory:
             self.memory[cell.id] = self._read_items(cell)
         found: dict[str, dict[str, dict[str, float]]] = self.memory[cell.id]
@@ -191,21 +191,24 @@ class Results:
         import pyarrow.parquet as pq
 
         last = max((r["at"] for r in cell.document["results"]), default=0)
+        found: dict[str, dict[str, dict[str, float]]] = {}
         for result in cell.document["results"]:
             manifest = self.manifests.get(result["key"])
-            if manifest is None or result["at"] != last or result["suite"] != "reasoning":
+            if manifest is None or result["at"] != last:
                 continue
-            if not any(blob.name == ITEMS_BLOB for blob in manifest.blobs):
+            measured = {name.rpartition("/")[2] for name in manifest.metrics if "/" in name}
+            if not measured or not any(blob.name == ITEMS_BLOB for blob in manifest.blobs):
                 continue
             try:
                 file = pq.ParquetFile(io.BytesIO(self.store.artifacts.read(manifest.blob(ITEMS_BLOB))))
             except CorruptBlob:
                 continue
-            wanted = [
-                name for name in file.schema_arrow.names if name in ("task", "item", "intervention", *ITEM_SCORES)
-            ]
-            return _by_item(file.read(columns=wanted).to_pydict())
-        return {}
+            scores = [name for name in file.schema_arrow.names if name in measured and name not in NO_SCORES]
+            keys = [name for name in NO_SCORES if name in file.schema_arrow.names]
+            for column, by_task in _by_item(file.read(columns=[*keys, *scores]).to_pydict()).items():
+                kept = {task: items for task, items in by_task.items() if f"{task}/{column}" in manifest.metrics}
+                found.setdefault(column, {}).update(kept)
+        return found
 
 
 def collect(grid: str | Mapping[str, Any], store: Store) -> Results:
@@ -290,7 +293,7 @@ def _by_item(columns: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, dict[s
     plain = [intervention in ("", BASE) for intervention in columns.get("intervention", [""] * len(tasks))]
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, values in columns.items():
-        if name in ("task", "item", "intervention"):
+        if name in NO_SCORES:
             continue
         for task, item, value, keep in zip(tasks, items, values, plain, strict=True):
             if keep and isinstance(value, (int, float)):

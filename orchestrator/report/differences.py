@@ -140,7 +140,7 @@ def _item_columns(results: Results, metric: str) -> dict[str, str]:
     if metric == "reasoning_avg":
         return results.task_metrics
     task, _, column = metric.rpartition("/")
-    return {task: column} if task and column in ("acc", "acc_norm", "answer_bpb") else {}
+    return {task: column} if task else {}
 
 
 def _tasks(results: Results) -> list[str]:

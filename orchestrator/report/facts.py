@@ -40,13 +40,15 @@ def provenance(results: Results) -> str:
         if m.provenance.get("git")
     )
     used, unshared = device_hours(results)
+    devices = {str(m.numerics.get("device", "")) for m in made if m.kind in ("train", "evaluate")}
+    device = {"cuda": "GPU", "cpu": "CPU"}.get(devices.pop(), "device") if len(devices) == 1 else "device"
     facts = [
         ("grid version", str(results.document["digest"])[:16]),
         ("commits", ", ".join(f"{name} ({count})" for name, count in commits.items())),
         ("numerics", "; ".join(f"{phase}: {' | '.join(found)}" for phase, found in numerics(results).items())),
         ("data", "; ".join(_data(results))),
         ("artifacts", f"{len(made)} of {len(results.document['keys'])}"),
-        ("device-hours", f"{used:.2f} used, {unshared - used:.2f} saved by sharing" if used else ""),
+        (f"{device}-hours", f"{used:.2f} used, {unshared - used:.2f} saved by sharing" if used else ""),
         ("store", results.store.objects.url),
     ]
     rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts if text)

@@ -5,14 +5,42 @@ A figure keeps its numbers in `<title>` elements (tooltips, and text for a scree
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape, unescape
 
 COLOURS = 12  # CSS variables --c0 .. --c11 of the page
 POINTS = 240
+FEW_BANDS = 6
 TOP = 28  # room for the name of the vertical axis
+# The colours of the page in light and dark, and how the parts of a figure use them.
+LIGHT = """--text:#1c2330;--quiet:#667085;--page:#fff;--panel:#f6f7f9;--line:#d8dde5;--accent:#0b63ce;--warm:#d1495b;
+--cold:#2a78c2;--c0:#0072b2;--c1:#d55e00;--c2:#009e73;--c3:#cc79a7;--c4:#b58900;--c5:#56a3d9;--c6:#7a4fbf;--c7:#8c564b;
+--c8:#3f7f1f;--c9:#e0447c;--c10:#5f6b7a;--c11:#00a0a0"""
+DARK = """--text:#e6e9ef;--quiet:#98a2b3;--page:#14171c;--panel:#1d2127;--line:#363c46;--accent:#7db4ff;--warm:#ff7a8a;
+--cold:#6fb4f2;--c0:#4db1ec;--c1:#ff8a3d;--c2:#2fd0a0;--c3:#eaa2cc;--c4:#e3c14a;--c5:#9ad0f5;--c6:#b79bf0;--c7:#cf9c8f;
+--c8:#8fce6a;--c9:#ff86ad;--c10:#aab4c2;--c11:#45d3d3"""
+RULES = """svg{font-size:12px}svg text{fill:var(--text)}svg .value{font-size:11px}
+svg .small{font-size:11px;fill:var(--quiet)}.axis{stroke:var(--quiet)}.grid{stroke:var(--line);stroke-width:.6}
+.zero{stroke:var(--text);stroke-dasharray:3 3}.marker{stroke:var(--quiet);stroke-dasharray:4 4}.whisker{stroke-width:2}
+.curve{fill:none;stroke:currentColor;stroke-width:1.8}.band{fill:currentColor;opacity:.14}
+.front{fill:none;stroke:var(--accent);stroke-dasharray:5 4}
+.strong .dot{fill:var(--accent)}.strong .whisker{stroke:var(--accent)}
+.weak .dot{fill:var(--page);stroke:var(--quiet);stroke-width:2}.weak .whisker{stroke:var(--quiet)}
+.square{stroke:var(--line);stroke-width:.5}
+"""
+_FIGURE = re.compile(
+    r"<h3>(?P<heading>.*?)</h3>|<summary>(?P<summary>.*?)</summary>|(?P<svg><svg .*?</svg>)", re.DOTALL
+)
+_COLOUR = re.compile(r"var\((--\w+)\)")
+_LABEL = re.compile(r'aria-label="([^"]*)"')
+_SIZE = re.compile(r'viewBox="0 0 (\d+) (\d+)"')
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +110,27 @@ def curves(lines: Sequence[Line], axis: str, markers: Mapping[float, str] | None
     for at, label in sorted((markers or {}).items()):
         parts.append(f'<line class="marker" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(f'<text class="small" x="{x(at) + 4:.1f}" y="{TOP + 10}">{escape(label)}</text>')
+    bands: list[str] = []
+    drawn: list[str] = []
+    # Many bands on each other would be one grey area.
+    faint = "" if len(lines) <= FEW_BANDS else ' fill-opacity="0.35"'
     for i, line in enumerate(lines):
         keep = _thin(len(line.xs))
         top = [f"{x(line.xs[j]):.1f},{_within(y(line.highs[j]), TOP, bottom):.1f}" for j in keep]
         base = [f"{x(line.xs[j]):.1f},{_within(y(line.lows[j]), TOP, bottom):.1f}" for j in reversed(keep)]
         middle = [f"{x(line.xs[j]):.1f},{_within(y(line.means[j]), TOP, bottom):.1f}" for j in keep]
         dashed = ' stroke-dasharray="6 3"' if i >= COLOURS else ""
-        parts.append(f'<g style="color:var(--c{i % COLOURS})"><title>{escape(line.label)}</title>')
-        parts.append(f'<polygon class="band" points="{" ".join(top + base)}"/>')
-        parts.append(f'<polyline class="curve" points="{" ".join(middle)}"{dashed}/></g>')
+        colour = f'style="color:var(--c{i % COLOURS})"'
+        bands.append(f'<polygon class="band" {colour}{faint} points="{" ".join(top + base)}"/>')
+        drawn.append(f"<g {colour}><title>{escape(line.label)}</title>")
+        drawn.append(f'<polyline class="curve" points="{" ".join(middle)}"{dashed}/></g>')
         column, row = i % 3, i // 3
         lx, ly = 64 + column * 218, bottom + 52 + row * 20
-        parts.append(f'<g style="color:var(--c{i % COLOURS})"><line class="curve" x1="{lx}" x2="{lx + 22}" ')
-        parts.append(
-            f'y1="{ly - 4}" y2="{ly - 4}"{dashed}/></g><text x="{lx + 28}" y="{ly}">{escape(line.label)}</text>'
+        drawn.append(
+            f'<g {colour}><line class="curve" x1="{lx}" x2="{lx + 22}" y1="{ly - 4}" y2="{ly - 4}"{dashed}/></g>'
         )
+        drawn.append(f'<text x="{lx + 28}" y="{ly}">{escape(line.label)}</text>')
+    parts += bands + drawn
     return _svg(width, bottom + 48 + 20 * legend_rows, parts, f"{axis} by {axis_x}")
 
 
@@ -106,10 +140,14 @@ def heatmap(
     values: Mapping[tuple[int, int], float],
     *,
     label: str,
-    diverging: bool = False,
+    centre: float | None = None,
+    reach: float = 0.0,
     text: Callable[[float], str] | None = None,
 ) -> str:
-    """Return a matrix of coloured squares; `diverging` centres the colours on zero, missing squares stay empty."""
+    """Return a matrix of coloured squares; missing ones stay empty.
+
+    With a `centre` values above and below it have colours of their own, darkest `reach` away (0: at the farthest).
+    """
     if not values:
         return ""
     left, top = _text_width(rows) + 14, 20
@@ -120,11 +158,12 @@ def heatmap(
     bottom = top + tall * len(rows)
     foot = _text_width(shown) * 0.75 + 12 if slanted else 22
     low, high = min(values.values()), max(values.values())
-    reach = max(abs(low), abs(high)) or 1.0
+    middle = centre or 0.0
+    reach = reach or max(abs(low - middle), abs(high - middle)) or 1.0
     parts = []
     for (r, c), value in sorted(values.items()):
-        share = abs(value) / reach if diverging else (value - low) / ((high - low) or 1.0)
-        colour = "var(--cold)" if diverging and value < 0 else "var(--warm)"
+        share = min(1.0, abs(value - middle) / reach) if centre is not None else (value - low) / ((high - low) or 1.0)
+        colour = "var(--cold)" if centre is not None and value < middle else "var(--warm)"
         px, py = left + c * size, top + r * tall
         title = f"{rows[r]} x {columns[c]}: {value:.4f}"
         parts.append(f'<g><title>{escape(title)}</title><rect class="square" x="{px}" y="{py}" width="{size}" ')
@@ -151,28 +190,77 @@ def scatter(spots: Sequence[Spot], x_axis: str, y_axis: str) -> str:
     """Return points with labels; those of the front are solid and joined."""
     if not spots:
         return ""
-    width, bottom = 720, 330
+    width, bottom, right = 720, 330, 700
     xs, ys = [spot.x for spot in spots], [spot.y for spot in spots]
-    x = _scale(min(xs), max(xs), 84, width - 130)
+    x = _scale(min(xs), max(xs), 84, right)
     y = _scale(min(ys), max(ys), bottom - 12, TOP + 8)
-    parts = [
-        _x_axis(x, min(xs), max(xs), 14, bottom, x_axis),
-        _y_axis(y, min(ys), max(ys), 84, width - 130, y_axis),
-    ]
+    parts = [_x_axis(x, min(xs), max(xs), 14, bottom, x_axis), _y_axis(y, min(ys), max(ys), 84, right, y_axis)]
     front = sorted((spot for spot in spots if spot.front), key=lambda spot: spot.x)
     joined = " ".join(f"{x(spot.x):.1f},{y(spot.y):.1f}" for spot in front)
     parts.append(f'<polyline class="front" points="{joined}"/>')
-    taken: list[tuple[float, float]] = []
+    taken: list[Box] = []
+    taken += [(x(s.x) - 6, y(s.y) - 6, x(s.x) + 6, y(s.y) + 6) for s in spots]
     for spot in sorted(spots, key=lambda spot: not spot.front):
         px, py = x(spot.x), y(spot.y)
         parts.append(f'<g class="{"strong" if spot.front else "weak"}"><title>{escape(spot.title)}</title>')
         parts.append(f'<circle class="dot" cx="{px:.1f}" cy="{py:.1f}" r="5"/>')
-        # A label that would lie on another one is left to the tooltip.
-        if all(abs(py - other_y) > 13 or abs(px - other_x) > 110 for other_x, other_y in taken):
-            parts.append(f'<text class="small" x="{px + 9:.1f}" y="{py + 4:.1f}">{escape(spot.label)}</text>')
-            taken.append((px, py))
-        parts.append("</g>")
+        parts.append(_beside(spot.label, px, py, taken, width) + "</g>")
     return _svg(width, bottom + 44, parts, f"{y_axis} against {x_axis}")
+
+
+def _beside(label: str, px: float, py: float, taken: list[Box], width: float) -> str:
+    """Return a label right, left, above or below a point; where it would lie on another it is left to the tooltip."""
+    long = 6.4 * len(label)
+    for left, y, anchor, x in (
+        (px + 9, py + 4, "start", px + 9),
+        (px - 9 - long, py + 4, "end", px - 9),
+        (px - long / 2, py - 10, "middle", px),
+        (px - long / 2, py + 18, "middle", px),
+    ):
+        box = (left, y - 9, left + long, y + 3)
+        if left >= 60 and box[2] <= width and not any(_meet(box, other) for other in taken):
+            taken.append(box)
+            return f'<text class="small" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
+    return ""
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def figures(html: str) -> dict[str, str]:
+    """Return the figures of a piece of the page as SVG files: a name from heading and label -> the text."""
+    found: dict[str, str] = {}
+    heading = ""
+    for match in _FIGURE.finditer(html):
+        if match["svg"] is None:
+            heading = match["heading"] or match["summary"] or ""
+            continue
+        label = _LABEL.search(match["svg"])
+        base = name = _slug(" ".join((heading, label[1] if label else "figure")))
+        for number in itertools.count(2):
+            if name not in found:
+                break
+            name = f"{base}-{number}"
+        found[name] = standalone(match["svg"])
+    return found
+
+
+def standalone(svg: str) -> str:
+    """Return an inline figure as an SVG document of its own, in the light colours."""
+    size = _SIZE.search(svg)
+    width, height = (size[1], size[2]) if size else ("720", "400")
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+    style = f'<style>svg{{font-family:sans-serif}}{RULES}</style><rect width="100%" height="100%" fill="#fff"/>'
+    opened, _, rest = svg.removeprefix("<svg ").partition(">")
+    # Many programs that read SVG know no variables.
+    colours = dict(pair.strip().split(":") for pair in LIGHT.split(";"))
+    return _COLOUR.sub(lambda match: colours[match[1]], f"{head}{opened}>{style}{rest}\n")
+
+
+def _slug(text: str) -> str:
+    words = unescape(re.sub(r"<[^>]*>", "", text)).replace("->", "-")
+    return re.sub(r"[^A-Za-z0-9.=+-]+", "_", words).strip("_.")[:120] or "figure"
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:

@@ -74,7 +74,7 @@ def published() -> tuple[Published, ...]:
 
 
 def ours(results: Results, table: Published, row: Mapping[str, str], column: str) -> str:
-    """Return our mean and s.e. for one published value in the paper's unit, "" where we have none."""
+    """Return our mean ± 95 % interval for one published value in the paper's unit, "" where we have none."""
     setting = match(results, table, row)
     metric = _metric(results, column)
     if setting is None or metric is None:
@@ -85,7 +85,7 @@ def ours(results: Results, table: Published, row: Mapping[str, str], column: str
     found, factor = summary(values), 100.0 if table.percent else 1.0
     digits = 2 if table.percent else 4
     text = f"{found.mean * factor:.{digits}f}"
-    return text if found.stderr is None else f"{text} ± {found.stderr * factor:.{digits}f}"
+    return text if found.high is None else f"{text} ± {(found.high - found.mean) * factor:.{digits}f}"
 
 
 def covered(results: Results, table: Published) -> bool:

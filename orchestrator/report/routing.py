@@ -1,8 +1,10 @@
-"""Routing figures from the arrays of probes: saturation over training, co-activation and similarity of experts."""
+"""Routing figures from the arrays of probes: change over training, metrics by layer and token set, maps of experts."""
 
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -23,55 +25,133 @@ MAPS = {
     "output_similarity": "cosine of the experts' outputs on the same tokens",
 }
 
+BY_LAYER = {
+    "expert_allocation_entropy": "entropy of the experts' loads (1 = even)",
+    "expert_weight_entropy": "entropy of the routing weights (1 = even)",
+    "router_margin": "router margin (only comparable between equal score functions)",
+    "routing_distance": "L1 distance of mean routing to held-out text",
+}
+HELDOUT = "heldout"
+
 Arrays = dict[str, NDArray[Any]]
 
 
 def routing_maps(results: Results) -> str:
-    """Return how far routing had settled at each fraction, and maps of the experts of the last state per layer."""
-    parts = [_saturation(results)]
+    """Return how routing changed over training, what it does per layer and token set, and maps of the experts."""
+    parts = [f'<div class="pair">{_over_training(results)}</div>']
     for setting in results.settings[:MOST_SETTINGS]:
         arrays = next((found for cell in setting.cells if (found := _last(results, cell))), None)
         if not arrays:
             continue
-        figures = []
-        for name, label in MAPS.items():
-            maps = _coactivation(arrays["heldout.pairs"]) if name == "coactivation" else arrays[name]
-            layers = range(len(maps)) if maps.shape[1] <= MANY_EXPERTS else sorted({0, len(maps) - 1})
-            experts = [str(i) for i in range(maps.shape[1])]
-            for layer in layers:
-                values = {
-                    (i, j): float(maps[layer, i, j]) for i in range(len(experts)) for j in range(len(experts)) if i != j
-                }
-                figure = plots.heatmap(experts, experts, values, label=f"layer {layer}: {label}")
-                figures.append(f"<div>{figure}</div>")
-        maps_of = f'<div class="maps">{"".join(figures)}</div>'
+        figures = [*_by_layer(arrays), *_expert_maps(arrays)]
+        maps_of = f'<div class="maps">{"".join(f"<div>{figure}</div>" for figure in figures)}</div>'
         parts.append(f"<details><summary>{escape(setting.name)}</summary>{maps_of}</details>")
+    if len(results.settings) > MOST_SETTINGS:
+        more = len(results.settings) - MOST_SETTINGS
+        parts.append(
+            f"<p class='quiet'>Maps of the first {MOST_SETTINGS} settings; those of {more} more are stored.</p>"
+        )
     return "".join(parts)
 
 
-def saturation(first_LTK: NDArray[Any], final_LTK: NDArray[Any]) -> float:
-    """Return the mean over layers and tokens of size(E_t and E_T) / max(size E_t, size E_T); empty slots are -1."""
-    shared = (first_LTK[..., :, None] == final_LTK[..., None, :]) & (first_LTK[..., :, None] >= 0)
-    larger = np.maximum((first_LTK >= 0).sum(-1), (final_LTK >= 0).sum(-1))
+def overlap(first_LTK: NDArray[Any], second_LTK: NDArray[Any], top: int | None = None) -> float:
+    """Return the mean over layers and tokens of size(E and E') / max(size E, size E'); empty slots are -1.
+
+    `top` = 1 compares the best experts alone. Against the final state this is the router saturation, and 1 minus the
+    overlap of two neighbouring states is the expert change rate.
+    """
+    first, second = (_best(indices_LTK, top) for indices_LTK in (first_LTK, second_LTK))
+    shared = (first[..., :, None] == second[..., None, :]) & (first[..., :, None] >= 0)
+    larger = np.maximum((first >= 0).sum(-1), (second >= 0).sum(-1))
     counted = larger > 0
     return float((shared.any(-1).sum(-1)[counted] / larger[counted]).mean())
 
 
-def _saturation(results: Results) -> str:
-    lines = []
+def _best(indices_LTK: NDArray[Any], top: int | None) -> NDArray[Any]:
+    if top is None:
+        return indices_LTK
+    order = np.argsort(indices_LTK < 0, axis=-1, kind="stable")  # real slots first, best first
+    return np.take_along_axis(indices_LTK, order, axis=-1)[..., :top]
+
+
+def _over_training(results: Results) -> str:
+    """Return the curves of router saturation (all experts, best expert) and of the expert change rate."""
+    saturated: dict[str, dict[float, list[float]]] = {}
+    best: dict[str, dict[float, list[float]]] = {}
+    changed: dict[str, dict[float, list[float]]] = {}
     for setting in results.settings:
-        by_at: dict[float, list[float]] = {}
         for cell in setting.cells:
-            probes = _probes(results, cell)
-            last = max(probes, default=0.0)
-            for at, arrays in probes.items():
-                if "sample" in arrays and arrays["sample"].shape[1] == probes[last]["sample"].shape[1]:
-                    by_at.setdefault(at, []).append(saturation(arrays["sample"], probes[last]["sample"]))
+            samples = {at: arrays["sample"] for at, arrays in _probes(results, cell).items() if "sample" in arrays}
+            ats = sorted(samples)
+            if not ats or len({sample.shape[1] for sample in samples.values()}) > 1:
+                continue
+            for at in ats:
+                for found, top in ((saturated, None), (best, 1)):
+                    value = overlap(samples[at], samples[ats[-1]], top)
+                    found.setdefault(setting.name, {}).setdefault(at, []).append(value)
+            for before, after in itertools.pairwise(ats):
+                value = 1 - overlap(samples[before], samples[after])
+                changed.setdefault(setting.name, {}).setdefault(after, []).append(value)
+    return "".join(
+        _curves(found, label)
+        for found, label in (
+            (saturated, "router saturation (1 = as at the end)"),
+            (best, "router saturation of the best expert"),
+            (changed, "expert change rate since the state before"),
+        )
+    )
+
+
+def _curves(found: Mapping[str, Mapping[float, Sequence[float]]], label: str) -> str:
+    lines = []
+    for name, by_at in found.items():
         ats = sorted(by_at)
         means = [sum(by_at[at]) / len(by_at[at]) for at in ats]
         bounds = [min(by_at[at]) for at in ats], [max(by_at[at]) for at in ats]
-        lines.append(plots.Line(setting.name, ats, means, *bounds))
-    return plots.curves(lines, "router saturation (1 = as at the end)", axis_x="fraction of the last phase")
+        lines.append(plots.Line(name, ats, means, *bounds))
+    return plots.curves(lines, label, axis_x="fraction of the last phase")
+
+
+def _by_layer(arrays: Arrays) -> list[str]:
+    """Return maps of the metrics by token set (rows) and layer (columns)."""
+    sets = [name.removesuffix(".counts") for name in arrays if name.endswith(".counts")]
+    figures = []
+    for metric, label in BY_LAYER.items():
+        values: dict[tuple[int, int], float] = {}
+        rows = [name for name in sets if metric != "routing_distance" or name != HELDOUT]
+        for row, name in enumerate(rows):
+            for layer, value in enumerate(_layers(arrays, name, metric)):
+                values[row, layer] = float(value)
+        if values:
+            layers = [str(layer) for layer in range(1 + max(layer for _, layer in values))]
+            figures.append(plots.heatmap(rows, layers, values, label=f"{label}, by layer", text=lambda v: f"{v:.2f}"))
+    return figures
+
+
+def _layers(arrays: Arrays, name: str, metric: str) -> NDArray[Any]:
+    if metric != "routing_distance":
+        return arrays.get(f"{name}.{metric}", np.zeros(0))
+    if f"{name}.scores" not in arrays or f"{HELDOUT}.scores" not in arrays:
+        return np.zeros(0)
+    ours, theirs = arrays[f"{name}.scores"], arrays[f"{HELDOUT}.scores"]
+    distance: NDArray[Any] = np.abs(ours / ours.sum(-1, keepdims=True) - theirs / theirs.sum(-1, keepdims=True)).sum(-1)
+    return distance
+
+
+def _expert_maps(arrays: Arrays) -> list[str]:
+    """Return maps of every pair of experts, layer by layer."""
+    figures = []
+    for name, label in MAPS.items():
+        if name not in arrays and name != "coactivation":
+            continue
+        maps = _coactivation(arrays[f"{HELDOUT}.pairs"]) if name == "coactivation" else arrays[name]
+        layers = range(len(maps)) if maps.shape[1] <= MANY_EXPERTS else sorted({0, len(maps) - 1})
+        experts = [str(i) for i in range(maps.shape[1])]
+        for layer in layers:
+            pairs = itertools.permutations(range(len(experts)), 2)
+            values = {(i, j): float(maps[layer, i, j]) for i, j in pairs}
+            figures.append(plots.heatmap(experts, experts, values, label=f"layer {layer}: {label}"))
+    return figures
 
 
 def _probes(results: Results, cell: CellResult) -> dict[float, Arrays]:

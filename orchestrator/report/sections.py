@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -37,7 +37,8 @@ def table(shown: Table) -> str:
         body.append(f"<tr>{''.join(cells)}</tr>")
     notes = "".join(f"<li>{escape(note)}</li>" for note in shown.notes)
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+        f'<div class="scroll"><table><caption>{escape(shown.title)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
         f'<ul class="notes">{notes}</ul>'
     )
 
@@ -65,7 +66,7 @@ def difference_plots(results: Results) -> str:
                 rows.append(plots.Interval(setting.name, comparison.difference, *ends, comparison.resolved, title))
         sign = {-1: "lower is better", 1: "higher is better", 0: ""}[direction(metric)]
         parts.append(plots.forest(rows, f"{metric} ({sign})" if sign else metric))
-    return "".join(parts) + table(differences(results, metrics))
+    return f'<div class="pair">{"".join(parts)}</div>' + table(differences(results, metrics))
 
 
 def training_curves(results: Results) -> str:
@@ -87,8 +88,8 @@ def training_curves(results: Results) -> str:
                 means = [sum(by_step[s]) / len(by_step[s]) for s in steps]
                 lows, highs = [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps]
                 lines.append(plots.Line(setting.name, steps, means, lows, highs))
-        parts.append(plots.curves(lines, metric, _phase_changes(results)))
-    return "".join(parts) + stability(results, rows)
+        parts.append(plots.curves(lines, metric, _all_phase_changes(results)))
+    return f'<div class="pair">{"".join(parts)}</div>' + stability(results, rows)
 
 
 def progress_curves(results: Results) -> str:
@@ -106,7 +107,7 @@ def progress_curves(results: Results) -> str:
             bounds = [min(found[at]) for at in ats], [max(found[at]) for at in ats]
             lines.append(plots.Line(setting.name, ats, means, *bounds))
         parts.append(plots.curves(lines, metric, axis_x="fraction of the last phase"))
-    return "".join(parts)
+    return f'<div class="pair">{"".join(parts)}</div>'
 
 
 def factor_maps(results: Results) -> str:
@@ -132,22 +133,31 @@ def factor_maps(results: Results) -> str:
 
 def expert_loads(results: Results) -> str:
     """Return one map of the experts' loads per setting, layers down, experts across."""
-    parts = []
+    shown = {}
     for setting in results.settings[:MOST_MAPS]:
-        counts = next((found for cell in setting.cells if (found := _counts(results, cell.document))), None)
-        if counts is None:
-            continue
-        shares: dict[tuple[int, int], float] = {}
-        for layer, row in enumerate(counts):
-            total = sum(row) or 1
-            shares |= {(layer, expert): count * len(row) / total for expert, count in enumerate(row)}
-        names = [f"layer {i}" for i in range(len(counts))]
-        experts = [str(i) for i in range(len(counts[0]))]
-        figure = plots.heatmap(names, experts, shares, label="load relative to an even share")
-        parts.append(f"<div><h3>{escape(setting.name)}</h3>{figure}</div>")
+        counts = next((found for cell in setting.cells if (found := counts_of(results, cell.document))), None)
+        if counts is not None:
+            shown[setting.name] = counts
+    rows = [row for counts in shown.values() for row in counts if sum(row)]
+    reach = max((abs(count * len(row) / sum(row) - 1) for row in rows for count in row), default=0.0)
+    parts = [f"<div><h3>{escape(name)}</h3>{load_map(counts, reach)}</div>" for name, counts in shown.items()]
     rest = len(results.settings) - MOST_MAPS
     more = f"<p>The first {MOST_MAPS} settings; {rest} more are in the data.</p>" if parts and rest > 0 else ""
     return f'<div class="maps">{"".join(parts)}</div>{more}' if parts else ""
+
+
+def load_map(counts: Sequence[Sequence[float]], reach: float = 0.0) -> str:
+    """Return the map of the experts' loads, 1 = an even share; `counts` are tokens by layer and expert.
+
+    Colours are darkest `reach` away from 1, so that maps with the same one can be compared.
+    """
+    shares: dict[tuple[int, int], float] = {}
+    for layer, row in enumerate(counts):
+        total = sum(row) or 1
+        shares |= {(layer, expert): count * len(row) / total for expert, count in enumerate(row)}
+    names = [f"layer {i}" for i in range(len(counts))]
+    experts = [str(i) for i in range(len(counts[0]))]
+    return plots.heatmap(names, experts, shares, label="load relative to an even share", centre=1.0, reach=reach)
 
 
 def correlations(results: Results) -> str:
@@ -169,7 +179,13 @@ def correlations(results: Results) -> str:
     if len(values) < 4:
         return ""
     figure = plots.heatmap(
-        names, names, values, label=f"correlation over {len(means)} settings", diverging=True, text=lambda v: f"{v:.2f}"
+        names,
+        names,
+        values,
+        label=f"correlation over {len(means)} settings",
+        centre=0.0,
+        reach=1.0,
+        text=lambda v: f"{v:.2f}",
     )
     return figure + "<p class='quiet'>Across settings, not causes; with few settings large values arise by chance.</p>"
 
@@ -205,7 +221,7 @@ def pareto(results: Results) -> str:
     names = [name for name, count in sweet.items() if count == len(parts)]
     told = ", ".join(escape(name) for name in names) or "none"
     caution = "Means only: see above which differences are resolved."
-    return f"<p>Sweet points (on every front shown): {told}. {caution}</p>" + "".join(parts)
+    return f"<p>Sweet points (on every front shown): {told}. {caution}</p><div class='pair'>{''.join(parts)}</div>"
 
 
 def published_values(results: Results) -> str:
@@ -236,20 +252,26 @@ def published_values(results: Results) -> str:
     return f"<p>{told}</p>" + "".join(parts)
 
 
-def _phase_changes(results: Results) -> dict[float, str]:
+def phase_changes(results: Results, cell: Mapping[str, Any]) -> dict[float, str]:
+    """Return step -> what is frozen from there on, for each change in the last training phase of a cell."""
     stages = results.document["stages"]
-    starts: dict[float, str] = {}
-    for cell in results.document["cells"]:
-        phase = stages[cell["final"]]["phase"]
-        train = [stages[key] for key in cell["stages"] if stages[key].get("phase") == phase and "start" in stages[key]]
-        for before, after in itertools.pairwise(train):
-            if before.get("frozen") != after.get("frozen"):
-                starts[float(after["start"])] = "freeze phase"
-    return starts
+    phase = stages[cell["final"]]["phase"]
+    train = [stages[key] for key in cell["stages"] if stages[key].get("phase") == phase and "start" in stages[key]]
+    return {
+        float(after["start"]): f"frozen: {after.get('frozen') or 'none'}"
+        for before, after in itertools.pairwise(train)
+        if before.get("frozen") != after.get("frozen")
+    }
 
 
-def _counts(results: Results, cell: Mapping[str, Any]) -> list[list[float]] | None:
-    for result in cell["results"]:
+def _all_phase_changes(results: Results) -> dict[float, str]:
+    steps = {step for cell in results.document["cells"] for step in phase_changes(results, cell)}
+    return dict.fromkeys(steps, "freeze phase")
+
+
+def counts_of(results: Results, cell: Mapping[str, Any]) -> list[list[float]] | None:
+    """Return the tokens by layer and expert that an evaluation of the cell counted."""
+    for result in sorted(cell["results"], key=lambda result: -float(result["at"])):
         manifest = results.manifests.get(result["key"])
         counts = manifest.info.get("expert_counts") if manifest else None
         if isinstance(counts, list) and counts and isinstance(counts[0], list):

@@ -12,6 +12,7 @@ from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, best, betwee
 from orchestrator.report.statistics import Comparison, Summary, summary
 
 DIGITS = 4
+UNRESOLVED = "n.r."
 MISSING = "-"
 MARKS = {"?": "uninformative: chance lies inside its interval", "~": "leaky router: not ranked"}
 
@@ -46,7 +47,7 @@ class Table:
 
 
 def headline(results: Results, metrics: Sequence[str] | None = None) -> Table:
-    """Return rows = settings, columns = metrics with mean and s.e. over seeds, primary columns first."""
+    """Return rows = settings, columns = metrics with mean and 95 % interval over seeds, primary columns first."""
     chosen = tuple(metrics) if metrics is not None else headline_metrics(results)
     bests = {metric: best(results, metric) for metric in chosen}
     rows = []
@@ -66,7 +67,9 @@ def headline(results: Results, metrics: Sequence[str] | None = None) -> Table:
             entry = _entry(found, bold=bests[metric] == setting.name, mark=mark, reason=incomplete)
             entries.append(replace(entry, text=f"{entry.text} (n={found.n})") if incomplete else entry)
         rows.append((labels, tuple(entries)))
-    title = f"{results.name} ({results.document['scale']}): mean and s.e. over seeds ({results.document['seed']})"
+    title = (
+        f"{results.name} ({results.document['scale']}): mean ± 95 % interval over seeds ({results.document['seed']})"
+    )
     return Table(title, (*results.factors, "seeds"), chosen, tuple(rows), tuple(_notes(results, chosen, rows)))
 
 
@@ -92,7 +95,8 @@ def differences(results: Results, metrics: Sequence[str]) -> Table:
     ]
     notes = [
         "setting minus baseline, paired by seed (and by item where items were scored), 95 % intervals;"
-        " bold: resolved after Holm's correction over this table"
+        f" bold: resolved after Holm's correction over this table; {UNRESOLVED}: not resolved, and about how many seeds"
+        " would do"
     ]
     for setting in results.settings:
         reason = results.comparable(setting)[1]
@@ -108,7 +112,10 @@ def grids(first: Results, second: Results) -> Table:
     names = [s.name for s in first.settings if any((s.name, metric) in found for metric in metrics)]
     rows = [((name,), tuple(_difference(found.get((name, metric))) for metric in metrics)) for name in names]
     only = sorted({s.name for s in first.settings} ^ {s.name for s in second.settings})
-    notes = [f"{first.name} minus {second.name}, paired by seed and item; bold: resolved after Holm's correction"]
+    notes = [
+        f"{first.name} minus {second.name}, paired by seed and item; bold: resolved after Holm's correction;"
+        f" {UNRESOLVED}: not resolved, and about how many seeds would do"
+    ]
     if only:
         notes.append(f"in one grid alone: {', '.join(only)}")
     return Table(f"{first.name} against {second.name}", ("setting",), tuple(metrics), tuple(rows), tuple(notes))
@@ -128,8 +135,8 @@ def long_rows(results: Results) -> list[dict[str, Any]]:
 
 def _entry(found: Summary, *, bold: bool, mark: str, reason: str) -> Entry:
     text = number(found.mean)
-    if found.stderr is not None:
-        text += f" ± {number(found.stderr)}"
+    if found.high is not None:
+        text += f" ± {number(found.high - found.mean)}"
     return Entry(text, found.mean, found.stderr, found.low, found.high, found.n, bold, mark, reason)
 
 
@@ -139,6 +146,8 @@ def _difference(found: Comparison | None) -> Entry:
     text = f"{found.difference:+.{DIGITS}f}"
     if found.low is not None and found.high is not None:
         text += f" [{found.low:+.{DIGITS}f}, {found.high:+.{DIGITS}f}]"
+    if not found.resolved:
+        text += f" {UNRESOLVED}" + (f" ({found.needed} seeds)" if found.needed else "")
     return Entry(
         text,
         found.difference,

@@ -19,7 +19,7 @@ from orchestrator.report.collect import BLOCKED, DONE, FAILED, PENDING, RUNNING,
 from orchestrator.report.differences import best, to_baseline
 from orchestrator.report.facts import device_hours
 from orchestrator.report.plots import ticks
-from orchestrator.report.routing import saturation
+from orchestrator.report.routing import overlap
 from orchestrator.store import Store
 from tests.grid_store import GridStore
 
@@ -142,7 +142,9 @@ def test_all_forms_show_the_same_numbers(store: Store, tmp_path: Path) -> None:
     page = texts(html.page(results))
     for i, row in enumerate(rows):
         for metric in table.columns:
-            shown = f"{row[metric]} ± {row[f'{metric}_se']}"
+            mean, half = objects[i][metric]["mean"], objects[i][metric]["high"] - objects[i][metric]["mean"]
+            shown = f"{row[metric]} ± {half:.4f}"
+            assert float(row[f"{metric}_high"]) == pytest.approx(mean + half, abs=6e-5)
             assert shown in markdown[i]
             assert shown.replace("±", r"$\pm$") in tex[i]
             assert shown in page
@@ -159,7 +161,8 @@ def test_the_page_is_self_contained_and_escapes_what_a_grid_says(store: Store, t
     assert "prefers-color-scheme:dark" in text
     assert "width=device-width" in text
     assert {p.name for p in path.parent.iterdir()} == {
-        "index.html", "table.csv", "table.tex", "table.md", "differences.csv", "cells.csv",
+        "index.html", "table.csv", "table.tex", "table.md", "differences.csv", "differences.tex", "cells.csv",
+        "figures",
     }  # fmt: skip
     checker = Balance()
     checker.feed(text)
@@ -227,12 +230,15 @@ def test_probe_arrays_become_routing_figures(store: Store) -> None:
 
 
 def test_report_and_probe_agree_on_saturation() -> None:
-    from jobs.probe.metrics import router_saturation
+    from jobs.probe.metrics import expert_change_rate, router_saturation
 
     rng = np.random.default_rng(0)
     first, last = (np.argsort(rng.random((3, 50, 8)), axis=-1)[..., :3] for _ in range(2))
     first[:, :7, 2] = -1
-    assert saturation(first, last) == pytest.approx(router_saturation(first, last))
+    last[:, 3:9, 0] = -1
+    assert overlap(first, last) == pytest.approx(router_saturation(first, last))
+    assert overlap(first, last, 1) == pytest.approx(router_saturation(first, last, 1))
+    assert 1 - overlap(first, last) == pytest.approx(expert_change_rate(first, last))
 
 
 class Balance(HTMLParser):

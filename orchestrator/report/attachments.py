@@ -1,0 +1,46 @@
+"""What a tracker shows beside the numbers: the report in a run of its own, curves and loads in the run of each cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.report import plots, sections
+from orchestrator.report.collect import CellResult, Results
+from orchestrator.tracking.records import Row
+
+FORMS = ("csv", "tex", "md")
+CURVES = ("train/loss", "routing/load_balance")
+
+
+def write(results: Results, report: Path, folder: Path) -> Path:
+    """Write the files of each run below `folder` (`report/...`, `cell/ID/...`); return it. `report` is index.html."""
+    tables = [path for form in FORMS for path in report.parent.glob(f"*.{form}")]
+    for path in [report, *tables, *(report.parent / "figures").rglob("*.svg")]:
+        _put(folder / "report" / path.relative_to(report.parent), path.read_bytes())
+    rows = results.series(results.cells)
+    for cell in results.cells:
+        for name, figure in cell_figures(results, cell, rows.get(cell.id, ())).items():
+            _put(folder / "cell" / cell.id / "figures" / f"{name}.svg", figure.encode())
+    return folder
+
+
+def cell_figures(results: Results, cell: CellResult, rows: Sequence[Row]) -> dict[str, str]:
+    """Return name -> SVG of what is known of one cell; `rows` is the series of its last phase."""
+    markers = sections.phase_changes(results, cell.document)
+    parts = []
+    for metric in CURVES:
+        points = [(int(r["step"]), float(r[metric])) for r in rows if isinstance(r.get(metric), (int, float))]
+        points = [(step, value) for step, value in points if math.isfinite(value)]
+        steps, values = [step for step, _ in points], [value for _, value in points]
+        parts.append(plots.curves([plots.Line(cell.name, steps, values, values, values)], metric, markers))
+    counts = sections.counts_of(results, cell.document)
+    if counts:
+        parts.append(sections.load_map(counts))
+    return plots.figures("".join(parts))
+
+
+def _put(path: Path, body: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)
