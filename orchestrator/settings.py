@@ -105,3 +105,8 @@ def open_backend(site: Site, store: str = "") -> Backend:
         f"site {site.name!r} asks for the backend {site.backend!r}, which does not exist",
         hint="backends: local, slurm, ray",
     )
+
+
+def module_environment() -> dict[str, str]:
+    """Return the environment in which another process finds this project's modules."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,19 @@ def sync(context: Context) -> int:
     names = [context.load_grid().name] if context.arguments.grid else grid_names(context.store)
     if context.arguments.follow:
         return serve(context.store, names, uri)
-    for done in publish(context.store, names, uri):
-        context.console.print(f"{done.experiment}: {done.runs} runs, {done.created} new, {done.points} points added")
+    with tempfile.TemporaryDirectory(prefix="moegrid-sync-") as folder:
+
+        def files(name: str) -> Path:
+            from orchestrator.report import attachments, html
+            from orchestrator.report.collect import collect
+
+            results = collect(name, context.store)
+            page = html.write(results, Path(folder) / name / "page" / "index.html")
+            return attachments.write(results, page, Path(folder) / name / "runs")
+
+        for done in publish(context.store, names, uri, files=files):
+            added = f"{done.runs} runs, {done.created} new, {done.points} points added"
+            context.console.print(f"{done.experiment}: {added}")
     context.console.print(f"tracker: {uri}")
     return EXIT_DONE
 
@@ -63,32 +75,38 @@ def ui(context: Context) -> int:
     return subprocess.call(command)
 
 
-def show_results(context: Context, graph: StageGraph, *, changed: bool) -> None:
-    """Print the table, and where report, runs and the next command are. A report is written when something changed."""
+def show_results(context: Context, graph: StageGraph, results: Any = None) -> None:
+    """Print the table, and where report, runs and the next command are.
+
+    `results` are those of a run whose report was written; without them one is written only where there is none.
+    """
     from orchestrator.report.collect import collect
     from orchestrator.report.formats import render
     from orchestrator.report.tables import headline
 
-    console = context.console
-    results = collect(root_document(graph), context.store)
+    console, path = context.console, report_path(context, graph.grid.name)
+    written = results is not None
+    results = results or collect(root_document(graph), context.store)
     console.print()
     console.print(render(headline(results), "terminal").rstrip())
     console.print()
-    path: Path | None = report_path(context, graph.grid.name)
-    if context.arguments.no_report:
-        path = None
-    elif changed or not report_path(context, graph.grid.name).exists():
-        try:
-            path = write_report(context, results)
-        except (MoegridError, OSError) as error:
-            console.print(f"the report was not written: {error}")
-            path = None
-    if path is not None:
+    if not context.arguments.no_report and not written and not path.exists():
+        try_report(context, results)
+    if not context.arguments.no_report and path.exists():
         console.print(f"report: {path}")
     if context.tracking_uri:
         console.print(
             f"MLflow: experiment {graph.grid.name!r} in {context.tracking_uri}   (look at it with: moegrid ui)"
         )
+
+
+def try_report(context: Context, results: Any) -> Path | None:
+    """Write the report at the end of a run, which a full disk must not fail."""
+    try:
+        return write_report(context, results)
+    except (MoegridError, OSError) as error:
+        context.console.print(f"the report was not written: {error}")
+        return None
 
 
 def report_path(context: Context, grid: str) -> Path:

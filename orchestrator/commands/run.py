@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from orchestrator.backends.base import Backend
 from orchestrator.commands.context import Context
-from orchestrator.commands.results import show_results
+from orchestrator.commands.live_report import LiveReport, live_report
+from orchestrator.commands.results import show_results, try_report
 from orchestrator.engine import driver
 from orchestrator.engine.audit import heal
 from orchestrator.engine.failures import Failure
-from orchestrator.engine.loop import Engine, Options
+from orchestrator.engine.loop import Engine, Options, Snapshot
 from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, MoegridError
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.plan import Plan
-from orchestrator.settings import ROOT, load_site, open_backend
+from orchestrator.plan.root import root_document
+from orchestrator.settings import load_site, module_environment, open_backend
 from orchestrator.ui.console import plural
 from orchestrator.ui.live import Progress, stage_name
 from orchestrator.ui.plan_view import show_plan
@@ -64,13 +70,15 @@ def run(context: Context) -> int:
         return _nothing_to_do(context, graph)
     if arguments.detach:
         return tick(context, engine, graph)
+    results = None
     with (
-        _sidecar(context, graph),
+        _sidecar(context, graph) as attachments,
         _ctrl_c(engine, detached=backend.name != "local"),
+        live_report(_words(context), context.store.url, wanted=not arguments.no_report) as report,
     ):
         while True:
             with Progress(graph, console, engine.journal.heartbeat, engine.journal.site) as view:
-                snapshot = engine.run(view.show, view.trouble)
+                snapshot = engine.run(_observers(graph, view, report), view.trouble)
             more = None if engine.stopped else _more_seeds(context, graph)
             if more is None:
                 break
@@ -79,7 +87,34 @@ def run(context: Context) -> int:
             plan = context.plan(graph, engine.journal)
             console.print(f"{plural(len(graph.grid.cells), 'cell')} now: {context.told_seeds(graph)}")
             _within_budget(plan, arguments.max_gpu_hours)
-    return _conclude(context, graph, engine, snapshot.plan)
+        if report is not None:
+            report.end()
+        if not snapshot.plan.pending:
+            results = _results(context, graph, attachments)
+    return _conclude(context, graph, engine, snapshot.plan, results)
+
+
+def _observers(graph: StageGraph, view: Progress, report: LiveReport | None) -> Callable[[Snapshot], None]:
+    """Return what hears of every tick."""
+
+    def observe(snapshot: Snapshot) -> None:
+        view.show(snapshot)
+        if report is not None:
+            report.show(graph, snapshot)
+
+    return observe
+
+
+def _results(context: Context, graph: StageGraph, attachments: Path | None) -> Any:
+    """Collect the results, write the report, and lay out for the publisher what the tracker shows of it."""
+    from orchestrator.report import attachments as files
+    from orchestrator.report.collect import collect
+
+    results = collect(root_document(graph), context.store)
+    path = None if context.arguments.no_report else try_report(context, results)
+    if path is not None and attachments is not None:
+        files.write(results, path, attachments / graph.grid.name)
+    return results
 
 
 def _more_seeds(context: Context, graph: StageGraph) -> StageGraph | None:
@@ -100,7 +135,7 @@ def _nothing_to_do(context: Context, graph: StageGraph) -> int:
     console.print(console.style("nothing to do: every stage is done", "green"))
     _publish_rest(context, graph)
     if len(grid.cells) <= MOST_CELLS_SHOWN:
-        show_results(context, graph, changed=False)
+        show_results(context, graph)
     else:
         console.print(f"results: moegrid table {_command_line(context)}")
     return EXIT_DONE
@@ -185,25 +220,28 @@ def _ctrl_c(engine: Engine, *, detached: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sidecar(context: Context, graph: StageGraph) -> Iterator[None]:
-    """Publish to the tracker from a process of its own; whatever happens to it, the run goes on."""
+def _sidecar(context: Context, graph: StageGraph) -> Iterator[Path | None]:
+    """Publish to the tracker from a process of its own; whatever happens to it, the run goes on.
+
+    Yields the folder whose files it attaches at the end, None without a tracker.
+    """
     if not context.tracking_uri:
-        yield
+        yield None
         return
+    attachments = tempfile.TemporaryDirectory(prefix="moegrid-attached-")
     command = [sys.executable, "-m", "orchestrator.tracking", "--store", context.store.url]
-    command += ["--tracking-uri", context.tracking_uri, "--grid", graph.grid.name]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command += ["--tracking-uri", context.tracking_uri, "--grid", graph.grid.name, "--attachments", attachments.name]
     # A session of its own: Ctrl-C is for the driver, which ends the publisher last.
     publisher = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=environment,
+        env=module_environment(),
         start_new_session=True,
     )
     try:
-        yield
+        yield Path(attachments.name)
     finally:
         publisher.terminate()
         try:
@@ -211,6 +249,7 @@ def _sidecar(context: Context, graph: StageGraph) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             publisher.kill()
             said = publisher.communicate()[1]
+        attachments.cleanup()
         if publisher.returncode != 0:
             lines = said.decode(errors="replace").strip().splitlines() or ["the publisher ended early"]
             context.console.print(
@@ -233,7 +272,7 @@ def _publish_rest(context: Context, graph: StageGraph) -> None:
         )
 
 
-def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan) -> int:
+def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan, results: Any) -> int:
     console = context.console
     counts = plan.counts()
     blocked = plan.keys("blocked")
@@ -251,7 +290,7 @@ def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan) -
         f"{plural(len(cells), 'cell')} done, {len(graph.grid.cells) - len(cells)} not; "
         f"{plural(counts['done'], 'stage')} done, {counts['blocked']} blocked"
     )
-    show_results(context, graph, changed=True)
+    show_results(context, graph, results)
     if blocked:
         console.print(f"go on with: moegrid resume {_command_line(context)}   (--retry all tries every failure again)")
         kinds = {own[-1].kind for own in failures.values()}
@@ -281,6 +320,11 @@ def show_failures(context: Context, graph: StageGraph, failures: Mapping[str, Se
 
 
 def _command_line(context: Context) -> str:
+    """Return the arguments that mean this grid again, as one types them."""
+    return shlex.join(_words(context))
+
+
+def _words(context: Context) -> list[str]:
     """Return the arguments that mean this grid again."""
     arguments = context.arguments
     words = [arguments.grid, *arguments.overrides]
@@ -290,6 +334,8 @@ def _command_line(context: Context) -> str:
         words += ["--site", arguments.site]
     if arguments.seeds is not None:
         words += ["--seeds", ",".join(map(str, arguments.seeds))]
+    if arguments.no_share:
+        words.append("--no-share")
     for only in arguments.only:
-        words += ["--only", f"'{only}'"]
-    return " ".join(words)
+        words += ["--only", only]
+    return words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
 
 from orchestrator.errors import MoegridError
 from orchestrator.store import Store
@@ -18,10 +19,17 @@ def main() -> int:
     parser.add_argument("--tracking-uri", required=True)
     parser.add_argument("--grid", required=True, action="append")
     parser.add_argument("--interval", type=float, default=INTERVAL_SECONDS)
+    parser.add_argument("--attachments", type=Path, default=None, metavar="FOLDER", help="FOLDER/GRID/... at the end")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
-        return serve(Store.open(arguments.store), arguments.grid, arguments.tracking_uri, interval=arguments.interval)
+        return serve(
+            Store.open(arguments.store),
+            arguments.grid,
+            arguments.tracking_uri,
+            interval=arguments.interval,
+            attachments=arguments.attachments,
+        )
     except MoegridError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -19,6 +20,9 @@ METRICS_A_BATCH = 800
 PARAMS_A_BATCH = 100
 LONGEST_PARAM = 5000
 NOTE = "mlflow.note.content"
+# What "share" makes in MLflow's own page: a tag with the state of the table, and an address that names it.
+VIEW_TAG = "mlflow.sharedViewState.cells"
+VIEW_KEY = "viewStateShareKey=cells"
 PARENT = "mlflow.parentRunId"
 
 
@@ -42,9 +46,11 @@ class MlflowTracker:
             self._folder = (database.parent / "mlartifacts").as_uri()
         self._client: Any = None
 
-    def open(self, experiment: str, description: str, tags: Mapping[str, str]) -> dict[str, Recorded]:
-        """Make sure the experiment exists and return its runs by key."""
-        return self._reach(lambda: self._open(experiment, description, tags))
+    def open(
+        self, experiment: str, description: str, tags: Mapping[str, str], columns: Sequence[tuple[str, str]]
+    ) -> dict[str, Recorded]:
+        """Make sure the experiment exists and return its runs by key; its description links to a view of `columns`."""
+        return self._reach(lambda: self._open(experiment, description, tags, columns))
 
     def create(self, run: Run, parent: str) -> Recorded:
         """Create the run under the run id `parent` ("" for none), with its params and data sets."""
@@ -83,6 +89,10 @@ class MlflowTracker:
         history = self._reach(lambda: self._client.get_metric_history(recorded.id, metric))
         return {point.step for point in history}
 
+    def attach(self, recorded: Recorded, folder: Path) -> None:
+        """Add the files below `folder` as artifacts of the run."""
+        self._reach(lambda: self._client.log_artifacts(recorded.id, str(folder)))
+
     def finish(self, recorded: Recorded, status: str, ended: float) -> None:
         """Set the run's status; finished, failed and killed runs get their end time."""
         if status in (FINISHED, FAILED, KILLED):
@@ -92,7 +102,9 @@ class MlflowTracker:
             self._reach(lambda: self._client.update_run(recorded.id, status=status))
         recorded.status = status
 
-    def _open(self, experiment: str, description: str, tags: Mapping[str, str]) -> dict[str, Recorded]:
+    def _open(
+        self, experiment: str, description: str, tags: Mapping[str, str], columns: Sequence[tuple[str, str]]
+    ) -> dict[str, Recorded]:
         from mlflow.tracking import MlflowClient
 
         client = self._client = self._client or MlflowClient(self._uri)
@@ -105,7 +117,14 @@ class MlflowTracker:
             self._experiment, held = found.experiment_id, found.tags
             if found.lifecycle_stage == "deleted":
                 client.restore_experiment(self._experiment)
-        for name, text in {**tags, NOTE: description, "mlflow.experimentKind": "custom_model_development"}.items():
+        link = f"[The cells with their factors and primary metrics](#/experiments/{self._experiment}/runs?{VIEW_KEY})"
+        wanted = {
+            **tags,
+            NOTE: f"{description}\n\n{link}",
+            VIEW_TAG: json.dumps(_view(columns)),
+            "mlflow.experimentKind": "custom_model_development",
+        }
+        for name, text in wanted.items():
             if held.get(name) != text:
                 client.set_experiment_tag(self._experiment, name, text)
         return self._runs()
@@ -164,6 +183,28 @@ class MlflowTracker:
                 cause=f"{type(error).__name__}: {reason}",
                 hint="nothing is lost: `moegrid sync` fills it in when it is back",
             ) from error
+
+
+def _view(columns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return a shared view of MLflow's table of runs: the cells, with their start and these columns."""
+    shown = [("attributes", "Created"), *columns]
+    return {
+        "selectedColumns": [f"{kind}.`{name}`" for kind, name in shown],
+        "searchFilter": 'tags.kind = "cell"',
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "autoRefreshEnabled": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        **{key: [] for key in ("columnOrder", "runsPinned", "runsHidden")},
+        **{key: {} for key in ("columnWidths", "runsExpanded", "runsVisibilityMap", "groupsExpanded")},
+    }
 
 
 def safe_uri(uri: str) -> str:

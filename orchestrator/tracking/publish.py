@@ -11,15 +11,19 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError, StoreError
+from orchestrator.spec.identity import digest
 from orchestrator.store import Store
 from orchestrator.store.artifacts import Manifest
 from orchestrator.tracking import records
 from orchestrator.tracking.tracker import (
+    FINISHED,
     KILLED,
     RUNNING,
     SCHEDULED,
@@ -30,6 +34,7 @@ from orchestrator.tracking.tracker import (
     TrackerAway,
     points_of,
     project,
+    safe_name,
 )
 from orchestrator.tracking.turn import LEASE_SECONDS, Turn, short_digest
 
@@ -38,6 +43,9 @@ log = logging.getLogger(__name__)
 INTERVAL_SECONDS = 2.0
 LONGEST_PAUSE = 60.0
 PUBLISHED_TAG = "moegrid.published"
+ATTACHED_TAG = "moegrid.attached"
+REPORT = "report"
+USUAL_METRICS = ("val_loss", "reasoning_avg", "load_balance")
 OPTIONAL_TAGS = frozenset({"failure", "failure.message", "mlflow.parentRunId", "cell", "cells", "shared"})
 
 
@@ -103,7 +111,9 @@ class GridPublisher:
             return self._summary
         runs = project(documents, self._manifests, attempts, failed, live=live)
         if self._progress is None:
-            held = self._tracker.open(self._grid, _description(documents[-1]), {"scale": documents[-1]["scale"]})
+            newest = documents[-1]
+            tags = {"scale": newest["scale"]}
+            held = self._tracker.open(self._grid, _description(newest), tags, _columns(newest))
             self._progress = {key: _Progress(r, shown=r.tags.get(PUBLISHED_TAG, "")) for key, r in held.items()}
         summary = Published(self._grid, runs=len(runs), complete=True)
         for run in runs:
@@ -175,12 +185,53 @@ class GridPublisher:
             progress.sent.update(committed)
         return sorted(points, key=lambda p: (p.step, p.metric))
 
+    def attach(self, folder: Path) -> int:
+        """Add the files below `folder` to the runs, those in `cell/ID` to a cell's; return how many runs they changed.
+
+        Those in `report` go to a run of that name, which is made when it is missing. Call it after `tick`.
+        """
+        changed = 0
+        for path in _attached(folder):
+            key = f"{self._grid}/{path.relative_to(folder).as_posix()}"
+            recorded = self._recorded(key, path.name)
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            content = [[str(file.relative_to(path)), file.read_text(encoding="utf-8")] for file in files]
+            signature = digest(content)[:16]
+            if recorded is None or recorded.tags.get(ATTACHED_TAG) == signature:
+                continue
+            self._tracker.attach(recorded, path)
+            self._tracker.write(recorded, [], {}, {ATTACHED_TAG: signature})
+            changed += 1
+        return changed
+
+    def _recorded(self, key: str, name: str) -> Recorded | None:
+        if self._progress is None:
+            return None
+        if key not in self._progress and name == REPORT:
+            run = Run(key, REPORT, tags={"grid": self._grid, "kind": REPORT})
+            recorded = self._tracker.create(run, "")
+            self._tracker.finish(recorded, FINISHED, time.time())
+            self._progress[key] = _Progress(recorded)
+        progress = self._progress.get(key)
+        return progress.recorded if progress else None
+
+
+def _attached(folder: Path) -> list[Path]:
+    report = [folder / REPORT] if (folder / REPORT).is_dir() else []
+    return report + sorted(path for path in (folder / "cell").glob("*") if path.is_dir())
+
 
 def sync(
-    store: Store, grids: str | Sequence[str], tracking_uri: str, *, tracker: Tracker | None = None
+    store: Store,
+    grids: str | Sequence[str],
+    tracking_uri: str,
+    *,
+    tracker: Tracker | None = None,
+    files: Callable[[str], Path] | None = None,
 ) -> list[Published]:
     """Show everything the store holds of `grids` in the tracker; nothing is shown twice, nothing is left out.
 
+    `files` returns the folder with what is attached to the runs of a grid.
     Waits up to a minute for another publisher to finish. Raises TrackerAway when the tracker is away, MoegridError
     for an unknown grid or when another publisher stays at work.
     """
@@ -198,7 +249,10 @@ def sync(
         done = []
         for name in names:
             signature = _signature(store, name)
-            done.append(GridPublisher(store, target, name).tick())
+            publisher = GridPublisher(store, target, name)
+            done.append(publisher.tick())
+            if files is not None:
+                publisher.attach(files(name))
             _mark(store, name, tracking_uri, signature)
         return done
 
@@ -211,9 +265,11 @@ def follow(
     stop: threading.Event,
     interval: float = INTERVAL_SECONDS,
     tracker: Callable[[], Tracker] | None = None,
+    attachments: Path | None = None,
 ) -> bool:
     """Publish `grids` until `stop` is set, then once more; return whether that last publication was complete.
 
+    The last one attaches what lies in `attachments/GRID` by then.
     A tracker or store that is away is told once, and asked again with growing pauses. While another publisher holds
     the lease this one waits for its turn.
     """
@@ -230,6 +286,8 @@ def follow(
                     for name, publisher in zip(names, publishers, strict=True):
                         signature = _signature(store, name) if ending else ""
                         publisher.tick(following=not ending)
+                        if ending and attachments is not None and (attachments / name).is_dir():
+                            publisher.attach(attachments / name)
                         if ending:
                             _mark(store, name, tracking_uri, signature)
                     if warned:
@@ -262,7 +320,14 @@ def connect(tracking_uri: str) -> Tracker:
     return MlflowTracker(tracking_uri)
 
 
-def serve(store: Store, grids: Iterable[str], tracking_uri: str, *, interval: float = INTERVAL_SECONDS) -> int:
+def serve(
+    store: Store,
+    grids: Iterable[str],
+    tracking_uri: str,
+    *,
+    interval: float = INTERVAL_SECONDS,
+    attachments: Path | None = None,
+) -> int:
     """Publish until SIGTERM or SIGINT, or until the process that started this one is gone; return the exit code."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -275,7 +340,8 @@ def serve(store: Store, grids: Iterable[str], tracking_uri: str, *, interval: fl
                 stop.set()
 
     threading.Thread(target=watch, daemon=True).start()
-    return 0 if follow(store, grids, tracking_uri, stop=stop, interval=interval) else EXIT_UNREACHABLE
+    done = follow(store, grids, tracking_uri, stop=stop, interval=interval, attachments=attachments)
+    return 0 if done else EXIT_UNREACHABLE
 
 
 def _marker(grid: str, tracking_uri: str) -> str:
@@ -292,6 +358,14 @@ def _signature(store: Store, grid: str) -> str:
 
 def _mark(store: Store, grid: str, tracking_uri: str, signature: str) -> None:
     store.objects.put(_marker(grid, tracking_uri), json.dumps({"signature": signature}).encode())
+
+
+def _columns(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what a table of the cells should show first: factors, then the metrics that decide."""
+    metrics = [*document.get("primary", ()), *(name for name in USUAL_METRICS if name not in document["primary"])]
+    return [("params", safe_name(name)) for name in document["factors"]] + [
+        ("metrics", safe_name(f"eval/{name}")) for name in metrics
+    ]
 
 
 def _description(document: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
@@ -86,8 +87,13 @@ class Recorded:
 class Tracker(Protocol):
     """Where runs are shown. Every call raises TrackerAway when the tracker cannot be reached."""
 
-    def open(self, experiment: str, description: str, tags: Mapping[str, str]) -> dict[str, Recorded]:
-        """Make sure the experiment exists and return its runs by key."""
+    def open(
+        self, experiment: str, description: str, tags: Mapping[str, str], columns: Sequence[tuple[str, str]]
+    ) -> dict[str, Recorded]:
+        """Make sure the experiment exists and return its runs by key.
+
+        `columns` are the ("params" or "metrics", name) that a table of its cells should show.
+        """
 
     def create(self, run: Run, parent: str) -> Recorded:
         """Create the run under the tracker's run id `parent` ("" for none)."""
@@ -102,6 +108,9 @@ class Tracker(Protocol):
 
     def steps(self, recorded: Recorded, metric: str) -> set[int]:
         """Return the recorded steps of one metric."""
+
+    def attach(self, recorded: Recorded, folder: Path) -> None:
+        """Add the files below `folder` to the run, in place of those of the same names."""
 
     def finish(self, recorded: Recorded, status: str, ended: float) -> None:
         """Set the run's status."""

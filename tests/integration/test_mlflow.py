@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.report import attachments, html
+from orchestrator.report.collect import collect
 from orchestrator.store import Store
 from orchestrator.tracking.publish import follow, published, sync
 from tests.grid_store import FINETUNE_STEPS, LOG_EVERY, GridStore
@@ -95,8 +98,16 @@ def test_sqlite_is_rebuilt_from_the_store_alone(tmp_path: Path) -> None:
     grid = GridStore(store, settings=("none", "router"), seeds=(0, 1))
     grid.commit_all()
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert sync(store, "demo", uri)[0].complete
+
+    def files(name: str) -> Path:
+        results = collect(name, store)
+        return attachments.write(results, html.write(results, tmp_path / "page" / "index.html"), tmp_path / "runs")
+
+    assert sync(store, "demo", uri, files=files)[0].complete
     before = content(uri, "demo")
+    assert artifacts(uri, run_id(uri, "demo/report")) >= {"index.html", "table.csv", "figures"}
+    view = json.loads(experiment_tags(uri, "demo")["mlflow.sharedViewState.cells"])
+    assert {"params.`freeze`", "metrics.`eval/answer_bpb`"} <= set(view["selectedColumns"])
     assert sync(store, "demo", uri)[0].points == 0
     assert published(store, "demo", uri)
     cell = grid.cell("router", 1)
@@ -109,7 +120,7 @@ def test_sqlite_is_rebuilt_from_the_store_alone(tmp_path: Path) -> None:
     assert before[f"demo/stage/{cell['final']}"][1] == f"demo/cell/{cell['id']}"
     (tmp_path / "mlflow.db").unlink()
     assert not published(store, "demo", uri)
-    sync(store, "demo", uri)
+    sync(store, "demo", uri, files=files)
     assert content(uri, "demo") == before
 
 
@@ -167,6 +178,30 @@ def test_the_sidecar_publishes_a_last_time_when_it_is_told_to_end(tmp_path: Path
         process.kill()
     assert published(store, "aside", uri)
     assert len(content(uri, "aside")) == 1 + len(grid.stages)
+
+
+def run_id(uri: str, key: str) -> str:
+    """Return MLflow's id of the run with this key."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(key.partition("/")[0])
+    (run,) = client.search_runs([experiment.experiment_id], filter_string=f"tags.`moegrid.key` = '{key}'")
+    return str(run.info.run_id)
+
+
+def artifacts(uri: str, run: str) -> set[str]:
+    """Return the names at the top of a run's artifacts."""
+    from mlflow.tracking import MlflowClient
+
+    return {found.path for found in MlflowClient(uri).list_artifacts(run)}
+
+
+def experiment_tags(uri: str, grid: str) -> dict[str, str]:
+    """Return the tags of a grid's experiment."""
+    from mlflow.tracking import MlflowClient
+
+    return dict(MlflowClient(uri).get_experiment_by_name(grid).tags)
 
 
 def steps(uri: str, grid: str, stage: str) -> list[int]:

@@ -6,10 +6,13 @@ import itertools
 import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import MoegridError
+from orchestrator.report import attachments, html
+from orchestrator.report.collect import collect
 from orchestrator.store import Store
 from orchestrator.tracking.publish import GridPublisher, follow, published, sync
 from orchestrator.tracking.tracker import (
@@ -36,6 +39,8 @@ class FakeTracker:
         self.names: dict[str, str] = {}
         self.parents: dict[str, str] = {}
         self.points: dict[str, list[Point]] = {}
+        self.columns: list[tuple[str, str]] = []
+        self.files: dict[str, list[dict[str, str]]] = {}
         self.fail_after: int | None = None
 
     def _pass(self) -> None:
@@ -44,8 +49,11 @@ class FakeTracker:
             if self.fail_after < 0:
                 raise TrackerAway("away", cause="the test says so")
 
-    def open(self, experiment: str, description: str, tags: Mapping[str, str]) -> dict[str, Recorded]:
+    def open(
+        self, experiment: str, description: str, tags: Mapping[str, str], columns: Sequence[tuple[str, str]]
+    ) -> dict[str, Recorded]:
         self._pass()
+        self.columns = list(columns)
         copies = {}
         for key, run in self.runs.items():
             last: dict[str, int] = {}
@@ -88,6 +96,11 @@ class FakeTracker:
     def steps(self, recorded: Recorded, metric: str) -> set[int]:
         self._pass()
         return {p.step for p in self.points[recorded.id] if p.metric == metric}
+
+    def attach(self, recorded: Recorded, folder: Path) -> None:
+        self._pass()
+        files = {str(f.relative_to(folder)): f.read_text() for f in folder.rglob("*") if f.is_file()}
+        self.files.setdefault(recorded.id, []).append(files)
 
     def finish(self, recorded: Recorded, status: str, ended: float) -> None:
         self._pass()
@@ -280,6 +293,28 @@ def test_finished_cells_of_an_earlier_version_stay_and_say_so(store: Store) -> N
         f"demo/cell/{old.cell('none', 0)['id']}": "freeze=none seed=0",
         f"demo/cell/{old.cell('router', 0)['id']}": "freeze=router seed=0 (earlier version)",
     }
+
+
+def test_figures_are_attached_once_to_cells_and_to_a_run_of_the_report(store: Store, tmp_path: Path) -> None:
+    grid = GridStore(store, settings=("none", "router"), seeds=(0,))
+    grid.commit_all()
+    tracker = FakeTracker()
+
+    def files(name: str) -> Path:
+        results = collect(name, store)
+        return attachments.write(results, html.write(results, tmp_path / "page" / "index.html"), tmp_path / "runs")
+
+    sync(store, "demo", URI, tracker=tracker, files=files)
+    sync(store, "demo", URI, tracker=tracker, files=files)
+    assert set(tracker.runs) >= {"demo/report"}
+    (report,) = tracker.files[tracker.runs["demo/report"].id]
+    assert {"index.html", "table.csv", "table.tex", "cells.csv"} <= set(report)
+    assert any(name.startswith("figures/training/") for name in report)
+    (own,) = tracker.files[tracker.runs[f"demo/cell/{grid.cell('router', 0)['id']}"].id]
+    assert "figures/train_loss_by_step.svg" in own
+    assert "frozen" not in own["figures/train_loss_by_step.svg"]  # the schedule of this cell does not change
+    assert ("params", "freeze") in tracker.columns
+    assert ("metrics", "eval/answer_bpb") in tracker.columns
 
 
 def test_an_unknown_grid_names_the_known_ones(store: Store) -> None:
