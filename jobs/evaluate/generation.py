@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,16 @@ def generate(
         count = max(1, tokens_per_batch // longest)
         batch, order = order[:count], order[count:]
         run = _cached if model.cacheable else _uncached
-        for number, ids in zip(batch, run(model, tokenizer, [requests[i] for i in batch]), strict=True):
+        # Sampling is seeded by the request's own number: batches may be of any size.
+        chosen = [(requests[i][0], replace(requests[i][1], seed=seed_of(requests[i][1].seed, i))) for i in batch]
+        for number, ids in zip(batch, run(model, tokenizer, chosen), strict=True):
             texts[number] = _cut(tokenizer.decode(ids, skip_special_tokens=False), requests[number][1].stops)
     return texts
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Return the seed of request `number` of a list of requests."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:
@@ -65,7 +72,7 @@ class _Progress:
         self.settings = settings
         self.ids: list[list[int]] = [[] for _ in settings]
         self.done = [False] * len(settings)
-        self._random = [np.random.Generator(np.random.PCG64([s.seed, row])) for row, s in enumerate(settings)]
+        self._random = [np.random.Generator(np.random.PCG64(s.seed)) for s in settings]
 
     def add(self, logits_BV: Tensor) -> list[int]:
         """Choose the next token of every row and return them; a finished row repeats its last."""

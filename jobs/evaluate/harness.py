@@ -10,6 +10,7 @@ the item's own group, and a limit takes the groups in turn.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import random
 from collections import defaultdict
@@ -24,6 +25,7 @@ import numpy as np
 from jinja2 import TemplateError
 from lm_eval import tasks as shipped_tasks
 from lm_eval import utils
+from lm_eval.api.instance import Instance
 from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -32,8 +34,11 @@ from jobs.evaluate.encoding import Encode, Encodings, Request
 from jobs.evaluate.results import Outcome
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.cell import TaskSpec
+from orchestrator.spec.suites import TEMPLATES
 
 datasets.disable_progress_bars()
+# It warns about every default that its own task files rely on.
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
 # The harness compiles a template again for every field of every shot: nine tenths of the time to render a task.
 utils.env.from_string = cache(utils.env.from_string)
 FOLDER = Path(__file__).parent / "tasks"
@@ -78,7 +83,7 @@ class _Fixed(ContextSampler):
 
 def load_config(name: str) -> dict[str, Any]:
     """Return the harness configuration of a task of `tasks/`; MoegridError when there is none."""
-    path = FOLDER / f"{name}.yaml"
+    path = FOLDER / f"{TEMPLATES.get(name, name)}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
         raise MoegridError(
@@ -166,6 +171,22 @@ class Prepared:
         self._task.sampler = self._sampler
         return self._task
 
+    @property
+    def generation(self) -> dict[str, Any] | None:
+        """The harness's settings of a task whose answers are generated, None where choices are scored."""
+        return dict(self._task.config.generation_kwargs) if self._task.OUTPUT_TYPE == "generate_until" else None
+
+    def match(self, item: Item, text: str) -> float:
+        """Return 1 when a generated answer is one of the right ones, as the harness filters and compares it."""
+        request = Instance(
+            request_type="generate_until", doc=dict(item.doc), arguments=(item.requests[0][0], {}), idx=0
+        )
+        request.resps = [text]
+        for filters in self._task._filters:
+            filters.apply([request])
+        answer = next(iter(request.filtered_resps.values()))
+        return float(self._task.process_results(item.doc, [answer])["exact_match"])
+
     def group(self, item: Item) -> str:
         """Return the name of the item's sub-task, "" when the task has none."""
         return str(item.doc[self._group_by]) if self._group_by else ""
@@ -197,6 +218,8 @@ class Prepared:
         task.sampler = _Fixed(shots)
         context = task.fewshot_context(doc, num_fewshot=len(shots))
         made = task.construct_requests(doc=doc, ctx=context, metadata=(self.name, number, 1))
+        if task.OUTPUT_TYPE == "generate_until":
+            return Item(str(number), ((made.args[0], ""),), 0, doc, len(shots))
         instances = made if isinstance(made, list) else [made]
         return Item(str(number), tuple(tuple(i.args) for i in instances), self._gold(doc), doc, len(shots))
 

@@ -16,6 +16,7 @@ from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from numpy.typing import ArrayLike
 
+from jobs.evaluate.dola import ALPHA, Contrast
 from jobs.evaluate.encoding import Encoder, Pair, Request
 from jobs.evaluate.generation import Generation, generate
 from jobs.evaluate.prefix_tree import Schedule, cut, plan
@@ -32,7 +33,8 @@ class PrefixLM(LM):
     `max_length` is the window in tokens (default: the model's). `spans` maps a token sequence to span numbers for
     routers that need them. `share=False` computes every request on its own, which is also what happens with routers
     whose choice depends on other tokens. `tokens_per_batch` 0 = by the size of the vocabulary. `observer` sees every
-    pass's routing records. `computed_tokens` counts what was fed to the model, with padding.
+    pass's routing records. `dola` are layers to contrast the last one with. `computed_tokens` counts what was fed to
+    the model, with padding.
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class PrefixLM(LM):
         share: bool = True,
         spans: Spans | None = None,
         observer: Observer | None = None,
+        dola: Sequence[int] = (),
     ) -> None:
         super().__init__()
         model.eval()
         self.tokenizer = tokenizer
-        self._callee = Model(model, spans)
+        self._callee = Model(model, spans, Contrast(model, dola) if dola else None)
+        self._generator = Model(model, spans, Contrast(model, dola, ALPHA)) if dola else self._callee
         self._scorer = Scorer(self._callee, observer)
         self._max_length = max_length or window(model, tokenizer)
         self._tokens_per_batch = tokens_per_batch or batch_tokens(len(tokenizer), self.device)
@@ -149,7 +153,7 @@ class PrefixLM(LM):
             if room < 1:
                 raise ValueError(f"{generation.new_tokens} new tokens do not fit a window of {self.max_length}")
             wanted.append((self._encoder.encode(context)[-room:], generation))
-        texts = generate(self._callee, self.tokenizer, wanted, self._tokens_per_batch)
+        texts = generate(self._generator, self.tokenizer, wanted, self._tokens_per_batch)
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from jobs.evaluate.dola import Contrast
 from jobs.evaluate.prefix_tree import Schedule, Scored, Tree, Trunk
 from jobs.moe.routing import Routing
 
@@ -53,6 +54,7 @@ class Model:
 
     module: nn.Module
     spans: Spans | None = None  # span numbers of a whole sequence, for routers that need them
+    contrast: Contrast | None = None
     ours: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,6 +75,13 @@ class Model:
 
     def __call__(self, ids_BS: Tensor, keep_BS: Tensor, real_BS: Tensor, **kwargs: Any) -> tuple[Tensor, Any, Any]:
         """Return (logits [n,V] at the positions of `keep_BS` in row order, cache, routing records)."""
+        if self.contrast is None:
+            return self._run(ids_BS, keep_BS, real_BS, **kwargs)
+        with self.contrast.watching(keep_BS) as states:
+            logits, cache, routings = self._run(ids_BS, keep_BS, real_BS, **kwargs)
+        return self.contrast.logits(logits, states), cache, routings
+
+    def _run(self, ids_BS: Tensor, keep_BS: Tensor, real_BS: Tensor, **kwargs: Any) -> tuple[Tensor, Any, Any]:
         if self.ours:
             padding = None if bool(real_BS.all()) else ~real_BS
             output = self.module(ids_BS, logits_to_keep=keep_BS, padding=padding, **kwargs)

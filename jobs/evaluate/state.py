@@ -15,7 +15,7 @@ from orchestrator.errors import MoegridError
 
 if TYPE_CHECKING:
     from jobs.context import StageContext
-    from orchestrator.spec.work import EvaluateWork
+    from orchestrator.spec.work import EvaluateWork, GenerateWork
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -30,7 +30,7 @@ class State:
     spans: Spans | None
 
 
-def load_state(context: StageContext, work: EvaluateWork) -> State:
+def load_state(context: StageContext, work: EvaluateWork | GenerateWork) -> State:
     """Build the model of `work`, load its weights and put it on the job's device; MoegridError on a bad precision.
 
     The state that the job's last evaluation loaded is used again: its suites share one model.

@@ -11,7 +11,7 @@ from orchestrator.plan.stages import Stage
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.identity import canonical_text
 from orchestrator.spec.model import ModelSpec, resolve_moe
-from orchestrator.spec.work import DataWork, EvaluateWork, InitWork, TokensWork, TrainWork
+from orchestrator.spec.work import DataWork, EvaluateWork, GenerateWork, InitWork, TokensWork, TrainWork
 
 # Sustained FLOP/s assumed before anything of the same shape has finished.
 CPU_FLOPS_PER_CORE = 3e10
@@ -20,6 +20,7 @@ PROCESS_START_SECONDS = 5.0
 DATA_SECONDS = 25.0
 # An evaluated item is about this many tokens after shared prefixes are computed once.
 TOKENS_PER_ITEM = 300
+TOKENS_PER_PROMPT = 30
 GLU_MATRICES = 3
 MLP_MATRICES = 2
 
@@ -78,8 +79,11 @@ def shape_of(stage: Stage, resources: Resources) -> tuple[Any, ...]:
         batch = (train.micro_batch, train.accumulation, train.sequence_length, train.precision)
         return (*shape, canonical_text(work.model), *batch)
     if isinstance(work, EvaluateWork):
-        size = (work.suite, work.limit, work.routing_seeds, work.max_length, work.val_tokens)
+        size = (work.suite, work.limit, work.routing_seeds, work.max_length, work.val_tokens, work.dola)
         return (*shape, canonical_text(work.model), canonical_text(work.tasks), *size)
+    if isinstance(work, GenerateWork):
+        facts = (canonical_text(work.tasks), canonical_text(work.generation), work.max_length, work.dola)
+        return (*shape, canonical_text(work.model), *facts)
     if isinstance(work, InitWork):
         return (*shape, canonical_text(work.model))
     if isinstance(work, DataWork):
@@ -101,8 +105,11 @@ def flops(stage: Stage, vocab_size: int) -> float:
         return 3.0 * parameters(work.model, vocab_size).flops_per_token * tokens
     if isinstance(work, EvaluateWork):
         passes = 2 + work.routing_seeds if work.routing_seeds else 1
-        items = sum(work.limit or task.limit or 1000 for task in work.tasks)
+        items = sum(work.limit or task.limit or 1000 for task in (*work.tasks, *work.clean))
         tokens = passes * items * TOKENS_PER_ITEM + work.val_tokens
+        return float(parameters(work.model, vocab_size).flops_per_token * tokens)
+    if isinstance(work, GenerateWork):
+        tokens = sum(task.limit or 200 for task in work.tasks) * (work.generation.new_tokens + TOKENS_PER_PROMPT)
         return float(parameters(work.model, vocab_size).flops_per_token * tokens)
     return 0.0
 

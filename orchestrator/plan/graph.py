@@ -67,7 +67,8 @@ class StageGraph:
         """Group `ready` stages into jobs, one list of keys each, in the order a process runs them.
 
         A training segment takes its first missing continuation with it (other branches fork from the committed
-        state), preparation takes what only waits for it, evaluations of one state go together.
+        state), preparation takes what only waits for it, evaluations of one state go together with what only waits for
+        them.
         `done` are committed keys, `busy` stages that some job has already.
         """
         wanted = set(ready)
@@ -94,6 +95,10 @@ class StageGraph:
                 chain.append(following)
                 taken.add(following)
             jobs.append(chain)
+        for together in by_state.values():
+            while len(together) < MAX_CHAIN and (following := self._continuation(together, done, taken)):
+                together.append(following)
+                taken.add(following)
         return jobs
 
     def _continuation(self, chain: list[str], done: Collection[str], taken: Collection[str]) -> str:

@@ -8,7 +8,7 @@ from orchestrator.plan.cost import parameters
 from orchestrator.plan.graph import StageGraph
 from orchestrator.spec.cell import Cell
 from orchestrator.spec.identity import KIND_VERSIONS, digest, plain
-from orchestrator.spec.work import EvaluateWork, TrainWork
+from orchestrator.spec.work import TrainWork
 
 FORMAT = 1
 SECTIONS = ("model", "tokenizer", "evaluate", "seed", "pretrain", "finetune")
@@ -98,7 +98,8 @@ def _stages(graph: StageGraph) -> dict[str, Any]:
         if isinstance(stage.work, TrainWork):
             entry["start"], entry["stop"] = stage.work.start, stage.work.stop
             entry["frozen"] = stage.work.conditions.train.freeze
-        if isinstance(stage.work, EvaluateWork):
-            entry["suite"], entry["state"] = stage.work.suite, stage.work.state
+        if stage.suite:
+            read = graph.stages.get(stage.state, stage)
+            entry["suite"], entry["state"] = stage.suite, stage.state if read.kind in ("train", "init") else read.state
         stages[key] = entry
     return stages

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.spec.cell import Cell, DataSpec, EvaluateSpec, TrainSpec
+from orchestrator.spec.cell import Cell, DataSpec, EvaluateSpec, JudgeSpec, TaskSpec, TrainSpec
 from orchestrator.spec.identity import Span, state_key
 from orchestrator.spec.schedule import Phase, freeze_phases, step_at
+from orchestrator.spec.suites import CONTRASTED, JUDGED, Use, uses
 from orchestrator.spec.work import (
     Conditions,
     DataWork,
     EvaluateWork,
+    GenerateWork,
     InitWork,
+    JudgeWork,
     TokenizerWork,
     TokensWork,
     TrainWork,
     Work,
 )
 
+# Stages of the phase `evaluate`: what they measure is shown and kept together.
+MEASURING = ("evaluate", "judge")
 LANGUAGE_MODEL_SUITE = "lm"
 EFFICIENCY_SUITE = "efficiency"
 PROBE_SUITE = "probe"
+# Suites that read `evaluate.tasks`; and tasks whose answers are generated.
+TASKED = ("reasoning", EFFICIENCY_SUITE, PROBE_SUITE)
+GENERATED = ("nq_open",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +47,15 @@ class Stage:
 
     @property
     def state(self) -> str:
-        """The key of the training state an evaluation reads, else ""."""
-        return self.work.state if isinstance(self.work, EvaluateWork) else ""
+        """The key of the training state (of a judge: of the responses) that an evaluation reads, else ""."""
+        if isinstance(self.work, JudgeWork):
+            return self.work.responses
+        return self.work.state if isinstance(self.work, (EvaluateWork, GenerateWork)) else ""
+
+    @property
+    def suite(self) -> str:
+        """The suite that a stage's metrics belong to, else ""."""
+        return self.work.suite if isinstance(self.work, (EvaluateWork, JudgeWork)) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +103,7 @@ class _Base:
     init: str
     tokens: Mapping[str, str]  # phase -> key of its tokens
     items: str
+    benchmarks: Mapping[tuple[str, str], tuple[Use, str, str]]  # (suite, benchmark) -> use, its items, clean items
 
 
 class Lowering:
@@ -104,6 +120,7 @@ class Lowering:
         self._spans: dict[object, tuple[tuple[Phase, Conditions, str], ...]] = {}
         self._constant: dict[tuple[int, str], TrainSpec] = {}
         self._cuts: dict[Line, set[int]] = {}
+        self._suites: dict[object, list[Stage]] = {}
 
     def gather(self, cell: Cell, *, private: str = "") -> None:
         """Note where `cell` needs its training cut."""
@@ -176,11 +193,21 @@ class Lowering:
             tokens[phase] = self._add(stages, TokensWork(data, tokenizer, train.data.format, length), "prepare", label)
         items = ""
         evaluate = cell.evaluate
-        if any(suite != LANGUAGE_MODEL_SUITE for suite in evaluate.suites):
+        if set(TASKED) & set(evaluate.suites):
             spec = DataSpec(source=evaluate.source, format="items", digest=evaluate.digest, holdout=0.0)
             names = tuple(sorted({task.name for task in evaluate.tasks}))
             items = self._add(stages, DataWork(spec, 0, names), "prepare", "evaluation items")
-        return _Base(tuple(dict.fromkeys(stages)), tokenizer, init, tokens, items)
+        benchmarks = {}
+        for suite in evaluate.suites:
+            for use in uses(evaluate, suite):
+                own = self._items(stages, use.name, use.data, use.tasks if use.clean_data else (*use.tasks, *use.clean))
+                clean = self._items(stages, use.name, use.clean_data, use.clean) if use.clean_data else ""
+                benchmarks[suite, use.name] = (use, own, clean)
+        return _Base(tuple(dict.fromkeys(stages)), tokenizer, init, tokens, items, benchmarks)
+
+    def _items(self, stages: list[Stage], name: str, data: DataSpec, tasks: Sequence[TaskSpec]) -> str:
+        work = DataWork(data, 0, tuple(task.name for task in tasks))
+        return self._add(stages, work, "prepare", f"items of {name}")
 
     def _spans_of(
         self, phase: str, train: TrainSpec, seed: int, tokens: str
@@ -212,13 +239,46 @@ class Lowering:
                 if suite == EFFICIENCY_SUITE and (step != train.steps or cell.model.moe.preset == "dense"):
                     continue
                 identity = ("evaluate", suite, states[step], id(evaluate), id(cell.model), cell.seed.eval)
-                if identity not in self._stages:
-                    work = evaluation(cell, suite, states[step], base.tokenizer, base.items, tokens)
-                    self._stages[identity] = self._stage(work, "evaluate", f"{suite} at {at:g}", work.key())
-                stage = self._stages[identity]
-                stages.append(stage)
-                results.append(Result(stage.key, suite, at, step))
+                if identity not in self._suites:
+                    if suite in (*TASKED, LANGUAGE_MODEL_SUITE):
+                        work = evaluation(cell, suite, states[step], base.tokenizer, base.items, tokens)
+                        made = [self._stage(work, "evaluate", f"{suite} at {at:g}", work.key())]
+                    else:
+                        made = list(self._benchmarks(cell, suite, states[step], base, at))
+                    self._suites[identity] = made
+                for stage in self._suites[identity]:
+                    stages.append(stage)
+                    if stage.kind in MEASURING:
+                        results.append(Result(stage.key, suite, at, step))
         return tuple(results)
+
+    def _benchmarks(self, cell: Cell, suite: str, state: str, base: _Base, at: float) -> Iterator[Stage]:
+        """Yield the stages of a suite of benchmarks: one each, or responses and a stage a judge."""
+        for (of, name), (use, items, clean) in base.benchmarks.items():
+            if of != suite:
+                continue
+            if suite not in JUDGED:
+                work = benchmark_evaluation(cell, suite, use, state, base.tokenizer, items, clean)
+                yield self._stage(work, "evaluate", f"{name} at {at:g}", work.key())
+                continue
+            spec = cell.evaluate
+            responses = GenerateWork(
+                state=state,
+                model=cell.model,
+                tokenizer=base.tokenizer,
+                items=items,
+                benchmark=name,
+                tasks=use.tasks,
+                generation=spec.generation,
+                max_length=spec.max_length,
+                precision=spec.precision,
+                dola=spec.dola,
+                seed=cell.seed.eval if spec.generation.temperature else 0,
+            )
+            yield self._stage(responses, "evaluate", f"responses to {name} at {at:g}", responses.key())
+            for judge in judges_of(spec, suite):
+                verdict = JudgeWork(suite, responses.key(), judge)
+                yield self._stage(verdict, "evaluate", f"{name} by {judge.name} at {at:g}", verdict.key())
 
     def _data(self, stages: list[Stage], data: DataSpec, seed: int) -> str:
         return self._add(stages, DataWork(data, seed), "prepare", f"data {short_source(data.source)}")
@@ -294,6 +354,35 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
     if suite == EFFICIENCY_SUITE:
         return dataclasses.replace(tasked, limit=spec.efficiency_limit, routing_seeds=spec.routing_seeds)
     return tasked
+
+
+def benchmark_evaluation(
+    cell: Cell, suite: str, use: Use, state: str, tokenizer: str, items: str, clean: str
+) -> EvaluateWork:
+    """Return the evaluation of one benchmark of a suite beyond reasoning."""
+    spec = cell.evaluate
+    return EvaluateWork(
+        suite=suite,
+        state=state,
+        model=cell.model,
+        tokenizer=tokenizer,
+        items=items,
+        tokens="",
+        tasks=use.tasks,
+        max_length=spec.max_length,
+        precision=spec.precision,
+        seed=cell.seed.eval,
+        benchmark=use.name,
+        clean_items=clean,
+        clean=use.clean,
+        dola=spec.dola if suite in CONTRASTED else "",
+        new_tokens=spec.generation.new_tokens if set(GENERATED) & {task.name for task in use.tasks} else 0,
+    )
+
+
+def judges_of(evaluate: EvaluateSpec, suite: str) -> tuple[JudgeSpec, ...]:
+    """Return the judges of a suite: over-refusal is about refusals alone."""
+    return evaluate.judges if suite == "safety" else (JudgeSpec("refusal_rate"),)
 
 
 def short_source(source: str) -> str:

@@ -6,15 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.report.collect import CellResult, Results, Setting
 from orchestrator.report.statistics import Comparison, compare, correct, item_bootstrap, uninformative
+from orchestrator.spec.suites import directions
 
 LOWER_IS_BETTER = ("val_loss", "bits_per_byte", "answer_bpb", "perplexity", "ppl", "train_loss")
 HIGHER_IS_BETTER = (
     "acc",
     "acc_norm",
     "reasoning_avg",
-    "exact_match",
-    "mc1",
-    "mc2",
     "load_balance",
     "capacity",
     "specialization",
@@ -22,6 +20,7 @@ HIGHER_IS_BETTER = (
     "specialization_bpb",
     "collaboration",
 )
+BENCHMARKS = directions()
 # A router that sees later tokens makes these meaningless as a measure of a language model.
 LANGUAGE_MODEL_METRICS = ("val_loss", "bits_per_byte", "perplexity", "ppl")
 
@@ -31,7 +30,7 @@ def direction(metric: str) -> int:
     name = metric.rsplit("/", 1)[-1]
     if name in LOWER_IS_BETTER:
         return -1
-    return 1 if name in HIGHER_IS_BETTER else 0
+    return 1 if name in HIGHER_IS_BETTER else BENCHMARKS.get(name, 0)
 
 
 def to_baseline(results: Results, metrics: Sequence[str]) -> dict[tuple[str, str], Comparison]:

@@ -62,7 +62,9 @@ class Builder:
                 return None
             return self.build(inner, value, path)
         if path == ("evaluate", "tasks"):
-            return self._tasks(value, path)
+            return self._named(cells.TaskSpec, TASKS, value, path)
+        if path == ("evaluate", "judges"):
+            return self._named(cells.JudgeSpec, {}, value, path)
         if path == ("execution", "resources"):
             return self._resources(value, path)
         result = field.typed(value)
@@ -71,28 +73,28 @@ class Builder:
             return 1
         return result
 
-    def _tasks(self, value: Any, path: Path) -> Any:
-        """Tasks by name (`{arc_easy: {shots: 5}}`, merged by layer) or as a list of names or mappings."""
+    def _named(self, owner: type, known: Mapping[str, cells.TaskSpec], value: Any, path: Path) -> Any:
+        """Tasks or judges by name (`{arc_easy: {shots: 5}}`, merged by layer) or as a list of names or mappings."""
         if isinstance(value, Mapping):
             for name, spec in value.items():
                 if not isinstance(spec, Mapping) and spec is not None and spec is not False:
                     raise Mistake(f"{name} must be a mapping of its fields, not {brief(spec)}", "write {shots: 5}")
             value = [{"name": name, **(spec or {})} for name, spec in value.items() if spec is not False]
         if not isinstance(value, list):
-            raise Mistake(f"must be a mapping of tasks or a list of their names, not {brief(value)}")
-        tasks = []
+            raise Mistake(f"must be a mapping of {path[-1]} or a list of their names, not {brief(value)}")
+        built = []
         for item in value:
             spec = {"name": item} if isinstance(item, str) else item
             name = spec.get("name") if isinstance(spec, Mapping) else None
-            if name in TASKS:
-                default = TASKS[name]
+            if isinstance(name, str) and name in known:
+                default = known[name]
                 spec = {"shots": default.shots, "metric": default.metric, **spec}
-            tasks.append(self.build(cells.TaskSpec, spec, (*path, str(name)) if name else path))
-        names = [task.name for task in tasks if task]
+            built.append(self.build(owner, spec, (*path, str(name)) if name else path))
+        names = [one.name for one in built if one]
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise Mistake(f"names {name!r} twice")
-        return None if None in tasks else tuple(tasks)
+        return None if None in built else tuple(built)
 
     def _resources(self, value: Any, path: Path) -> Any:
         if not isinstance(value, Mapping):

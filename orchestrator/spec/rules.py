@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.spec.cell import SUITES
 from orchestrator.spec.model import BACKBONES, CHOICES, PRESETS, UPCYCLES
 from orchestrator.spec.problems import Mistake, did_you_mean
+from orchestrator.spec.suites import JUDGES
 from orchestrator.spec.tasks import TASKS
 
 
@@ -49,6 +50,7 @@ FRACTION = Rule(low=0, high=1)
 RULES: dict[str, dict[str, Rule]] = {
     "Seeds": {name: Rule(low=0, high=2**31 - 1) for name in ("data", "init", "pretrain", "finetune", "eval")},
     "DataSpec": {"format": one_of("text", "instruction"), "rows": NATURAL, "holdout": Rule(low=0, high=0.5)},
+    "MixSpec": {"rows": NATURAL},
     "TokenizerSpec": {"kind": one_of("bpe", "pretrained"), "vocab_size": Rule(low=256, high=1_000_000)},
     "BalanceSpec": {
         "aux_coef": NOT_NEGATIVE,
@@ -86,8 +88,11 @@ RULES: dict[str, dict[str, Rule]] = {
         "name": one_of(*TASKS),
         "shots": Rule(low=0, high=100),
         "limit": NATURAL,
-        "metric": one_of("acc", "acc_norm", "exact_match"),
+        "metric": one_of("acc", "acc_norm"),
     },
+    "BenchmarkSpec": {"limit": NATURAL, "shots": Rule(low=0, high=100)},
+    "GenerationSpec": {"new_tokens": POSITIVE, "temperature": Rule(low=0, high=10)},
+    "JudgeSpec": {"name": one_of(*JUDGES)},
     "EvaluateSpec": {
         "suites": one_of(*SUITES),
         "at": Rule(above=0, high=1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.spec import cell as cells
@@ -13,6 +14,7 @@ from orchestrator.spec.fields import Field, dataclass_in, field_paths, fields_of
 from orchestrator.spec.files import GRIDS
 from orchestrator.spec.rules import STAGE_RESOURCES, Rule
 from orchestrator.spec.search import KINDS
+from orchestrator.spec.suites import JUDGES
 from orchestrator.spec.tasks import TASKS
 from orchestrator.spec.units import EXAMPLES
 
@@ -129,9 +131,17 @@ def _value(field: Field) -> Schema:
     if field.name == "tasks":
         task = _object(cells.TaskSpec)
         by_name = {name: {"anyOf": [task, {"const": False}, {"type": "null"}]} for name in TASKS}
-        named = {"type": "object", "properties": by_name, "additionalProperties": False}
-        return {"anyOf": [named, {"type": "array", "items": {"anyOf": [{"enum": list(TASKS)}, task]}}]}
+        return _named(by_name, TASKS, task)
+    if field.name == "judges":
+        judge = _object(cells.JudgeSpec)
+        by_name = {name: {"anyOf": [judge, {"const": False}, {"type": "null"}]} for name in JUDGES}
+        return _named(by_name, JUDGES, judge)
     return _typed(field.hint, field.rule)
+
+
+def _named(by_name: Schema, names: Iterable[str], one: Schema) -> Schema:
+    mapping = {"type": "object", "properties": by_name, "additionalProperties": False}
+    return {"anyOf": [mapping, {"type": "array", "items": {"anyOf": [{"enum": list(names)}, one]}}]}
 
 
 def _typed(hint: Any, rule: Rule | None) -> Schema:

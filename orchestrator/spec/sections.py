@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
 
+from orchestrator.errors import SourceError
 from orchestrator.spec.axes import Choice
-from orchestrator.spec.cell import Cell, DataSpec, EvaluateSpec, TrainSpec
+from orchestrator.spec.benchmark_files import read_benchmark
+from orchestrator.spec.cell import BenchmarkSpec, Cell, DataSpec, EvaluateSpec, JudgeSpec, MixSpec, TrainSpec
 from orchestrator.spec.factors import replace_path
 from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.identity import digest
 from orchestrator.spec.model import ModelSpec, resolve_model
 from orchestrator.spec.problems import Mistake
-from orchestrator.spec.sources import pin
+from orchestrator.spec.sources import anywhere, pin
+from orchestrator.spec.suites import BENCHMARKS
 from orchestrator.spec.units import Length
 from orchestrator.spec.validate import Finding, normal_train, section_findings
+
+_Sourced = TypeVar("_Sourced", BenchmarkSpec, JudgeSpec, MixSpec)
 
 SECTIONS = tuple(fields_of(Cell))
 SCIENCE = tuple(name for name in SECTIONS if name != "execution")
@@ -43,6 +48,7 @@ class Sections:
         self.folder = folder
         self._built: dict[str, dict[Any, Built]] = {name: {} for name in SECTIONS}
         self._pinned: dict[DataSpec, tuple[DataSpec, Mistake | None]] = {}
+        self._readable: set[tuple[str, str]] = set()  # benchmarks and the digests of their files that were read
 
     def get(self, name: str, choices: Choice | tuple[Choice, ...] = ()) -> Built:
         """Return the section `name` with what `choices` set in it."""
@@ -93,12 +99,49 @@ class Sections:
                 except Mistake as mistake:
                     findings.append(((name, "steps"), mistake.message, mistake.hint))
             data = self._pin(value.data, (name, "data", "source"), findings)
+            data = dataclasses.replace(data, mix=self._mix(data.mix, (name, "data", "mix", "source"), findings))
             return dataclasses.replace(value, steps=steps, data=data)
         if isinstance(value, EvaluateSpec):
             items = DataSpec(source=value.source, format="items", digest=value.digest)
             pinned = self._pin(items, (name, "source"), findings)
-            return dataclasses.replace(value, source=pinned.source, digest=pinned.digest)
+            changed: dict[str, Any] = {"source": pinned.source, "digest": pinned.digest}
+            for benchmark in BENCHMARKS:
+                spec = getattr(value, benchmark)
+                if spec.source:
+                    changed[benchmark] = self._pinned_as("benchmark", spec, (name, benchmark, "source"), findings)
+                    self._read(benchmark, changed[benchmark], (name, benchmark, "source"), findings)
+            changed["judges"] = tuple(
+                self._pinned_as("judge", judge, (name, "judges", judge.name, "source"), findings)
+                if judge.source
+                else judge
+                for judge in value.judges
+            )
+            return dataclasses.replace(value, **changed)
         return value
+
+    def _mix(self, mix: MixSpec, path: Path, findings: list[Finding]) -> MixSpec:
+        """Return the mixed-in examples pinned; no rows of them are no mix, wherever they would come from."""
+        if not mix.rows:
+            return MixSpec()
+        if not mix.source:
+            findings.append((path, f"{mix.rows} rows are mixed in, but mix.source is not set", "name the data set"))
+            return mix
+        return self._pinned_as("instruction", mix, path, findings)
+
+    def _pinned_as(self, form: str, spec: _Sourced, path: Path, findings: list[Finding]) -> _Sourced:
+        """Return a spec that has a source, a revision and a digest with its source pinned."""
+        data = DataSpec(source=spec.source, format=form, revision=spec.revision, digest=spec.digest)
+        pinned = self._pin(data, path, findings)
+        return dataclasses.replace(spec, source=pinned.source, revision=pinned.revision, digest=pinned.digest)
+
+    def _read(self, name: str, spec: BenchmarkSpec, path: Path, findings: list[Finding]) -> None:
+        """Read a user's file of a benchmark: what is wrong with it is said before anything is submitted."""
+        if spec.source.startswith("file://") and spec.digest and (name, spec.digest) not in self._readable:
+            try:
+                read_benchmark(name, FilePath(spec.source.removeprefix("file://")))
+                self._readable.add((name, spec.digest))
+            except SourceError as error:
+                findings.append((path, error.error + (f" ({error.cause})" if error.cause else ""), error.hint))
 
     def _pin(self, data: DataSpec, path: Path, findings: list[Finding]) -> DataSpec:
         """Return `data` with the digest of its source; a problem with it goes to `findings`."""
@@ -119,10 +162,9 @@ def _science(value: Any, sound: bool) -> Any:
     """Return what of a section defines a cell: training as what it does, without what is measured when."""
     if isinstance(value, TrainSpec) and sound:
         normal = normal_train(value)
-        if normal.data.source.startswith("file://"):
-            # A file is known by its content, wherever it lies.
-            normal = dataclasses.replace(normal, data=dataclasses.replace(normal.data, source="file://"))
-        return normal
+        data = anywhere(normal.data)
+        return dataclasses.replace(normal, data=dataclasses.replace(data, mix=anywhere(data.mix)))
     if isinstance(value, EvaluateSpec):
-        return dataclasses.replace(value, at=(), suites=())
+        known = {name: anywhere(getattr(value, name)) for name in BENCHMARKS}
+        return dataclasses.replace(value, at=(), suites=(), judges=tuple(map(anywhere, value.judges)), **known)
     return value

@@ -7,8 +7,9 @@ import hashlib
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
-from orchestrator.spec.cell import DataSpec
+from orchestrator.spec.cell import BenchmarkSpec, DataSpec, JudgeSpec, MixSpec
 from orchestrator.spec.pins import FORMATS, WHEELS
 from orchestrator.spec.problems import Mistake, did_you_mean
 
@@ -43,6 +44,16 @@ def pin(data: DataSpec, folder: Path) -> DataSpec:
         message = f"source {data.source!r} has the digest {digest[:12]}, not {data.digest[:12]}"
         raise Mistake(message, "correct or remove the digest")
     return dataclasses.replace(data, source=source, revision=revision, digest=digest)
+
+
+Sourced = TypeVar("Sourced", DataSpec, MixSpec, BenchmarkSpec, JudgeSpec)
+
+
+def anywhere(spec: Sourced) -> Sourced:
+    """Return `spec` without its file's path: a file is known by its content, wherever it lies."""
+    if spec.source.startswith("file://") and spec.digest:
+        return dataclasses.replace(spec, source="file://")
+    return spec
 
 
 def _hub(source: str, revision: str) -> tuple[str, str]:

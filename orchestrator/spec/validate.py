@@ -12,6 +12,7 @@ from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
+from orchestrator.spec.suites import BENCHMARKS, CONTRASTED, JUDGED, JUDGES, contrasted_layers, suites_reading
 from orchestrator.spec.tasks import FROM_FILES
 from orchestrator.spec.validity import model_problems
 
@@ -31,6 +32,7 @@ def section_findings(name: str, section: object) -> Iterator[Finding]:
     elif isinstance(section, TrainSpec):
         yield from _train(name, section)
     elif isinstance(section, EvaluateSpec):
+        yield from _judges(name, section)
         if not section.tasks and set(TASK_SUITES) & set(section.suites):
             yield (name, "tasks"), "the suites reasoning and efficiency need evaluate.tasks", "name at least one task"
         for task in section.tasks if section.source.startswith("wheel://") else ():
@@ -39,9 +41,45 @@ def section_findings(name: str, section: object) -> Iterator[Finding]:
                 yield (name, "tasks", task.name), message, "point evaluate.source at file:// with <task>/<split>.jsonl"
 
 
+def _judges(name: str, section: EvaluateSpec) -> Iterator[Finding]:
+    if "safety" in section.suites and not section.judges:
+        yield (name, "judges"), "the suite safety needs a judge", "name one, as in judges: {refusal_rate: {}}"
+    text = section.generation.template
+    if "{prompt}" not in text:
+        message = f"template {text!r} has no {{prompt}}"
+        yield (name, "generation", "template"), message, "write where the prompt goes"
+    for judge in section.judges:
+        kind, path = JUDGES[judge.name], (name, "judges", judge.name)
+        if kind.source and not judge.source:
+            what = "a model: file://FOLDER or hub://ORG/NAME" if kind.source == "model" else "file://PATH of the labels"
+            yield (*path, "source"), f"judge {judge.name!r} needs a source", f"name {what}"
+        if judge.source and not kind.source:
+            yield (*path, "source"), f"judge {judge.name!r} has no source", "remove it"
+        if kind.source == "file" and judge.source.startswith("hub://"):
+            yield (*path, "source"), f"judge {judge.name!r} reads a file, not {judge.source!r}", "use file://PATH"
+        takes = judge.name in ("reward_model", "llama_guard", "openai_moderation")
+        for given in () if takes else [field for field in ("template", "label") if getattr(judge, field)]:
+            yield (*path, given), f"judge {judge.name!r} has no {given}", "remove it"
+        if takes and judge.template and "{response}" not in judge.template:
+            yield (*path, "template"), f"template {judge.template!r} has no {{response}}", "write where it goes"
+
+
+def _dola(cell: Cell) -> Iterator[Finding]:
+    try:
+        layers = contrasted_layers(cell.evaluate.dola, cell.model.num_layers, tied=cell.model.tie_embeddings)
+    except ValueError as error:
+        yield ("evaluate", "dola"), str(error), "write low, high, or layers such as 0,2"
+        return
+    if layers and not set(CONTRASTED) & set(cell.evaluate.suites):
+        yield ("evaluate", "dola"), "dola has no effect", f"evaluate one of {', '.join(CONTRASTED)}"
+
+
 def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
     if train.router_lr is not None and train.router_lr_ratio != 1.0:
         yield (name, "router_lr"), "router_lr and router_lr_ratio are both set", "keep one of them"
+    if train.data.mix.rows and train.data.format != "instruction":
+        message = "examples can be mixed into instruction data alone"
+        yield (name, "data", "mix", "rows"), message, "set data.format: instruction, or mix.rows: 0"
     if train.loss == "response" and train.data.format != "instruction":
         yield (name, "loss"), "loss 'response' needs instruction data", "set data.format: instruction, or loss: all"
     try:
@@ -73,6 +111,11 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
     if cell.evaluate.max_length > context:
         message = f"evaluate.max_length {cell.evaluate.max_length} exceeds model.context {context}"
         yield ("evaluate", "max_length"), message, "raise model.context or shorten the items"
+    if cell.evaluate.dola:
+        yield from _dola(cell)
+    if set(JUDGED) & set(cell.evaluate.suites) and cell.evaluate.generation.new_tokens >= cell.evaluate.max_length:
+        message = f"{cell.evaluate.generation.new_tokens} new tokens leave no room for a prompt"
+        yield ("evaluate", "generation", "new_tokens"), message, "raise evaluate.max_length or generate fewer"
     last = cell.finetune or cell.pretrain
     if last is not None:
         steps = [step_at(at, last.steps) for at in cell.evaluate.at]
@@ -142,6 +185,16 @@ def why_not(cell: Cell, path: Path) -> str:
         return f"the cell has no {name} phase"
     if path == ("seed", "init") and cell.model.checkpoint and not cell.model.upcycle:
         return "the weights come from a checkpoint"
+    if (
+        path[0] == "evaluate"
+        and path[1] in BENCHMARKS
+        and not any(suite in cell.evaluate.suites for suite in suites_reading(path[1]))
+    ):
+        return f"no suite that reads {path[1]} is evaluated"
+    if path[:2] == ("evaluate", "generation") and not set(JUDGED) & set(cell.evaluate.suites):
+        return "no suite that generates responses is evaluated"
+    if path == ("evaluate", "dola") and not set(CONTRASTED) & set(cell.evaluate.suites):
+        return f"none of {', '.join(CONTRASTED)} is evaluated"
     if name == "routing_seeds" and "efficiency" not in cell.evaluate.suites:
         return "the suite efficiency is not evaluated"
     if name == "efficiency_limit" and not {"efficiency", "probe"} & set(cell.evaluate.suites):

@@ -10,13 +10,14 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
-from orchestrator.spec.cell import DataSpec, TaskSpec, TokenizerSpec, TrainSpec
-from orchestrator.spec.identity import Span, digest, lineage, plain, science_key, state_key, state_keys
+from orchestrator.spec.cell import DataSpec, GenerationSpec, JudgeSpec, TaskSpec, TokenizerSpec, TrainSpec
+from orchestrator.spec.identity import NEUTRAL, Span, digest, lineage, plain, science_key, state_key, state_keys
 from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.sources import anywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,9 @@ class DataWork:
 
     def key(self) -> str:
         """Return the artifact's key; a file is known by its content, wherever it lies."""
-        if self.data.source.startswith("file://") and self.data.digest:
-            return science_key(
-                self.kind, dataclasses.replace(self, data=dataclasses.replace(self.data, source="file://"))
-            )
-        return science_key(self.kind, self)
+        data = anywhere(self.data)
+        data = dataclasses.replace(data, mix=anywhere(data.mix))
+        return science_key(self.kind, dataclasses.replace(self, data=data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,17 +178,66 @@ class EvaluateWork:
     limit: int = 0
     routing_seeds: int = 0
     seed: int = 0
+    benchmark: str = field(default="", metadata=NEUTRAL)  # of the suites that have several
+    clean_items: str = field(default="", metadata=NEUTRAL)  # key of the clean twins' items, where they are apart
+    clean: tuple[TaskSpec, ...] = field(default=(), metadata=NEUTRAL)
+    dola: str = field(default="", metadata=NEUTRAL)
+    new_tokens: int = field(default=0, metadata=NEUTRAL)  # of tasks that generate
 
     @property
     def parents(self) -> dict[str, str]:
         named = {"state": self.state, "tokenizer": self.tokenizer, "items": self.items, "tokens": self.tokens}
+        named["clean_items"] = self.clean_items
         return {name: key for name, key in named.items() if key}
 
     def key(self) -> str:
         return science_key(self.kind, self)
 
 
-Work = DataWork | TokenizerWork | TokensWork | InitWork | TrainWork | EvaluateWork
+@dataclass(frozen=True, slots=True)
+class GenerateWork:
+    """A state's responses to the prompts of one benchmark. Blob: `responses.parquet`."""
+
+    kind: ClassVar[str] = "generate"
+    state: str
+    model: ModelSpec
+    tokenizer: str
+    items: str
+    benchmark: str
+    tasks: tuple[TaskSpec, ...]
+    generation: GenerationSpec
+    max_length: int = 512
+    precision: str = "fp32"
+    dola: str = ""
+    seed: int = 0
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {"state": self.state, "tokenizer": self.tokenizer, "items": self.items}
+
+    def key(self) -> str:
+        return science_key(self.kind, self)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeWork:
+    """One judge's scores of generated responses. Blob: `items.parquet`."""
+
+    kind: ClassVar[str] = "judge"
+    suite: str
+    responses: str
+    judge: JudgeSpec
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {"responses": self.responses}
+
+    def key(self) -> str:
+        """Return the artifact's key; a judge's files are known by their content, wherever they lie."""
+        return science_key(self.kind, dataclasses.replace(self, judge=anywhere(self.judge)))
+
+
+Work = DataWork | TokenizerWork | TokensWork | InitWork | TrainWork | EvaluateWork | GenerateWork | JudgeWork
 KINDS: dict[str, type] = {cls.kind: cls for cls in typing.get_args(Work)}
 
 

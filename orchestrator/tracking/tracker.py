@@ -19,7 +19,7 @@ from orchestrator.store.artifacts import Manifest
 from orchestrator.tracking.records import Attempt, Failure, Row, values
 
 RUNNING, SCHEDULED, FINISHED, FAILED, KILLED = "RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"
-TRACKED_KINDS = ("train", "evaluate")
+TRACKED_KINDS = ("train", "evaluate", "generate", "judge")
 LONGEST_TAG = 4000
 KEY_TAG = "moegrid.key"
 
@@ -319,4 +319,7 @@ def _datasets(resolved: Mapping[str, Any]) -> tuple[Dataset, ...]:
     items = resolved.get("evaluate") or {}
     if items.get("source"):
         found.append(Dataset("evaluation items", items["source"], items.get("digest", ""), "evaluate"))
+    for name, benchmark in items.items():
+        if isinstance(benchmark, Mapping) and benchmark.get("source"):
+            found.append(Dataset(name, benchmark["source"], benchmark.get("digest", ""), "evaluate"))
     return tuple(found)

@@ -1,0 +1,173 @@
+"""Stage `judge`: one judge's score of every generated response. Another judge reads the same responses.
+
+`items.parquet` has a row a response: task, item, label, judge, revision, template, prompt, response, score.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.evaluate.ledger import Ledger
+from jobs.evaluate.refusals import refuses
+from jobs.evaluate.responses import RESPONSES_BLOB, read_responses
+from jobs.evaluate.results import Mean, Table
+from orchestrator.errors import MoegridError, SourceError
+from orchestrator.spec.cell import JudgeSpec
+from orchestrator.spec.suites import JUDGES, MODERATION_MODEL
+
+if TYPE_CHECKING:
+    from jobs.context import StageContext
+    from orchestrator.spec.work import JudgeWork
+
+Row = dict[str, Any]
+Pair = tuple[str, str]  # prompt, response
+
+# Responses judged and stored together.
+JUDGED_ITEMS = 32
+UNBOUNDED = ("reward_model", "labels")
+
+
+class Judge:
+    """A judge ready to score: what it is called with, and what the results say about it."""
+
+    def __init__(self, spec: JudgeSpec, device: str) -> None:
+        self.spec = spec
+        self.template = spec.template or JUDGES[spec.name].template
+        self.revision = spec.revision or spec.digest
+        self._served: Callable[[], str] = lambda: ""
+        self._score = self._open(device)
+
+    def _open(self, device: str) -> Callable[[Sequence[Pair]], list[float]]:
+        spec = self.spec
+        if spec.name == "refusal_rate":
+            return lambda pairs: [float(refuses(response)) for _, response in pairs]
+        if spec.name == "labels":
+            return Labels(Path(spec.source.removeprefix("file://")))
+        if spec.name == "openai_moderation":
+            from jobs.evaluate.judge_models import fill
+            from jobs.evaluate.moderation import Moderation
+
+            self.revision = spec.revision or MODERATION_MODEL
+            client = Moderation.from_environment(self.revision)
+            self._served = lambda: client.model_served
+            return lambda pairs: client.scores([fill(self.template, *pair) for pair in pairs], spec.label)
+        from jobs.evaluate.judge_models import LlamaGuard, RewardModel
+
+        model = RewardModel(spec, device) if spec.name == "reward_model" else LlamaGuard(spec, device)
+        self.template = model.template
+        return model
+
+    @property
+    def model_served(self) -> str:
+        """The model that a server says it used, else ""."""
+        return self._served()
+
+    def scores(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return one finite score a pair, in [0, 1] where the judge gives probabilities; MoegridError otherwise."""
+        found = self._score(pairs)
+        if len(found) != len(pairs):
+            raise MoegridError(f"judge {self.spec.name!r} gave {len(found)} scores for {len(pairs)} responses")
+        bounded = self.spec.name not in UNBOUNDED or (self.spec.name == "reward_model" and bool(self.spec.label))
+        for (prompt, _), score in zip(pairs, found, strict=True):
+            if not math.isfinite(score) or (bounded and not 0.0 <= score <= 1.0):
+                raise MoegridError(
+                    f"judge {self.spec.name!r} gave the score {score}",
+                    cause=f"for the response to {prompt[:80]!r}",
+                    hint="a score must be a finite number" + (" between 0 and 1" if bounded else ""),
+                )
+        return found
+
+
+class Labels:
+    """A person's labels by (prompt, response); several labels of one response are averaged."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        text = path.read_text(encoding="utf-8")
+        rows = csv.DictReader(io.StringIO(text)) if path.suffix == ".csv" else map(json.loads, _filled(text))
+        self._scores: dict[Pair, list[float]] = {}
+        for number, row in enumerate(rows, 1):
+            missing = [name for name in ("prompt", "response", "score") if row.get(name) is None]
+            if missing:
+                raise SourceError(
+                    f"{path}, row {number} has no {missing[0]!r}",
+                    cause=f"it has {', '.join(map(str, row))}",
+                    hint="labels have the columns prompt, response and score (.jsonl or .csv)",
+                )
+            try:
+                score = float(row["score"])
+            except ValueError:
+                raise SourceError(f"{path}, row {number}: score {row['score']!r} is not a number") from None
+            self._scores.setdefault((row["prompt"], row["response"]), []).append(score)
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[float]:
+        """Return the labels of `pairs`; MoegridError when one has none."""
+        unknown = [pair for pair in pairs if pair not in self._scores]
+        if unknown:
+            raise MoegridError(
+                f"{len(unknown)} of {len(pairs)} responses have no label in {self._path}",
+                cause=f"the first is the response to {unknown[0][0][:80]!r}",
+                hint="label the responses as they are in responses.parquet of the stage that generated them",
+            )
+        return [sum(self._scores[pair]) / len(self._scores[pair]) for pair in pairs]
+
+
+def _filled(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def run(context: StageContext, work: JudgeWork) -> None:
+    """Score every response and commit `items.parquet` with the metrics; goes on where a killed run was."""
+    responses = context.manifest(work.responses)
+    rows = read_responses(context.fetch(work.responses, RESPONSES_BLOB).read_bytes())
+    judge = Judge(work.judge, context.execution.device)
+    ledger = Ledger(context)
+    scores: list[float] = []
+    for number, at in enumerate(range(0, len(rows), JUDGED_ITEMS)):
+        pairs = [(row["prompt"], row["response"]) for row in rows[at : at + JUDGED_ITEMS]]
+        scores += ledger.once(f"scores-{number}", partial(judge.scores, pairs))
+        context.progress(len(scores), len(rows))
+    table = summarise(work.suite, work.judge, rows, scores)
+    about = {"judge": work.judge.name, "revision": judge.revision, "template": judge.template}
+    info: dict[str, Any] = {**table.info, **about, "source": work.judge.source, "label": work.judge.label}
+    info |= {"model_served": judge.model_served, "chunks_reused": ledger.reused}
+    info |= {name: responses.info.get(name) for name in ("generation", "dola", "seed")}
+    context.commit(work, blobs={"items.parquet": scores_parquet(rows, scores, about)}, metrics=table.metrics, info=info)
+    ledger.clear()
+
+
+def summarise(suite: str, judge: JudgeSpec, rows: Sequence[Row], scores: Sequence[float]) -> Table:
+    """Return the mean score of each set and over the sets; for over-refusal, of safe and unsafe prompts apart."""
+    column = JUDGES[judge.name].column
+    table = Table()
+    groups: dict[str, list[float]] = {}
+    for row, score in zip(rows, scores, strict=True):
+        group = f"{row['task']}_{row['label']}" if row["label"] else row["task"]
+        groups.setdefault(group, []).append(score)
+    means = {group: Mean.of(values, f"{group}_{column}") for group, values in groups.items()}
+    for group, mean in means.items():
+        table.add(f"{group}_{column}", mean)
+    if suite == "safety":
+        table.add(f"safety_{column}", Mean.over(list(means.values())))
+    return table
+
+
+def scores_parquet(rows: Sequence[Row], scores: Sequence[float], about: dict[str, str]) -> bytes:
+    """Return `items.parquet` of a judge, in the order of the responses."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {name: [row[name] for row in rows] for name in ("task", "item", "label", "prompt", "response")}
+    columns |= {name: [value] * len(rows) for name, value in about.items()}
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    table = table.append_column("score", pa.array(scores, pa.float64()))
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
