@@ -6,6 +6,7 @@ the two sets.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.evaluate.chunks import chunks, outcomes, prepare, task_info
+from jobs.evaluate.chunks import Chunk, chunks, deviations, outcomes, prepare, task_info
 from jobs.evaluate.harness import Item, Prepared
 from jobs.evaluate.ledger import Ledger
 from jobs.evaluate.prefix_lm import PrefixLM
@@ -34,54 +35,73 @@ def run(context: StageContext, work: EvaluateWork) -> None:
     state = load_state(context, work)
     layers = contrasted_layers(work.dola, work.model.num_layers, tied=work.model.tie_embeddings)
     lm = PrefixLM(state.model, state.tokenizer, max_length=work.max_length, spans=state.spans, dola=layers)
-    tasks = prepare(work, context.directory(work.items), lm)
-    tasks += prepare(work, context.directory(work.clean_items or work.items), lm, specs=work.clean)
+    tasks = prepare(context, work, lm) + prepare(context, work, lm, clean=True)
+    parts = [part for task in tasks for part in _parts(task, lm, work)]
+    items = np.cumsum([len(part.items) for part in parts]).tolist()
     ledger = Ledger(context)
-    total = sum(len(task.items) for task in tasks)
-    rows: list[Scored] = []
-    texts: list[dict[str, Any]] = []
-    for task in tasks:
-        for name, items, compute, scored in _parts(task, lm, work):
-            answers = ledger.once(name, compute)
-            rows += scored(answers)
-            if task.generation is not None:
-                texts += [
-                    {"task": task.name, "item": item.id, "prompt": item.requests[0][0], "response": text, "label": ""}
-                    for item, text in zip(items, answers, strict=True)
-                ]
-            context.progress(len(rows), total)
-    values = {task.name: [row.outcome for row in rows if row.task == task.name] for task in tasks}
-    table = summarise(work.benchmark, tasks, values)
+    values = ledger.scored(
+        [(part.name, part.compute) for part in parts], lambda done: context.progress(items[done - 1], items[-1])
+    )
+    rows = [row for part, value in zip(parts, values, strict=True) for row in part.scored(value)]
+    by_task = {task.name: [row.outcome for row in rows if row.task == task.name] for task in tasks}
+    table = summarise(work.benchmark, tasks, by_task)
     blobs = {"items.parquet": items_parquet(rows)}
+    texts = [row for part, value in zip(parts, values, strict=True) for row in part.responses(value)]
     if texts:
         blobs["responses.parquet"] = responses_parquet(texts)
-    info = {**table.info, **task_info(tasks, work), "dola": list(layers), "chunks_reused": ledger.reused}
-    context.commit(work, blobs=blobs, metrics=table.metrics, info=info)
-    ledger.clear()
+    info = {**table.info, **task_info(tasks, work), **deviations(values), "dola": list(layers)}
+    ledger.commit(work, blobs=blobs, metrics=table.metrics, info=info)
 
 
-Part = tuple[str, Sequence[Item], Callable[[], Any], Callable[[Any], list[Scored]]]
+class _Scored:
+    """Some items of a task whose choices are scored."""
+
+    def __init__(self, chunk: Chunk, lm: PrefixLM) -> None:
+        self.name, self.items = chunk.name, chunk.items
+        self.compute: Callable[[], dict[str, Any]] = partial(chunk.scored, lm)
+        self._chunk = chunk
+
+    def scored(self, value: Mapping[str, Any]) -> list[Scored]:
+        return outcomes(self._chunk, value["answers"])
+
+    def responses(self, value: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return []
 
 
-def _parts(task: Prepared, lm: PrefixLM, work: EvaluateWork) -> list[Part]:
-    """Return the task in parts: name, items, what computes its answers, and what they mean."""
+class _Generated:
+    """Some items of a task whose answers are generated."""
+
+    def __init__(self, task: Prepared, items: Sequence[Item], number: int, lm: PrefixLM, new_tokens: int) -> None:
+        self.items = tuple(items)
+        self._task = task
+        self._contexts = [item.requests[0][0] for item in items]
+        asked = hashlib.sha256("\0".join(self._contexts).encode()).hexdigest()
+        self.name = f"{task.name}-{number}-{asked[:12]}"
+        settings = {**(task.generation or {}), "max_gen_toks": new_tokens}
+        self.compute: Callable[[], dict[str, Any]] = lambda: {"texts": generated(lm, self._contexts, settings)}
+
+    def scored(self, value: Mapping[str, Any]) -> list[Scored]:
+        rows = []
+        for item, text in zip(self.items, value["texts"], strict=True):
+            right = self._task.match(item, text)
+            rows.append(Scored(self._task.name, item.id, 0, Outcome((), right, right, math.nan)))
+        return rows
+
+    def responses(self, value: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [
+            {"task": self._task.name, "item": item.id, "label": "", "prompt": context, "response": text}
+            for item, context, text in zip(self.items, self._contexts, value["texts"], strict=True)
+        ]
+
+
+def _parts(task: Prepared, lm: PrefixLM, work: EvaluateWork) -> Sequence[_Scored | _Generated]:
     if task.generation is None:
-        return [(c.name, c.items, partial(c.answers, lm), partial(outcomes, c)) for c in chunks(task, lm)]
-    settings = {**task.generation, "max_gen_toks": work.new_tokens}
-    parts: list[Part] = []
-    for number, at in enumerate(range(0, len(task.items), GENERATED_ITEMS)):
-        items = task.items[at : at + GENERATED_ITEMS]
-        compute = partial(generated, lm, [item.requests[0][0] for item in items], settings)
-        parts.append((f"{task.name}-{number}", items, compute, partial(_matched, task, items)))
-    return parts
-
-
-def _matched(task: Prepared, items: Sequence[Item], texts: Sequence[str]) -> list[Scored]:
-    rows = []
-    for item, text in zip(items, texts, strict=True):
-        right = task.match(item, text)
-        rows.append(Scored(task.name, item.id, 0, Outcome((), right, right, math.nan)))
-    return rows
+        return [_Scored(chunk, lm) for chunk in chunks(task)]
+    starts = range(0, len(task.items), GENERATED_ITEMS)
+    return [
+        _Generated(task, task.items[at : at + GENERATED_ITEMS], number, lm, work.new_tokens)
+        for number, at in enumerate(starts)
+    ]
 
 
 def summarise(benchmark: str, tasks: Sequence[Prepared], values: Values) -> Table:

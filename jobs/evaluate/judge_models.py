@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jobs.evaluate.encoding import Encoder
 from jobs.evaluate.prefix_lm import PrefixLM, window
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.cell import JudgeSpec
@@ -117,6 +118,8 @@ class LlamaGuard:
     def __init__(self, judge: JudgeSpec, device: str) -> None:
         tokenizer, model = load_checkpoint(judge, "AutoModelForCausalLM", device)
         self._lm = PrefixLM(model, tokenizer)
+        self._encoder = Encoder(tokenizer, self._lm.prefix_token_id)
+        self._verdicts = [self._encoder.encode(verdict, special=False) for verdict in VERDICTS]
         self._own = judge.template
         self.template = judge.template or str(tokenizer.chat_template or "")
         if not self.template:
@@ -129,8 +132,9 @@ class LlamaGuard:
     def __call__(self, pairs: Sequence[Pair]) -> list[float]:
         """Return the probability of `unsafe` for each pair."""
         contexts = [fill(self._own, *pair) if self._own else self._chat(*pair) for pair in pairs]
-        requests = [(context, verdict) for context in contexts for verdict in VERDICTS]
-        scores = self._lm.score(self._lm.schedule(self._lm.encode(requests)))
+        # As in generation, the verdict's tokens follow those of the whole prompt: the two never merge into one.
+        requests = [(self._encoder.encode(context), verdict) for context in contexts for verdict in self._verdicts]
+        scores = self._lm.score(self._lm.schedule(requests))
         safe, unsafe = scores.loglikelihood.reshape(-1, 2).T
         return [float(p) for p in 1.0 / (1.0 + np.exp(safe - unsafe))]
 

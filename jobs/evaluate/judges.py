@@ -127,20 +127,22 @@ def run(context: StageContext, work: JudgeWork) -> None:
     """Score every response and commit `items.parquet` with the metrics; goes on where a killed run was."""
     responses = context.manifest(work.responses)
     rows = read_responses(context.fetch(work.responses, RESPONSES_BLOB).read_bytes())
+    context.job.live.pop("evaluated", None)  # a judge may need the memory of the model it judges
     judge = Judge(work.judge, context.execution.device)
     ledger = Ledger(context)
-    scores: list[float] = []
-    for number, at in enumerate(range(0, len(rows), JUDGED_ITEMS)):
-        pairs = [(row["prompt"], row["response"]) for row in rows[at : at + JUDGED_ITEMS]]
-        scores += ledger.once(f"scores-{number}", partial(judge.scores, pairs))
-        context.progress(len(scores), len(rows))
+    starts = range(0, len(rows), JUDGED_ITEMS)
+    parts = [[(row["prompt"], row["response"]) for row in rows[at : at + JUDGED_ITEMS]] for at in starts]
+    found = ledger.scored(
+        [(f"scores-{number}", partial(judge.scores, pairs)) for number, pairs in enumerate(parts)],
+        lambda done: context.progress(min(done * JUDGED_ITEMS, len(rows)), len(rows)),
+    )
+    scores = [score for part in found for score in part]
     table = summarise(work.suite, work.judge, rows, scores)
     about = {"judge": work.judge.name, "revision": judge.revision, "template": judge.template}
     info: dict[str, Any] = {**table.info, **about, "source": work.judge.source, "label": work.judge.label}
-    info |= {"model_served": judge.model_served, "chunks_reused": ledger.reused}
+    info["model_served"] = judge.model_served
     info |= {name: responses.info.get(name) for name in ("generation", "dola", "seed")}
-    context.commit(work, blobs={"items.parquet": scores_parquet(rows, scores, about)}, metrics=table.metrics, info=info)
-    ledger.clear()
+    ledger.commit(work, blobs={"items.parquet": scores_parquet(rows, scores, about)}, metrics=table.metrics, info=info)
 
 
 def summarise(suite: str, judge: JudgeSpec, rows: Sequence[Row], scores: Sequence[float]) -> Table:

@@ -17,7 +17,9 @@ from jobs.context import patiently
 
 if TYPE_CHECKING:
     from jobs.context import StageContext
-    from orchestrator.spec.work import EvaluateWork
+    from orchestrator.spec.work import EvaluateWork, GenerateWork, JudgeWork
+
+    Measuring = EvaluateWork | GenerateWork | JudgeWork
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Ledger:
         return values
 
     def commit(
-        self, work: EvaluateWork, *, blobs: Mapping[str, bytes], metrics: Mapping[str, float], info: Mapping[str, Any]
+        self, work: Measuring, *, blobs: Mapping[str, bytes], metrics: Mapping[str, float], info: Mapping[str, Any]
     ) -> None:
         """Commit the evaluation (rank 0 alone) and delete its chunks."""
         if self._context.rank:

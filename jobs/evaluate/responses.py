@@ -43,12 +43,13 @@ def run(context: StageContext, work: GenerateWork) -> None:
     layers = contrasted_layers(work.dola, work.model.num_layers, tied=work.model.tie_embeddings)
     lm = PrefixLM(state.model, state.tokenizer, max_length=work.max_length, spans=state.spans, dola=layers)
     ledger = Ledger(context)
-    rows: list[Row] = []
-    for number, at in enumerate(range(0, len(prompts), GENERATED_ITEMS)):
-        part = prompts[at : at + GENERATED_ITEMS]
-        texts = ledger.once(f"responses-{number}", partial(_responses, lm, part, work))
-        rows += [{**prompt, "response": text} for prompt, text in zip(part, texts, strict=True)]
-        context.progress(len(rows), len(prompts))
+    parts = [prompts[at : at + GENERATED_ITEMS] for at in range(0, len(prompts), GENERATED_ITEMS)]
+    texts = ledger.scored(
+        [(f"responses-{number}", partial(_responses, lm, part, work)) for number, part in enumerate(parts)],
+        lambda done: context.progress(min(done * GENERATED_ITEMS, len(prompts)), len(prompts)),
+    )
+    flat = [text for part in texts for text in part]
+    rows = [{**prompt, "response": text} for prompt, text in zip(prompts, flat, strict=True)]
     empty = sum(not row["response"].strip() for row in rows)
     info = {
         "responses": len(rows),
@@ -59,10 +60,8 @@ def run(context: StageContext, work: GenerateWork) -> None:
         "precision": work.precision,
         "dola": list(layers),
         "seed": work.seed,
-        "chunks_reused": ledger.reused,
     }
-    context.commit(work, blobs={RESPONSES_BLOB: responses_parquet(rows)}, info=info)
-    ledger.clear()
+    ledger.commit(work, blobs={RESPONSES_BLOB: responses_parquet(rows)}, metrics={}, info=info)
 
 
 def _responses(lm: PrefixLM, prompts: Sequence[Row], work: GenerateWork) -> list[str]:

@@ -24,6 +24,7 @@ from orchestrator.engine.failures import Failure
 from orchestrator.engine.loop import Engine, Options, Snapshot
 from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, MoegridError
 from orchestrator.plan.graph import StageGraph
+from orchestrator.plan.needs import missing_keys
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.root import root_document
 from orchestrator.settings import load_site, module_environment, open_backend
@@ -65,6 +66,8 @@ def run(context: Context) -> int:
     engine.begin()
     plan = context.plan(graph, engine.journal)
     _within_budget(plan, arguments.max_gpu_hours)
+    if lacking := missing_keys(plan):
+        raise lacking
     show_plan(plan, console, parallel=_cores(backend), adaptive=context.told_seeds(graph))
     if plan.settled and not plan.keys("blocked"):
         return _nothing_to_do(context, graph)

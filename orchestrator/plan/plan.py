@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.plan.cost import Clock, flops, parameters, state_bytes
 from orchestrator.plan.graph import StageGraph
+from orchestrator.plan.needs import missing_benchmarks
 from orchestrator.plan.stages import Stage
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.work import TrainWork
@@ -194,6 +195,9 @@ class Plan:
             "phases": self.phases(),
             "groups": self.groups(),
             "models": self.models(),
+            "left_out": [
+                {"suite": left.suite, "tasks": list(left.tasks), "hint": left.hint} for left in missing_benchmarks(grid)
+            ],
             "blocked": [
                 {"stage": key, "label": self.graph.stages[key].label, "reason": self.actions[key].reason}
                 for key in self.keys("blocked")

@@ -108,8 +108,11 @@ class Sections:
             for benchmark in BENCHMARKS:
                 spec = getattr(value, benchmark)
                 if spec.source:
-                    changed[benchmark] = self._pinned_as("benchmark", spec, (name, benchmark, "source"), findings)
-                    self._read(benchmark, changed[benchmark], (name, benchmark, "source"), findings)
+                    path, wrong = (name, benchmark, "source"), list[Finding]()
+                    changed[benchmark] = self._pinned_as("benchmark", spec, path, wrong)
+                    files = f"; {benchmark} is read from {BENCHMARKS[benchmark].files}"
+                    findings += [(where, message, hint + files) for where, message, hint in wrong]
+                    self._read(benchmark, changed[benchmark], path, findings)
             changed["judges"] = tuple(
                 self._pinned_as("judge", judge, (name, "judges", judge.name, "source"), findings)
                 if judge.source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.plan.needs import missing_keys
 from orchestrator.plan.plan import Plan
 from orchestrator.ui.console import Console, columns, duration, plural, quantity
 
@@ -53,6 +54,13 @@ def show_plan(plan: Plan, console: Console, *, parallel: int = 1, adaptive: str 
         )
     if adaptive:
         console.print(f"  {adaptive}")
+    for left in data["left_out"]:
+        tasks = ", ".join(left["tasks"])
+        console.print(f"  {console.style('!', 'yellow')} {left['suite']} without {tasks}: no source")
+        console.print(f"      {left['hint']}")
+    if lacking := missing_keys(plan):
+        console.print(f"  {console.style('!', 'red')} {lacking.error}: {lacking.cause}")
+        console.print(f"      {lacking.hint}")
     for blocked in data["blocked"][:5]:
         console.print(f"  {console.style('!', 'red')} {blocked['label']}: {blocked['reason']}")
     if len(data["blocked"]) > 5:

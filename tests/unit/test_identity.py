@@ -15,7 +15,16 @@ import pytest
 
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import identity
-from orchestrator.spec.cell import DataSpec, TaskSpec, TokenizerSpec, TrainSpec
+from orchestrator.spec.cell import (
+    DataSpec,
+    EvaluateSpec,
+    GenerationSpec,
+    JudgeSpec,
+    MixSpec,
+    TaskSpec,
+    TokenizerSpec,
+    TrainSpec,
+)
 from orchestrator.spec.files import grid_names
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.identity import canonical, digest, lineage, plain, science_key, state_key, state_keys
@@ -24,7 +33,9 @@ from orchestrator.spec.work import (
     Conditions,
     DataWork,
     EvaluateWork,
+    GenerateWork,
     InitWork,
+    JudgeWork,
     TokenizerWork,
     TokensWork,
     TrainWork,
@@ -54,7 +65,11 @@ def example_works() -> dict[str, Work]:
     train = TrainWork(model, tokenizer.key(), init.key(), (), conditions, 0, 50)
     tasks = (TaskSpec("arc_easy", shots=3, limit=80), TaskSpec("hellaswag", metric="acc_norm"))
     evaluate = EvaluateWork("reasoning", train.key(), model, tokenizer.key(), data.key(), "", tasks)
-    works: tuple[Work, ...] = (data, tokenizer, tokens, init, train, evaluate)
+    prompts = (TaskSpec("malicious", limit=20),)
+    generation = GenerationSpec(new_tokens=32)
+    generate = GenerateWork(train.key(), model, tokenizer.key(), data.key(), "safety", prompts, generation)
+    judge = JudgeWork("safety", generate.key(), JudgeSpec("refusal_rate"))
+    works: tuple[Work, ...] = (data, tokenizer, tokens, init, train, evaluate, generate, judge)
     return {work.kind: work for work in works}
 
 
@@ -82,10 +97,19 @@ def test_golden_keys_cover_every_kind() -> None:
 
 
 def test_canonical_json_is_json() -> None:
-    value = {"b": [1, 2.5, None, True, 'é\n"\\'], "a": {"y": 1e-08, "x": -0.0}, "c": DataSpec(source="s")}
+    value = {"b": [1, 2.5, None, True, 'é\n"\\'], "a": {"y": 1e-08, "x": -0.0}, "c": TaskSpec("s")}
     text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     assert canonical(value) == text.encode()
     assert digest(value) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_neutral_field_has_an_identity_only_when_it_is_used() -> None:
+    plain_text = canonical(DataSpec(source="s"))
+    assert b"mix" not in plain_text
+    mixed = DataSpec(source="s", mix=MixSpec("file://x", rows=100))
+    assert b'"mix":{' in canonical(mixed)
+    assert len({digest(DataSpec(source="s", mix=MixSpec("file://x", rows=rows))) for rows in (0, 100, 500)}) == 3
+    assert digest(EvaluateSpec()) != digest(EvaluateSpec(dola="low"))
 
 
 def test_types_are_part_of_identity() -> None:
