@@ -1,6 +1,7 @@
 """Stage `judge`: one judge's score of every generated response. Another judge reads the same responses.
 
-`items.parquet` has a row a response: task, item, label, judge, revision, template, prompt, response, score.
+`items.parquet` has a row a response: task, item, label, judge, revision, template, prompt, response, and the score
+under the judge's name in columns (`refusal`, `reward`, ...).
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def run(context: StageContext, work: JudgeWork) -> None:
     info: dict[str, Any] = {**table.info, **about, "source": work.judge.source, "label": work.judge.label}
     info["model_served"] = judge.model_served
     info |= {name: responses.info.get(name) for name in ("generation", "dola", "seed")}
-    ledger.commit(work, blobs={"items.parquet": scores_parquet(rows, scores, about)}, metrics=table.metrics, info=info)
+    items = scores_parquet(rows, scores, about, JUDGES[work.judge.name].column)
+    ledger.commit(work, blobs={"items.parquet": items}, metrics=table.metrics, info=info)
 
 
 def summarise(suite: str, judge: JudgeSpec, rows: Sequence[Row], scores: Sequence[float]) -> Table:
@@ -161,7 +163,7 @@ def summarise(suite: str, judge: JudgeSpec, rows: Sequence[Row], scores: Sequenc
     return table
 
 
-def scores_parquet(rows: Sequence[Row], scores: Sequence[float], about: dict[str, str]) -> bytes:
+def scores_parquet(rows: Sequence[Row], scores: Sequence[float], about: dict[str, str], column: str) -> bytes:
     """Return `items.parquet` of a judge, in the order of the responses."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -169,7 +171,7 @@ def scores_parquet(rows: Sequence[Row], scores: Sequence[float], about: dict[str
     columns = {name: [row[name] for row in rows] for name in ("task", "item", "label", "prompt", "response")}
     columns |= {name: [value] * len(rows) for name, value in about.items()}
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    table = table.append_column("score", pa.array(scores, pa.float64()))
+    table = table.append_column(column, pa.array(scores, pa.float64()))
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()

@@ -153,7 +153,9 @@ class PrefixLM(LM):
             if room < 1:
                 raise ValueError(f"{generation.new_tokens} new tokens do not fit a window of {self.max_length}")
             wanted.append((self._encoder.encode(context)[-room:], generation))
-        texts = generate(self._generator, self.tokenizer, wanted, self._tokens_per_batch)
+        # Where a row's route depends on the other rows, each text is generated alone.
+        room = self._tokens_per_batch if self._callee.cacheable or self._batch_independent() else 0
+        texts = generate(self._generator, self.tokenizer, wanted, room)
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts

@@ -37,6 +37,15 @@ class StageGraph:
         """Return the resources of the stage's phase."""
         return self.execution(key).resources.get(self.stages[key].phase, Resources())
 
+    def guards(self, key: str) -> tuple[str, ...]:
+        """Return the evaluation items that must be there before GPUs train for the cell: bad items are found first.
+
+        They are no parents: they change nothing in what a training stage makes.
+        """
+        if not self.stages[key].steps or not self.resources(key).gpus:
+            return ()
+        return self.cells[self.users[key][0]].items
+
     def cell(self, cell_id: str) -> GridCell:
         """Return the grid's cell with this id."""
         return self._by_id[cell_id]

@@ -270,7 +270,7 @@ def _action(
         return Action("done")
     if stage.key in failed:
         return Action("blocked", failed[stage.key])
-    for parent in stage.parents:
+    for parent in (*stage.parents, *graph.guards(stage.key)):
         if parent in actions and actions[parent].name == "blocked":
             reason = actions[parent].reason
             by = reason if reason.startswith("blocked by ") else f"blocked by {graph.stages[parent].label}: {reason}"

@@ -77,6 +77,11 @@ class CellStages:
     results: tuple[Result, ...]
 
     @property
+    def items(self) -> tuple[str, ...]:
+        """The keys of the evaluation items that its results are measured on."""
+        return tuple(stage.key for stage in self.stages if isinstance(stage.work, DataWork) and stage.work.tasks)
+
+    @property
     def keys(self) -> tuple[str, ...]:
         return tuple(stage.key for stage in self.stages)
 

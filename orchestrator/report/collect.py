@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from orchestrator.errors import CorruptBlob
+from orchestrator.spec.suites import item_scores
 from orchestrator.store import Manifest, Store
 from orchestrator.tracking import records
 from orchestrator.tracking.records import Failure
@@ -196,17 +197,18 @@ class Results:
             manifest = self.manifests.get(result["key"])
             if manifest is None or result["at"] != last:
                 continue
-            measured = {name.rpartition("/")[2] for name in manifest.metrics if "/" in name}
+            measured = {pair for name in manifest.metrics for pair in item_scores(name).items()}
             if not measured or not any(blob.name == ITEMS_BLOB for blob in manifest.blobs):
                 continue
             try:
                 file = pq.ParquetFile(io.BytesIO(self.store.artifacts.read(manifest.blob(ITEMS_BLOB))))
             except CorruptBlob:
                 continue
-            scores = [name for name in file.schema_arrow.names if name in measured and name not in NO_SCORES]
+            columns = {column for _, column in measured} - set(NO_SCORES)
+            scores = [name for name in file.schema_arrow.names if name in columns]
             keys = [name for name in NO_SCORES if name in file.schema_arrow.names]
             for column, by_task in _by_item(file.read(columns=[*keys, *scores]).to_pydict()).items():
-                kept = {task: items for task, items in by_task.items() if f"{task}/{column}" in manifest.metrics}
+                kept = {task: items for task, items in by_task.items() if (task, column) in measured}
                 found.setdefault(column, {}).update(kept)
         return found
 

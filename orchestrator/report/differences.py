@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.report.collect import CellResult, Results, Setting
 from orchestrator.report.statistics import Comparison, compare, correct, item_bootstrap, uninformative
-from orchestrator.spec.suites import directions
+from orchestrator.spec.suites import directions, item_scores
 
 LOWER_IS_BETTER = ("val_loss", "bits_per_byte", "answer_bpb", "perplexity", "ppl", "train_loss")
 HIGHER_IS_BETTER = (
@@ -138,8 +138,7 @@ def _item_columns(results: Results, metric: str) -> dict[str, str]:
         return dict.fromkeys(results.task_metrics or _tasks(results), "answer_bpb")
     if metric == "reasoning_avg":
         return results.task_metrics
-    task, _, column = metric.rpartition("/")
-    return {task: column} if task else {}
+    return item_scores(metric)
 
 
 def _tasks(results: Results) -> list[str]:

@@ -235,6 +235,21 @@ def _how(name: str) -> str:
     return f"set.evaluate.{name}.source=file://PATH: {benchmark.files}{hub}"
 
 
+def item_scores(metric: str) -> dict[str, str]:
+    """Return task -> the column of the per-item files whose mean over items (and tasks) a metric is, {} if none."""
+    task, _, column = metric.rpartition("/")
+    if task:
+        return {task: column}
+    for name, benchmark in BENCHMARKS.items():
+        if benchmark.twins and metric == f"{name}_acc":
+            return dict.fromkeys(benchmark.tasks, "acc")
+    for kind in JUDGES.values():
+        prompts = metric.removesuffix(f"_{kind.column}")
+        if prompts != metric and prompts in (*SAFETY_SETS, "safety"):
+            return dict.fromkeys(SAFETY_SETS if prompts == "safety" else (prompts,), kind.column)
+    return {task: "acc" for task, column in COLUMNS.items() if column == metric}
+
+
 def directions() -> dict[str, int]:
     """Return column -> 1 where higher is better, -1 where lower is."""
     found = dict.fromkeys(COLUMNS.values(), 1)

@@ -13,6 +13,7 @@ from orchestrator.engine.journal import code_digest
 from orchestrator.engine.loop import Engine, Options
 from orchestrator.engine.retry import RULES
 from orchestrator.plan.graph import StageGraph, build_graph
+from orchestrator.plan.plan import make_plan
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.grid import load_grid
 from orchestrator.store import Manifest, Store
@@ -212,3 +213,36 @@ def test_what_the_grid_wants_first_is_submitted_first(store: Store, tmp_path: Pa
     Engine(graph, store, backend).tick()
     Engine(graph, store, backend).tick()
     assert [batch.jobs[0].label for batch in backend.batches] == ["init seed 2", "init seed 0"]
+
+
+def test_gpus_train_only_when_the_evaluation_items_are_there(store: Store) -> None:
+    """A data set without a column is found before GPU time is spent; on a CPU nothing waits."""
+    for gpus in (1, 0):
+        setting = f"set.execution.resources.pretrain.gpus={gpus}"
+        found = build_graph(load_grid("quickstart", overrides=[setting, "factors.freeze=[none,router]"]))
+        scheduler = Scheduler()
+        here = Store.open(f"{store.url}-{gpus}")
+        (items,) = (key for key in keys(found, "prepare") if found.stages[key].label == "evaluation items")
+        commit(here, found, *(key for key in keys(found, "prepare") if key != items))
+        driver = engine(found, here, scheduler)
+        driver.tick()
+        started = {found.stages[key].phase for job in submitted(here, scheduler) for key in job}
+        assert started == ({"prepare"} if gpus else {"prepare", "pretrain"})
+        if gpus:
+            commit(here, found, items)
+            driver.tick()
+            assert "pretrain" in {found.stages[key].phase for job in submitted(here, scheduler) for key in job}
+
+
+def test_bad_evaluation_items_block_training_on_gpus() -> None:
+    overrides = ["set.execution.resources.pretrain.gpus=1", "factors.freeze=[none,router]"]
+    found = build_graph(load_grid("quickstart", overrides=overrides))
+    prepared = set(keys(found, "prepare"))
+    (items,) = (key for key in prepared if found.stages[key].label == "evaluation items")
+    actions = make_plan(found, prepared - {items}, failed={items: "row 1 has no 'question'"}).actions
+    (pretrain,) = keys(found, "pretrain")
+    assert actions[pretrain].name == "blocked"
+    assert actions[pretrain].reason == "blocked by evaluation items: row 1 has no 'question'"
+    # Results that exist need no items, and training for them goes on.
+    done = prepared - {items} | {key for key in keys(found, "evaluate")}
+    assert make_plan(found, done).actions[pretrain].name == "run"

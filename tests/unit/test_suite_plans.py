@@ -15,7 +15,7 @@ from orchestrator.plan.plan import make_plan
 from orchestrator.report.differences import direction
 from orchestrator.spec.benchmark_files import read_benchmark
 from orchestrator.spec.grid import load_grid
-from orchestrator.spec.suites import BENCHMARKS, contrasted_layers
+from orchestrator.spec.suites import BENCHMARKS, contrasted_layers, item_scores
 from orchestrator.spec.work import EvaluateWork, GenerateWork, JudgeWork
 from tests.benchmark_samples import SAMPLES, safety, truthfulqa, xstest
 
@@ -210,6 +210,15 @@ def test_mixing_is_a_factor_of_the_fine_tuning_data(tmp_path: Path) -> None:
 )
 def test_layers_to_contrast(dola: str, layers: int, tied: bool, wanted: tuple[int, ...]) -> None:
     assert contrasted_layers(dola, layers, tied=tied) == wanted
+
+
+def test_a_metric_of_a_suite_is_paired_by_item() -> None:
+    assert item_scores("safety_refusal") == dict.fromkeys(("malicious", "cona", "controversial"), "refusal")
+    assert item_scores("cona_llama_guard") == {"cona": "llama_guard"}
+    assert item_scores("nq") == {"nq_open": "acc"}
+    assert set(item_scores("anli_acc")) == {"anli_r1", "anli_r2", "anli_r3"}
+    assert item_scores("rte/acc") == {"rte": "acc"}
+    assert item_scores("load_balance") == {}
 
 
 def test_what_is_better_is_known_of_every_headline_column() -> None:
