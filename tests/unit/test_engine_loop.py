@@ -244,5 +244,5 @@ def test_bad_evaluation_items_block_training_on_gpus() -> None:
     assert actions[pretrain].name == "blocked"
     assert actions[pretrain].reason == "blocked by evaluation items: row 1 has no 'question'"
     # Results that exist need no items, and training for them goes on.
-    done = prepared - {items} | {key for key in keys(found, "evaluate")}
+    done = prepared - {items} | set(keys(found, "evaluate"))
     assert make_plan(found, done).actions[pretrain].name == "run"
