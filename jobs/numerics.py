@@ -5,6 +5,7 @@ Equal numerics promise equal bits. `set_threads` must run before numpy or torch 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Mapping
@@ -40,6 +41,19 @@ def prepare_torch(execution: Execution, resources: Resources) -> None:
     torch.use_deterministic_algorithms(execution.deterministic)
     # Filling fresh memory costs a pass over every activation and changes no result of initialised code.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let the C library reuse freed memory instead of giving it back: page faults cost 4 % of a training step.
+
+    glibc only; elsewhere nothing happens. No bit depends on it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(mmap_threshold, 32 << 20)  # the most that glibc allows
+        mallopt(trim_threshold, 1 << 30)
 
 
 def record(execution: Execution, resources: Resources, world_size: int) -> dict[str, Any]:

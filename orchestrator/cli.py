@@ -78,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--output", default="", metavar="FILE", help="where to write index.html")
     one = add("table", "results, one row per setting and seed", grid, as_json)
     one.add_argument("--format", default="md", choices=("csv", "md", "json"))
+    one = add("export", "a cell's final model as a folder that transformers loads", cells)
+    one.add_argument("folder", metavar="FOLDER", help="where config.json, model.safetensors and the tokenizer go")
     one = add("compare", "differences between two grids of the store, setting by setting", as_json)
     one.add_argument("a", metavar="GRID_A")
     one.add_argument("b", metavar="GRID_B")
@@ -201,6 +203,10 @@ def command_function(name: str) -> Callable[..., int]:
         from orchestrator.commands import explain
 
         return getattr(explain, name)
+    if name == "export":
+        from orchestrator.commands.export import export
+
+        return export
     if name in ("compare", "paper"):
         from orchestrator.commands import compare
 

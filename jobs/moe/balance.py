@@ -55,12 +55,20 @@ def load_balance(
     if group == "pooled":
         f = torch.stack([f for f, _, _ in parts]).mean(0)
         p = torch.stack([p for _, p, _ in parts]).mean(0)
-        return _scaled((f * p).sum(-1).mean(), variant, routings[0])
-    terms = []
-    for (f, p, share), routing in zip(parts, routings, strict=True):
-        product = f * p if routing.cost is None or variant != "heterogeneous" else f * p * routing.cost
-        terms.append(_scaled((product.sum(-1) * share).sum(), variant, routing))
+        return _scaled(_product(f, p, variant, routings[0]).mean(), variant, routings[0])
+    terms = [
+        _scaled((_product(f, p, variant, routing) * share).sum(), variant, routing)
+        for (f, p, share), routing in zip(parts, routings, strict=True)
+    ]
     return torch.stack(terms).mean()
+
+
+def _product(f_GN: Tensor, p_GN: Tensor, variant: str, routing: Routing) -> Tensor:
+    """Return sum_i f_i P_i of each group [G]; the heterogeneous loss weighs every id with its cost."""
+    product = f_GN * p_GN
+    if variant == "heterogeneous" and routing.cost is not None:
+        product = product * routing.cost
+    return product.sum(-1)
 
 
 def _scaled(value: Tensor, variant: str, routing: Routing) -> Tensor:
@@ -152,7 +160,11 @@ def null_reward(routing: Routing) -> Tensor:
 
 
 def layer_losses(routing: Routing) -> dict[str, Tensor]:
-    """Return every loss of one layer by name, with coefficient 1."""
+    """Return every loss of one layer by name, with coefficient 1.
+
+    The names: the load variants, `z_loss`, `entropy`, `mutual_information`; of MoE++ `heterogeneous`, of TC-MoE
+    `null_reward`. Load variants whose group is free are taken over the whole batch.
+    """
     losses = {variant: load_balance([routing], variant) for variant in LOAD_VARIANTS if variant != "heterogeneous"}
     losses["z_loss"] = z_loss(routing)
     losses["entropy"] = entropy_loss(routing)

@@ -139,20 +139,23 @@ class MoEBlock(nn.Module):
                 named[name] = tensor
         return named
 
-    @torch.no_grad()
     def load_named(self, weights: Mapping[str, Tensor]) -> None:
         """Copy `weights` in by public name; what is absent keeps its values.
 
         Raises MoegridError on a wrong name or shape.
         """
-        own = self.named_weights()
-        for name, tensor in weights.items():
-            if name not in own:
-                raise MoegridError(f"the block has no weight {name!r}", hint=f"its weights: {', '.join(own)}")
-            value = torch.as_tensor(tensor)
-            if value.shape != own[name].shape:
-                raise MoegridError(f"weight {name!r} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}")
-            own[name].copy_(value)
+        _copy_named(self.named_weights(), weights)
+
+
+@torch.no_grad()
+def _copy_named(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        if name not in own:
+            raise MoegridError(f"the block has no weight {name!r}", hint=f"its weights: {', '.join(own)}")
+        value = torch.as_tensor(tensor)
+        if value.shape != own[name].shape:
+            raise MoegridError(f"weight {name!r} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}")
+        own[name].copy_(value)
 
 
 class DenseBlock(nn.Module):
@@ -170,6 +173,14 @@ class DenseBlock(nn.Module):
     def forward(self, x_BSD: Tensor, spans: Tensor | None = None, padding: Tensor | None = None) -> tuple[Tensor, None]:
         """Return the feed-forward of x and no routing record."""
         return self.ffn(x_BSD), None
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """Return every parameter by its public name (`ffn.gate`, `ffn.up`, `ffn.down`)."""
+        return dict(self.state_dict())
+
+    def load_named(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy `weights` in by public name, as `MoEBlock.load_named` does."""
+        _copy_named(self.named_weights(), weights)
 
     def reset_parameters(self) -> None:
         """Draw the initial weights from torch's current generator."""

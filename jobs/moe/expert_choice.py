@@ -25,13 +25,6 @@ class ExpertChoice(Router):
         self.register_buffer("threshold_updates", torch.zeros((), dtype=torch.long))
 
     @property
-    def selects_by_threshold(self) -> bool:
-        # The first training batch initialises the thresholds, so it has to choose by rank.
-        if self.training:
-            return self.moe.train_select == "threshold" and bool(self.threshold_updates > 0)
-        return self.moe.eval_select == "threshold"
-
-    @property
     def causal(self) -> bool:
         return (self.moe.train_select if self.training else self.moe.eval_select) == "threshold"
 
@@ -51,11 +44,15 @@ class ExpertChoice(Router):
         routing.cutoffs = cutoffs
         return routing
 
-    def _chosen(self, scores_TN: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _chosen(self, scores_TN: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """Return the choice [T,N] and, where tokens were ranked, the C-th best scores [N]."""
+        passed = (scores_TN >= self.threshold) & context.mask.unsqueeze(-1)
+        if self.causal and not self.training:
+            return passed, None
         groups = context.batch if self.moe.choice_group == "sequence" else 1
-        chosen, cutoffs = choose_tokens(
+        best, cutoffs = choose_tokens(
             scores_TN.view(groups, -1, self.num_ids), context.mask.view(groups, -1), self.moe.top_k
         )
-        if self.selects_by_threshold:
-            return (scores_TN >= self.threshold) & context.mask.unsqueeze(-1), cutoffs
-        return chosen.view(-1, self.num_ids), cutoffs
+        best = best.view(-1, self.num_ids)
+        # The first training batch initialises the thresholds, so it has to choose by rank.
+        return torch.where(self.threshold_updates > 0, passed, best) if self.causal else best, cutoffs

@@ -12,6 +12,7 @@ from jobs import numerics
 from jobs.context import StageContext
 from jobs.data.packing import open_batches
 from jobs.models.backbones import CausalLM, build_model, load_canonical
+from jobs.moe.balance import balanced_value
 from jobs.moe.collaboration import profile_collaboration
 from jobs.preemption import Preempted
 from jobs.train.checkpoint import CheckpointWriter, load_optimizer, read_tensors
@@ -254,6 +255,9 @@ def _observe(
     lr, router_lr = learning_rates(train, trainer.step - 1)
     row = trainer.meter.take()
     row |= {"train/lr": lr, "train/router_lr": router_lr, "train/tokens": float(trainer.tokens)}
+    for block in trainer.engine.model.moe_blocks[:1]:
+        even = balanced_value(train.balance.aux_variant, block.moe.top_k, block.router.num_ids)
+        row |= {} if even is None else {"train/aux_loss_balanced": even}
     observed = {"train/tokens_per_second": rate, "system/rss_gb": _resident_gb()}
     context.series(trainer.step, row | observed)
     segment.rows.append({"step": trainer.step, "time": time.time(), **row, **observed})

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from orchestrator.plan.stages import Stage
-from orchestrator.spec.cell import Resources
+from orchestrator.spec.cell import Resources, TrainSpec
 from orchestrator.spec.identity import canonical_text
 from orchestrator.spec.model import ModelSpec, resolve_moe
 from orchestrator.spec.work import DataWork, EvaluateWork, GenerateWork, InitWork, TokensWork, TrainWork
@@ -96,12 +96,17 @@ def units(stage: Stage) -> float:
     return float(max(stage.steps, 1))
 
 
+def tokens_of(train: TrainSpec) -> int:
+    """Return the tokens of a training phase: steps x micro-batches x sequences x length, padding included."""
+    return train.steps * train.micro_batch * train.accumulation * train.sequence_length
+
+
 def flops(stage: Stage, vocab_size: int) -> float:
     """Return the FLOPs of a stage's matrix products: forward and backward for training, forward for evaluation."""
     work = stage.work
     if isinstance(work, TrainWork):
         train = work.conditions.train
-        tokens = stage.steps * train.micro_batch * train.accumulation * train.sequence_length
+        tokens = tokens_of(train) * stage.steps / train.steps
         return 3.0 * parameters(work.model, vocab_size).flops_per_token * tokens
     if isinstance(work, EvaluateWork):
         passes = 2 + work.routing_seeds if work.routing_seeds else 1

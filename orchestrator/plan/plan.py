@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.plan.cost import Clock, flops, parameters, state_bytes
+from orchestrator.plan.cost import Clock, flops, parameters, state_bytes, tokens_of
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.needs import missing_benchmarks
 from orchestrator.plan.stages import Stage
@@ -157,23 +157,23 @@ class Plan:
         return "; ".join(reason for reason, _ in reasons.most_common(3))
 
     def models(self) -> list[dict[str, Any]]:
-        """Return one row per distinct model: total and active parameters, forward FLOPs per token, cells."""
-        seen: dict[Any, dict[str, Any]] = {}
+        """Return one row per shape: total and active parameters, forward FLOPs a token, training tokens, cells."""
+        rows: dict[Any, dict[str, Any]] = {}
         for item in self.graph.grid.cells:
             model = item.cell.model
-            if model not in seen:
-                count = parameters(model, item.cell.tokenizer.vocab_size)
-                seen[model] = {
-                    "backbone": model.backbone,
-                    "preset": model.moe.preset,
-                    "experts": f"{model.moe.top_k}/{model.moe.num_experts}+{model.moe.shared_experts or 0}",
-                    "total": count.total,
-                    "active": count.active,
-                    "flops_per_token": count.flops_per_token,
-                    "cells": 0,
-                }
-            seen[model]["cells"] += 1
-        return list(seen.values())
+            count = parameters(model, item.cell.tokenizer.vocab_size)
+            phases = {"pretrain": item.cell.pretrain, "finetune": item.cell.finetune}
+            row = {
+                "backbone": model.backbone,
+                "preset": model.moe.preset,
+                "experts": f"{model.moe.top_k}/{model.moe.num_experts}+{model.moe.shared_experts or 0}",
+                "total": count.total,
+                "active": count.active,
+                "flops_per_token": count.flops_per_token,
+                "tokens": {phase: tokens_of(train) for phase, train in phases.items() if train is not None},
+            }
+            rows.setdefault(repr(row), {**row, "cells": 0})["cells"] += 1
+        return list(rows.values())
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON types (the contract of `moegrid plan --json`)."""

@@ -55,7 +55,14 @@ RULES: dict[str, dict[str, Rule]] = {
     "BalanceSpec": {
         "aux_coef": NOT_NEGATIVE,
         "aux_variant": one_of(
-            "paper", "switch", "olmoe_hf", "sequence", "sigmoid_normalised", "sigmoid_raw", "top1_squared"
+            "paper",
+            "switch",
+            "olmoe_hf",
+            "sequence",
+            "sigmoid_normalised",
+            "sigmoid_raw",
+            "top1_squared",
+            "heterogeneous",
         ),
         "aux_group": one_of("batch", "sequence", "pooled"),
         "aux_scope": one_of("micro_batch", "global"),

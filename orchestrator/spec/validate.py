@@ -108,6 +108,9 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         if cell.model.moe.preset == "dense" and train.freeze != "none":
             message = f"freeze {train.freeze!r} does not apply: preset 'dense' has no router and no experts"
             yield (name, "freeze"), message, "use when: {freeze: {preset: [...]}}"
+        if train.balance.aux_variant == "heterogeneous" and cell.model.moe.preset not in ("moepp", "dense"):
+            message = f"aux_variant 'heterogeneous' does not apply: preset {cell.model.moe.preset!r} is not MoE++"
+            yield (name, "balance", "aux_variant"), message, "use it with preset 'moepp'"
     if cell.evaluate.max_length > context:
         message = f"evaluate.max_length {cell.evaluate.max_length} exceeds model.context {context}"
         yield ("evaluate", "max_length"), message, "raise model.context or shorten the items"

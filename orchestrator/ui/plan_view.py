@@ -49,8 +49,9 @@ def show_plan(plan: Plan, console: Console, *, parallel: int = 1, adaptive: str 
     for model in data["models"]:
         console.print(
             f"  model {model['backbone']} {model['preset']} {model['experts']}: {quantity(model['total'])} parameters, "
-            f"{quantity(model['active'])} active, {quantity(model['flops_per_token'])} FLOPs a token forward "
-            f"({plural(model['cells'], 'cell')})"
+            f"{quantity(model['active'])} active, {quantity(model['flops_per_token'])} FLOPs a token forward, "
+            + " + ".join(f"{phase} {quantity(tokens)}" for phase, tokens in model["tokens"].items())
+            + f" tokens a cell ({plural(model['cells'], 'cell')})"
         )
     if adaptive:
         console.print(f"  {adaptive}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jobs.moe import build_block
 from jobs.moe.collaboration import set_collaboration
+from orchestrator.spec.model import PRESETS
 
 D, W, N, K, B, S = 20, 12, 8, 3, 2, 11
 SPEC = {"hidden_size": D, "num_experts": N, "top_k": K, "expert_width": W}
@@ -245,6 +246,23 @@ def test_aux_free_bias_selects_but_never_weighs(score: str) -> None:
         return mixture(x, w, s, best(s.detach() + w["router.bias"].detach(), K), True)
 
     compare(make(preset="aux_free", score=score), reference)
+
+
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "dense"])
+def test_routers_compute_in_fp32_under_bf16(preset: str) -> None:
+    block = make(preset=preset).bfloat16()
+    spans = torch.arange(S).expand(B, S) // 3
+    x = torch.randn(B, S, D, generator=torch.Generator().manual_seed(2)).bfloat16()
+    y, routing = block(x, spans=spans)
+    assert y.dtype is torch.bfloat16
+    wide = make(preset=preset)
+    wide.load_named(block.named_weights())
+    _, expected = wide(x.float(), spans=spans)
+    for name in ("logits", "scores", "weights"):
+        assert getattr(routing, name).dtype is torch.float32
+        torch.testing.assert_close(getattr(routing, name), getattr(expected, name), atol=1e-6, rtol=1e-6)
+    assert torch.equal(routing.indices, expected.indices)
+    assert all(loss.dtype is torch.float32 for loss in routing.losses().values())
 
 
 def test_aux_free_update_rule() -> None:

@@ -9,15 +9,27 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+)
 
-from jobs.models.backbones import build_model, weights_sha256
+from jobs.models import export
+from jobs.models.backbones import build_model, load_canonical, weights_sha256
 from jobs.models.convert import export_checkpoint, import_checkpoint, load_checkpoint, spec_of
 from jobs.models.sources import open_checkpoint
 from jobs.models.upcycle import initial_model, upcycle
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.model import ModelSpec, MoESpec
+from tests import training
 
 Olmoe = tuple[OlmoeForCausalLM, Path]
 VOCAB = 70
@@ -98,6 +110,32 @@ def test_a_checkpoint_trains_with_another_router_of_the_same_shape(olmoe: Olmoe)
     assert torch.isfinite(model(IDS, labels=IDS).loss)
     with pytest.raises(MoegridError, match="no public layout"):
         export_checkpoint(model, olmoe[1] / "out")
+
+
+def test_a_trained_state_goes_to_transformers_with_its_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = training.prepare(str(tmp_path / "store"))
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(training.VOCABULARY)}, unk_token="w0"))
+    blobs = {"tokenizer.json": words.to_str().encode(), "special.json": b"{}"}
+    tokenizer = training.put(store, "words", "tokenizer", blobs, {"vocab_size": training.VOCABULARY})
+    spec = dataclasses.replace(training.MODEL, moe=dataclasses.replace(training.MODEL.moe, preset="olmoe"))
+    init = dataclasses.replace(training.init_work(spec), tokenizer=tokenizer)
+    (work,) = training.segments([("", 0, 2)], dataclasses.replace(training.TRAIN, steps=2), model=spec)
+    work = dataclasses.replace(work, tokenizer=tokenizer, init=init.key())
+    training.run_chain(store, [init, work])
+
+    assert export.main(["--store", store.url, "--state", work.key(), str(tmp_path / "out")]) == 0
+    public = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("w7")["input_ids"] == [7]
+    manifest = store.artifacts.get(work.key())
+    assert manifest is not None
+    model = build_model(spec, training.VOCABULARY).eval()
+    load_canonical(model, load_file(store.artifacts.fetch(manifest, "weights.safetensors", tmp_path)))
+    ids = IDS % training.VOCABULARY
+    torch.testing.assert_close(public(input_ids=ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
+    assert export.main(["--store", store.url, "--state", init.key(), str(tmp_path / "no")]) != 0
+    assert "no training state" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_shape_is_refused(olmoe: Olmoe, tmp_path: Path) -> None:

@@ -125,6 +125,15 @@ def test_a_scale_that_cannot_run_here_plans_but_does_not_run(capsys: pytest.Capt
     assert "hint: " in err
 
 
+def test_export_wants_one_cell_that_is_done(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = answer(capsys, "export", "quickstart", str(tmp_path / "out"))
+    assert (code, err.splitlines()[0][:24]) == (EXIT_USAGE, "error: 3 cells are meant")
+    code, _, err = answer(capsys, "export", "quickstart:freeze=router", str(tmp_path / "out"))
+    assert code == EXIT_USAGE
+    assert "has no final state" in err
+    assert "hint: moegrid run quickstart" in err
+
+
 def test_explain_names_the_field_that_changed(capsys: pytest.CaptureFixture[str]) -> None:
     answer(capsys, "plan", "quickstart")
     code, out, _ = answer(capsys, "explain", "quickstart:freeze=none", "--json", "set.finetune.lr=1e-5")

@@ -564,3 +564,24 @@ def test_rules_name_fields_that_exist() -> None:
     for owner, rules in RULES.items():
         if owner in known:
             assert set(rules) <= known[owner]
+
+
+def test_the_heterogeneous_load_loss_belongs_to_moepp(load: Load) -> None:
+    balance = "set: {pretrain.balance.aux_variant: heterogeneous}\n"
+    assert load("factors: {preset: [moepp], seed: [0]}\n" + balance).cells
+    with pytest.raises(GridError, match="is not MoE"):
+        load("factors: {preset: [smoe], seed: [0]}\n" + balance)
+
+
+def test_the_algorithms_train_with_their_own_balancing_losses() -> None:
+    for scale in ("tiny", "small", "paper"):
+        cells = {item.factors["preset"]: item.cell for item in load_grid("libmoe_algorithms", scale=scale).cells}
+        assert len(cells) == 8
+        assert (cells["xmoe"].model.moe.variant, cells["sigma_moe"].model.moe.variant) == ("libmoe_lm", "libmoe")
+        balance = {preset: cell.pretrain.balance for preset, cell in cells.items() if cell.pretrain}
+        variants = {preset: spec.aux_variant for preset, spec in balance.items()}
+        assert variants["sharede_v3"] == "sigmoid_raw"
+        assert variants["moepp"] == "heterogeneous"
+        assert balance["tc_moe"].null_coef > 0
+        twin = {item.cell.model for item in load_grid("libmoe_router_init", scale=scale).cells}
+        assert {cells["smoe"].model, cells["sharede_v2"].model} <= twin, "runs that are equal are made once"

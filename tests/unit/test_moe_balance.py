@@ -108,7 +108,9 @@ def test_heterogeneous_load_loss_weighs_experts_without_ffn_by_tau() -> None:
     _, routing = block(torch.randn(B, S, D))
     f, p = routing.counts / (B * S), routing.scores.mean(0)
     eta = torch.tensor([1.0] * N + [0.75] * 4)
-    assert routing.losses()["heterogeneous"].item() == pytest.approx((eta * f * p).sum().item(), rel=1e-5)
+    expected = pytest.approx((eta * f * p).sum().item(), rel=1e-5)
+    assert routing.losses()["heterogeneous"].item() == expected
+    assert load_balance([routing, routing], "heterogeneous", "pooled").item() == expected
 
 
 def test_null_reward_is_minus_the_null_probability() -> None:

@@ -14,7 +14,7 @@ from jobs.moe import build_block
 from jobs.moe.balance import balance_loss
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import BalanceSpec
-from orchestrator.spec.model import PRESETS, ModelSpec, MoESpec, is_causal, resolve_moe
+from orchestrator.spec.model import BACKBONES, PRESETS, ModelSpec, MoESpec, is_causal, resolve_moe
 from orchestrator.spec.validity import model_problems, moe_problems
 
 VOCAB, BATCH, LENGTH = 64, 3, 24
@@ -84,7 +84,17 @@ def batch(seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("moe", COMBINATIONS, ids=name)
 def test_a_valid_combination_trains_saves_and_loads(moe: MoESpec, tmp_path: Path) -> None:
-    backbone = "deepseek_moe" if moe.preset == "deepseek_moe" else "olmoe"
+    train_save_and_load(moe, "deepseek_moe" if moe.preset == "deepseek_moe" else "olmoe", tmp_path)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_on_every_backbone(preset: str, backbone: str, tmp_path: Path) -> None:
+    train_save_and_load(MoESpec(preset=preset, **SIZES), backbone, tmp_path)
+
+
+def train_save_and_load(moe: MoESpec, backbone: str, tmp_path: Path) -> None:
+    """Take 3 steps, save the model, load it again: every weight gets a gradient, and the loss is the same."""
     spec = ModelSpec(
         backbone=backbone,
         hidden_size=16,
