@@ -185,6 +185,12 @@ class GridPublisher:
             progress.sent.update(committed)
         return sorted(points, key=lambda p: (p.step, p.metric))
 
+    @property
+    def has_report(self) -> bool:
+        """Whether a report was attached before."""
+        progress = (self._progress or {}).get(f"{self._grid}/{REPORT}")
+        return progress is not None and ATTACHED_TAG in progress.recorded.tags
+
     def attach(self, folder: Path) -> int:
         """Add the files below `folder` to the runs, those in `cell/ID` to a cell's; return how many runs they changed.
 
@@ -231,7 +237,7 @@ def sync(
 ) -> list[Published]:
     """Show everything the store holds of `grids` in the tracker; nothing is shown twice, nothing is left out.
 
-    `files` returns the folder with what is attached to the runs of a grid.
+    `files` returns the folder with what is attached to the runs of a grid; it is asked only when something is new.
     Waits up to a minute for another publisher to finish. Raises TrackerAway when the tracker is away, MoegridError
     for an unknown grid or when another publisher stays at work.
     """
@@ -250,8 +256,9 @@ def sync(
         for name in names:
             signature = _signature(store, name)
             publisher = GridPublisher(store, target, name)
-            done.append(publisher.tick())
-            if files is not None:
+            summary = publisher.tick()
+            done.append(summary)
+            if files is not None and (summary.created or summary.points or not publisher.has_report):
                 publisher.attach(files(name))
             _mark(store, name, tracking_uri, signature)
         return done

@@ -54,6 +54,44 @@ def test_collaboration_matches_a_direct_recomputation() -> None:
     assert m.collaboration(indices, experts) == pytest.approx(np.mean(layers), abs=1e-12)
 
 
+def by_hand(indices: np.ndarray, experts: int) -> dict[str, float]:
+    """Return metrics of one layer [T, k] as a reader of the definitions would compute them, token by token."""
+    counts, together = [0] * experts, [[0] * experts for _ in range(experts)]
+    for token in indices.tolist():
+        chosen = [e for e in token if e >= 0]
+        for e in chosen:
+            counts[e] += 1
+        for i, j in itertools.permutations(chosen, 2):
+            together[i][j] += 1
+    total = sum(counts)
+    entropy = -sum(c / total * math.log2(c / total) for c in counts if c)
+    partners = []
+    for row in together:
+        if sum(row):
+            partners.append(-sum(n / sum(row) * math.log2(n / sum(row)) for n in row if n))
+    coactivation = [[n / c if c else 0.0 for n in row] for row, c in zip(together, counts, strict=True)]
+    return {"entropy": entropy, "collaboration": sum(partners) / len(partners), "first": coactivation[0][1]}
+
+
+def test_metrics_equal_a_token_by_token_recomputation_with_empty_slots() -> None:
+    rng = np.random.default_rng(7)
+    layers = np.stack([np.argsort(rng.random((200, 8)), axis=1)[:, :3] for _ in range(2)])
+    layers[:, rng.random(200) < 0.3, 2] = -1  # tokens with two experts
+    layers[0, :10] = -1  # tokens with none
+    expected = [by_hand(layer, 8) for layer in layers]
+    assert m.load_balance(layers, 8) == pytest.approx(np.mean([e["entropy"] for e in expected]), abs=1e-12)
+    assert m.collaboration(layers, 8) == pytest.approx(np.mean([e["collaboration"] for e in expected]), abs=1e-12)
+    assert m.expert_coactivation(layers, 8)[:, 0, 1] == pytest.approx([e["first"] for e in expected], abs=1e-12)
+    later = np.roll(layers, 1, axis=1)
+    overlap = []
+    for first, second in zip(layers.reshape(-1, 3).tolist(), later.reshape(-1, 3).tolist(), strict=True):
+        a, b = {e for e in first if e >= 0}, {e for e in second if e >= 0}
+        overlap.append(None if not a and not b else len(a & b) / max(len(a), len(b)))
+    per_layer = [np.mean([v for v in overlap[i * 200 : (i + 1) * 200] if v is not None]) for i in range(2)]
+    assert m.router_saturation(layers, later) == pytest.approx(np.mean(per_layer), abs=1e-12)
+    assert m.router_saturation(layers, layers) == 1.0
+
+
 def test_masked_tokens_and_empty_slots_never_count() -> None:
     _, indices, weights = routings()
     mask = np.random.default_rng(1).random(400) < 0.5
