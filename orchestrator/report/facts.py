@@ -10,6 +10,10 @@ from typing import Any
 from orchestrator.report.collect import DONE, Results
 from orchestrator.report.statistics import spikes
 from orchestrator.report.tables import numerics
+from orchestrator.store import Manifest
+
+EARLY_STEPS = 1000
+_LABEL = " class='label'"
 
 
 def problems(results: Results) -> str:
@@ -52,15 +56,51 @@ def provenance(results: Results) -> str:
         ("store", results.store.objects.url),
     ]
     rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts if text)
-    return f"<dl>{rows}</dl>"
+    return f"<dl>{rows}</dl>{costs(results)}"
+
+
+def costs(results: Results) -> str:
+    """Return model size, compute, time and devices of one run of each setting, without sharing."""
+    lines = []
+    for setting in results.settings:
+        cell = setting.cells[0].document
+        made = [results.manifests[key] for key in cell["stages"] if key in results.manifests]
+        trained = [m for m in made if m.kind == "train"]
+        if not trained:
+            continue
+        hours = sum(_seconds(m) for m in trained) / 3600
+        devices = max(int(m.numerics.get("world_size", 1)) for m in trained)
+        speed = [float(m.info["tokens_per_second"]) for m in trained if m.info.get("tokens_per_second")]
+        counted = cell.get("parameters", {})
+        cells = [
+            f"{counted.get('total', 0) / 1e6:.4g} M",
+            f"{counted.get('active', 0) / 1e6:.4g} M",
+            f"{float(cell.get('flops_per_token') or 0) / 1e6:.4g} M",
+            f"{hours:.3g}",
+            str(devices),
+            f"{sum(speed) / len(speed):,.0f}" if speed else "",
+        ]
+        row = "".join(f"<td>{text}</td>" for text in cells)
+        lines.append(f"<tr><th scope='row'>{escape(setting.name)}</th>{row}</tr>")
+    if not lines:
+        return ""
+    names = ("setting", "parameters", "active", "FLOPs a token", "hours of training", "devices", "tokens/s")
+    head = "".join(f"<th scope='col'{_LABEL * (name == 'setting')}>{name}</th>" for name in names)
+    return (
+        "<details><summary>Size, compute and time of one run of each setting</summary><div class='scroll'><table>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></details>"
+    )
+
+
+def _seconds(manifest: Manifest) -> float:
+    return float(manifest.info.get("train_seconds", manifest.info.get("seconds", 0.0)))
 
 
 def device_hours(results: Results) -> tuple[float, float]:
     """Return device-hours of training and evaluation as they ran, and as they would have been without sharing."""
     hours = {}
     for key, manifest in results.manifests.items():
-        seconds = manifest.info.get("train_seconds", manifest.info.get("seconds", 0.0))
-        hours[key] = float(seconds) * float(manifest.numerics.get("world_size", 1)) / 3600
+        hours[key] = _seconds(manifest) * float(manifest.numerics.get("world_size", 1)) / 3600
     unshared = sum(hours.get(key, 0.0) for cell in results.document["cells"] for key in cell["stages"])
     return sum(hours.values()), unshared
 
@@ -80,18 +120,26 @@ def _data(results: Results) -> list[str]:
 
 
 def stability(results: Results, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return the counts and sizes of loss and gradient-norm spikes per setting; `rows` is the series of each cell."""
+    """Return spikes of loss and gradient norm and the early balance per setting; `rows` is the series of each cell."""
     lines = []
     for setting in results.settings:
         cells = []
         for metric in ("train/loss", "train/grad_norm"):
             found = [spikes([float(r[metric]) for r in rows.get(c.id, ()) if metric in r]) for c in setting.cells]
             cells.append(f"<td>{sum(n for n, _ in found)}</td><td>{max((h for _, h in found), default=0):.3g}</td>")
+        early = [
+            float(row["train/aux_loss"])
+            for cell in setting.cells
+            for row in rows.get(cell.id, ())
+            if "train/aux_loss" in row and int(row["step"]) <= EARLY_STEPS
+        ]
+        cells.append(f"<td>{sum(early) / len(early):.4f}</td>" if early else "<td></td>")
         lines.append(f"<tr><th scope='row'>{escape(setting.name)}</th>{''.join(cells)}</tr>")
     if not any(rows.values()):
         return ""
-    names = ("setting", "loss spikes", "largest", "gradient-norm spikes", "largest")
-    head = "".join(f"<th>{name}</th>" for name in names)
+    early_name = f"mean balance loss to step {EARLY_STEPS:,}"
+    names = ("setting", "loss spikes", "largest", "gradient-norm spikes", "largest", early_name)
+    head = "".join(f"<th scope='col'{_LABEL * (name == 'setting')}>{name}</th>" for name in names)
     return (
         "<details><summary>Training stability</summary><div class='scroll'><table><thead><tr>"
         f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div><p class='quiet'>A spike exceeds the running"

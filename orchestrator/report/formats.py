@@ -26,7 +26,7 @@ def render_rows(rows: Sequence[dict[str, Any]], form: str) -> str:
         return json.dumps(list(rows), indent=1) + "\n"
     names = list(dict.fromkeys(name for row in rows for name in row))
     texts = [["" if row.get(name) is None else str(row[name]) for name in names] for row in rows]
-    return _csv([names, *texts]) if form == "csv" else markdown_lines(names, texts)
+    return csv_lines([names, *texts]) if form == "csv" else markdown_lines(names, texts)
 
 
 def terminal(table: Table) -> str:
@@ -58,7 +58,7 @@ def as_csv(table: Table) -> str:
             line += [number(entry.value), number(entry.stderr), number(entry.low), number(entry.high)]
             line.append("; ".join(filter(None, (MARKS.get(entry.mark, ""), "best" * entry.bold, entry.reason))))
         body.append(line)
-    return _csv([header, *body])
+    return csv_lines([header, *body])
 
 
 def markdown(table: Table) -> str:
@@ -73,9 +73,7 @@ def markdown(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """Return the table as a LaTeX `tabular` with booktabs rules."""
-    header = " & ".join(_tex(name) for name in [*table.labels, *table.columns])
-    lines = [f"% {table.title}", rf"\begin{{tabular}}{{{'l' * len(table.labels)}{'r' * len(table.columns)}}}"]
-    lines += [r"\toprule", rf"{header} \\", r"\midrule"]
+    body = []
     for labels, entries in table.rows:
         texts = []
         for entry in entries:
@@ -83,9 +81,23 @@ def latex(table: Table) -> str:
             texts.append(
                 rf"\textbf{{{text}}}" if entry.bold else text + (f"$^{{{_tex(entry.mark)}}}$" * bool(entry.mark))
             )
-        lines.append(" & ".join([*(_tex(label) for label in labels), *texts]) + r" \\")
+        body.append([*(_tex(label) for label in labels), *texts])
+    names = [_tex(name) for name in (*table.labels, *table.columns)]
+    return _tabular(names, body, len(table.labels), [table.title, *table.notes])
+
+
+def latex_lines(header: Sequence[str], body: Sequence[Sequence[str]], labels: int, notes: Sequence[str]) -> str:
+    """Return ready texts as a LaTeX `tabular`; the first `labels` columns are left-aligned."""
+    rows = [[_tex(text).replace("±", r"$\pm$") for text in row] for row in body]
+    return _tabular([_tex(name) for name in header], rows, labels, notes)
+
+
+def _tabular(header: Sequence[str], body: Sequence[Sequence[str]], labels: int, notes: Sequence[str]) -> str:
+    lines = [f"% {notes[0]}", rf"\begin{{tabular}}{{{'l' * labels}{'r' * (len(header) - labels)}}}"]
+    lines += [r"\toprule", rf"{' & '.join(header)} \\", r"\midrule"]
+    lines += [rf"{' & '.join(row)} \\" for row in body]
     lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*lines, *(f"% {note}" for note in table.notes)]) + "\n"
+    return "\n".join([*lines, *(f"% {note}" for note in notes[1:])]) + "\n"
 
 
 def as_json(table: Table) -> str:
@@ -115,7 +127,8 @@ def _width(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 1 for c in text)
 
 
-def _csv(lines: Sequence[Sequence[str]]) -> str:
+def csv_lines(lines: Sequence[Sequence[str]]) -> str:
+    """Return ready texts as CSV."""
     sink = io.StringIO()
     csv.writer(sink, lineterminator="\n").writerows(lines)
     return sink.getvalue()

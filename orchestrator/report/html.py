@@ -27,6 +27,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Results], str]], ...] = (
     ("progress", "Metrics over the run", sections.progress_curves),
     ("training", "Training curves", sections.training_curves),
     ("factors", "Pairs of factors", sections.factor_maps),
+    ("responses", "Response to a factor", sections.responses),
     ("fronts", "Quality, cost and balance", sections.pareto),
     ("correlations", "How the metrics go together", sections.correlations),
     ("loads", "Expert loads", sections.expert_loads),
@@ -48,7 +49,7 @@ a{color:var(--accent)}
 nav{display:flex;flex-wrap:wrap;gap:.3rem .9rem;padding:.5rem 0;border-bottom:1px solid var(--line)}
 .scroll,.figure{overflow-x:auto;-webkit-overflow-scrolling:touch}.figure{margin:.8rem 0}
 table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;color:var(--quiet);padding-bottom:.4rem}
+caption{text-align:left;white-space:nowrap;color:var(--quiet);padding-bottom:.4rem}
 th,td{padding:.32rem .65rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 thead th{border-bottom:2px solid var(--line);background:var(--page)}th[scope=row]{text-align:left;font-weight:500}
 thead th.label{text-align:left}tr>:first-child{position:sticky;left:0;background:var(--page)}

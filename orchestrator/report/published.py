@@ -26,6 +26,12 @@ METHODS = {
     "TC-MoE": "tc_moe",
     "MoE++": "moepp",
 }
+# LibMoE's names of the losses: load-balance loss, z-loss.
+LOSSES = {
+    (True, False): "SMoE (0.01 lb)",
+    (False, False): "SMoE (no-lb)",
+    (True, True): "SMoE (0.01 lb + 0.001 z-loss)",
+}
 SAME = {"avg": "reasoning_avg", "ppl": "perplexity"}
 
 
@@ -75,8 +81,11 @@ def published() -> tuple[Published, ...]:
 
 def ours(results: Results, table: Published, row: Mapping[str, str], column: str) -> str:
     """Return our mean ± 95 % interval for one published value in the paper's unit, "" where we have none."""
-    setting = match(results, table, row)
-    metric = _metric(results, column)
+    if "temperature" in row:  # here the columns are methods, and a row is a task at a temperature
+        setting = next((s for s in results.settings if s.factors.get("preset") == column), None)
+        metric = _metric(results, f"{row['task']}/temperature_{float(row['temperature']):g}")
+    else:
+        setting, metric = match(results, table, row), _metric(results, column)
     if setting is None or metric is None:
         return ""
     values = list(setting.values(metric).values())
@@ -102,7 +111,8 @@ def match(results: Results, table: Published, row: Mapping[str, str]) -> Setting
         ours = _described(factors)
         wanted = {name: row[name] for name in DESCRIBED if name in row}
         if "method" in wanted:
-            wanted["method"] = METHODS.get(wanted["method"].split(" (")[0], "")
+            name = wanted["method"]
+            wanted["method"] = name if name in LOSSES.values() else METHODS.get(name.split(" (")[0], "")
         if wanted and all(ours.get(name) == value for name, value in wanted.items()):
             return setting
     return None
@@ -119,6 +129,9 @@ def _described(factors: Mapping[str, str]) -> dict[str, str]:
     if "aux_coef" in factors:
         losses = float(factors["aux_coef"]) > 0, float(factors.get("z_coef", 0)) > 0
         named = {(True, True): "aux_and_z", (False, True): "no_aux", (True, False): "no_z"}.get(losses, "")
+        if "preset" not in factors:
+            losses = float(factors["aux_coef"]) > 0, float(factors.get("z_coef", 0)) > 0
+            described["method"] = LOSSES.get(losses, "")
         described["regularisation"] = "" if "balance_bias" in factors else named
     if "choice" in factors and "train_select" not in factors:
         described["router"] = "expert" if factors["choice"] == "expert" else factors.get("unit", "token")

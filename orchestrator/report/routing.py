@@ -46,12 +46,12 @@ def routing_maps(results: Results) -> str:
         figures = [*_by_layer(arrays), *_expert_maps(arrays)]
         maps_of = f'<div class="maps">{"".join(f"<div>{figure}</div>" for figure in figures)}</div>'
         parts.append(f"<details><summary>{escape(setting.name)}</summary>{maps_of}</details>")
-    if len(results.settings) > MOST_SETTINGS:
+    if len(parts) > 1 and len(results.settings) > MOST_SETTINGS:
         more = len(results.settings) - MOST_SETTINGS
         parts.append(
             f"<p class='quiet'>Maps of the first {MOST_SETTINGS} settings; those of {more} more are stored.</p>"
         )
-    return "".join(parts)
+    return "".join(parts) if len(parts) > 1 else ""
 
 
 def overlap(first_LTK: NDArray[Any], second_LTK: NDArray[Any], top: int | None = None) -> float:

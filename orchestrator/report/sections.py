@@ -53,8 +53,9 @@ def difference_plots(results: Results) -> str:
     metrics = [metric for metric in results.primary if metric in results.metrics] or list(results.metrics[:1])
     found = to_baseline(results, metrics)
     if not found:
-        reasons = dict.fromkeys(results.comparable(setting)[1] for setting in results.settings)
-        return f"<p>No comparison: {escape('; '.join(reasons))}.</p>"
+        said = dict.fromkeys(results.comparable(setting)[1] for setting in results.settings)
+        reasons = [reason for reason in said if reason and reason != "this is the baseline"]
+        return f"<p>No comparison: {escape('; '.join(reasons) or 'nothing that both were measured in')}.</p>"
     parts = []
     for metric in metrics:
         rows = []
@@ -129,6 +130,32 @@ def factor_maps(results: Results) -> str:
             label = f"{metric}: {first} (rows) x {second} (columns)"
             parts.append(plots.heatmap(rows, columns, means, label=label, text=lambda v: f"{v:.3f}"))
     return "".join(parts)
+
+
+def responses(results: Results) -> str:
+    """Return curves of primary metrics and load balance over each numeric factor, the others as in the baseline."""
+    metrics = [name for name in dict.fromkeys((*results.primary, "load_balance")) if name in results.metrics]
+    parts = []
+    for factor in results.factors:
+        values: dict[float, Setting] = {}
+        for setting in results.settings:
+            baseline, _ = results.comparable(setting)
+            one = baseline is not None and setting.factors.get(factor) != baseline.factors.get(factor)
+            if factor in setting.factors and (one or _is_baseline(results, setting)):
+                values[setting.factors[factor]] = setting
+        if len(values) < 3 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+            continue
+        for metric in metrics:
+            found = {value: list(values[value].values(metric).values()) for value in sorted(values)}
+            xs = [value for value in found if found[value]]
+            means = [sum(found[x]) / len(found[x]) for x in xs]
+            line = plots.Line(metric, xs, means, [min(found[x]) for x in xs], [max(found[x]) for x in xs])
+            parts.append(plots.curves([line], metric, axis_x=factor))
+    return f'<div class="pair">{"".join(parts)}</div>' if any(parts) else ""
+
+
+def _is_baseline(results: Results, setting: Setting) -> bool:
+    return results.comparable(setting)[1] == "this is the baseline"
 
 
 def expert_loads(results: Results) -> str:

@@ -174,9 +174,11 @@ def _notes(
     notes += [f"{mark} {text}" for mark, text in MARKS.items() if any(entry.mark == mark for entry in entries)]
     if "adaptive" in results.document:
         notes.append(_adaptive(results, results.document["adaptive"]))
+    missing: dict[str, list[str]] = {}
     for setting in results.settings:
         if setting.reason():
-            notes.append(f"missing in {setting.name}: {setting.reason()}")
+            missing.setdefault(setting.reason(), []).append(setting.name)
+    notes += [f"missing in {', '.join(names)}: {reason}" for reason, names in missing.items()]
     for phase, found in numerics(results).items():
         if len(found) > 1:
             notes.append(f"this table mixes numerics in {phase}: " + " | ".join(found))

@@ -199,9 +199,18 @@ def test_published_tables_keep_their_errata_and_match_our_settings(store: Store)
 def test_paper_says_which_grid_is_missing(store: Store, tmp_path: Path) -> None:
     finished(store, name="finetune_freeze")
     shown = paper.write(store, tmp_path)
-    assert any(item.path == "finetune_freeze/index.html" for item in shown)
+    made = [item for item in shown if item.path]
+    assert {item.path for item in made} == {"finetune_freeze/index.html"}
+    assert all((tmp_path / file).exists() for item in made for file in item.files)
+    table = next(item for item in made if item.exhibit.name == "Table 4")
+    assert {Path(file).suffix for file in table.files} == {".csv", ".tex"}
+    rows = list(csv.DictReader((tmp_path / table.files[0]).open(encoding="utf-8")))
+    assert rows[0]["arc_easy"]
+    assert "±" in rows[0]["arc_easy (ours)"]
+    assert any(file.endswith(".svg") for item in made if item.exhibit.name == "Figure 4" for file in item.files)
     missing = [item for item in shown if not item.path]
-    assert any("pretrain_architecture was never run" in item.reason for item in missing)
+    assert any("moegrid run pretrain_architecture" in item.reason for item in missing)
+    assert not any("is not one of this project's" in item.reason for item in missing if item.exhibit.paper == "LibMoE")
     assert any("vision-language" in item.reason for item in missing)
     assert (tmp_path / "index.md").exists()
 
