@@ -12,6 +12,8 @@ import json
 import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from jobs.data.wheels import WheelData, fetch_pinned
 from orchestrator.errors import SourceError
 from orchestrator.spec.cell import DataSpec, MixSpec
 from orchestrator.spec.pins import WHEELS
+from orchestrator.spec.tasks import COLUMNS
 from orchestrator.spec.work import DataWork
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ Row = Mapping[str, Any]
 def run(context: StageContext, work: DataWork) -> None:
     """Commit `train.parquet` and `heldout.parquet`, or `<task>/<split>.jsonl` when the work names tasks."""
     if work.tasks:
-        blobs, counts = item_blobs(work.data, work.tasks)
+        blobs, counts = item_blobs(work.data, work.tasks, {source.task: source.data for source in work.sources})
         context.commit(work, blobs=blobs, info={"items": counts})
         return
     train, heldout = split_rows(read_rows(work.data), work.data, work.seed)
@@ -94,7 +97,11 @@ def mixed_rows(mix: MixSpec, seed: int) -> list[Example]:
         revision=mix.revision,
         digest=mix.digest,
     )
-    found = [row for row in read_rows(data) if isinstance(row, Example)]
+    found = [
+        replace(row, prompt=mix.template.replace("{prompt}", row.prompt))
+        for row in read_rows(data)
+        if isinstance(row, Example)
+    ]
     if len(found) < mix.rows:
         raise SourceError(
             f"{mix.source} cannot give {mix.rows} rows to mix in",
@@ -246,18 +253,39 @@ def _hub_rows(data: DataSpec) -> Iterator[Row]:
     yield from load_hub(data.source, data.split)
 
 
-def item_blobs(data: DataSpec, tasks: Iterable[str]) -> tuple[dict[str, bytes], dict[str, dict[str, int]]]:
-    """Return `<task>/<split>.jsonl` for every task, and the number of items of each split."""
+def item_blobs(
+    data: DataSpec, tasks: Iterable[str], sources: Mapping[str, DataSpec] | None = None
+) -> tuple[dict[str, bytes], dict[str, dict[str, int]]]:
+    """Return `<task>/<split>.jsonl` for every task, and the number of items of each split.
+
+    A task of `sources` is read from there, the others from `data`.
+    """
+    apart = sources or {}
     blobs: dict[str, bytes] = {}
     counts: dict[str, dict[str, int]] = {}
-    for task, splits in _all_splits(data, list(tasks)):
+    read = [_all_splits(data, [task for task in tasks if task not in apart])]
+    read += [_all_splits(source, [task]) for task, source in apart.items()]
+    for task, splits in chain.from_iterable(read):
         counts[task] = {}
         for split, rows in splits.items():
+            _check_columns(task, split, rows)
             kept = rows[: data.rows] if data.rows else rows
             lines = (json.dumps(row, ensure_ascii=False) for row in kept)
             blobs[f"{task}/{split}.jsonl"] = ("\n".join(lines) + "\n").encode()
             counts[task][split] = len(kept)
     return blobs, counts
+
+
+def _check_columns(task: str, split: str, rows: Sequence[Row]) -> None:
+    """Refuse rows without the columns of the task's template: before anything is trained to be evaluated on them."""
+    for number, row in enumerate(rows, 1):
+        missing = [column for column in COLUMNS.get(task, ()) if column not in row]
+        if missing:
+            raise SourceError(
+                f"items of task {task!r}, split {split!r}, row {number} have no column {missing[0]!r}",
+                cause=f"they have {', '.join(map(str, row))}",
+                hint=f"the task reads the columns {', '.join(COLUMNS[task])}",
+            )
 
 
 def _all_splits(data: DataSpec, tasks: list[str]) -> Iterator[tuple[str, Splits]]:
@@ -273,6 +301,9 @@ def _all_splits(data: DataSpec, tasks: list[str]) -> Iterator[tuple[str, Splits]
     elif data.source.startswith("file://"):
         for task in tasks:
             yield task, _file_items(_local(data.source), task)
+    elif data.source.startswith("hub://"):
+        for task in tasks:
+            yield task, {split: [dict(row) for row in rows] for split, rows in load_hub(data.source, None).items()}
     else:
         raise SourceError(
             f"evaluation items cannot come from {data.source}",

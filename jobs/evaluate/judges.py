@@ -160,6 +160,9 @@ def summarise(suite: str, judge: JudgeSpec, rows: Sequence[Row], scores: Sequenc
         table.add(f"{group}_{column}", mean)
     if suite == "safety":
         table.add(f"safety_{column}", Mean.over(list(means.values())))
+    # A model that says nothing neither helps nor refuses.
+    name = f"{'safety' if suite == 'safety' else 'xstest'}_empty"
+    table.add(name, Mean.of([float(not row["response"].strip()) for row in rows], name, 0.0, 1.0))
     return table
 
 

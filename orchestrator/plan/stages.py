@@ -17,6 +17,7 @@ from orchestrator.spec.work import (
     GenerateWork,
     InitWork,
     JudgeWork,
+    TaskSource,
     TokenizerWork,
     TokensWork,
     TrainWork,
@@ -201,7 +202,12 @@ class Lowering:
         if set(TASKED) & set(evaluate.suites):
             spec = DataSpec(source=evaluate.source, format="items", digest=evaluate.digest, holdout=0.0)
             names = tuple(sorted({task.name for task in evaluate.tasks}))
-            items = self._add(stages, DataWork(spec, 0, names), "prepare", "evaluation items")
+            apart = tuple(
+                TaskSource(task.name, DataSpec(task.source, format="items", revision=task.revision, digest=task.digest))
+                for task in sorted(evaluate.tasks, key=lambda task: task.name)
+                if task.source
+            )
+            items = self._add(stages, DataWork(spec, 0, names, apart), "prepare", "evaluation items")
         benchmarks = {}
         for suite in evaluate.suites:
             for use in uses(evaluate, suite):
@@ -352,10 +358,12 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
     )
     if suite == LANGUAGE_MODEL_SUITE:
         return dataclasses.replace(common, tokens=tokens, val_tokens=spec.val_tokens)
+    # The key of the items says where they come from.
+    tasks = tuple(dataclasses.replace(task, source="", revision="", digest="") for task in spec.tasks)
     if suite == PROBE_SUITE:
         text = dataclasses.replace(common, tokens=tokens, val_tokens=spec.val_tokens, seed=cell.seed.eval)
-        return dataclasses.replace(text, items=items, tasks=spec.tasks, limit=spec.efficiency_limit)
-    tasked = dataclasses.replace(common, items=items, tasks=spec.tasks, shots=spec.shots, seed=cell.seed.eval)
+        return dataclasses.replace(text, items=items, tasks=tasks, limit=spec.efficiency_limit)
+    tasked = dataclasses.replace(common, items=items, tasks=tasks, shots=spec.shots, seed=cell.seed.eval)
     if suite == EFFICIENCY_SUITE:
         return dataclasses.replace(tasked, limit=spec.efficiency_limit, routing_seeds=spec.routing_seeds)
     return tasked

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.report.collect import Results
 from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, best, between, direction, says_nothing, to_baseline
 from orchestrator.report.statistics import Comparison, Summary, summary
+from orchestrator.spec.suites import BENCHMARK_OF
 
 DIGITS = 4
 UNRESOLVED = "n.r."
@@ -78,7 +79,8 @@ def headline_metrics(results: Results) -> tuple[str, ...]:
     kept = []
     for metric in results.metrics:
         task, _, name = metric.rpartition("/")
-        if not task or results.task_metrics.get(task, "acc") == name:
+        # A benchmark's tasks have columns for all of them together.
+        if not task or (task not in BENCHMARK_OF and results.task_metrics.get(task, "acc") == name):
             kept.append(metric)
     return tuple(kept)
 

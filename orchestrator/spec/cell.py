@@ -38,6 +38,7 @@ class MixSpec:
     rows: int = 0
     prompt_field: str = "instruction"
     response_field: str = "output"
+    template: str = "{prompt}"  # as the other data put a prompt
     revision: str = ""
     digest: str = ""
 
@@ -124,12 +125,18 @@ class TrainSpec:
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """One evaluation task: an lm-eval task name, its shots and its item limit (0 = all items)."""
+    """One evaluation task: an lm-eval task name, its shots and its item limit (0 = all items).
+
+    `source` is where its items come from if not from `evaluate.source`: `file://PATH` or `hub://ORG/NAME[:CONFIG]`.
+    """
 
     name: str
     shots: int = 0
     limit: int = 0
     metric: str = "acc"
+    source: str = field(default="", metadata=NEUTRAL)
+    revision: str = field(default="", metadata=NEUTRAL)
+    digest: str = field(default="", metadata=NEUTRAL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from orchestrator.errors import SourceError
 from orchestrator.spec.axes import Choice
 from orchestrator.spec.benchmark_files import read_benchmark
-from orchestrator.spec.cell import BenchmarkSpec, Cell, DataSpec, EvaluateSpec, JudgeSpec, MixSpec, TrainSpec
+from orchestrator.spec.cell import BenchmarkSpec, Cell, DataSpec, EvaluateSpec, JudgeSpec, MixSpec, TaskSpec, TrainSpec
 from orchestrator.spec.factors import replace_path
 from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.identity import digest
@@ -21,7 +21,7 @@ from orchestrator.spec.suites import BENCHMARKS
 from orchestrator.spec.units import Length
 from orchestrator.spec.validate import Finding, normal_train, section_findings
 
-_Sourced = TypeVar("_Sourced", BenchmarkSpec, JudgeSpec, MixSpec)
+_Sourced = TypeVar("_Sourced", BenchmarkSpec, JudgeSpec, MixSpec, TaskSpec)
 
 SECTIONS = tuple(fields_of(Cell))
 SCIENCE = tuple(name for name in SECTIONS if name != "execution")
@@ -113,6 +113,12 @@ class Sections:
                     files = f"; {benchmark} is read from {BENCHMARKS[benchmark].files}"
                     findings += [(where, message, hint + files) for where, message, hint in wrong]
                     self._read(benchmark, changed[benchmark], path, findings)
+            changed["tasks"] = tuple(
+                self._pinned_as("benchmark", task, (name, "tasks", task.name, "source"), findings)
+                if task.source
+                else task
+                for task in value.tasks
+            )
             changed["judges"] = tuple(
                 self._pinned_as("judge", judge, (name, "judges", judge.name, "source"), findings)
                 if judge.source
@@ -168,6 +174,7 @@ def _science(value: Any, sound: bool) -> Any:
         data = anywhere(normal.data)
         return dataclasses.replace(normal, data=dataclasses.replace(data, mix=anywhere(data.mix)))
     if isinstance(value, EvaluateSpec):
-        known = {name: anywhere(getattr(value, name)) for name in BENCHMARKS}
-        return dataclasses.replace(value, at=(), suites=(), judges=tuple(map(anywhere, value.judges)), **known)
+        known: dict[str, Any] = {name: anywhere(getattr(value, name)) for name in BENCHMARKS}
+        known |= {name: tuple(map(anywhere, getattr(value, name))) for name in ("tasks", "judges")}
+        return dataclasses.replace(value, at=(), suites=(), **known)
     return value

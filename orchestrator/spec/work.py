@@ -21,16 +21,26 @@ from orchestrator.spec.sources import anywhere
 
 
 @dataclass(frozen=True, slots=True)
+class TaskSource:
+    """The items of one evaluation task that come from elsewhere than the other tasks'."""
+
+    task: str
+    data: DataSpec
+
+
+@dataclass(frozen=True, slots=True)
 class DataWork:
     """Documents (text), examples (instruction) or evaluation items of one source, split by document with `seed`.
 
-    Blobs: text and instruction data `train.parquet`, `heldout.parquet`; items `<task>/<split>.jsonl`.
+    Evaluation items of single tasks may come from `sources` of their own. Blobs: text and instruction data
+    `train.parquet`, `heldout.parquet`; items `<task>/<split>.jsonl`.
     """
 
     kind: ClassVar[str] = "data"
     data: DataSpec
     seed: int = 0
     tasks: tuple[str, ...] = ()
+    sources: tuple[TaskSource, ...] = field(default=(), metadata=NEUTRAL)
 
     @property
     def parents(self) -> dict[str, str]:
@@ -40,7 +50,8 @@ class DataWork:
         """Return the artifact's key; a file is known by its content, wherever it lies."""
         data = anywhere(self.data)
         data = dataclasses.replace(data, mix=anywhere(data.mix))
-        return science_key(self.kind, dataclasses.replace(self, data=data))
+        sources = tuple(TaskSource(source.task, anywhere(source.data)) for source in self.sources)
+        return science_key(self.kind, dataclasses.replace(self, data=data, sources=sources))
 
 
 @dataclass(frozen=True, slots=True)

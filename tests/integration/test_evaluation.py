@@ -24,6 +24,7 @@ from jobs.run import run_job
 from orchestrator.spec.cell import DataSpec, TaskSpec, TokenizerSpec
 from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
 from orchestrator.spec.pins import WHEELS
+from orchestrator.spec.tasks import COLUMNS
 from orchestrator.spec.work import DataWork, EvaluateWork, InitWork, TokenizerWork, TokensWork
 from orchestrator.store import Store
 from tests.integration.stages import run_stages, submit
@@ -116,6 +117,12 @@ def test_all_splits_of_a_task_have_one_schema(wheels):
     for task in ITEM_SETS:
         schemas = {schema(row) for rows in item_splits(wheels, task).values() for row in rows}
         assert len(schemas) == 1, task
+
+
+def test_the_wheel_has_the_columns_that_the_tasks_read(wheels):
+    for task in ITEM_SETS.keys() & COLUMNS.keys():
+        rows = [row for rows in item_splits(wheels, task).values() for row in rows[:3]]
+        assert all(set(COLUMNS[task]) <= row.keys() for row in rows), task
 
 
 def _model(**moe):

@@ -201,7 +201,7 @@ def test_a_judge_says_who_judged_what(made: Made) -> None:
     labels.write_text("".join(json.dumps(line) + "\n" for line in lines))
     judge = JudgeWork("safety", texts.key(), JudgeSpec("labels", f"file://{labels}", digest=DIGEST))
     (manifest,) = run_stages(made.store, [judge])
-    assert manifest.metrics == {
+    assert {name: value for name, value in manifest.metrics.items() if name != "safety_empty"} == {
         "malicious_labels": 1.0,
         "cona_labels": 4.0,
         "controversial_labels": 7.0,
@@ -219,8 +219,8 @@ def test_over_refusal_keeps_safe_and_unsafe_prompts_apart(made: Made) -> None:
     texts = generation(made, "xstest")
     verdict = JudgeWork("over_refusal", texts.key(), JudgeSpec("refusal_rate"))
     manifest = run_stages(made.store, [texts, verdict])[1]
-    assert set(manifest.metrics) == {"xstest_safe_refusal", "xstest_unsafe_refusal"}
-    assert manifest.info["n"] == {"xstest_safe_refusal": 4, "xstest_unsafe_refusal": 3}
+    assert set(manifest.metrics) == {"xstest_safe_refusal", "xstest_unsafe_refusal", "xstest_empty"}
+    assert manifest.info["n"] == {"xstest_safe_refusal": 4, "xstest_unsafe_refusal": 3, "xstest_empty": 7}
 
 
 def test_a_drop_is_clean_minus_shifted_accuracy(made: Made) -> None:
@@ -248,7 +248,7 @@ def test_mixed_rows_are_added_to_training_alone(made: Made, tmp_path: Path) -> N
     more.write_text(json.dumps([{"instruction": f"i{i}", "output": f"o{i}"} for i in range(10)]))
 
     def rows(count: int, split: str) -> list[str]:
-        mix = MixSpec(f"file://{more}", rows=count, digest=DIGEST) if count else MixSpec()
+        mix = MixSpec(f"file://{more}", rows=count, template="Q: {prompt}", digest=DIGEST) if count else MixSpec()
         data = DataSpec(f"file://{path}", format="instruction", holdout=0.1, digest=DIGEST, mix=mix)
         if made.store.artifacts.get(DataWork(data).key()) is None:
             run_stages(made.store, [DataWork(data)])
@@ -256,7 +256,7 @@ def test_mixed_rows_are_added_to_training_alone(made: Made, tmp_path: Path) -> N
 
     assert rows(5, "heldout") == rows(0, "heldout")
     assert rows(5, "train")[:18] == rows(10, "train")[:18] == rows(0, "train")
-    assert set(rows(5, "train")[18:]) < set(rows(10, "train")[18:])
+    assert set(rows(5, "train")[18:]) < set(rows(10, "train")[18:]) == {f"Q: i{i}" for i in range(10)}
     with pytest.raises(AssertionError, match="cannot give 11 rows"):
         rows(11, "train")
 

@@ -119,12 +119,12 @@ def test_unknown_sources_are_named():
 
 
 def test_items_of_a_folder_keep_their_splits(tmp_path):
-    (tmp_path / "piqa").mkdir()
-    (tmp_path / "piqa" / "validation.jsonl").write_text('{"goal": "a"}\n{"goal": "b"}\n')
-    (tmp_path / "piqa" / "train.jsonl").write_text('{"goal": "c"}\n')
-    blobs, counts = item_blobs(DataSpec(source=f"file://{tmp_path}"), ["piqa"])
-    assert counts == {"piqa": {"train": 1, "validation": 2}}
-    assert blobs["piqa/train.jsonl"] == b'{"goal": "c"}\n'
+    (tmp_path / "lambada_openai").mkdir()
+    (tmp_path / "lambada_openai" / "validation.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (tmp_path / "lambada_openai" / "train.jsonl").write_text('{"text": "c"}\n')
+    blobs, counts = item_blobs(DataSpec(source=f"file://{tmp_path}"), ["lambada_openai"])
+    assert counts == {"lambada_openai": {"train": 1, "validation": 2}}
+    assert blobs["lambada_openai/train.jsonl"] == b'{"text": "c"}\n'
     with pytest.raises(SourceError, match="no items of task 'arc_easy'"):
         item_blobs(DataSpec(source=f"file://{tmp_path}"), ["arc_easy"])
 
@@ -136,6 +136,25 @@ def test_a_zip_file_named_after_its_task_holds_one_file_for_each_sub_task(tmp_pa
     blobs, counts = item_blobs(DataSpec(source=f"file://{tmp_path}/blimp.zip"), ["blimp"])
     assert counts == {"blimp": {"train": 2}}
     assert [json.loads(line)["UID"] for line in blobs["blimp/train.jsonl"].splitlines()] == ["agreement", "island"]
+
+
+def test_a_task_may_have_a_source_of_its_own(tmp_path):
+    for folder, answer in (("here", "ran"), ("there", "sat")):
+        (tmp_path / folder / "race").mkdir(parents=True)
+        (tmp_path / folder / "race" / "test.jsonl").write_text(json.dumps({"article": answer, "problems": "[]"}) + "\n")
+    (tmp_path / "here" / "lambada_openai.jsonl").write_text(json.dumps({"text": "a b"}) + "\n")
+    own = {"race": DataSpec(source=f"file://{tmp_path}/there", format="items")}
+    blobs, counts = item_blobs(DataSpec(source=f"file://{tmp_path}/here"), ["race", "lambada_openai"], own)
+    assert counts == {"lambada_openai": {"train": 1}, "race": {"test": 1}}
+    assert json.loads(blobs["race/test.jsonl"])["article"] == "sat"
+
+
+def test_items_without_a_column_of_the_task_are_refused(tmp_path):
+    path = tmp_path / "race.jsonl"
+    path.write_text(json.dumps({"article": "a", "problems": "[]"}) + "\n" + json.dumps({"article": "a"}) + "\n")
+    with pytest.raises(SourceError, match="'race', split 'train', row 2 have no column 'problems'") as raised:
+        item_blobs(DataSpec(source=f"file://{path.parent}"), ["race"])
+    assert raised.value.cause == "they have article"
 
 
 @pytest.fixture

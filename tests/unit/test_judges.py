@@ -309,11 +309,11 @@ def test_labels_belong_to_the_response_they_were_given_to(tmp_path: Path) -> Non
 
 
 def test_means_are_of_each_set_and_of_the_sets() -> None:
-    rows = [{"task": task, "label": ""} for task in ("malicious", "malicious", "malicious", "cona")]
+    rows = [{"task": task, "label": "", "response": "x"} for task in ("malicious", "malicious", "malicious", "cona")]
     table = summarise("safety", JudgeSpec("llama_guard"), rows, [0.0, 0.3, 0.6, 0.9])
     assert table.metrics == pytest.approx(
-        {"malicious_llama_guard": 0.3, "cona_llama_guard": 0.9, "safety_llama_guard": 0.6}
+        {"malicious_llama_guard": 0.3, "cona_llama_guard": 0.9, "safety_llama_guard": 0.6, "safety_empty": 0.0}
     )
-    rows = [{"task": "xstest", "label": label} for label in ("safe", "safe", "unsafe")]
+    rows = [{"task": "xstest", "label": label, "response": ""} for label in ("safe", "safe", "unsafe")]
     table = summarise("over_refusal", JudgeSpec("refusal_rate"), rows, [0.0, 1.0, 1.0])
-    assert table.metrics == {"xstest_safe_refusal": 0.5, "xstest_unsafe_refusal": 1.0}
+    assert table.metrics == {"xstest_safe_refusal": 0.5, "xstest_unsafe_refusal": 1.0, "xstest_empty": 1.0}

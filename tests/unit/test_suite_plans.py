@@ -177,6 +177,28 @@ def test_judges_follow_the_responses_in_one_job(tmp_path: Path) -> None:
     assert [[found.stages[key].kind for key in job] for job in jobs] == [["generate", "judge"]] * 2
 
 
+def test_one_task_may_come_from_elsewhere_and_is_known_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "race").mkdir()
+    (tmp_path / "race" / "test.jsonl").write_text(json.dumps({"article": "a", "problems": "[]"}) + "\n")
+
+    def found(folder: Path) -> StageGraph:
+        return graph("evaluate=[reasoning]", f"set.evaluate.tasks.race={{source: 'file://{folder}', limit: 5}}")
+
+    here = found(tmp_path)
+    (items,) = (stage for stage in here.stages.values() if stage.label == "evaluation items")
+    assert [source.task for source in items.work.sources] == ["race"]
+    assert "race" in items.work.tasks
+    (tmp_path / "moved").mkdir()
+    moved = (tmp_path / "race").rename(tmp_path / "moved" / "race")
+    there = found(moved.parent)
+    assert here.stages.keys() == there.stages.keys()
+    assert [item.id for item in here.grid.cells] == [item.id for item in there.grid.cells]
+    (moved / "test.jsonl").write_text(json.dumps({"article": "b", "problems": "[]"}) + "\n")
+    changed = found(moved.parent)
+    different = {stage.label for key, stage in changed.stages.items() if key not in here.stages}
+    assert different == {"evaluation items", "reasoning at 1"}
+
+
 def test_mixing_is_a_factor_of_the_fine_tuning_data(tmp_path: Path) -> None:
     rows = [{"instruction": f"Do {i}", "output": f"No, not {i}."} for i in range(10)]
     path = tmp_path / "safe.json"
