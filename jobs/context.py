@@ -16,6 +16,7 @@ from jobs import numerics
 from jobs.preemption import Signals
 from jobs.provenance import provenance
 from jobs.reporter import Reporter
+from jobs.watchdog import Watchdog
 from orchestrator.errors import CorruptBlob, LeaseLost, MoegridError, StoreError
 from orchestrator.spec.cell import Execution, Resources
 from orchestrator.spec.work import Work, work_to_json
@@ -72,6 +73,7 @@ class Job:
     manifests: dict[str, Manifest] = field(default_factory=dict)
     files: dict[tuple[str, str], Path] = field(default_factory=dict)
     finishers: list[Callable[[], None]] = field(default_factory=list)
+    watchdog: Watchdog = field(default_factory=Watchdog)
 
 
 class StageContext:

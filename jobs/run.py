@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import importlib
 import json
 import logging
@@ -23,6 +24,7 @@ from typing import Any
 
 from jobs import failures, numerics
 from jobs.preemption import Preempted, Signals
+from jobs.watchdog import Hung, Watchdog
 from jobs.world import World, launch, world_from
 from orchestrator.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, MoegridError, StoreError
 from orchestrator.spec.cell import Execution, Resources
@@ -187,6 +189,7 @@ def _run_stages(store: Any, request: JobRequest, signals: Signals, world: World,
         local_rank=world.local_rank,
         world_size=world.size,
     )
+    job.watchdog = Watchdog(request.execution.hang_seconds, lambda hung: _end_hung(job, request.stages[0].key, hung))
     code = _guarded(job, request.stages[0].key, lambda: _work_through(job, request, world))
     # What still goes on in the background is committed also when the process was stopped or a later stage failed.
     with signals.deferred():
@@ -219,6 +222,17 @@ def _guarded(job: Any, stage: str, action: Callable[[], None]) -> int:
             _record_failure(job, failed, error)
         return code
     return EXIT_DONE
+
+
+def _end_hung(job: Any, stage: str, hung: Hung) -> None:
+    """Say where the process hangs, then end it: nothing that waits for it will ever return."""
+    _record_failure(job, job.live.get("stage", stage), hung)
+    log.error("rank %d: %s", job.rank, hung)
+    faulthandler.dump_traceback(sys.stderr)
+    job.reporter.beat(exit_code=EXIT_FAILED)
+    with contextlib.suppress(StoreError):
+        job.reporter.close()
+    os._exit(EXIT_FAILED)
 
 
 def _work_through(job: Any, request: JobRequest, world: World) -> None:

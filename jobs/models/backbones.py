@@ -293,7 +293,7 @@ def canonical_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def load_canonical(model: nn.Module, state: dict[str, Tensor]) -> None:
+def load_canonical(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy `canonical_state` back in; raises MoegridError when names differ."""
     own = canonical_state(model)
     if set(own) != set(state):

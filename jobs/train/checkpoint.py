@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +29,8 @@ from orchestrator.store import Blob, Manifest
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
+# Blobs that are fetched and verified at a time when a state is loaded.
+FETCHES = 4
 # How long rank 0 waits for the other ranks' shards of one checkpoint.
 SHARD_SECONDS = 1800.0
 
@@ -168,16 +170,33 @@ def _collect(context: StageContext, key: str) -> list[Blob]:
     return [Blob(**json.loads(meeting().get(name))) for name in names]
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file."""
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+class Shards(Mapping[str, Tensor]):
+    """The tensors of several safetensors files, each read when it is asked for: memory never holds all of them."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._files = [safe_open(path, framework="pt") for path in paths]
+        self._owners = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._owners[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._owners)
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+
+def fetch_all(context: StageContext, manifest: Manifest) -> dict[str, Path]:
+    """Return verified local files of every blob of a state by name, several fetched at a time; raises CorruptBlob."""
+    names = [blob.name for blob in manifest.blobs]
+    with ThreadPoolExecutor(FETCHES) as executor:
+        paths = executor.map(lambda name: context.fetch(manifest.key, name), names)
+        return dict(zip(names, paths, strict=True))
 
 
 def load_optimizer(context: StageContext, manifest: Manifest, engine: Engine) -> None:
-    """Fill the engine's optimizer from every shard of a state."""
-    tensors: dict[str, Tensor] = {}
-    for blob in manifest.blobs:
-        if blob.name.startswith("optimizer"):
-            tensors |= read_tensors(context.fetch(manifest.key, blob.name))
-    engine.load_optimizer(tensors)
+    """Fill the engine's optimizer from the shards of all ranks, tensor by tensor."""
+    files = fetch_all(context, manifest)
+    engine.load_optimizer(Shards(path for name, path in files.items() if name.startswith("optimizer")))

@@ -13,9 +13,10 @@ import torch.distributed as dist
 from jobs.world import World
 from orchestrator.spec.cell import Execution
 
-# How long ranks wait for each other at the start (a cluster may start them minutes apart) and in a collective.
+# How long ranks wait for each other at the start: a cluster may start them minutes apart.
 MEET_SECONDS = 600.0
-COLLECTIVE_SECONDS = 300.0
+# How much longer than a step a collective may take: the watchdog of the step comes first, and says where it was.
+COLLECTIVE_MARGIN_SECONDS = 60.0
 POLL_SECONDS = 0.1
 
 _meeting: dist.TCPStore | None = None
@@ -40,7 +41,7 @@ def join(world: World, execution: Execution, todo: Sequence[str]) -> list[str]:
         store=dist.PrefixStore("collectives", _meeting),
         rank=world.rank,
         world_size=world.size,
-        timeout=timedelta(seconds=COLLECTIVE_SECONDS),
+        timeout=timedelta(seconds=(execution.hang_seconds or MEET_SECONDS) + COLLECTIVE_MARGIN_SECONDS),
     )
     return list(stages)
 

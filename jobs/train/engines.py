@@ -28,14 +28,7 @@ from jobs.train.optimizer import (
 )
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import TrainSpec
-
-ENGINES = ("torch", "fsdp", "deepspeed:2")
-# What could not be shown to freeze, fork and resume with equal bits.
-REFUSED = {
-    "deepspeed:0": "it is data parallel without partitioning, which engine torch does with a fixed order of sums",
-    "deepspeed:1": "the proofs were made for stage 2, which partitions more and costs no more",
-    "deepspeed:3": "parameters stay partitioned when an engine is rebuilt for another freeze phase",
-}
+from orchestrator.spec.engines import ENGINES, REFUSED
 
 
 class Engine(Protocol):
@@ -44,6 +37,7 @@ class Engine(Protocol):
     model: CausalLM
     rank: int
     world_size: int
+    lockstep: bool  # forward and backward passes are collective: every rank must run equally many
 
     def freeze(self, frozen: str) -> None:
         """Freeze the roles that the schedule's word names, train all others."""
@@ -85,6 +79,8 @@ class TorchEngine:
     Precisions: `fp32`; `mixed` (fp32 weights, bf16 autocast); `bf16` (bf16 weights and gradients, fp32 master weights
     and moments, gradients of micro-batches summed in fp32).
     """
+
+    lockstep = False
 
     def __init__(self, model: CausalLM, train: TrainSpec, rank: int = 0, world_size: int = 1) -> None:
         self.model = model
@@ -186,18 +182,15 @@ class TorchEngine:
 
 
 def build_engine(name: str, model: CausalLM, train: TrainSpec, rank: int, world_size: int) -> Engine:
-    """Return the engine `name` over `model`; MoegridError if it is unknown."""
+    """Return the engine `name` over `model`; MoegridError if it is not offered."""
     if name == "torch":
         return TorchEngine(model, train, rank, world_size)
     if name == "fsdp":
         from jobs.train.fsdp import FsdpEngine
 
         return FsdpEngine(model, train, rank, world_size)
-    if name == "deepspeed:2":
+    if name in ENGINES:
         from jobs.train.zero import ZeroEngine
 
-        return ZeroEngine(model, train, rank, world_size)
-    offered = f"engines: {', '.join(ENGINES)}"
-    if name in REFUSED:
-        raise MoegridError(f"engine {name!r} is not offered", cause=REFUSED[name], hint=offered)
-    raise MoegridError(f"engine {name!r} is unknown", hint=offered)
+        return ZeroEngine(model, train, rank, world_size, stage=int(name.partition(":")[2]))
+    raise MoegridError(f"engine {name!r} is not offered", cause=REFUSED.get(name, ""), hint=", ".join(ENGINES))

@@ -36,6 +36,8 @@ from orchestrator.spec.cell import TrainSpec
 class FsdpEngine:
     """Sharded fp32 weights and moments; with `bf16` they are the masters of weights that are gathered in bf16."""
 
+    lockstep = True
+
     def __init__(self, model: CausalLM, train: TrainSpec, rank: int, world_size: int) -> None:
         if world_size < 2:
             raise MoegridError("engine fsdp needs two processes or more", hint="engine: torch runs on one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -46,6 +46,15 @@ class Sums:
         known = self._tensors.get(name)
         self._tensors[name] = value if known is None else known + value
 
+    def layout(self) -> dict[str, torch.Size]:
+        """Return the shape of every sum, in order."""
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def fill(self, layout: Mapping[str, torch.Size], device: torch.device) -> None:
+        """Make the sums those of `layout`, in its order; what is missing is zero."""
+        missing = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in layout.items()}
+        self._tensors = missing | self._tensors
+
     def reduce(self, engine: Engine, after: Tensor) -> tuple[dict[str, Tensor], dict[str, list[float]], float]:
         """Return the sums over ranks as tensors and as flat lists, and the scalar `after`, which is not summed."""
         sizes = [tensor.numel() for tensor in self._tensors.values()]
@@ -72,6 +81,7 @@ class Trainer:
     step: int = 0
     tokens: int = 0
     meter: Meter = field(default_factory=Meter)
+    _layout: dict[str, torch.Size] = field(default_factory=dict)
 
     def train_step(self, requests: Sequence[bool] = (False,), *, router_gradient: bool = False) -> StepResult:
         """Take one optimizer step; raises NotFinite, without a step, when loss or gradient norm is not finite.
@@ -85,9 +95,12 @@ class Trainer:
         batches = list(self._micro_batches())
         tokens, seen = self._count_tokens(batches)
         sums = Sums()
-        sums.add("requests", torch.tensor([float(request) for request in requests]).to(batches[0][1].input_ids.device))
+        device = batches[0][1].input_ids.device
+        sums.add("requests", torch.tensor([float(request) for request in requests]).to(device))
         watched: list[Tensor] = []
         for index, batch, weight in batches:
+            if not weight and self._layout and not engine.lockstep:
+                continue  # it would add zeros
             reseed(self.conditions.seed, self.conditions.phase, self.step, index)
             output = self._forward(batch)
             lm_sum = output.loss
@@ -102,6 +115,8 @@ class Trainer:
                 sums.add(name, part, weight / train.accumulation)
             _add_routings(sums, output.routings, weight, train.accumulation)
             del output, lm_sum, balance
+        self._layout = self._layout or sums.layout()
+        sums.fill(self._layout, device)
         tensors, lists, norm = sums.reduce(engine, engine.gradient_norm())
         values = {
             f"train/{name}": value[0] for name, value in lists.items() if name not in ("requests", "counts", "cutoffs")
@@ -128,7 +143,8 @@ class Trainer:
     def _micro_batches(self) -> Iterator[tuple[int, Batch, float]]:
         """Yield (index, batch, weight) of this rank's micro-batches; every rank yields equally many.
 
-        They are dealt in turn. A rank whose turn has no micro-batch left repeats the first one with weight 0.
+        They are dealt in turn. A rank whose turn has no micro-batch left gets the first one with weight 0: it has to
+        run it under an engine whose forward passes are collective, and once to learn what is summed.
         """
         train, engine = self.conditions.train, self.engine
         device = next(engine.model.parameters()).device

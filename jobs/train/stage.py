@@ -15,7 +15,7 @@ from jobs.models.backbones import CausalLM, build_model, load_canonical
 from jobs.moe.balance import balanced_value
 from jobs.moe.collaboration import profile_collaboration
 from jobs.preemption import Preempted
-from jobs.train.checkpoint import CheckpointWriter, load_optimizer, read_tensors
+from jobs.train.checkpoint import CheckpointWriter, Shards, fetch_all, load_optimizer
 from jobs.train.engines import Engine, build_engine
 from jobs.train.errors import FrozenMoved
 from jobs.train.freeze import frozen_digest
@@ -94,7 +94,9 @@ def train_segment(
             raise Preempted(context.job.signals.requested)
         logging_step = _logged(trainer.step + 1, work, context)
         due = _due(trainer.step + 1, context, segment, writer)
-        result = trainer.train_step((context.stopping, due), router_gradient=logging_step and train.freeze == "router")
+        with context.job.watchdog.guard(f"step {trainer.step + 1} of {context.label}"):
+            wishes = (context.stopping, due)
+            result = trainer.train_step(wishes, router_gradient=logging_step and train.freeze == "router")
         stop, save = result.requests
         _observe(context, work, trainer, segment, result, logging_step)
         last = trainer.step == work.stop
@@ -171,7 +173,7 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
             numerics.refuse_other(manifest.numerics, own, f"the state at step {step}")
     weights = context.fetch(key, "weights.safetensors")
     model = build_model(work.model, vocabulary_size(context, work.tokenizer))
-    load_canonical(model, read_tensors(weights))
+    load_canonical(model, Shards([weights]))
     model.to(context.execution.device)
     engine = _engine(context, work, model)
     session = Session(engine, work.conditions.phase, key, step, 0, Meter(), mixed)
@@ -192,8 +194,7 @@ def _latest(context: StageContext, work: TrainWork) -> tuple[int, str] | None:
     existing = context.store.artifacts.keys() & keys.keys()
     for step, key in sorted(((keys[key], key) for key in existing), reverse=True):
         try:
-            for blob in context.manifest(key).blobs:
-                context.fetch(key, blob.name)
+            fetch_all(context, context.manifest(key))
         except CorruptBlob as error:
             log.warning("%s: the state at step %d is damaged (%s); taking an earlier one", context.label, step, error)
             if context.rank == 0:

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO 2: gradients and optimizer state partitioned over ranks.
+"""DeepSpeed ZeRO 1 and 2: optimizer state, and with 2 gradients, partitioned over ranks.
 
 Flipping `requires_grad` under DeepSpeed does not freeze (momentum goes on), and its checkpoints fit one grouping and
 one world size. So every phase gets an engine over its trainable parameters alone, and the optimizer's state is carried
@@ -33,11 +33,14 @@ from orchestrator.spec.cell import TrainSpec
 class ZeroEngine:
     """DeepSpeed's engine over the parameters that are being trained; `_kept` is the full state of the others."""
 
-    def __init__(self, model: CausalLM, train: TrainSpec, rank: int, world_size: int) -> None:
+    lockstep = True
+
+    def __init__(self, model: CausalLM, train: TrainSpec, rank: int, world_size: int, stage: int) -> None:
         if world_size < 2:
             raise MoegridError("engine deepspeed needs two processes or more", hint="engine: torch runs on one")
         self.model, self.rank, self.world_size = model, rank, world_size
         self._train = train
+        self._stage = stage
         self._dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
         for parameter in model.parameters():
             parameter.data = parameter.data.to(self._dtype)
@@ -117,7 +120,7 @@ class ZeroEngine:
             "gradient_accumulation_steps": self._turns,
             "gradient_clipping": self._train.clip,
             "bf16": {"enabled": self._dtype is torch.bfloat16},
-            "zero_optimization": {"stage": 2, "overlap_comm": False, "contiguous_gradients": True},
+            "zero_optimization": {"stage": self._stage, "overlap_comm": False, "contiguous_gradients": True},
             # torch's own AdamW: DeepSpeed's would be compiled at the first start.
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,

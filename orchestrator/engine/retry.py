@@ -31,6 +31,7 @@ RULES: dict[str, Rule] = {
     "preempted": Rule(retries=5, outside=True),
     "killed": Rule(retries=5, outside=True),
     "node_lost": Rule(retries=5, outside=True, delay=1.0),
+    "hung": Rule(retries=2, outside=True, delay=1.0),
     "unreachable": Rule(retries=5, outside=True, delay=1.0),
     "corrupt": Rule(retries=3, outside=True),
     "parent_missing": Rule(retries=3, outside=True),  # damaged or collected since it was listed

@@ -239,6 +239,7 @@ class Execution:
     checkpoint_steps: int = 0  # 0 = only by time
     checkpoint_seconds: float = 300.0
     log_every: int = 10
+    hang_seconds: float = 600.0  # a training step that takes longer hangs; 0 = none does
     deterministic: bool = True
     allow_numerics: bool = False  # go on from states made under other numerics, and say so in what is made
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.spec.cell import SUITES
+from orchestrator.spec.engines import ENGINES, REFUSED
 from orchestrator.spec.model import BACKBONES, CHOICES, PRESETS, UPCYCLES
 from orchestrator.spec.problems import Mistake, did_you_mean
 from orchestrator.spec.suites import JUDGES
@@ -14,15 +16,18 @@ from orchestrator.spec.tasks import TASKS
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a value may be, beyond its type. `above` is an exclusive lower bound."""
+    """What a value may be, beyond its type. `above` is an exclusive lower bound; `refused` says why of a near miss."""
 
     low: float | None = None
     high: float | None = None
     above: float | None = None
     choices: tuple[Any, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, value: Any) -> None:
         """Raise Mistake when `value` breaks the rule."""
+        if value in self.refused:
+            raise Mistake(f"{value!r} is not offered: {self.refused[value]}", f"one of {', '.join(self.choices)}")
         if self.choices and value not in self.choices:
             raise Mistake(f"must be one of {', '.join(map(repr, self.choices))}, not {value!r}", self._near(value))
         if self.low is not None and value < self.low:
@@ -119,11 +124,12 @@ RULES: dict[str, dict[str, Rule]] = {
         "minutes": POSITIVE,
     },
     "Execution": {
-        "engine": one_of("torch", "deepspeed"),
+        "engine": Rule(choices=ENGINES, refused=REFUSED),
         "device": one_of("cpu", "cuda"),
         "checkpoint_steps": NATURAL,
         "checkpoint_seconds": NOT_NEGATIVE,
         "log_every": POSITIVE,
+        "hang_seconds": NOT_NEGATIVE,
     },
     "MoESpec": {
         **{name: Rule(choices=values) for name, values in CHOICES.items()},

@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
-from orchestrator.spec.cell import Cell, EvaluateSpec, TrainSpec
+from orchestrator.spec.cell import Cell, EvaluateSpec, Resources, TrainSpec
+from orchestrator.spec.engines import least_processes
 from orchestrator.spec.factors import check_freeze
 from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.model import ModelSpec, MoESpec
@@ -115,6 +116,10 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         if train.balance.aux_variant == "heterogeneous" and cell.model.moe.preset not in ("moepp", "dense"):
             message = f"aux_variant 'heterogeneous' does not apply: preset {cell.model.moe.preset!r} is not MoE++"
             yield (name, "balance", "aux_variant"), message, "use it with preset 'moepp'"
+        asked, engine = cell.execution.resources.get(name, Resources()), cell.execution.engine
+        if asked.nodes * asked.processes < least_processes(engine):
+            message = f"engine {engine!r} needs {least_processes(engine)} processes or more in {name}"
+            yield ("execution", "engine"), message, "--processes 2, or engine: torch"
     if cell.evaluate.max_length > context:
         message = f"evaluate.max_length {cell.evaluate.max_length} exceeds model.context {context}"
         yield ("evaluate", "max_length"), message, "raise model.context or shorten the items"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import time
@@ -32,18 +33,18 @@ SPARSE = dataclasses.replace(EXECUTION, checkpoint_steps=20, log_every=20)
 
 
 def finish(process: subprocess.Popen[str], code: int) -> str:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == code, output
     return output
 
 
-def beat(store: Store, attempt: str) -> dict[str, Any]:
-    data = store.objects.get(f"attempts/{attempt}/heartbeat.json")
+def beat(store: Store, attempt: str, rank: int = 0) -> dict[str, Any]:
+    data = store.objects.get(f"attempts/{attempt}/heartbeat{f'.{rank}' if rank else ''}.json")
     return dict(json.loads(data)) if data else {}
 
 
 def wait_for_state(store: Store, key: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while store.artifacts.get(key) is None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -172,3 +173,21 @@ def test_two_ranks_share_one_attempt(tmp_path: Path) -> None:
     for rank in (0, 1):
         assert store.objects.get(f"attempts/batch-0/log/{rank}.txt")
     assert store.objects.get("attempts/batch-0/heartbeat.1.json")
+
+
+def test_a_rank_that_stops_stepping_ends_the_job_as_hung(tmp_path: Path) -> None:
+    store = prepare(str(tmp_path))
+    work = segments([("", 0, 4000)], dataclasses.replace(TRAIN, steps=4000))[0]
+    finish(start(submit(store, [init_work()], "init-0")), 0)
+    execution = dataclasses.replace(EXECUTION, checkpoint_steps=10, hang_seconds=8.0)
+    process = start(submit(store, [work], execution=execution, resources=Resources(processes=2)))
+    wait_for_state(store, work.key_at(10), process)
+    stuck = beat(store, "batch-0", rank=1)["pid"]
+    os.kill(stuck, signal.SIGSTOP)  # leases and heartbeats of rank 0 would go on for ever
+    finish(process, 1)
+    record = failure(store)
+    assert record["kind"] == "hung"
+    assert "hangs" in record["message"]
+    assert "all_reduce" in record["message"]  # where
+    assert b"most recent call first" in (store.objects.get("attempts/batch-0/log/0.txt") or b"")
+    assert not Path(f"/proc/{stuck}").exists()

@@ -11,19 +11,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jobs.models.backbones import build_model, parameter_roles
-from jobs.train.checkpoint import read_tensors
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Store
 from tests.training import EXECUTION, MODEL, TRAIN, failure, init_work, prepare, segments, start, state_bits, submit
 
 TWO = Resources(processes=2)
-LONG = dataclasses.replace(TRAIN, steps=40, expert_dropout=0.0)
-CUTS = (("", 0, 10), ("router", 10, 40))
+LONG = dataclasses.replace(TRAIN, steps=50, expert_dropout=0.0)
+CUTS = (("", 0, 12), ("router", 12, 50))
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="extra deepspeed is absent")
-ENGINES = ["torch", "fsdp", pytest.param("deepspeed:2", marks=needs_deepspeed)]
+CASES = [
+    ("torch", "fp32"),
+    ("fsdp", "fp32"),
+    pytest.param("deepspeed:2", "fp32", marks=needs_deepspeed),
+    pytest.param("deepspeed:2", "bf16", marks=needs_deepspeed),
+    # Only in the whole harness (make faults): the other precision and the other stage share their code with the above.
+    pytest.param("fsdp", "bf16", marks=pytest.mark.faults),
+    pytest.param("deepspeed:1", "fp32", marks=[needs_deepspeed, pytest.mark.faults]),
+    pytest.param("deepspeed:1", "bf16", marks=[needs_deepspeed, pytest.mark.faults]),
+]
 
 
 def run(
@@ -31,7 +40,7 @@ def run(
 ) -> None:
     execution = dataclasses.replace(EXECUTION, engine=engine)
     process = start(submit(store, works, name, resources=resources, execution=execution))
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == code, output
 
 
@@ -57,36 +66,56 @@ def tensors(store: Store, key: str) -> dict[str, torch.Tensor]:
     assert manifest is not None
     path = store.objects.local_path(manifest.blob("weights.safetensors").path)
     assert path is not None
-    return read_tensors(path)
+    return load_file(path)
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of one process."""
     store = fresh(tmp_path_factory.mktemp("one"), "store")
     works = segments(CUTS, LONG)
     run(store, works, "one-0", "torch", Resources())
     return losses(store, works)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_engine(tmp_path: Path, engine: str, one_process: list[float]) -> None:
-    works = segments(CUTS, LONG)
-    straight = fresh(tmp_path, "straight")
-    run(straight, works, "straight-0", engine)
-    assert losses(straight, works) == pytest.approx(one_process, rel=1e-4)
+@pytest.fixture(scope="module")
+def data_parallel(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with the undisturbed run of engine torch on two ranks."""
+    store = fresh(tmp_path_factory.mktemp("two"), "store")
+    run(store, segments(CUTS, LONG), "two-0", "torch")
+    return store
+
+
+def test_data_parallel_losses_are_those_of_one_process(one_process: list[float], data_parallel: Store) -> None:
+    assert losses(data_parallel, segments(CUTS, LONG)) == pytest.approx(one_process, rel=1e-4)
+
+
+@pytest.mark.parametrize("engine, precision", CASES)
+def test_engine(tmp_path: Path, engine: str, precision: str, data_parallel: Store) -> None:
+    works = segments(CUTS, dataclasses.replace(LONG, precision=precision))
+    if (engine, precision) == ("torch", "fp32"):
+        straight = data_parallel
+    else:
+        straight = fresh(tmp_path, "straight")
+        run(straight, works, "straight-0", engine)
+    if precision == "fp32":
+        assert losses(straight, works) == pytest.approx(losses(data_parallel, works), rel=1e-4)
     half, end = (tensors(straight, work.key()) for work in works)
     routers = [name for name, _, role in parameter_roles(build_model(MODEL, 64)) if role == "router"]
     for name in half:
-        assert torch.equal(half[name], end[name]) == (name in routers), name
+        moved = not torch.equal(half[name], end[name])
+        assert not (moved and name in routers), name
+        # In bf16 one of the smallest updates of a norm's weight may be rounded away.
+        assert moved or name in routers or precision == "bf16", name
     # Stopped in the frozen half by a signal, gone on in fresh processes.
     cut = fresh(tmp_path, "cut")
     execution = dataclasses.replace(EXECUTION, engine=engine, checkpoint_steps=7)
     process = start(submit(cut, works, "cut-1", resources=TWO, execution=execution))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while cut.artifacts.get(works[1].key_at(14)) is None and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 75, output
     run(cut, works[1:], "cut-2", engine)
     assert state_bits(cut, works[1].key()) == state_bits(straight, works[1].key())

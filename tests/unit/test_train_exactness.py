@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jobs.models.backbones import parameter_roles
 from jobs.preemption import Preempted
 from jobs.train import stage as training
-from jobs.train.checkpoint import read_tensors
 from orchestrator.errors import CorruptBlob, NumericsError
 from orchestrator.spec.cell import BalanceSpec, Resources, TrainSpec
 from orchestrator.spec.model import ModelSpec, MoESpec
@@ -150,7 +150,7 @@ def tensors(store: Store, work: TrainWork, name: str) -> dict[str, torch.Tensor]
     assert manifest is not None
     path = store.objects.local_path(manifest.blob(name).path)
     assert path is not None
-    return read_tensors(path)
+    return load_file(path)
 
 
 def test_periodic_states_are_artifacts_and_a_damaged_one_is_passed_over(tmp_path: Path) -> None:
