@@ -7,6 +7,8 @@ GRID ?=
 SCALE ?= tiny
 SITE ?= local
 SEEDS ?=
+NODES ?=
+PROCESSES ?=
 STORE ?= runs
 PYTHON ?= python3
 ARGS ?=
@@ -15,7 +17,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MOEGRID_STORE := $(STORE)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-OPTIONS := --scale $(SCALE) --site $(SITE) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+OPTIONS := --scale $(SCALE) --site $(SITE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(NODES),--nodes $(NODES)) \
+	$(if $(PROCESSES),--processes $(PROCESSES)) $(ARGS)
 EXTRA := $(if $(filter slurm,$(SITE)),slurm)$(if $(filter ray,$(SITE)),ray)
 READY := $(VENV)/.ready$(if $(EXTRA),-$(EXTRA))
 
@@ -24,7 +27,8 @@ READY := $(VENV)/.ready$(if $(EXTRA),-$(EXTRA))
 help:  ## explain the targets
 	@echo 'moegrid: controlled experiments on Mixture-of-Experts language models'
 	@echo
-	@echo 'usage: make TARGET [GRID=name] [SCALE=tiny|small|paper] [SITE=local|slurm|ray] [SEEDS=0,1] [STORE=dir|s3://...] [ARGS=...]'
+	@echo 'usage: make TARGET [GRID=name] [SCALE=tiny|small|paper] [SITE=local|slurm|ray] [SEEDS=0,1] [STORE=dir|s3://...]'
+	@echo '                   [NODES=2 PROCESSES=2] [ARGS=...]   (NODES, PROCESSES: nodes, and processes a node, of every training stage)'
 	@echo
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo

@@ -19,6 +19,8 @@ examples:
   moegrid run quickstart                                    the three-cell grid, in a few minutes
   moegrid plan finetune_freeze --only 'freeze=none->router' what one setting would cost
   moegrid run grids/mine.yaml factors.seed=[0,1]            with a factor replaced
+  moegrid run finetune_freeze --site slurm --nodes 2 --processes 2
+                                                            every training stage on 2 nodes x 2 processes
   moegrid explain 'quickstart:freeze=none->router'          why this cell is new, or what of it is done
   moegrid logs quickstart -f                                what the newest job says, as it grows
 """
@@ -66,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     one = add("status", "state of every cell", grid, as_json)
     one.add_argument("--watch", action="store_true", help="again and again, with running jobs")
     one = add("logs", "log of the newest attempt at a grid's cell, stage or attempt", cells)
+    one.add_argument("--rank", type=_natural, default=None, metavar="N", help="of this process of the job alone")
     one.add_argument("-f", "--follow", action="store_true", help="as it grows")
     add("explain", "why a cell is new: which field, old and new value", cells, as_json)
     one = add("diff", "fields in which two grids or cells differ", as_json)
@@ -118,6 +121,9 @@ def _grid_arguments(parser: argparse.ArgumentParser, *, optional: bool = False, 
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="replace a value"
     )
+    for name, what in (("nodes", "nodes"), ("processes", "processes on each node (ranks, one per GPU)")):
+        text = f"{what} of every training stage; default: execution.resources of the grid"
+        parser.add_argument(f"--{name}", type=_positive, default=None, metavar="N", help=text)
     parser.add_argument("--no-share", action="store_true", help="every cell trains alone: no shared prefixes")
     parser.epilog = "KEY=VALUE words after GRID replace values of the grid, as --set does"
 
@@ -132,6 +138,12 @@ def _driving_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-numerics", action="store_true", help="go on from states made under other numerics")
     parser.add_argument("--no-report", action="store_true", help="do not write the HTML report at the end")
     parser.add_argument("--verify", action="store_true", help="read every blob of the grid before planning")
+
+
+def _positive(text: str) -> int:
+    if not _natural(text):
+        raise argparse.ArgumentTypeError("it must be at least 1")
+    return int(text)
 
 
 def _seeds(text: str) -> list[int]:
@@ -182,7 +194,20 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         raise MoegridError(f"unknown argument {word!r}", hint=hint)
     if hasattr(arguments, "overrides"):
         arguments.overrides = [*arguments.overrides, *extra]
+        arguments.written = list(arguments.overrides)
+        arguments.overrides += _training_resources(arguments)
     return arguments
+
+
+def _training_resources(arguments: argparse.Namespace) -> list[str]:
+    """Return --nodes and --processes as settings of the phases that train."""
+    asked = {"nodes": arguments.nodes, "processes": arguments.processes}
+    return [
+        f"set.execution.resources.{phase}.{name}={value}"
+        for phase in ("pretrain", "finetune")
+        for name, value in asked.items()
+        if value
+    ]
 
 
 def command_function(name: str) -> Callable[..., int]:

@@ -330,7 +330,7 @@ def _command_line(context: Context) -> str:
 def _words(context: Context) -> list[str]:
     """Return the arguments that mean this grid again."""
     arguments = context.arguments
-    words = [arguments.grid, *arguments.overrides]
+    words = [arguments.grid, *arguments.written]
     if arguments.scale != "tiny":
         words += ["--scale", arguments.scale]
     if arguments.site != "local":
@@ -339,6 +339,9 @@ def _words(context: Context) -> list[str]:
         words += ["--seeds", ",".join(map(str, arguments.seeds))]
     if arguments.no_share:
         words.append("--no-share")
+    for name in ("nodes", "processes"):
+        if getattr(arguments, name):
+            words += [f"--{name}", str(getattr(arguments, name))]
     for only in arguments.only:
         words += ["--only", only]
     return words

@@ -63,7 +63,7 @@ def status(context: Context) -> int:
 
 
 def logs(context: Context) -> int:
-    """Print the log of the newest attempt at a cell or stage; with -f as it grows."""
+    """Print the log of the newest attempt at a cell or stage; with --rank that of one process, with -f as it grows."""
     wanted_name = take_cell(context.arguments)
     graph = context.load_graph()
     journal = Journal(context.store)
@@ -75,15 +75,20 @@ def logs(context: Context) -> int:
             f"there is no attempt at {wanted_name or 'any stage'} yet",
             hint=f"run it first: moegrid run {context.arguments.grid}",
         )
-    attempt = chosen[-1]
+    rank = context.arguments.rank
+    # A cell's newest attempt may be an evaluation by one process: the newest one that has this rank is meant.
+    attempt = next((a for a in reversed(chosen) if _ranks(journal, a.id) > (rank or 0)), chosen[-1])
     context.console.print(
         f"attempt {attempt.id} ({', '.join(graph.stages[s].label for s in attempt.stages if s in graph.stages)})"
     )
-    backend = open_backend(load_site(attempt.site or "local"))
+    backend = open_backend(load_site(attempt.site or "local")) if rank is None else None
     shown = ""
     while True:
-        handle = journal.handle(attempt.id)
-        text = journal.log(attempt.id, backend.log(handle) if handle else None)
+        if backend is None:
+            text = _log_of_rank(context, attempt.id, rank)
+        else:
+            handle = journal.handle(attempt.id)
+            text = journal.log(attempt.id, backend.log(handle) if handle else None)
         # A long log is cut at its head, so what is new is what follows the last line shown.
         fresh = text[len(shown) :] if text.startswith(shown) else text
         print(fresh, end="", flush=True)
@@ -91,6 +96,24 @@ def logs(context: Context) -> int:
         if not context.arguments.follow or (not fresh and _ended(context, journal, attempt.id, attempt.stages)):
             return EXIT_DONE
         time.sleep(0.5)
+
+
+def _ranks(journal: Journal, attempt: str) -> int:
+    job = journal.job(attempt)
+    return job["resources"]["nodes"] * job["resources"]["processes"] if job else 1
+
+
+def _log_of_rank(context: Context, attempt: str, rank: int) -> str:
+    """Return what a rank has shipped to the store so far, "" before its first line when it is followed."""
+    objects, folder = context.store.objects, f"attempts/{attempt}/log/"
+    data = objects.get(f"{folder}{rank}.txt")
+    if data is None and not context.arguments.follow:
+        known = sorted(int(entry.path.removeprefix(folder).removesuffix(".txt")) for entry in objects.list(folder))
+        raise MoegridError(
+            f"attempt {attempt} has no log of rank {rank}",
+            hint=f"ranks with a log: {', '.join(map(str, known)) or 'none yet'}",
+        )
+    return (data or b"").decode(errors="replace")
 
 
 def cancel(context: Context) -> int:

@@ -182,7 +182,7 @@ def _notes(
             missing.setdefault(setting.reason(), []).append(setting.name)
     notes += [f"missing in {', '.join(names)}: {reason}" for reason, names in missing.items()]
     for phase, found in numerics(results).items():
-        if len(found) > 1:
+        if len(found) > 1 or any("other numerics" in text for text in found):
             notes.append(f"this table mixes numerics in {phase}: " + " | ".join(found))
     return notes
 
@@ -214,6 +214,8 @@ def numerics(results: Results) -> dict[str, list[str]]:
         if manifest.kind == "train":
             phase = results.document["stages"].get(key, {}).get("phase", "training")
             text = ", ".join(f"{n} {manifest.numerics[n]}" for n in names if n in manifest.numerics)
+            if manifest.info.get("mixed_numerics"):
+                text += ", from a state of other numerics"
             found.setdefault(phase, {})[text] = True
     return {phase: list(texts) for phase, texts in found.items()}
 

@@ -4,68 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-GRID = """
-name: small
-description: two schedules on a very small model
-base: finetune
-factors: {{freeze: [none, none->router]}}
-baseline: {{freeze: none}}
-evaluate: [lm]
-at: {at}
-set:
-  model: {{hidden_size: 32, num_layers: 2, num_heads: 2, num_kv_heads: 2, active_width: 32}}
-  model.moe: {{top_k: 2, num_experts: 4}}
-  tokenizer.vocab_size: 300
-  evaluate.val_tokens: 2048
-  pretrain: {{steps: 6, micro_batch: 2, sequence_length: 64}}
-  pretrain.data: {{source: "file://{folder}/text.jsonl", holdout: 0.2}}
-  finetune: {{steps: 8, micro_batch: 2, accumulation: 1, sequence_length: 64}}
-  finetune.data: {{source: "file://{folder}/examples.jsonl", holdout: 0.2}}
-  execution.checkpoint_steps: 1
-"""
+from tests.small_grid import GRID, jobs_of, made_up_text, moegrid, wait_for_training, weights
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two files of made-up text."""
-    made = tmp_path_factory.mktemp("data")
-    chance = random.Random(0)
-    words = [f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in "nrst"]
-
-    def sentence() -> str:
-        return " ".join(chance.choices(words, k=12)) + "."
-
-    text = [{"text": " ".join(sentence() for _ in range(12))} for _ in range(60)]
-    examples = [{"prompt": sentence(), "response": sentence()} for _ in range(120)]
-    (made / "text.jsonl").write_text("\n".join(map(json.dumps, text)))
-    (made / "examples.jsonl").write_text("\n".join(map(json.dumps, examples)))
-    return made
-
-
-def moegrid(*arguments: str, code: int = 0) -> str:
-    """Run a command, check its exit code, return stdout."""
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator", *arguments], capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout
-
-
-def weights(grid: Path, store: Path) -> dict[str, Any]:
-    """Return cell name -> (digest of the final weights, metrics)."""
-    cells = json.loads(moegrid("status", str(grid), "--store", str(store), "--json"))["cells"]
-    assert all(cell["state"] == "done" for cell in cells)
-    return {cell["name"]: (cell["weights_sha256"], cell["metrics"]) for cell in cells}
+    return made_up_text(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -121,28 +74,3 @@ def test_a_changed_factor_runs_only_what_depends_on_it(shared: tuple[Path, Path,
     phases = {row["phase"]: row["actions"] for row in json.loads(moegrid("plan", *arguments))["phases"]}
     assert phases["prepare"]["run"] == phases["pretrain"]["run"] == 0
     assert (phases["finetune"]["run"], phases["evaluate"]["run"]) == (1, 1)
-
-
-def jobs_of(store: Path) -> list[int]:
-    """Return the pids of the jobs that work on `store`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            line = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-        except OSError:
-            continue
-        if b"jobs.run" in line and str(store).encode() in line:
-            found.append(int(entry.name))
-    return found
-
-
-def wait_for_training(store: Path, driver: subprocess.Popen[bytes]) -> None:
-    """Return when a fine-tuning job has begun to take steps."""
-    for _ in range(2400):
-        for path in store.glob("attempts/*/heartbeat.json"):
-            beat = json.loads(path.read_text() or "{}")
-            if beat.get("step", 0) >= 1 and str(beat.get("label", "")).startswith("finetune"):
-                return
-        assert driver.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.05)
-    pytest.fail("no fine-tuning began")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator import cli
+from orchestrator.commands.context import grid_of
 from orchestrator.errors import EXIT_PENDING, EXIT_UNREACHABLE, EXIT_USAGE
 
 ROOT = Path(cli.__file__).resolve().parents[1]
@@ -202,13 +203,18 @@ def test_what_nobody_foresaw_is_no_traceback_either(
         cli.main(["plan", "quickstart", "--debug"])
 
 
+PHASES = ("pretrain", "finetune", "evaluate")
+
+
 @pytest.mark.parametrize("target", ["grid", "plan", "resume", "status", "report"])
 def test_every_make_target_passes_options_that_its_command_takes(target: str) -> None:
     root = Path(__file__).resolve().parents[2]
     made = subprocess.run(
-        ["make", "-n", "-o", ".venv/.ready", target, "GRID=quickstart", "SEEDS=0,1"],
+        ["make", "-n", "-o", ".venv/.ready", target, "GRID=quickstart", "SEEDS=0,1", "NODES=2", "PROCESSES=4"],
         cwd=root, capture_output=True, text=True, check=True,
     )  # fmt: skip
     command = next(line for line in made.stdout.splitlines() if "bin/moegrid" in line)
     arguments = cli.parse(command.split("bin/moegrid", 1)[1].split())
     assert (arguments.grid, arguments.site, arguments.seeds) == ("quickstart", "local", [0, 1])
+    resources = grid_of(arguments).cells[0].cell.execution.resources
+    assert [(resources[phase].nodes, resources[phase].processes) for phase in PHASES] == [(2, 4), (2, 4), (1, 1)]
