@@ -1,10 +1,12 @@
 """`moegrid run` of a grid with a `search:` section: a trial is an ordinary run of ordinary cells over the same store.
 
-Nothing is lost by a kill: an equal seed samples the same values again, and what their cells reached is in the store.
+Nothing is lost by a kill: an equal seed samples the same values again (Optuna is given those of the trials that were
+begun), and what their cells reached is in the store.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -36,6 +38,7 @@ PROGRAM: tuple[str, ...] = (sys.executable, "-m", "orchestrator")
 class TrialRun:
     """Runs the cells of one trial in a `moegrid run` of its own and reads their metric from the store."""
 
+    name: str
     program: tuple[str, ...]
     arguments: Mapping[str, Any]
     store: str
@@ -49,6 +52,8 @@ class TrialRun:
         overrides = [*self.arguments["overrides"], *trial_overrides(values, self.fractions)]
         graph = self.graph(overrides)
         store = Store.open(self.store)
+        digest = hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()
+        store.create_json(f"{begun_folder(self.name)}/{digest[:32]}.json", {"values": dict(values)})
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(
                 [*self.program, *self.words(overrides)],
@@ -116,6 +121,27 @@ class TrialRun:
         return sum(found) / len(found)
 
 
+def begun_folder(name: str) -> str:
+    """Return where a search keeps the values of the trials it began, so that a killed one goes on with them."""
+    return f"searches/{name}"
+
+
+def begun_trials(store: Store, name: str, spec: SearchSpec) -> list[dict[str, Any]]:
+    """Return the values of the trials that this search has begun, in their order; a changed space drops some."""
+    entries = sorted((entry.modified, entry.path) for entry in store.objects.list(begun_folder(name)))
+    found = [dict(item["values"]) for _, path in entries if (item := store.get_json(path))]
+    return [values for values in found if _inside(spec, values)][: spec.trials]
+
+
+def _inside(spec: SearchSpec, values: Mapping[str, Any]) -> bool:
+    if values.keys() != {axis.name for axis in spec.space}:
+        return False
+    return all(
+        values[axis.name] in axis.values if axis.values else axis.low <= values[axis.name] <= axis.high
+        for axis in spec.space
+    )
+
+
 def trial_overrides(values: Mapping[str, Any], fractions: Sequence[float]) -> list[str]:
     """Return the settings that make a grid with a search the grid of one trial."""
     axes = [f"factors.{name}={json.dumps([value])}" for name, value in values.items()]
@@ -128,6 +154,7 @@ def search(context: Context, spec: SearchSpec, name: str) -> int:
     environment = {"RAY_ADDRESS": "local", **os.environ}  # a trial on site ray must not settle in Tune's own Ray
     keys = ("grid", "scale", "site", "retry", "overrides", "only", "seeds")
     run = TrialRun(
+        name=name,
         program=PROGRAM,
         arguments={key: getattr(arguments, key) for key in keys},
         store=context.store.url,
@@ -140,7 +167,7 @@ def search(context: Context, spec: SearchSpec, name: str) -> int:
         f"{name}: search for the {spec.mode} of {spec.metric}, {spec.trials} trials, {spec.concurrency} at a time"
     )
     with tempfile.TemporaryDirectory(prefix="moegrid-tune-") as folder:
-        outcomes = run_trials(spec, run, Path(folder))
+        outcomes = run_trials(spec, run, Path(folder), begun_trials(context.store, name, spec))
     sign = 1.0 if spec.mode == "min" else -1.0
     ranked = sorted(outcomes, key=lambda one: (-one.fraction, math.inf if one.metric is None else sign * one.metric))
     for outcome in ranked:

@@ -7,6 +7,7 @@ search:
   metric: answer_bpb
   mode: min
   trials: 16
+  sampler: random
   scheduler: {name: asha, grace: 0.25, reduction: 3}
 """
 
@@ -62,6 +63,7 @@ class SearchSpec:
     trials: int = 16
     concurrency: int = 1
     seed: int = 0
+    sampler: str = "random"  # random | optuna (learns from the trials before; the package must be installed)
     scheduler: Scheduler = field(default_factory=Scheduler)
 
 
@@ -70,11 +72,12 @@ _RULES = {
     "trials": POSITIVE,
     "concurrency": POSITIVE,
     "seed": NATURAL,
+    "sampler": one_of("random", "optuna"),
     "name": one_of("fifo", "asha"),
     "grace": FRACTION,
     "reduction": Rule(low=2, high=16),
 }
-_TYPES = {"metric": str, "mode": str, "name": str, "grace": float}
+_TYPES = {"metric": str, "mode": str, "sampler": str, "name": str, "grace": float}
 
 
 def read_search(reader: AxisReader, section: Section, axes: set[str]) -> SearchSpec | None:
@@ -84,7 +87,7 @@ def read_search(reader: AxisReader, section: Section, axes: set[str]) -> SearchS
         problems.add("search must be a mapping with space: and metric:", section.place(), "search")
         return None
     before = len(problems.found)
-    plain = _scalars(reader, section, (), section.data, ("metric", "mode", "trials", "concurrency", "seed"))
+    plain = _scalars(reader, section, (), section.data, ("metric", "mode", "trials", "concurrency", "seed", "sampler"))
     for name in section.data:
         known = tuple(f.name for f in fields(SearchSpec))
         if name not in known:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from orchestrator.backends.ray_tune import rungs
 from orchestrator.spec.search import Scheduler, SearchAxis, SearchSpec
 from orchestrator.store import Store
 from tests.faults.harness import HERE, SITE
+from tests.lab_slurm import eventually
 from tests.labs import lab_missing
 
 GRID = """
@@ -46,34 +49,82 @@ def test_the_fractions_at_which_trials_are_judged() -> None:
     assert rungs(SearchSpec((axis,), "m", scheduler=Scheduler("asha", 0.1, 3))) == pytest.approx((0.1, 0.3, 0.9, 1.0))
 
 
-def test_trials_are_ordinary_cells_and_a_second_search_repeats_nothing(
-    tmp_path: Path,
-) -> None:
+@dataclass
+class Search:
+    """A search over one store with fake stages."""
+
+    folder: Path
+    text: str = GRID
+
+    @property
+    def store(self) -> Store:
+        return Store.open(str(self.folder / "store"))
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start the command in a session of its own."""
+        grid = self.folder / "lr_search.yaml"
+        grid.write_text(self.text)
+        words = ["run", str(grid), "--store", self.store.url, "--site", str(SITE), "--tracking", "none"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {"MOEGRID_RUN_DIR": str(self.folder / "run"), "FAKE_LOG": str(self.folder / "log")}
+        environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+        program = (sys.executable, str(HERE / "driver.py"))
+        code = "import sys; from orchestrator import cli; from orchestrator.commands import search; "
+        code += f"search.PROGRAM = {program}; sys.exit(cli.main({words!r}))"
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Run the search to its end and return its trials."""
+        process = self.start()
+        said = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, said
+        found = self.store.get_json("searches/lr_search.json")
+        assert found is not None
+        return list(found["trials"])
+
+    def begun(self) -> list[float]:
+        """Return the learning rates of the trials that were begun so far."""
+        paths = [entry.path for entry in self.store.objects.list("searches/lr_search")]
+        return sorted(self.store.get_json(path)["values"]["router_lr"] for path in paths)  # type: ignore[index]
+
+    def executions(self) -> list[str]:
+        """Return the stages that were executed, each as often as it was."""
+        log = self.folder / "log"
+        return [json.loads(line)["stage"] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@pytest.fixture(autouse=True)
+def ray_is_there() -> None:
     if importlib.util.find_spec("ray") is None:
         lab_missing("Ray", "the package ray is not installed")
-    grid, log = tmp_path / "lr_search.yaml", tmp_path / "executions.jsonl"
-    grid.write_text(GRID)
-    store = str(tmp_path / "store")
-    words = ["run", str(grid), "--store", store, "--site", str(SITE), "--tracking", "none"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"MOEGRID_RUN_DIR": str(tmp_path / "run"), "FAKE_LOG": str(log), "PYTHONPATH": str(HERE.parents[1])}
-    program = (sys.executable, str(HERE / "driver.py"))
-    code = "import sys; from orchestrator import cli; from orchestrator.commands import search; "
-    code += f"search.PROGRAM = {program}; sys.exit(cli.main({words!r}))"
 
-    def run() -> dict[str, Any]:
-        command = [sys.executable, "-c", code]
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert answer.returncode == 0, answer.stderr
-        found = Store.open(store).get_json("searches/lr_search.json")
-        assert found is not None
-        return dict(found)
 
-    first = run()
-    assert len(first["trials"]) == 2
-    assert first["trials"][0]["fraction"] == 1.0
-    assert len({trial["values"]["router_lr"] for trial in first["trials"]}) == 2
-    done = [line["stage"] for line in map(json.loads, log.read_text().splitlines())]
-    assert len(done) == len(set(done))  # what trials share ran once
-    values = [sorted(trial["values"]["router_lr"] for trial in found["trials"]) for found in (first, run())]
-    assert values[0] == values[1]
+def test_trials_are_ordinary_cells_and_a_killed_search_goes_on_with_them(tmp_path: Path) -> None:
+    search = Search(tmp_path)
+    process = search.start()
+    eventually(lambda: process.poll() is not None or (search.begun() and search.executions()), 400)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    begun = search.begun()
+    trials = search.finish()
+    values = sorted(trial["values"]["router_lr"] for trial in trials)
+    assert len(set(values)) == 2
+    assert set(begun) <= set(values)
+    assert trials[0]["fraction"] == 1.0
+    done = search.executions()
+    assert len(done) == len(set(done))  # what trials share, and what the killed search had begun, ran once
+
+
+def test_optuna_samples_where_it_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    search = Search(tmp_path, GRID.replace("concurrency: 2", "concurrency: 1\n  sampler: optuna"))
+    first = [trial["values"]["router_lr"] for trial in search.finish()]
+    assert len(set(first)) == 2
+    assert sorted(trial["values"]["router_lr"] for trial in search.finish()) == sorted(first)
