@@ -38,6 +38,16 @@ class RayLab:
         for process in processes:
             process.send_signal(signal.SIGKILL)
 
+    def up(self) -> None:
+        """Start what is not running, and point this process's environment at it."""
+        answer = subprocess.run(
+            [str(LAB), "up"], env=self.environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        if answer.returncode:
+            lab_missing("Ray", answer.stderr.strip())
+        named = (self.directory / "ray/env").read_text().split()[1:]
+        os.environ.update(dict(item.split("=", 1) for item in named))
+
 
 @pytest.fixture(scope="session")
 def ray_lab() -> Iterator[RayLab]:
@@ -49,14 +59,9 @@ def ray_lab() -> Iterator[RayLab]:
     environment = {**os.environ, "MOEGRID_LAB": str(directory), "NODES": "2", "CPUS": "4", "RAY": tool}
     before = {name: os.environ.get(name) for name in NAMES}
     try:
-        answer = subprocess.run(
-            [str(LAB), "up"], env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        if answer.returncode:
-            lab_missing("Ray", answer.stderr.strip())
-        named = (directory / "ray/env").read_text().split()[1:]
-        os.environ.update(dict(item.split("=", 1) for item in named))
-        yield RayLab(directory, environment)
+        lab = RayLab(directory, environment)
+        lab.up()
+        yield lab
     finally:
         import ray
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A Ray cluster of several nodes on this machine, for tests and for trying things: infra/ray/lab.sh up | down | status
 #
-# NODES raylets with CPUS logical cores and GPUS logical GPUs each, state in $MOEGRID_LAB/ray. Ray listens on every
+# NODES raylets with CPUS logical cores and GPUS logical GPUs each, and a resource of their own name; state in $MOEGRID_LAB/ray. Ray listens on every
 # interface, so the cluster takes nobody without its token. Point a shell at it with: . $MOEGRID_LAB/ray/env
 # Stopped by its own process ids: `ray stop` would end every Ray of the machine.
 set -euo pipefail
@@ -24,21 +24,26 @@ free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1
 node() {  # node NAME ARGUMENTS...: a raylet (the head: also the control store) under one process that ends them all
     local name=$1; shift
     setsid "$RAY" start "$@" --block --node-ip-address=127.0.0.1 --num-cpus="$CPUS" --num-gpus="$GPUS" \
-        --memory=$((MEMORY_MB * 1048576)) --object-store-memory=100000000 --disable-usage-stats \
+        --resources="{\"$name\": 1}" --memory=$((MEMORY_MB * 1048576)) --object-store-memory=100000000 --disable-usage-stats \
         </dev/null >"$LAB/$name.log" 2>&1 &
     echo "$! $(started $!)" >"$LAB/$name.pid"
 }
 
 up() {
     [ -x "$RAY" ] || command -v "$RAY" >/dev/null || fail "ray is not installed" "make setup SITE=ray"
-    if alive "$LAB/head.pid"; then echo "the Ray lab is up already" >&2; return; fi
-    mkdir -p "$LAB"
-    (umask 077; od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$LAB/token")
-    local address i; address=127.0.0.1:$(free_port)
-    node head --head --port="${address#*:}" --include-dashboard=false --temp-dir="$LAB/tmp"
-    for i in $(seq 300); do "$RAY" health-check --address "$address" >/dev/null 2>&1 && break; alive "$LAB/head.pid" || break; sleep 0.2; done
-    alive "$LAB/head.pid" || fail "the head node did not come up" "see $LAB/head.log"
-    for i in $(seq 2 "$NODES"); do node "node$i" --address="$address"; done
+    local address i
+    if alive "$LAB/head.pid"; then
+        echo "the Ray lab is up already; nodes that are missing come back" >&2
+        address=$(sed 's/.*RAY_ADDRESS=\([^ ]*\).*/\1/' "$LAB/env")
+    else
+        mkdir -p "$LAB"
+        (umask 077; od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$LAB/token")
+        address=127.0.0.1:$(free_port)
+        node head --head --port="${address#*:}" --include-dashboard=false --temp-dir="$LAB/tmp"
+        for i in $(seq 300); do "$RAY" health-check --address "$address" >/dev/null 2>&1 && break; alive "$LAB/head.pid" || break; sleep 0.2; done
+        alive "$LAB/head.pid" || fail "the head node did not come up" "see $LAB/head.log"
+    fi
+    for i in $(seq 2 "$NODES"); do alive "$LAB/node$i.pid" || node "node$i" --address="$address"; done
     printf 'export RAY_ADDRESS=%s RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=%s\n' "$address" "$RAY_AUTH_TOKEN_PATH" >"$LAB/env"
     echo "Ray lab: $NODES nodes; point a shell at it with: . $LAB/env" >&2
 }

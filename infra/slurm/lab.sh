@@ -7,7 +7,10 @@
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/env.sh"
-NODES=${NODES:-4} GPUS=${GPUS:-4} CPUS=${CPUS:-16} MEMORY_MB=${MEMORY_MB:-16000}
+NODES=${NODES:-4} GPUS=${GPUS:-4} CPUS=${CPUS:-16}
+# The nodes share this machine's memory: what SLURM hands out must be there. The smallest job asks for 2 GiB.
+total_mb=$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)
+MEMORY_MB=${MEMORY_MB:-$((total_mb / NODES > 4200 ? total_mb / NODES : 4200))}
 LAB=$SLURM_LAB
 export MOEGRID_SLURM_LAB=$LAB  # marks every process of this lab in /proc/PID/environ
 

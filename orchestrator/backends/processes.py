@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.backends import host
+from orchestrator.errors import EXIT_DONE, EXIT_PREEMPTED
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
-# Seconds that the other ranks of a node get after the first one has ended: they may still be saving.
-RANK_PATIENCE = 300.0
+# Seconds that the other ranks get after the first one has ended: they may still be saving, unless it failed.
+RANK_PATIENCE, FAILED_PATIENCE = 300.0, 20.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -63,7 +64,7 @@ class Processes:
         codes = [rank.poll() for rank in self._ranks]
         if any(code is not None for code in codes) and None in codes:
             self._first_end = self._first_end or time.monotonic()
-            if time.monotonic() - self._first_end > RANK_PATIENCE:
+            if time.monotonic() - self._first_end > patience(codes):
                 self.stop(signal.SIGKILL)
         for rank in self._ranks:
             if rank.returncode is None:
@@ -118,6 +119,12 @@ class Processes:
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
+
+
+def patience(codes: Sequence[int | None]) -> float:
+    """Return how long the ranks that still run may go on after another one has ended."""
+    well = all(code in (None, EXIT_DONE, EXIT_PREEMPTED) for code in codes)
+    return RANK_PATIENCE if well else FAILED_PATIENCE
 
 
 def ending(codes: Sequence[int]) -> int:

@@ -34,7 +34,7 @@ from orchestrator.backends.base import (
     JobState,
     SchedulerUnreachable,
 )
-from orchestrator.backends.processes import RANK_PATIENCE, NodeJob, Processes, ending
+from orchestrator.backends.processes import NodeJob, Processes, ending, patience
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import Resources
 
@@ -313,7 +313,7 @@ class RayBackend:
         if None in codes:
             if any(code is not None for code in codes):
                 since = self._first_end.setdefault(attempt, time.monotonic())
-                if time.monotonic() - since > RANK_PATIENCE:
+                if time.monotonic() - since > patience(codes):
                     for actor in self._actors[attempt]:
                         actor.stop.remote(int(signal.SIGKILL))
             return JobState(RUNNING, host=host)

@@ -184,7 +184,7 @@ class SlurmBackend:
             "name": array_name(batch, chunk),
             "submitted": submitted,
             "processes": processes,
-            "log": str(log_path(self._logs, batch, chunk, task)),
+            "log": log_path(self._logs, batch, chunk, task),
         }
         return Handle(f"{batch}-{index}", batch, f"{job_id}_{task}", details)
 

@@ -101,9 +101,9 @@ def array_name(name: str, chunk: int) -> str:
     return f"{name}+{chunk}" if chunk else name
 
 
-def log_path(logs: Path, batch: str, chunk: int, task: int | str) -> Path:
+def log_path(logs: Path, batch: str, chunk: int, task: int | str) -> str:
     """Return the file with the output of one array task (`%a` for what SLURM fills in)."""
-    return logs / batch / f"{array_name('job', chunk)}-{task}.log"
+    return f"{logs}/{batch}/{array_name('job', chunk)}-{task}.log"
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -135,7 +135,7 @@ def script(
     parallel = f"%{site.array_parallelism}" if site.array_parallelism else ""
     forced = {
         "array": ranges(tasks) + parallel,
-        "output": str(log_path(logs, batch.name, chunk, "%a")),
+        "output": log_path(logs, batch.name, chunk, "%a"),
         "chdir": str(logs / batch.name),
         "signal": f"{'B:' if single else ''}USR2@{seconds}",
         "requeue" if site.requeue else "no-requeue": True,

@@ -188,20 +188,34 @@ def test_jobs_outlive_their_driver_and_are_found_by_name(ray_lab: RayLab, tmp_pa
 
 
 def test_a_lost_node_ends_its_jobs_and_is_named(ray_lab: RayLab, tmp_path: Path) -> None:
-    """Last in this file: the cluster has one node less afterwards."""
     backend = backend_for(tmp_path, SLEEPER)
     handles = backend.submit(batch_of(1, Resources(nodes=2, memory_gb=0.125)))
     (handle,) = handles.values()
     eventually(lambda: text(backend, handle).count("started") == 2)
     ray_lab.kill_node("node2")
-    state = settle(backend, handles)[handle.attempt]
-    assert state.reason == "NODE_FAIL"
-    backend.forget([handle])
-    again = backend.submit(batch_of(1))
-    eventually(lambda: all(state.phase == RUNNING for state in backend.poll(list(again.values())).values()))
-    backend.cancel(list(again.values()), now=True)
-    settle(backend, again)
-    backend.forget(list(again.values()))
+    try:
+        state = settle(backend, handles)[handle.attempt]
+        assert state.reason == "NODE_FAIL"
+        backend.forget([handle])
+        again = backend.submit(batch_of(1))
+        eventually(lambda: all(state.phase == RUNNING for state in backend.poll(list(again.values())).values()))
+        backend.cancel(list(again.values()), now=True)
+        settle(backend, again)
+        backend.forget(list(again.values()))
+    finally:
+        ray_lab.up()
+    eventually(lambda: backend.check().startswith("2 nodes"))
+
+
+@pytest.mark.faults
+def test_ranks_that_wait_for_one_that_failed_are_ended(ray_lab: RayLab, tmp_path: Path) -> None:
+    program = 'import os, sys, time; sys.exit(1) if os.environ["RANK"] == "0" else time.sleep(600)'
+    backend = backend_for(tmp_path, program)
+    for resources in (Resources(processes=2, memory_gb=0.125), Resources(nodes=2, memory_gb=0.125)):
+        handles = backend.submit(batch_of(1, resources))
+        (handle,) = handles.values()
+        assert settle(backend, handles)[handle.attempt].exit_code == 1
+        backend.forget([handle])
 
 
 @pytest.mark.parametrize("settings", [{"adress": "auto"}])
