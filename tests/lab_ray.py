@@ -31,6 +31,10 @@ class RayLab:
 
     def kill_node(self, name: str) -> None:
         """End the raylet of a node and everything it started, as a power cut would."""
+        if name == "head":
+            import ray
+
+            ray.shutdown()  # a process that is connected to a raylet ends with it
         top = psutil.Process(int((self.directory / "ray" / f"{name}.pid").read_text().split()[0]))
         processes = [top, *top.children(recursive=True)]
         for process in processes:
