@@ -27,7 +27,7 @@ READY := $(VENV)/.ready$(if $(EXTRA),-$(EXTRA))
 help:  ## explain the targets
 	@echo 'moegrid: controlled experiments on Mixture-of-Experts language models'
 	@echo
-	@echo 'usage: make TARGET [GRID=name] [SCALE=tiny|small|paper] [SITE=local|slurm|ray] [SEEDS=0,1] [STORE=dir|s3://...]'
+	@echo 'usage: make TARGET [GRID=name] [SCALE=tiny|small|large|paper] [SITE=local|slurm|ray] [SEEDS=0,1] [STORE=dir|s3://...]'
 	@echo '                   [NODES=2 PROCESSES=2] [ARGS=...]   (NODES, PROCESSES: nodes, and processes a node, of every training stage)'
 	@echo
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -114,7 +114,7 @@ def _grid_arguments(parser: argparse.ArgumentParser, *, optional: bool = False, 
     parser.add_argument(
         "grid", metavar=metavar, nargs="?" if optional else None, help=f"a name in grids/, or a YAML file{of_cell}"
     )
-    parser.add_argument("--scale", default="tiny", help="tiny, small or paper (tiny)")
+    parser.add_argument("--scale", default="tiny", help="tiny, small, large or paper (tiny)")
     parser.add_argument("--site", default="local", help="a file of infra/sites: local, slurm, ray")
     parser.add_argument("--seeds", type=_seeds, default=None, metavar="0,1", help="values of the plain seed")
     parser.add_argument("--only", action="append", default=[], metavar="FACTOR=VALUE", help="only these cells")

@@ -128,7 +128,7 @@ def test_the_expert_width_that_is_written_later_counts(load: Load) -> None:
 
 
 def test_upcycled_experts_are_as_wide_as_the_dense_feed_forward() -> None:
-    for scale in ("tiny", "small", "paper"):
+    for scale in ("tiny", "small", "large", "paper"):
         for item in load_grid("upcycle_smollm2", scale=scale).cells:
             moe = item.cell.model.moe
             assert moe.expert_width == 1536, "only unsegmented experts start with the logits of the dense model"
@@ -143,7 +143,7 @@ def test_pretrain_architecture_keeps_the_active_width() -> None:
         assert moe.num_experts == int(rest.partition("+")[0]), "routed experts, never lowered by shared ones"
 
 
-@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
+@pytest.mark.parametrize("scale", ["tiny", "small", "large", "paper"])
 @pytest.mark.parametrize("name", grid_names())
 def test_every_grid_of_the_project_loads_at_every_scale(name: str, scale: str) -> None:
     grid = load_grid(name, scale=scale)
@@ -574,7 +574,7 @@ def test_the_heterogeneous_load_loss_belongs_to_moepp(load: Load) -> None:
 
 
 def test_the_algorithms_train_with_their_own_balancing_losses() -> None:
-    for scale in ("tiny", "small", "paper"):
+    for scale in ("tiny", "small", "large", "paper"):
         cells = {item.factors["preset"]: item.cell for item in load_grid("libmoe_algorithms", scale=scale).cells}
         assert len(cells) == 8
         assert (cells["xmoe"].model.moe.variant, cells["sigma_moe"].model.moe.variant) == ("libmoe_lm", "libmoe")
