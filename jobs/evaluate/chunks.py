@@ -98,12 +98,13 @@ def prepare(
     room = lm.max_length - work.new_tokens
     tasks = []
     for spec in work.clean if clean else work.tasks:
-        asked = (spec, limit, items, work.tokenizer, room, work.shots, work.seed)
+        most = min(filter(None, (spec.limit, limit)), default=0)
+        asked = (spec.name, spec.shots, most, items, work.tokenizer, room, work.shots, work.seed)
         if asked not in known:
             known[asked] = Prepared(
                 spec,
                 context.directory(items),
-                limit=min(filter(None, (spec.limit, limit)), default=0),
+                limit=most,
                 seed=SHOTS_SEED + work.seed,
                 shared=work.shots == "shared",
                 max_length=room,

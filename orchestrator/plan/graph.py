@@ -76,7 +76,7 @@ class StageGraph:
         """Group `ready` stages into jobs, one list of keys each, in the order a process runs them.
 
         A training segment takes its first missing continuation with it (other branches fork from the committed
-        state), preparation takes what only waits for it, evaluations of one state go together with what only waits for
+        state), preparation takes what only waits for it, evaluations of one cell go together with what only waits for
         them.
         `done` are committed keys, `busy` stages that some job has already.
         """
@@ -84,18 +84,20 @@ class StageGraph:
         ready = [key for key in self.stages if key in wanted]
         taken = set(busy)
         jobs: list[list[str]] = []
-        by_state: dict[tuple[str, Resources], list[str]] = {}
+        evaluations: list[list[str]] = []
+        open_for: dict[tuple[str, Resources], list[str]] = {}
         for key in ready:
             if key in taken:
                 continue
             stage = self.stages[key]
             if stage.phase == "evaluate":
-                group = (stage.state, self.resources(key))
-                if group in by_state:
-                    by_state[group].append(key)
-                else:
-                    by_state[group] = [key]
-                    jobs.append(by_state[group])
+                # States of one cell that wait together share the job's requests; those of other cells run beside it.
+                group = (self.users[key][0], self.resources(key))
+                if group not in open_for or len(open_for[group]) >= MAX_CHAIN:
+                    open_for[group] = []
+                    evaluations.append(open_for[group])
+                    jobs.append(open_for[group])
+                open_for[group].append(key)
                 taken.add(key)
                 continue
             chain = [key]
@@ -104,7 +106,7 @@ class StageGraph:
                 chain.append(following)
                 taken.add(following)
             jobs.append(chain)
-        for together in by_state.values():
+        for together in evaluations:
             while len(together) < MAX_CHAIN and (following := self._continuation(together, done, taken)):
                 together.append(following)
                 taken.add(following)

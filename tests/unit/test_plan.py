@@ -140,6 +140,20 @@ def test_chains_follow_one_branch_and_group_evaluations_of_a_state() -> None:
     assert graph.chains(evaluations, done | set(first)) == [evaluations]
 
 
+def test_evaluations_that_wait_together_are_one_job_a_cell() -> None:
+    graph = build_graph(grid_of([(s, cell_with(s)) for s in ("none", "router")]))
+    trained = {key for key, stage in graph.stages.items() if stage.phase != "evaluate"}
+    waiting = [key for key in graph.stages if key not in trained]
+    jobs = graph.chains(waiting, trained)
+    assert len(jobs) == 2
+    assert sorted(key for job in jobs for key in job) == sorted(waiting)
+    for job in jobs:
+        assert len({graph.users[key] for key in job}) == 1
+        states = [graph.stages[key].state for key in job]
+        assert len(set(states)) == 2
+        assert states == sorted(states, key=states.index)
+
+
 def test_preparation_that_only_waits_for_itself_is_one_job() -> None:
     graph = build_graph(grid_of([("a", cell_with())]))
     ready = [key for key, stage in graph.stages.items() if not stage.parents]

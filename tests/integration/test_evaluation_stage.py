@@ -1,4 +1,4 @@
-"""An evaluation on two ranks, or killed at random and started again, gives the items of one undisturbed process."""
+"""One process, two ranks, a killed job and its successor, states alone or together: the same items and scores."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import re
 import signal
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.data.tokenizer import BOS, EOS, PAD, train_bpe
+from jobs.evaluate import state
 from jobs.evaluate.chunks import CHUNK_ITEMS
+from jobs.evaluate.encoding import Encoder
 from orchestrator.spec.cell import Resources, TaskSpec
 from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
 from orchestrator.spec.work import EvaluateWork, InitWork
@@ -74,6 +79,10 @@ def efficiency(work: EvaluateWork) -> EvaluateWork:
     return dataclasses.replace(work, suite="efficiency", limit=40, routing_seeds=1)
 
 
+def short(work: EvaluateWork) -> EvaluateWork:
+    return dataclasses.replace(work, tasks=tuple(dataclasses.replace(task, limit=40) for task in work.tasks))
+
+
 def result(store: Store, work: EvaluateWork) -> tuple[bytes, dict[str, float]]:
     """Return the per-item file and the metrics of a committed evaluation, which has left nothing else behind."""
     manifest = store.artifacts.get(work.key())
@@ -99,7 +108,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Evalua
 def test_two_ranks_share_the_chunks_and_change_nothing(tmp_path: Path, undisturbed: tuple[Store, EvaluateWork]) -> None:
     store, work = fresh(tmp_path / "store")
     process = start(submit(store, [work, efficiency(work)], resources=Resources(processes=2)))
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output
     assert result(store, work) == result(*undisturbed)
     assert result(store, efficiency(work)) == result(undisturbed[0], efficiency(work))
@@ -127,7 +136,7 @@ def test_killed_at_random_it_goes_on_and_scores_nothing_twice(
         if attempt == 0:
             time.sleep(generator.random() * 0.2)
             process.kill()
-        code = process.wait(timeout=200)
+        code = process.wait(timeout=1200)
         assert not scored(output.read_text()) & kept
         if code == 0:
             break
@@ -137,6 +146,47 @@ def test_killed_at_random_it_goes_on_and_scores_nothing_twice(
         time.sleep(1.1)  # the dead process's lease runs out
     assert kept
     assert result(store, work) == result(*undisturbed)
+
+
+def test_states_of_one_job_share_its_tokens_and_score_as_alone(
+    undisturbed: tuple[Store, EvaluateWork], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, first = fresh(tmp_path / "store")[0], short(undisturbed[1])
+    other = InitWork(MODEL, key("bpe"), seed=1)
+    second = dataclasses.replace(first, state=other.key())
+    for work in (first, second):
+        run_stages(undisturbed[0], [other, work])
+    run_stages(store, [other])
+    loads: list[str] = []
+    encoded: Counter[tuple[str, str]] = Counter()
+    load, pairs = state.load_canonical, Encoder.pairs
+
+    def loading(*arguments: Any) -> None:
+        loads.append("")
+        load(*arguments)
+
+    def encoding(self: Encoder, requests: Sequence[tuple[str, str]]) -> Any:
+        encoded.update(requests)
+        return pairs(self, requests)
+
+    monkeypatch.setattr(state, "load_canonical", loading)
+    monkeypatch.setattr(Encoder, "pairs", encoding)
+    run_stages(store, [first, efficiency(first), second])
+    assert len(loads) == 2
+    assert set(encoded.values()) == {1}
+    for work in (first, second):
+        assert result(store, work) == result(undisturbed[0], work)
+    assert result(store, second) != result(store, first)
+
+
+def test_bf16_scores_say_how_far_batching_moves_them(undisturbed: tuple[Store, EvaluateWork]) -> None:
+    store, work = undisturbed[0], short(undisturbed[1])
+    exact, rough = run_stages(store, [dataclasses.replace(work, seed=1, precision=p) for p in ("fp32", "bf16")])
+    assert exact.info["precision"] == "fp32"
+    assert "loglikelihood_deviation" not in exact.info
+    assert rough.info["precision"] == "bf16"
+    assert 0 < rough.info["loglikelihood_deviation"] < 2
+    assert rough.metrics["answer_bpb"] == pytest.approx(exact.metrics["answer_bpb"], rel=0.02)
 
 
 def stored(store: Store) -> set[str]:
