@@ -178,7 +178,7 @@ class GridStore:
             Manifest(
                 key=stage,
                 kind=facts["kind"],
-                spec={"kind": facts["kind"]},
+                spec={"kind": facts["kind"], "state": facts.get("state", "")},
                 numerics={"device": "cpu", "torch": "2.13.0", "threads": 1, "world_size": 1},
                 provenance={"git": "c0ffee" * 6, "dirty": "", "host": "here", "seconds": 60.0},
                 attempt=attempt,

@@ -21,6 +21,7 @@ from orchestrator.tracking.records import Attempt, Failure, Row, values
 RUNNING, SCHEDULED, FINISHED, FAILED, KILLED = "RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"
 TRACKED_KINDS = ("train", "evaluate", "generate", "judge")
 LONGEST_TAG = 4000
+LINEAGE = ("state", "tokenizer", "items", "tokens")
 KEY_TAG = "moegrid.key"
 
 
@@ -248,6 +249,7 @@ class _View:
             "phase": stage["phase"],
             "cell": users[0] if len(users) == 1 else "",
             "cells": " ".join(users)[:LONGEST_TAG] if len(users) > 1 else "",
+            **_lineage(manifest),
             **self._origin(made),
             **self._failure([key]),
         }
@@ -260,6 +262,7 @@ class _View:
             parent=parent if parent in shown else "",
             params=flat({**facts, "numerics": numerics}),
             tags={name: text for name, text in tags.items() if text},
+            datasets=self._read_by(stage, users[0]),
             series=(key,) if training else (),
             results=() if training else tuple(self._results(key, self._step_of(stage))),
             status=self._status([key], manifest is not None, False),
@@ -267,6 +270,13 @@ class _View:
             ended=manifest.created if manifest else 0.0,
             settled=manifest is not None,
         )
+
+    def _read_by(self, stage: Mapping[str, Any], user: str) -> tuple[Dataset, ...]:
+        """Return the data sets that a stage read: `lm` scores the held-out part of the cell's first text."""
+        found = _datasets(self.cells[user].get("resolved", {}))
+        if stage["kind"] == "train":
+            return tuple(one for one in found if one.context == stage["phase"])
+        return found[:1] if stage.get("suite") == "lm" else tuple(one for one in found if one.context == "evaluate")
 
     def _step_of(self, stage: Mapping[str, Any]) -> int:
         return int(self.stages.get(stage.get("state", ""), {}).get("stop", 0))
@@ -308,6 +318,13 @@ class _View:
         if not failed:
             return {}
         return {"failure": failed[0].kind, "failure.message": failed[0].message[:LONGEST_TAG]}
+
+
+def _lineage(manifest: Manifest | None) -> dict[str, str]:
+    """Return the keys of the artifacts that a result was made from: the model's state, tokenizer, items, tokens."""
+    if manifest is None:
+        return {}
+    return {f"parent.{role}": str(manifest.spec[role]) for role in LINEAGE if manifest.spec.get(role)}
 
 
 def _datasets(resolved: Mapping[str, Any]) -> tuple[Dataset, ...]:

@@ -69,6 +69,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.stop()
 
 
+# What a stage of each suite or phase says it read.
+ITEMS = ["evaluation items"]
+READ = {"pretrain": [], "finetune": ["finetune demo.jsonl"], "lm": ["finetune demo.jsonl"]}
+READ |= {"reasoning": ITEMS, "efficiency": ITEMS}
+
+
 def content(uri: str, grid: str) -> dict[str, object]:
     """Return everything a person would compare: runs by key, with name, params, tags, parents and whole series."""
     from mlflow.tracking import MlflowClient
@@ -105,6 +111,10 @@ def test_sqlite_is_rebuilt_from_the_store_alone(tmp_path: Path) -> None:
 
     assert sync(store, "demo", uri, files=files)[0].complete
     before = content(uri, "demo")
+    for key, stage in grid.stages.items():
+        tags, *_, datasets = before[f"demo/stage/{key}"]
+        assert tags.get("parent.state") == stage.get("state")
+        assert [name for name, _ in datasets] == READ[stage.get("suite", stage["phase"])]
     assert artifacts(uri, run_id(uri, "demo/report")) >= {"index.html", "table.csv", "figures"}
     view = json.loads(experiment_tags(uri, "demo")["mlflow.sharedViewState.cells"])
     assert {"params.`freeze`", "metrics.`eval/answer_bpb`"} <= set(view["selectedColumns"])
