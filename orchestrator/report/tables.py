@@ -184,6 +184,21 @@ def _notes(
     for phase, found in numerics(results).items():
         if len(found) > 1 or any("other numerics" in text for text in found):
             notes.append(f"this table mixes numerics in {phase}: " + " | ".join(found))
+    return notes + _protocol(results)
+
+
+def _protocol(results: Results) -> list[str]:
+    """Return in what the scores were not made as the harness makes them."""
+    notes = []
+    evaluated = [manifest.info for manifest in results.manifests.values() if manifest.kind == "evaluate"]
+    shared = [info for info in evaluated if info.get("shots") == "shared"]
+    if shared:
+        rest = "" if len(shared) == sum("shots" in info for info in evaluated) else " in some of these cells"
+        notes.append(f"another protocol: all items of a task have the same shots (evaluate.shots: shared){rest}")
+    deviations = [float(i["loglikelihood_deviation"]) for i in evaluated if "loglikelihood_deviation" in i]
+    if deviations:
+        worst = f"{max(deviations):.2g}"
+        notes.append(f"not scored in fp32: batching moves a sample of the log-likelihoods by up to {worst} nats")
     return notes
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import uuid
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from orchestrator.report.differences import best, to_baseline
 from orchestrator.report.facts import device_hours
 from orchestrator.report.plots import ticks
 from orchestrator.report.routing import overlap
-from orchestrator.store import Store
+from orchestrator.store import Manifest, Store
 from tests.grid_store import GridStore
 
 EFFECTS = {"expert": 0.08, "router": -0.05, "none->router": 0.0}
@@ -222,6 +223,20 @@ def test_two_grids_are_compared_setting_by_setting(store: Store) -> None:
     table = tables.grids(first, collect("second", store))
     assert [labels for labels, _ in table.rows] == [("freeze=none",), ("freeze=router",)]
     assert any("in one grid alone" in note for note in table.notes)
+
+
+def test_scores_of_another_protocol_say_so(store: Store) -> None:
+    results = finished(store)
+    assert not any("protocol" in note or "fp32" in note for note in tables.headline(results).notes)
+
+    def other(manifest: Manifest) -> Manifest:
+        info = {"shots": "shared", "loglikelihood_deviation": 0.25} if manifest.kind == "evaluate" else {}
+        return replace(manifest, info={**manifest.info, **info})
+
+    changed = replace(results, manifests={key: other(manifest) for key, manifest in results.manifests.items()})
+    notes = tables.headline(changed).notes
+    assert any("another protocol" in note and "shots: shared" in note for note in notes)
+    assert any("not scored in fp32" in note and "0.25 nats" in note for note in notes)
 
 
 def test_ticks_are_round_and_cover_the_range() -> None:
