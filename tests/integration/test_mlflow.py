@@ -232,7 +232,7 @@ def steps(uri: str, grid: str, stage: str) -> list[int]:
         return []
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
+def wait_for(condition, seconds: float = 900.0) -> None:
     """Wait until `condition()` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
