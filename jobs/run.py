@@ -54,6 +54,7 @@ RANKED = frozenset(
     {
         "train",
         "generate",
+        "judge",
         *(f"evaluate/{suite}" for suite in ("lm", "reasoning", "efficiency", "hallucination", "adversarial", "ood")),
     }
 )

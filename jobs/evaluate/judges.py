@@ -36,10 +36,14 @@ UNBOUNDED = ("reward_model", "labels")
 
 
 class Judge:
-    """A judge ready to score: what it is called with, and what the results say about it."""
+    """A judge ready to score: what it is called with, and what the results say about it.
 
-    def __init__(self, spec: JudgeSpec, device: str) -> None:
+    `ranks` processes judge side by side, and share the rate limit of a server.
+    """
+
+    def __init__(self, spec: JudgeSpec, device: str, ranks: int = 1) -> None:
         self.spec = spec
+        self._ranks = ranks
         self.template = spec.template or JUDGES[spec.name].template
         self.revision = spec.revision or spec.digest
         self._served: Callable[[], str] = lambda: ""
@@ -57,6 +61,7 @@ class Judge:
 
             self.revision = spec.revision or MODERATION_MODEL
             client = Moderation.from_environment(self.revision)
+            client.per_minute /= self._ranks
             self._served = lambda: client.model_served
             return lambda pairs: client.scores([fill(self.template, *pair) for pair in pairs], spec.label)
         from jobs.evaluate.judge_models import LlamaGuard, RewardModel
@@ -126,10 +131,15 @@ def _filled(text: str) -> list[str]:
 
 def run(context: StageContext, work: JudgeWork) -> None:
     """Score every response and commit `items.parquet` with the metrics; goes on where a killed run was."""
+    if context.world_size > 1:
+        from jobs.train.distributed import meet
+
+        # Rank 0 comes here when it has committed the responses, which may be made in this very job.
+        meet(f"{context.stage}/responses", context.rank, context.world_size, context.job.signals.check)
     responses = context.manifest(work.responses)
     rows = read_responses(context.fetch(work.responses, RESPONSES_BLOB).read_bytes())
     context.job.live.pop("evaluated", None)  # a judge may need the memory of the model it judges
-    judge = Judge(work.judge, context.execution.device)
+    judge = Judge(work.judge, context.execution.device, context.world_size)
     ledger = Ledger(context)
     starts = range(0, len(rows), JUDGED_ITEMS)
     parts = [[(row["prompt"], row["response"]) for row in rows[at : at + JUDGED_ITEMS]] for at in starts]

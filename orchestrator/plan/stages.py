@@ -6,10 +6,18 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.spec.cell import Cell, DataSpec, EvaluateSpec, JudgeSpec, TaskSpec, TrainSpec
+from orchestrator.plan.evaluations import (
+    EFFICIENCY_SUITE,
+    LANGUAGE_MODEL_SUITE,
+    MEASURING,
+    TASKED,
+    benchmark_works,
+    evaluation,
+)
+from orchestrator.spec.cell import Cell, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.identity import Span, state_key
 from orchestrator.spec.schedule import Phase, freeze_phases, step_at
-from orchestrator.spec.suites import CONTRASTED, JUDGED, Use, uses
+from orchestrator.spec.suites import Use, uses
 from orchestrator.spec.work import (
     Conditions,
     DataWork,
@@ -23,15 +31,6 @@ from orchestrator.spec.work import (
     TrainWork,
     Work,
 )
-
-# Stages of the phase `evaluate`: what they measure is shown and kept together.
-MEASURING = ("evaluate", "judge")
-LANGUAGE_MODEL_SUITE = "lm"
-EFFICIENCY_SUITE = "efficiency"
-PROBE_SUITE = "probe"
-# Suites that read `evaluate.tasks`; and tasks whose answers are generated.
-TASKED = ("reasoning", EFFICIENCY_SUITE, PROBE_SUITE)
-GENERATED = ("nq_open",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,31 +264,11 @@ class Lowering:
 
     def _benchmarks(self, cell: Cell, suite: str, state: str, base: _Base, at: float) -> Iterator[Stage]:
         """Yield the stages of a suite of benchmarks: one each, or responses and a stage a judge."""
-        for (of, name), (use, items, clean) in base.benchmarks.items():
+        for (of, _), (use, items, clean) in base.benchmarks.items():
             if of != suite:
                 continue
-            if suite not in JUDGED:
-                work = benchmark_evaluation(cell, suite, use, state, base.tokenizer, items, clean)
-                yield self._stage(work, "evaluate", f"{name} at {at:g}", work.key())
-                continue
-            spec = cell.evaluate
-            responses = GenerateWork(
-                state=state,
-                model=cell.model,
-                tokenizer=base.tokenizer,
-                items=items,
-                benchmark=name,
-                tasks=use.tasks,
-                generation=spec.generation,
-                max_length=spec.max_length,
-                precision=spec.precision,
-                dola=spec.dola,
-                seed=cell.seed.eval if spec.generation.temperature else 0,
-            )
-            yield self._stage(responses, "evaluate", f"responses to {name} at {at:g}", responses.key())
-            for judge in judges_of(spec, suite):
-                verdict = JudgeWork(suite, responses.key(), judge)
-                yield self._stage(verdict, "evaluate", f"{name} by {judge.name} at {at:g}", verdict.key())
+            for work, label in benchmark_works(cell, suite, use, state, base.tokenizer, items, clean):
+                yield self._stage(work, "evaluate", f"{label} at {at:g}", work.key())
 
     def _data(self, stages: list[Stage], data: DataSpec, seed: int) -> str:
         return self._add(stages, DataWork(data, seed), "prepare", f"data {short_source(data.source)}")
@@ -341,61 +320,6 @@ def phases_of(cell: Cell) -> list[tuple[str, TrainSpec, int, bool]]:
     both = [("pretrain", cell.pretrain, cell.seed.pretrain), ("finetune", cell.finetune, cell.seed.finetune)]
     present = [(phase, train, seed) for phase, train, seed in both if train is not None]
     return [(phase, train, seed, i == len(present) - 1) for i, (phase, train, seed) in enumerate(present)]
-
-
-def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, tokens: str) -> EvaluateWork:
-    """Return the evaluation of one suite, with only the fields this suite reads set."""
-    spec: EvaluateSpec = cell.evaluate
-    common = EvaluateWork(
-        suite=suite,
-        state=state,
-        model=cell.model,
-        tokenizer=tokenizer,
-        items="",
-        tokens="",
-        max_length=spec.max_length,
-        precision=spec.precision,
-    )
-    if suite == LANGUAGE_MODEL_SUITE:
-        return dataclasses.replace(common, tokens=tokens, val_tokens=spec.val_tokens)
-    # The key of the items says where they come from.
-    tasks = tuple(dataclasses.replace(task, source="", revision="", digest="") for task in spec.tasks)
-    if suite == PROBE_SUITE:
-        text = dataclasses.replace(common, tokens=tokens, val_tokens=spec.val_tokens, seed=cell.seed.eval)
-        return dataclasses.replace(text, items=items, tasks=tasks, limit=spec.efficiency_limit)
-    tasked = dataclasses.replace(common, items=items, tasks=tasks, shots=spec.shots, seed=cell.seed.eval)
-    if suite == EFFICIENCY_SUITE:
-        return dataclasses.replace(tasked, limit=spec.efficiency_limit, routing_seeds=spec.routing_seeds)
-    return tasked
-
-
-def benchmark_evaluation(
-    cell: Cell, suite: str, use: Use, state: str, tokenizer: str, items: str, clean: str
-) -> EvaluateWork:
-    """Return the evaluation of one benchmark of a suite beyond reasoning."""
-    spec = cell.evaluate
-    return EvaluateWork(
-        suite=suite,
-        state=state,
-        model=cell.model,
-        tokenizer=tokenizer,
-        items=items,
-        tokens="",
-        tasks=use.tasks,
-        max_length=spec.max_length,
-        precision=spec.precision,
-        seed=cell.seed.eval,
-        benchmark=use.name,
-        clean_items=clean,
-        clean=use.clean,
-        dola=spec.dola if suite in CONTRASTED else "",
-        new_tokens=spec.generation.new_tokens if set(GENERATED) & {task.name for task in use.tasks} else 0,
-    )
-
-
-def judges_of(evaluate: EvaluateSpec, suite: str) -> tuple[JudgeSpec, ...]:
-    """Return the judges of a suite: over-refusal is about refusals alone."""
-    return evaluate.judges if suite == "safety" else (JudgeSpec("refusal_rate"),)
 
 
 def short_source(source: str) -> str:

@@ -333,6 +333,9 @@ def _datasets(resolved: Mapping[str, Any]) -> tuple[Dataset, ...]:
         data = (resolved.get(phase) or {}).get("data")
         if data:
             found.append(Dataset(f"{phase} {data['source'].rsplit('/', 1)[-1]}", data["source"], data["digest"], phase))
+            mix = data.get("mix") or {}
+            if mix.get("rows"):
+                found.append(Dataset(f"{phase} mixed in", mix["source"], mix["digest"], phase))
     items = resolved.get("evaluate") or {}
     if items.get("source"):
         found.append(Dataset("evaluation items", items["source"], items.get("digest", ""), "evaluate"))

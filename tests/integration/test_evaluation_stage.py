@@ -20,9 +20,9 @@ from jobs.data.tokenizer import BOS, EOS, PAD, train_bpe
 from jobs.evaluate import state
 from jobs.evaluate.chunks import CHUNK_ITEMS
 from jobs.evaluate.encoding import Encoder
-from orchestrator.spec.cell import Resources, TaskSpec
+from orchestrator.spec.cell import GenerationSpec, JudgeSpec, Resources, TaskSpec
 from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
-from orchestrator.spec.work import EvaluateWork, InitWork
+from orchestrator.spec.work import EvaluateWork, GenerateWork, InitWork, JudgeWork
 from orchestrator.store import Store
 from tests.integration.stages import run_stages
 from tests.training import ROOT, key, put, start, submit
@@ -116,6 +116,34 @@ def test_two_ranks_share_the_chunks_and_change_nothing(tmp_path: Path, undisturb
     first, second = (scored(log.decode()) for log in logs)
     assert first
     assert second
+    assert not first & second
+
+
+def responses_of(store: Store, work: EvaluateWork) -> tuple[GenerateWork, JudgeWork]:
+    """Put prompts into the store and return the works that answer and judge them."""
+    rows = [{"prompt": " ".join(random.Random(number).choices(WORDS, k=6))} for number in range(100)]
+    prompts = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    put(store, "prompts", "data", {"malicious/test.jsonl": prompts}, {})
+    generation = GenerationSpec(new_tokens=6, temperature=1.0)
+    tasks = (TaskSpec("malicious"),)
+    common = {"state": work.state, "model": MODEL, "tokenizer": key("bpe"), "items": key("prompts"), "max_length": 256}
+    texts = GenerateWork(benchmark="safety", tasks=tasks, generation=generation, **common)
+    return texts, JudgeWork("safety", texts.key(), JudgeSpec("refusal_rate"))
+
+
+def test_two_ranks_give_the_responses_of_one(tmp_path: Path, undisturbed: tuple[Store, EvaluateWork]) -> None:
+    alone, judged_alone = responses_of(*undisturbed)
+    run_stages(undisturbed[0], [alone, judged_alone])
+    store, work = fresh(tmp_path / "store")
+    together, judged = responses_of(store, work)
+    process = start(submit(store, [together, judged], resources=Resources(processes=2)))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert (together.key(), judged.key()) == (alone.key(), judged_alone.key())
+    assert result(store, judged) == result(undisturbed[0], judged_alone)
+    logs = [store.objects.get(f"attempts/batch-0/log/{rank}.txt") or b"" for rank in (0, 1)]
+    first, second = (scored(log.decode()) for log in logs)
+    assert first | second == {f"{what}-{number}" for what in ("responses", "scores") for number in range(4)}
     assert not first & second
 
 

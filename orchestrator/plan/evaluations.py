@@ -1,0 +1,100 @@
+"""What a cell measures on one state: the work of each suite, with only the fields that the suite reads set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from orchestrator.spec.cell import Cell, EvaluateSpec, JudgeSpec
+from orchestrator.spec.suites import CONTRASTED, JUDGED, Use
+from orchestrator.spec.work import EvaluateWork, GenerateWork, JudgeWork
+
+# Kinds of stages whose metrics are results.
+MEASURING = ("evaluate", "judge")
+LANGUAGE_MODEL_SUITE = "lm"
+EFFICIENCY_SUITE = "efficiency"
+PROBE_SUITE = "probe"
+# Suites that read `evaluate.tasks`; and tasks whose answers are generated.
+TASKED = ("reasoning", EFFICIENCY_SUITE, PROBE_SUITE)
+GENERATED = ("nq_open",)
+
+
+def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, tokens: str) -> EvaluateWork:
+    """Return the evaluation of one suite, with only the fields this suite reads set."""
+    spec: EvaluateSpec = cell.evaluate
+    common = EvaluateWork(
+        suite=suite,
+        state=state,
+        model=cell.model,
+        tokenizer=tokenizer,
+        items="",
+        tokens="",
+        max_length=spec.max_length,
+        precision=spec.precision,
+    )
+    if suite == LANGUAGE_MODEL_SUITE:
+        return dataclasses.replace(common, tokens=tokens, val_tokens=spec.val_tokens)
+    # The key of the items says where they come from.
+    tasks = tuple(dataclasses.replace(task, source="", revision="", digest="") for task in spec.tasks)
+    if suite == PROBE_SUITE:
+        text = dataclasses.replace(common, tokens=tokens, val_tokens=spec.val_tokens, seed=cell.seed.eval)
+        return dataclasses.replace(text, items=items, tasks=tasks, limit=spec.efficiency_limit)
+    tasked = dataclasses.replace(common, items=items, tasks=tasks, shots=spec.shots, seed=cell.seed.eval)
+    if suite == EFFICIENCY_SUITE:
+        return dataclasses.replace(tasked, limit=spec.efficiency_limit, routing_seeds=spec.routing_seeds)
+    return tasked
+
+
+def benchmark_works(
+    cell: Cell, suite: str, use: Use, state: str, tokenizer: str, items: str, clean: str
+) -> Iterator[tuple[EvaluateWork | GenerateWork | JudgeWork, str]]:
+    """Yield the works of one benchmark with their labels: one, or the responses and each judge's scores of them."""
+    spec = cell.evaluate
+    if suite not in JUDGED:
+        yield benchmark_evaluation(cell, suite, use, state, tokenizer, items, clean), use.name
+        return
+    responses = GenerateWork(
+        state=state,
+        model=cell.model,
+        tokenizer=tokenizer,
+        items=items,
+        benchmark=use.name,
+        tasks=use.tasks,
+        generation=spec.generation,
+        max_length=spec.max_length,
+        precision=spec.precision,
+        dola=spec.dola,
+        seed=cell.seed.eval if spec.generation.temperature else 0,
+    )
+    yield responses, f"responses to {use.name}"
+    for judge in judges_of(spec, suite):
+        yield JudgeWork(suite, responses.key(), judge), f"{use.name} by {judge.name}"
+
+
+def benchmark_evaluation(
+    cell: Cell, suite: str, use: Use, state: str, tokenizer: str, items: str, clean: str
+) -> EvaluateWork:
+    """Return the evaluation of one benchmark of a suite beyond reasoning."""
+    spec = cell.evaluate
+    return EvaluateWork(
+        suite=suite,
+        state=state,
+        model=cell.model,
+        tokenizer=tokenizer,
+        items=items,
+        tokens="",
+        tasks=use.tasks,
+        max_length=spec.max_length,
+        precision=spec.precision,
+        seed=cell.seed.eval,
+        benchmark=use.name,
+        clean_items=clean,
+        clean=use.clean,
+        dola=spec.dola if suite in CONTRASTED else "",
+        new_tokens=spec.generation.new_tokens if set(GENERATED) & {task.name for task in use.tasks} else 0,
+    )
+
+
+def judges_of(evaluate: EvaluateSpec, suite: str) -> tuple[JudgeSpec, ...]:
+    """Return the judges of a suite: over-refusal is about refusals alone."""
+    return evaluate.judges if suite == "safety" else (JudgeSpec("refusal_rate"),)
