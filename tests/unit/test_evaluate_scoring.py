@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 
@@ -283,3 +284,14 @@ def test_a_router_of_words_is_scored_on_whole_sequences(tokenizer_directory):
             logits = model(torch.from_numpy(fed)[None], spans=spans).logits[0, -len(targets) :].log_softmax(-1)
         wanted = float(logits[torch.arange(len(targets)), torch.from_numpy(targets)].sum())
         assert value == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_router_that_looks_at_the_whole_batch_generates_each_text_alone(tokenizer_directory):
+    torch.manual_seed(0)
+    tokenizer = transformers_tokenizer(tokenizer_directory)
+    spec = _model_spec(preset="expert_choice", choice_group="batch", router_init_std=1.0)
+    model = build_model(dataclasses.replace(spec, init_std=0.5), len(tokenizer)).eval()
+    lm = PrefixLM(model, tokenizer, max_length=256)
+    requests = [_Request(context, {"max_gen_toks": 6}) for context in ("The quick", "Answer: the", "x", "which is")]
+    alone = [lm.generate_until([request])[0] for request in requests]
+    assert lm.generate_until(requests) == alone
