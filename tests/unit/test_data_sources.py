@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.data import wheels
+from jobs.data import sources, wheels
 from jobs.data.corpora import Document
 from jobs.data.overlap import overlapping, shared_fraction
 from jobs.data.sources import item_blobs, parquet, parse_wheel, read_rows, split_rows
@@ -207,3 +207,40 @@ def test_a_wheel_that_no_index_has_says_so(tmp_path, monkeypatch):
         wheels.fetch_wheel("no-such-wheel-of-moegrid", "1.0", "0" * 64)
     assert caught.value.hint
     assert caught.value.exit_code == 3
+
+
+PAIR = {"premise": "A man eats.", "hypothesis": "A man.", "label": 0}
+HUB = {
+    ("xstest", "hub://o/n@r", "test"): [{"prompt": "How?", "type": "homonyms", "label": "safe"}],
+    ("anli_r2", "hub://o/n@r", "test_r2"): [PAIR],
+    ("snli", "hub://o/n@r", "test"): [PAIR],
+    ("advglue_mnli_mm", "hub://o/n:adv_mnli_mismatched@r", "validation"): [PAIR],
+    ("mnli", "hub://o/n:mnli@r", "validation_matched"): [PAIR],
+    ("truthfulqa_mc1", "hub://o/n:multiple_choice@r", "validation"): [
+        {"question": "Why?", **{f"mc{n}_targets": {"choices": ["a", "b"], "labels": [1, 0]} for n in (1, 2)}}
+    ],
+}
+
+
+@pytest.mark.parametrize("task, source, split", HUB)
+def test_a_benchmark_of_the_hub_is_asked_by_configuration_split_and_revision(monkeypatch, task, source, split):
+    asked = []
+
+    def load(name, part):
+        asked.append((name, part))
+        if (task, name, part) in HUB:
+            return HUB[task, name, part]
+        return [
+            {**PAIR, **dict.fromkeys(("sentence", "question", "question1", "question2", "sentence1", "sentence2"), "x")}
+        ]
+
+    monkeypatch.setattr(sources, "load_hub", load)
+    blobs, _ = item_blobs(DataSpec("hub://o/n@r", format="benchmark"), [task])
+    assert (source, split) in asked
+    (name,) = blobs
+    assert name.startswith(f"{task}/")
+    row = json.loads(blobs[name].splitlines()[0])
+    assert row.items() <= {**HUB[task, source, split][0]}.items()
+    monkeypatch.setattr(sources, "load_hub", lambda *_: [{"text": "no such column"}])
+    with pytest.raises(SourceError, match="has no '"):
+        item_blobs(DataSpec("hub://o/n@r", format="benchmark"), [task])
