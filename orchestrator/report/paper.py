@@ -32,7 +32,7 @@ FIGURES = (
     Exhibit("MoE-Bench", "Figures 2, 3, 5, 9", "comparisons within its grids", "finetune_freeze", "differences"),
     Exhibit("MoE-Bench", "Figure 4", "freeze schedules", "finetune_freeze", "differences"),
     Exhibit("MoE-Bench", "Figure 6", "how the metrics go together", "pretrain_architecture", "correlations"),
-    Exhibit("MoE-Bench", "Figure 7", "collaboration by freeze schedule", "finetune_freeze"),
+    Exhibit("MoE-Bench", "Figure 7", "collaboration by freeze schedule", "finetune_freeze", "differences"),
     Exhibit("MoE-Bench", "Figure 8", "router learning rate against load balance", "finetune_router_lr", "responses"),
     Exhibit("LibMoE", "Figures 2-12", "routing of the MoE algorithms over training", "libmoe_algorithms", "routing"),
     Exhibit("LibMoE", "Figures 15-17", "router initialisation and balance", "libmoe_router_init", "training"),
@@ -64,7 +64,7 @@ def write(store: Store, folder: Path) -> list[Shown]:
     """
     known, ours = set(grid_names(store)), set(own_grids())
     reports: dict[str, str] = {}
-    empty: set[str] = set()
+    empty: set[tuple[str, str]] = set()
     reasons: dict[str, str] = {"": "out of scope here: vision-language models"}
     for grid in dict.fromkeys(exhibit.grid for exhibit in exhibits() if exhibit.grid):
         if grid not in known:
@@ -76,7 +76,9 @@ def write(store: Store, folder: Path) -> list[Shown]:
             reasons[grid] = f"the grid {grid} has no results yet"
             continue
         reports[grid] = str(html.write(results, folder / grid / "index.html").relative_to(folder))
-        empty |= {p.table for p in published.published() if p.grid == grid and not published.covered(results, p)}
+        empty |= {
+            (p.paper, p.table) for p in published.published() if p.grid == grid and not published.covered(results, p)
+        }
         (folder / grid / "published.md").write_text(_beside(results), encoding="utf-8")
         for table in published.published():
             if table.grid == grid and published.covered(results, table):
@@ -87,10 +89,12 @@ def write(store: Store, folder: Path) -> list[Shown]:
     return shown
 
 
-def _shown(exhibit: Exhibit, reports: dict[str, str], reasons: dict[str, str], empty: set[str], folder: Path) -> Shown:
+def _shown(
+    exhibit: Exhibit, reports: dict[str, str], reasons: dict[str, str], empty: set[tuple[str, str]], folder: Path
+) -> Shown:
     if exhibit.grid not in reports:
         return Shown(exhibit, "", reasons[exhibit.grid])
-    if exhibit.name in empty:
+    if (exhibit.paper, exhibit.name) in empty:
         return Shown(exhibit, "", f"the grid {exhibit.grid} was not evaluated for these columns")
     base = folder / exhibit.grid
     if exhibit.section:

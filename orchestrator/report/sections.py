@@ -13,7 +13,7 @@ from orchestrator.report import plots, published
 from orchestrator.report.collect import Results, Setting
 from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, direction, to_baseline
 from orchestrator.report.facts import stability
-from orchestrator.report.statistics import pearson, summary
+from orchestrator.report.statistics import Comparison, pearson, summary
 from orchestrator.report.tables import Table, differences, headline, headline_metrics
 
 CURVES = ("train/loss", "train/lm_loss", "train/aux_loss", "train/grad_norm", "routing/load_balance")
@@ -49,13 +49,24 @@ def results_table(results: Results) -> str:
 
 
 def difference_plots(results: Results) -> str:
-    """Return the forest plots of the primary metrics and their table."""
+    """Return the forest plots of the primary metrics and their table, then the plots of all others."""
     metrics = [metric for metric in results.primary if metric in results.metrics] or list(results.metrics[:1])
     found = to_baseline(results, metrics)
     if not found:
         said = dict.fromkeys(results.comparable(setting)[1] for setting in results.settings)
         reasons = [reason for reason in said if reason and reason != "this is the baseline"]
         return f"<p>No comparison: {escape('; '.join(reasons) or 'nothing that both were measured in')}.</p>"
+    shown = f'<div class="pair">{_forests(results, metrics, found)}</div>{table(differences(results, metrics))}'
+    others = [metric for metric in headline_metrics(results) if metric not in metrics]
+    further = _forests(results, others, to_baseline(results, others))
+    if not further:
+        return shown
+    note = "<p class='quiet'>Corrected over these metrics, apart from the ones above.</p>"
+    return f'{shown}<details><summary>Further metrics</summary><div class="pair">{further}</div>{note}</details>'
+
+
+def _forests(results: Results, metrics: Sequence[str], found: Mapping[tuple[str, str], Comparison]) -> str:
+    """Return the forest plots of some metrics; those without any comparison are left out."""
     parts = []
     for metric in metrics:
         rows = []
@@ -67,7 +78,7 @@ def difference_plots(results: Results) -> str:
                 rows.append(plots.Interval(setting.name, comparison.difference, *ends, comparison.resolved, title))
         sign = {-1: "lower is better", 1: "higher is better", 0: ""}[direction(metric)]
         parts.append(plots.forest(rows, f"{metric} ({sign})" if sign else metric))
-    return f'<div class="pair">{"".join(parts)}</div>' + table(differences(results, metrics))
+    return "".join(parts)
 
 
 def training_curves(results: Results) -> str:

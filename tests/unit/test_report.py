@@ -239,6 +239,22 @@ def test_scores_of_another_protocol_say_so(store: Store) -> None:
     assert any("not scored in fp32" in note and "0.25 nats" in note for note in notes)
 
 
+def test_a_page_of_a_running_grid_loads_itself_again_and_a_finished_one_does_not(store: Store) -> None:
+    grid = GridStore(store, settings=("none", "router"), seeds=(0,))
+    grid.commit_all(grid.cell("none", 0)["stages"])
+    late = grid.cell("router", 0)["stages"][1]
+    store.claims.claim(late, grid.submit("one", [late]), 600)
+    assert 'http-equiv="refresh"' in html.page(collect("demo", store))
+    grid.commit_all()
+    assert 'http-equiv="refresh"' not in html.page(collect("demo", store))
+
+
+def test_every_metric_has_its_differences_drawn(store: Store) -> None:
+    page = html.page(finished(store))
+    for metric in ("answer_bpb", "load_balance", "collaboration", "specialization"):
+        assert f'aria-label="differences to the baseline in {metric}' in page
+
+
 def test_ticks_are_round_and_cover_the_range() -> None:
     assert ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert ticks(1.93, 2.07)[0] >= 1.93
