@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,8 @@ def ui(context: Context) -> int:
     context.console.print(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
-    return subprocess.call(command)
+    # Its runner of background jobs is seven more processes that showing runs does not need.
+    return subprocess.call(command, env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ})
 
 
 def show_results(context: Context, graph: StageGraph, results: Any = None) -> None:
