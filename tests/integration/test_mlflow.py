@@ -68,6 +68,8 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    import mlflow.tracking  # noqa: F401 (once, before a test's threads would race for it)
+
     running = Server(tmp_path_factory.mktemp("mlflow"))
     running.start()
     yield running

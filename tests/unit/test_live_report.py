@@ -27,7 +27,7 @@ def graph() -> Any:
 
 def wait_for(path: Path) -> None:
     deadline = time.monotonic() + 60
-    while not path.exists():
+    while not path.exists() or not path.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
