@@ -1,13 +1,15 @@
-"""The suite `lm`: loss and bits per byte of held-out documents.
+"""The suite `lm`: loss and bits per byte of held-out documents, or of held-out responses where there is no other text.
 
 Documents are taken whole, in their order, up to `val_tokens`. A document is scored in windows of `max_length` tokens
-that overlap by one; its begin-of-text token is context only, and its end-of-text token is not scored.
+that overlap by one; its begin-of-text token is context only, and its end-of-text token is not scored. Of an instruction
+(a cell that starts from a checkpoint reads no pretraining text) the response is scored, the prompt is its context.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -36,12 +38,9 @@ CHUNK_WINDOWS = 256
 def run(context: StageContext, work: EvaluateWork) -> None:
     """Score the held-out documents and commit `val_loss` (nats a token), `bits_per_byte` and `items.parquet`."""
     state = load_state(context, work)
-    tokens = np.load(context.fetch(work.tokens, "heldout_tokens.npy"), allow_pickle=False)
-    starts = np.load(context.fetch(work.tokens, "heldout_docs.npy"), allow_pickle=False)
-    sizes = np.load(context.fetch(work.tokens, "heldout_bytes.npy"), allow_pickle=False)
-    documents = chosen(tokens, starts, work.val_tokens)
-    pieces = [piece for document in documents for piece in windows(document, work.max_length)]
-    owner = np.repeat(np.arange(len(documents)), [len(windows(d, work.max_length)) for d in documents])
+    texts = heldout(context, work, state.tokenizer)
+    pieces = [piece for text in texts for piece in text.pieces]
+    owner = np.repeat(np.arange(len(texts)), [len(text.pieces) for text in texts])
     scorer = Scorer(Model(state.model, state.spans))
     room = batch_tokens(len(state.tokenizer), scorer.model.device)
 
@@ -54,9 +53,9 @@ def run(context: StageContext, work: EvaluateWork) -> None:
         [(f"lm-{number}", partial(scored, group)) for number, group in enumerate(groups)],
         lambda done: context.progress(min(done * CHUNK_WINDOWS, len(pieces)), len(pieces)),
     )
-    nats = np.bincount(owner, weights=-np.concatenate(values), minlength=len(documents))
-    counts = np.array([len(document) - 1 for document in documents])
-    bytes_ = sizes[: len(documents)]
+    nats = np.bincount(owner, weights=-np.concatenate(values), minlength=len(texts))
+    counts = np.array([sum(len(predicted) for _, predicted in text.pieces) for text in texts])
+    bytes_ = np.array([text.size for text in texts])
     table = Table()
     table.add("val_loss", ratio("val_loss", nats, counts))
     table.add("bits_per_byte", ratio("bits_per_byte", nats / math.log(2), bytes_))
@@ -64,8 +63,44 @@ def run(context: StageContext, work: EvaluateWork) -> None:
         Scored("heldout", str(i), 0, Outcome((-float(n),), math.nan, math.nan, float(n) / math.log(2) / float(size)))
         for i, (n, size) in enumerate(zip(nats, bytes_, strict=True))
     ]
-    info = {**table.info, "documents": len(documents), "tokens": int(counts.sum()), "bytes": int(bytes_.sum())}
+    info = {**table.info, "documents": len(texts), "tokens": int(counts.sum()), "bytes": int(bytes_.sum())}
     ledger.commit(work, blobs={"items.parquet": items_parquet(rows)}, metrics=table.metrics, info=info)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One held-out text: (tokens to feed, tokens to predict) piece by piece, and its size in UTF-8 bytes."""
+
+    pieces: list[tuple[Ids, Ids]]
+    size: int
+
+
+def heldout(context: StageContext, work: EvaluateWork, tokenizer: Any) -> list[Text]:
+    """Return the held-out documents of the tokens artifact, or its responses when it holds instructions."""
+    names = {blob.name for blob in context.manifest(work.tokens).blobs}
+
+    def array(name: str) -> NDArray[Any]:
+        return np.load(context.fetch(work.tokens, f"heldout_{name}.npy"), allow_pickle=False)
+
+    tokens = array("tokens")
+    if "heldout_docs.npy" in names:
+        documents = chosen(tokens, array("docs"), work.val_tokens)
+        return [
+            Text(windows(document, work.max_length), int(size))
+            for document, size in zip(documents, array("bytes"), strict=False)
+        ]
+    examples = chosen(tokens, array("offsets")[:-1], work.val_tokens)
+    lengths = np.add.reduceat(array("loss_mask").astype(np.int64), array("offsets")[:-1])
+    found = []
+    for example, scored in zip(examples, lengths, strict=False):
+        response = example[len(example) + 1 - int(scored) :]  # the mask counts the end-of-text token too
+        if 0 < len(response) < len(example):
+            size = len(tokenizer.decode(response).encode())
+            fed = example[:-1][-work.max_length :]
+            found.append(Text([(fed, response[-len(fed) :])], size))
+    if not found:
+        raise SourceError("there are no held-out responses", hint="raise data.holdout")
+    return found
 
 
 def chosen(tokens: NDArray[np.unsignedinteger], starts: NDArray[np.int64], limit: int) -> list[Ids]:

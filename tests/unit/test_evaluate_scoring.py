@@ -11,14 +11,18 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from jobs.context import StageContext
 from jobs.data.tokenizer import BOS, EOS, PAD, Vocabulary, train_bpe, transformers_tokenizer
 from jobs.evaluate.encoding import Encoder
+from jobs.evaluate.lm import heldout
 from jobs.evaluate.prefix_lm import PrefixLM
 from jobs.evaluate.prefix_tree import cut, plan
 from jobs.evaluate.scoring import Model, Scorer
 from jobs.models.backbones import build_model
 from jobs.moe.interventions import random_routing
 from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
+from orchestrator.spec.work import EvaluateWork
+from tests import training
 
 VOCABULARY = 300
 
@@ -295,3 +299,26 @@ def test_a_router_that_looks_at_the_whole_batch_generates_each_text_alone(tokeni
     requests = [_Request(context, {"max_gen_toks": 6}) for context in ("The quick", "Answer: the", "x", "which is")]
     alone = [lm.generate_until([request])[0] for request in requests]
     assert lm.generate_until(requests) == alone
+
+
+def test_without_pretraining_text_the_heldout_responses_are_scored(tmp_path):
+    store = training.prepare(str(tmp_path))
+    examples = [([5, 6, 7], [8, 9, 1]), ([4], [3, 1]), ([2, 2], [1])]  # 1 ends a text; the last response is empty
+    arrays = {
+        "tokens": np.array([t for prompt, response in examples for t in prompt + response], dtype=np.uint16),
+        "offsets": np.cumsum([0, *(len(prompt + response) for prompt, response in examples)]),
+        "loss_mask": np.concatenate([[False] * len(p) + [True] * len(r) for p, r in examples]),
+    }
+    blobs = {f"heldout_{name}.npy": training._npy(array) for name, array in arrays.items()}
+    tokens = training.put(store, "heldout", "tokens", blobs, {"pad": 0})
+    context = StageContext(training.make_job(store, []), tokens, "lm")
+    work = EvaluateWork("lm", tokens, ModelSpec(), tokens, items="", tokens=tokens, max_length=3)
+
+    class Words:
+        def decode(self, ids):
+            return " ".join(f"w{i}" for i in ids)
+
+    first, second = heldout(context, work, Words())
+    assert [[list(map(int, ids)) for ids in piece] for piece in first.pieces] == [[[6, 7, 8], [8, 9]]]
+    assert [[list(map(int, ids)) for ids in piece] for piece in second.pieces] == [[[4], [3]]]
+    assert (first.size, second.size) == (5, 2)
