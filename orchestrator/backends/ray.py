@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fnmatch
+import importlib.util
 import os
 import secrets
 import shlex
@@ -342,6 +343,12 @@ def _runs_here() -> bool:
 
 def _connect(ray: Any, address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
+        raise MoegridError(
+            f"cannot connect to {address} from outside the cluster",
+            cause="Ray's client needs the package grpcio, here and on the head node",
+            hint="pip install 'ray[client]', or name host:port and run moegrid on a machine of the cluster",
+        )
     common = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if main else None

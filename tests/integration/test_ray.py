@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import signal
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backends.base import ENDED, QUEUED, RUNNING, Batch, Handle, Job, JobState
-from orchestrator.backends.ray import RayBackend, RaySite
+from orchestrator.backends.ray import RayBackend, RaySite, _connect
+from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import Resources
 from tests.lab_ray import RayLab
 from tests.lab_slurm import eventually
@@ -222,3 +224,11 @@ def test_ranks_that_wait_for_one_that_failed_are_ended(ray_lab: RayLab, tmp_path
 def test_a_misspelt_setting_is_refused(settings: dict[str, str]) -> None:
     with pytest.raises(Exception, match="adress"):
         RaySite.of(settings)
+
+
+def test_a_client_connection_without_its_package_says_what_to_install() -> None:
+    if importlib.util.find_spec("grpc") is not None:
+        pytest.skip("grpcio is installed")
+    with pytest.raises(MoegridError, match="from outside") as caught:
+        _connect(None, "ray://127.0.0.1:10001")
+    assert "ray[client]" in caught.value.hint
