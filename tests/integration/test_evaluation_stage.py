@@ -162,7 +162,7 @@ def test_killed_at_random_it_goes_on_and_scores_nothing_twice(
         while attempt == 0 and len(stored(store)) <= len(kept) and process.poll() is None:
             time.sleep(0.01)
         if attempt == 0:
-            time.sleep(random.random() * 0.2)
+            time.sleep(random.random() * 0.05)
             process.kill()
         code = process.wait(timeout=1200)
         assert not scored(output.read_text()) & kept
