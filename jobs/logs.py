@@ -1,7 +1,7 @@
 """A process's own stdout and stderr, readable for shipping: advisory, the truth of a run is in its artifacts.
 
-When the scheduler already wrote them to one regular file, that file is read. Otherwise the two descriptors are
-redirected to a file and what arrives there is passed on to the original stdout.
+When the scheduler already wrote them to one regular file of this process alone, that file is read. Otherwise the two
+descriptors are redirected to a file and what arrives there is passed on to the original stdout.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ TAIL_BYTES = 1024 * 1024
 
 
 class LogFile:
-    """The bytes this process has written to stdout and stderr so far."""
+    """The bytes this process has written to stdout and stderr so far; `alone`: no other rank writes to the same."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, *, alone: bool = True) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         self._forward: int | None = None
         out, err = os.fstat(1), os.fstat(2)
-        if stat.S_ISREG(out.st_mode) and (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino):
+        if alone and stat.S_ISREG(out.st_mode) and (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino):
             self._read = os.open("/proc/self/fd/1", os.O_RDONLY)
             self._start = out.st_size
         else:

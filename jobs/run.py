@@ -176,7 +176,7 @@ def _run_stages(store: Any, request: JobRequest, signals: Signals, world: World,
     from jobs.reporter import Reporter
 
     numerics.set_threads(request.resources)
-    reporter = Reporter(store, request.attempt, world.rank, LogFile(scratch))
+    reporter = Reporter(store, request.attempt, world.rank, LogFile(scratch, alone=world.size == 1))
     reporter.beat(world_size=world.size)
     job = Job(
         store=store,

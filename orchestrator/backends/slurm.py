@@ -38,6 +38,8 @@ from orchestrator.spec.cell import Resources
 NOT_MINE = 76
 # Seconds for which accounting may say "running" of a job that the controller has forgotten.
 ACCOUNTING_LAG = 120.0
+# How long a requeued job rests: nodes compare whole seconds, and take a start in the one of the end for the old one.
+REQUEUE_SECONDS = 2.5
 # The job id, and the reason, of a job that sbatch refused.
 REFUSED = "REFUSED"
 # How far back a batch is looked for by its name.
@@ -67,6 +69,7 @@ class SlurmBackend:
         self._program = tuple(program) or (*shlex.split(self.site.container), python, "-m", "jobs.run")
         self._live: set[str] = set()
         self._unseen: dict[str, float] = {}
+        self._requeued: dict[tuple[str, int, int], float] = {}
         self._accepted = False
         load_submitit()  # it takes a tenth of a second: now, not at the first submission
 
@@ -251,11 +254,15 @@ class SlurmBackend:
             return bool(_OUT_OF_MEMORY.search(log.read().decode(errors="replace")))
 
     def _start_requeued(self, queued: Iterable[Record]) -> None:
-        """Let requeued jobs start now: SLURM holds them back for two minutes."""
-        waiting = [record for record in queued if record.restarts and record.reason == "BeginTime" and record.task >= 0]
+        """Let requeued jobs start soon: SLURM holds them back for two minutes."""
+        held = [record for record in queued if record.restarts and record.reason == "BeginTime" and record.task >= 0]
+        now = time.monotonic()
+        seen = {(record.job, record.task, record.restarts): now for record in held}
+        self._requeued = seen | {place: since for place, since in self._requeued.items() if place in seen}
+        waiting = [place for place, since in self._requeued.items() if now - since >= REQUEUE_SECONDS]
         if not waiting:
             return
-        chosen = ",".join(f"{record.job}_{record.task}" for record in waiting)
+        chosen = ",".join(f"{job}_{task}" for job, task, _ in sorted(waiting))
         with contextlib.suppress(SchedulerUnreachable, Refused):
             records.call(["scontrol", "update", f"JobId={chosen}", "StartTime=now"], timeout=self.site.command_timeout)
 

@@ -226,12 +226,17 @@ def test_a_record_that_accounting_never_closes_is_given_up(
     assert backend.poll(handles)["d-0-0"] == JobState(ENDED, host="n1")
 
 
-def test_requeued_jobs_are_started_with_one_call(scheduler: Scheduler, tmp_path: Path) -> None:
+def test_requeued_jobs_are_started_with_one_call_after_a_rest(
+    scheduler: Scheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = backend_in(tmp_path)
     handles = list(backend.submit(batch_of(3)).values())
     lines = [queue_line(task, "PENDING", reason="BeginTime", restarts=task) for task in range(3)]
     scheduler.says(squeue="".join(lines))
     assert {state.phase for state in backend.poll(handles).values()} == {QUEUED}
+    assert not any(call.startswith("scontrol") for call in scheduler.calls)
+    monkeypatch.setattr("orchestrator.backends.slurm.REQUEUE_SECONDS", 0.0)
+    backend.poll(handles)
     assert [call for call in scheduler.calls if call.startswith("scontrol")] == [
         "scontrol update JobId=7_1,7_2 StartTime=now"
     ]
