@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -209,9 +210,12 @@ PHASES = ("pretrain", "finetune", "evaluate")
 @pytest.mark.parametrize("target", ["grid", "plan", "resume", "status", "report"])
 def test_every_make_target_passes_options_that_its_command_takes(target: str) -> None:
     root = Path(__file__).resolve().parents[2]
+    # Under `make test ARGS=...` make hands its own variables down.
+    own = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "ARGS")
+    environment = {name: value for name, value in os.environ.items() if name not in own}
     made = subprocess.run(
         ["make", "-n", "-o", ".venv/.ready", target, "GRID=quickstart", "SEEDS=0,1", "NODES=2", "PROCESSES=4"],
-        cwd=root, capture_output=True, text=True, check=True,
+        cwd=root, capture_output=True, text=True, check=True, env=environment,
     )  # fmt: skip
     command = next(line for line in made.stdout.splitlines() if "bin/moegrid" in line)
     arguments = cli.parse(command.split("bin/moegrid", 1)[1].split())
