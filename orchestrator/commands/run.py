@@ -150,6 +150,8 @@ def tick(context: Context, engine: Engine | None = None, graph: StageGraph | Non
     if engine is None:
         context.write_root(graph)
         engine, _ = open_engine(context, graph)
+        if lacking := missing_keys(context.plan(graph, engine.journal)):
+            raise lacking
     console = context.console
     snapshot = engine.tick()
     for label in snapshot.submitted:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import GridError, SourceError
+from orchestrator import cli
+from orchestrator.errors import EXIT_USAGE, GridError, SourceError
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.needs import missing_keys
 from orchestrator.plan.plan import make_plan
@@ -167,6 +168,20 @@ def test_a_missing_key_is_said_before_anything_is_submitted(tmp_path: Path, monk
     assert missing_keys(make_plan(found, found.stages.keys())) is None, "what is done asks nobody"
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
     assert missing_keys(make_plan(found, ())) is None
+
+
+@pytest.mark.parametrize("command", ["run", "tick"])
+def test_without_its_key_no_command_submits_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    source = f"set.evaluate.safety.source=file://{safety(tmp_path / 'prompts')}"
+    words = ["evaluate=[safety]", source, "set.evaluate.judges={openai_moderation: {}}"]
+    store = tmp_path / "store"
+    code = cli.main([command, "quickstart", *words, "--store", str(store), "--tracking", "none"])
+    assert code == EXIT_USAGE
+    assert "OPENAI_API_KEY is not set" in capsys.readouterr().err
+    assert not (store / "submissions").exists()
 
 
 def test_judges_follow_the_responses_in_one_job(tmp_path: Path) -> None:
