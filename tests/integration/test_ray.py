@@ -28,7 +28,7 @@ _names = itertools.count()
 SLEEPER = """
     import signal, sys, time
     def stop(number, frame):
-        print("stopped by", signal.Signals(number).name, flush=True)
+        print("stopped by " + signal.Signals(number).name, flush=True)
         sys.exit(75)
     signal.signal(signal.SIGTERM, stop)
     print("started", flush=True)

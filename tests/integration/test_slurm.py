@@ -75,13 +75,15 @@ def text(backend: SlurmBackend, handle: Handle) -> str:
 
 
 SLEEPER = """
-    import signal, sys, time
+    import os, signal, sys, time
+    def say(line):  # In one write: the ranks of a job share a log, and an unbuffered print is several.
+        os.write(1, (line + "\\n").encode())
     def stop(number, frame):
-        print("stopped by", signal.Signals(number).name, flush=True)
+        say("stopped by " + signal.Signals(number).name)
         sys.exit(75)
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGUSR2, stop)
-    print("started", flush=True)
+    say("started")
     time.sleep(600)
 """
 
