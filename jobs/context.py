@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,8 @@ PATIENCE_SECONDS = 900.0
 # A full or read-only disk does not mend by waiting.
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 CACHE_BYTES = 20 * 2**30
+# Blobs of one artifact that are fetched and verified at a time.
+FETCHES = 4
 
 
 def patiently(action: Callable[[], T], what: str, patience: float | None = None) -> T:
@@ -140,6 +143,11 @@ class StageContext:
             path = self._cached(manifest, blob)
         self.job.files[key, name] = path
         return path
+
+    def fetch_all(self, key: str, names: Iterable[str]) -> list[Path]:
+        """Return verified local files of several blobs, some fetched at a time; raises CorruptBlob as `fetch` does."""
+        with ThreadPoolExecutor(FETCHES) as executor:
+            return list(executor.map(lambda name: self.fetch(key, name), names))
 
     def directory(self, key: str) -> Path:
         """Return a directory that holds every blob of the artifact `key` under its own name, verified."""

@@ -11,6 +11,7 @@ import torch
 from jobs.data.tokenizer import Vocabulary, transformers_tokenizer
 from jobs.evaluate.scoring import Spans
 from jobs.models.backbones import CausalLM, build_model, load_canonical
+from jobs.models.shards import fetch_shards
 from orchestrator.errors import MoegridError
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ def load_state(context: StageContext, work: EvaluateWork | GenerateWork) -> Stat
 
     The state that the job's last evaluation loaded is used again: its suites share one model.
     """
-    from safetensors.torch import load_file
-
     asked = (work.state, work.tokenizer, work.precision)
     live = context.job.live
     if live.get("evaluated", ((), None))[0] == asked:
@@ -49,7 +48,7 @@ def load_state(context: StageContext, work: EvaluateWork | GenerateWork) -> Stat
     directory = context.directory(work.tokenizer)
     tokenizer = transformers_tokenizer(directory)
     model = build_model(work.model, len(tokenizer))
-    load_canonical(model, load_file(str(context.fetch(work.state, "weights.safetensors"))))
+    load_canonical(model, fetch_shards(context, work.state, "weights"))
     model.to(device=context.execution.device, dtype=PRECISIONS[work.precision]).eval()
     state = State(model, tokenizer, directory, span_function(model, directory))
     live["evaluated"] = (asked, state)

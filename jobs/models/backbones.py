@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OlmoeConfi
 
 from jobs.models.loss import linear_cross_entropy
 from jobs.models.norm import replace_norms
+from jobs.models.shards import tensors_digest
 from jobs.moe.block import DenseBlock, MoEBlock, build_block, dense_width
 from jobs.moe.routers import MoEPlusPlus
 from jobs.moe.routing import Routing
@@ -283,7 +283,7 @@ def parameter_roles(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]
 
 
 def canonical_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and saved buffers by name in a fixed order, tied weights once: `weights.safetensors`."""
+    """Return parameters and saved buffers by name in a fixed order, tied weights once: a state's weights."""
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -307,14 +307,5 @@ def load_canonical(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Return the sha256 of names, dtypes, shapes and bytes of `canonical_state`, in its order."""
-    return tensors_sha256(canonical_state(model))
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of names, dtypes, shapes and bytes of `tensors`, in their order."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """Return the digest of names, dtypes, shapes and bytes of `canonical_state`."""
+    return tensors_digest(canonical_state(model))

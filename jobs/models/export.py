@@ -21,11 +21,10 @@ def export_state(store: Store, key: str, folder: Path) -> None:
 
     Raises MoegridError when there is no such state, or when no public architecture computes what its model does.
     """
-    from safetensors.torch import load_file
-
     from jobs.data.tokenizer import transformers_tokenizer
     from jobs.models.backbones import build_model, load_canonical
     from jobs.models.convert import export_checkpoint
+    from jobs.models.shards import Shards, shard_names
 
     manifest = _manifest(store, key)
     work = work_from_json(manifest.spec)
@@ -37,7 +36,8 @@ def export_state(store: Store, key: str, folder: Path) -> None:
         for blob in words.blobs:
             store.artifacts.fetch(words, blob.name, scratch)
         model = build_model(work.model, int(words.info["vocab_size"]))
-        load_canonical(model, load_file(store.artifacts.fetch(manifest, "weights.safetensors", scratch)))
+        names = shard_names((blob.name for blob in manifest.blobs), "weights")
+        load_canonical(model, Shards(store.artifacts.fetch(manifest, name, scratch) for name in names))
         export_checkpoint(model, folder)
         transformers_tokenizer(scratch).save_pretrained(folder)
 

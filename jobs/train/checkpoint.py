@@ -1,7 +1,7 @@
 """States to and from the store: the training thread pays one copy to host memory, the rest happens in the background.
 
-Blobs of a state: `weights.safetensors`, `optimizer.safetensors` (or one shard a rank), `state.json` (where training
-stood) and `series.json` (the segment's logged rows, each step once).
+Blobs of a state: `weights.safetensors` and `optimizer.safetensors` (of several ranks: one shard each), `state.json`
+(where training stood) and `series.json` (the segment's logged rows, each step once).
 """
 
 from __future__ import annotations
@@ -9,28 +9,25 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from jobs.context import StageContext
-from jobs.models.backbones import tensors_sha256
+from jobs.models.shards import Rows, digest_text, rows_digest, shard_name
 from jobs.train.engines import Engine
 from orchestrator.spec.work import TrainWork
-from orchestrator.store import Blob, Manifest
+from orchestrator.store import Blob
 
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
-# Blobs that are fetched and verified at a time when a state is loaded.
-FETCHES = 4
 # How long rank 0 waits for the other ranks' shards of one checkpoint.
 SHARD_SECONDS = 1800.0
 
@@ -41,13 +38,22 @@ class Snapshot:
 
     key: str
     step: int
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Rows]
     optimizer: Mapping[str, Tensor]
     state: Mapping[str, Any]
     rows: tuple[Mapping[str, float], ...]
     info: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank wrote of a state: its shards, and the digest of its weights."""
+
+    weights: Blob
+    optimizer: Blob
+    digest: int
 
 
 class HostCopies:
@@ -70,11 +76,6 @@ class HostCopies:
         if cuda:
             torch.cuda.synchronize()
         return copies
-
-
-def optimizer_name(rank: int, world_size: int) -> str:
-    """Return the blob name of one rank's share of the optimizer."""
-    return "optimizer.safetensors" if world_size == 1 else f"optimizer-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 class CheckpointWriter:
@@ -111,9 +112,10 @@ class CheckpointWriter:
         self._free.acquire()
         slot = self._slots[0]
         self._slots.reverse()
-        weights = engine.weights()
+        rows = engine.weights()
+        copies = slot.fill({name: piece.tensor for name, piece in rows.items()}, "weights/")
         snapshot = Snapshot(
-            weights=slot.fill(weights, "weights/") if engine.rank == 0 else {},
+            weights={name: replace(piece, tensor=copies[name]) for name, piece in rows.items()},
             optimizer=slot.fill(engine.optimizer_tensors(), "optimizer/"),
             last=last,
             **snapshot_of,
@@ -124,24 +126,22 @@ class CheckpointWriter:
         try:
             folder = context.scratch / f"state-{snapshot.step}"
             folder.mkdir(parents=True, exist_ok=True)
-            shard = folder / optimizer_name(context.rank, context.world_size)
-            save_file(dict(snapshot.optimizer), shard)
-            shard_blob = context.write_blob(shard.name, shard)
-            shard.unlink()
+            share = Share(
+                self._upload(context, folder, "weights", {n: piece.tensor for n, piece in snapshot.weights.items()}),
+                self._upload(context, folder, "optimizer", snapshot.optimizer),
+                rows_digest(snapshot.weights),
+            )
             if context.rank > 0:
-                _announce(context, snapshot.key, shard_blob)
+                _announce(context, snapshot.key, share)
                 return
-            weights = folder / "weights.safetensors"
-            save_file(dict(snapshot.weights), weights)
-            info = {**snapshot.info, "weights_sha256": tensors_sha256(snapshot.weights)}
+            shares = [share, *_collect(context, snapshot.key)]
+            info = {**snapshot.info, "weights_sha256": digest_text(one.digest for one in shares)}
             blobs = [
-                context.write_blob(weights.name, weights),
-                shard_blob,
-                *_collect(context, snapshot.key),
+                *(one.weights for one in shares),
+                *(one.optimizer for one in shares),
                 context.write_blob("state.json", json.dumps(snapshot.state).encode()),
                 context.write_blob("series.json", json.dumps(snapshot.rows).encode()),
             ]
-            weights.unlink()
             parents = {key: context.manifest(key).digest for key in work.parents.values()}
             context.commit_written(work, snapshot.key, tuple(blobs), snapshot.metrics, info, parents)
             log.info("%s: state at step %d committed", context.label, snapshot.step)
@@ -150,15 +150,22 @@ class CheckpointWriter:
         finally:
             self._free.release()
 
+    def _upload(self, context: StageContext, folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> Blob:
+        path = folder / shard_name(kind, context.rank, context.world_size)
+        save_file(dict(tensors), path)
+        blob = context.write_blob(path.name, path)
+        path.unlink()
+        return blob
 
-def _announce(context: StageContext, key: str, blob: Blob) -> None:
+
+def _announce(context: StageContext, key: str, share: Share) -> None:
     from jobs.train.distributed import meeting
 
-    meeting().set(f"state/{key}/{context.rank}", json.dumps(asdict(blob)))
+    meeting().set(f"state/{key}/{context.rank}", json.dumps(asdict(share)))
 
 
-def _collect(context: StageContext, key: str) -> list[Blob]:
-    """Return the other ranks' shards, waiting for them."""
+def _collect(context: StageContext, key: str) -> list[Share]:
+    """Return the other ranks' shares, waiting for them."""
     if context.world_size == 1:
         return []
     from datetime import timedelta
@@ -167,36 +174,5 @@ def _collect(context: StageContext, key: str) -> list[Blob]:
 
     names = [f"state/{key}/{rank}" for rank in range(1, context.world_size)]
     meeting().wait(names, timedelta(seconds=SHARD_SECONDS))
-    return [Blob(**json.loads(meeting().get(name))) for name in names]
-
-
-class Shards(Mapping[str, Tensor]):
-    """The tensors of several safetensors files, each read when it is asked for: memory never holds all of them."""
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._files = [safe_open(path, framework="pt") for path in paths]
-        self._owners = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 (not a dict)
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._owners[name].get_tensor(name)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._owners)
-
-    def __len__(self) -> int:
-        return len(self._owners)
-
-
-def fetch_all(context: StageContext, manifest: Manifest) -> dict[str, Path]:
-    """Return verified local files of every blob of a state by name, several fetched at a time; raises CorruptBlob."""
-    names = [blob.name for blob in manifest.blobs]
-    with ThreadPoolExecutor(FETCHES) as executor:
-        paths = executor.map(lambda name: context.fetch(manifest.key, name), names)
-        return dict(zip(names, paths, strict=True))
-
-
-def load_optimizer(context: StageContext, manifest: Manifest, engine: Engine) -> None:
-    """Fill the engine's optimizer from the shards of all ranks, tensor by tensor."""
-    files = fetch_all(context, manifest)
-    engine.load_optimizer(Shards(path for name, path in files.items() if name.startswith("optimizer")))
+    found = [json.loads(meeting().get(name)) for name in names]
+    return [Share(Blob(**one["weights"]), Blob(**one["optimizer"]), one["digest"]) for one in found]

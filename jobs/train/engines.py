@@ -7,7 +7,7 @@ so that a resumed run would sum in another order than one that never stopped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from jobs.models.backbones import CausalLM, canonical_state, parameter_roles
+from jobs.models.shards import Rows, dealt, tensors_digest
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     FROZEN_ROLES,
@@ -63,11 +64,14 @@ class Engine(Protocol):
     def drop_gradients(self) -> None:
         """Forget the gradients without a step."""
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the full weights by canonical name, copied only where they are sharded (all ranks together)."""
+    def digest(self, names: Collection[str]) -> str:
+        """Return the digest of the weights of these canonical names, the same on every rank (all ranks together)."""
+
+    def weights(self) -> dict[str, Rows]:
+        """Return the weights that this rank writes, by canonical name: the ranks' shares together are all of them."""
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Return this rank's optimizer tensors as `<parameter>.<slot>`, not copied."""
+        """Return the optimizer tensors that this rank writes, as `<parameter>.<slot>`: whole, or this rank's rows."""
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the optimizer tensors of all ranks."""
@@ -148,15 +152,17 @@ class TorchEngine:
             self._parameters[name].grad = None
             self._masters[name].grad = None
 
-    def weights(self) -> dict[str, Tensor]:
-        return canonical_state(self.model)
+    def digest(self, names: Collection[str]) -> str:
+        return replicated_digest(self.model, names)
+
+    def weights(self) -> dict[str, Rows]:
+        return replicated_weights(self)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         tensors = export_state(self.optimizer, self._names)
         if self._separate:
             tensors |= {f"{name}.master": master for name, master in self._masters.items()}
-        names = sorted(tensors)[self.rank :: self.world_size]
-        return {name: tensors[name] for name in names}
+        return dealt(tensors, self.rank, self.world_size)
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         import_state(self.optimizer, self._names, tensors)
@@ -179,6 +185,18 @@ class TorchEngine:
         dist.all_reduce(flat)
         for view, master in zip(views, masters, strict=True):
             master.grad = view
+
+
+def replicated_digest(model: CausalLM, names: Collection[str]) -> str:
+    """Return the digest of named weights that every rank holds: each proves its own."""
+    state = canonical_state(model)
+    return tensors_digest({name: state[name] for name in names})
+
+
+def replicated_weights(engine: Engine) -> dict[str, Rows]:
+    """Return this rank's share of weights that every rank holds."""
+    share = dealt(canonical_state(engine.model), engine.rank, engine.world_size)
+    return {name: Rows.whole(tensor) for name, tensor in share.items()}
 
 
 def build_engine(name: str, model: CausalLM, train: TrainSpec, rank: int, world_size: int) -> Engine:

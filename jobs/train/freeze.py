@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from jobs.models.backbones import parameter_roles, tensors_sha256
+from jobs.models.backbones import parameter_roles
 from jobs.train.optimizer import FROZEN_ROLES
+
+if TYPE_CHECKING:
+    from jobs.train.engines import Engine
 
 Named = Iterator[tuple[str, Tensor]]
 
@@ -30,15 +34,11 @@ def _buffers(module: nn.Module, roles: tuple[str, ...], role: str = "other", pre
         yield from _buffers(child, roles, role, f"{prefix}{name}.")
 
 
-def frozen_digest(model: nn.Module, weights: Callable[[], Mapping[str, Tensor]], frozen: str) -> str:
-    """Return the digest of what `frozen` names: parameters, balancing biases, thresholds ("" when it names nothing).
-
-    `weights` returns the full canonical weights of the model, which may be sharded.
-    """
+def frozen_digest(engine: Engine, frozen: str) -> str:
+    """Return the digest of what `frozen` names: parameters, balancing biases, thresholds ("" when it names nothing)."""
     roles = FROZEN_ROLES[frozen]
     if not roles:
         return ""
-    names = [name for name, _, role in parameter_roles(model) if role in roles]
-    names += [name for name, _ in _buffers(model, roles)]
-    full = weights()
-    return tensors_sha256({name: full[name] for name in names})
+    names = [name for name, _, role in parameter_roles(engine.model) if role in roles]
+    names += [name for name, _ in _buffers(engine.model, roles)]
+    return engine.digest(names)

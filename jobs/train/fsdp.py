@@ -1,12 +1,13 @@
 """FSDP2: weights, gradients and optimizer state sharded over ranks along each parameter's first dimension.
 
 Every freeze phase gets a freshly sharded model: FSDP2 keeps the `requires_grad` that a parameter had when it was first
-gathered. Weights and optimizer state are carried over, and to and from the store, parameter by parameter in full.
+gathered. Weights are carried over parameter by parameter; every rank writes its own rows to the store, and cuts them
+from what it loads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from jobs.models.backbones import CausalLM, build_model, canonical_state, load_canonical, parameter_roles
+from jobs.models.shards import Rows, dealt, digest_text, rows_digest
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     FROZEN_ROLES,
@@ -54,8 +56,9 @@ class FsdpEngine:
     def freeze(self, frozen: str) -> None:
         if frozen == self._frozen:
             return
+        rows: dict[str, Tensor] = {}
         if self._optimizer is not None:
-            self._waiting = self._gathered_optimizer()
+            rows = self._optimizer_rows()
             device = next(self.model.parameters()).device
             fresh = build_model(self.model.spec, int(self.model.config.vocab_size)).to(device)
             load_canonical(fresh, self._gathered_weights())
@@ -74,7 +77,8 @@ class FsdpEngine:
         self._names = {id(shard): name for name, shard in self._shards.items()}
         self._optimizer = build_optimizer(self._train, plan_groups(roles), self._shards)
         freeze_groups(self._optimizer, frozen)
-        self._take_over()
+        self._import(rows or self._cut(self._waiting))
+        self._waiting = {}
 
     def set_lr(self, lr: float, router_lr: float) -> None:
         set_learning_rates(self._built, lr, router_lr)
@@ -111,20 +115,34 @@ class FsdpEngine:
         for name in self._trained:
             self._parameters[name].grad = self._shards[name].grad = None
 
-    def weights(self) -> dict[str, Tensor]:
+    def digest(self, names: Collection[str]) -> str:
+        own = {name: rows for name, rows in self.weights().items() if name in names}
+        parts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, rows_digest(own))
+        return digest_text(parts)
+
+    def weights(self) -> dict[str, Rows]:
         half = self._train.precision == "bf16"
-        gathered = self._gathered_weights()
-        return {name: t.bfloat16() if half and name in self._parameters else t for name, t in gathered.items()}
+        state = canonical_state(self.model)
+        copied = {name: tensor for name, tensor in state.items() if not isinstance(tensor, DTensor)}
+        share = {name: Rows.whole(tensor) for name, tensor in dealt(copied, self.rank, self.world_size).items()}
+        for name, tensor in state.items():
+            if isinstance(tensor, DTensor) and len(local := tensor.to_local()):
+                first = self.rank * -(-len(tensor) // self.world_size)
+                share[name] = Rows(local.bfloat16() if half else local, first, tuple(tensor.shape))
+        return share
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        tensors = self._gathered_optimizer()
-        names = sorted(tensors)[self.rank :: self.world_size]
-        return {name: tensors[name] for name in names}
+        state = self._optimizer_rows()
+        steps = {name: value for name, value in state.items() if name.endswith(".step")}
+        rows = {name: value for name, value in state.items() if name not in steps and len(value)}
+        return rows | dealt(steps, self.rank, self.world_size)
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        self._waiting = tensors
-        if self._optimizer is not None:
-            self._take_over()
+        if self._optimizer is None:
+            self._waiting = tensors
+        else:
+            self._import(self._cut(tensors))
 
     @property
     def _built(self) -> FreezableAdamW:
@@ -140,36 +158,24 @@ class FsdpEngine:
         state = canonical_state(self.model)
         return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in state.items()}
 
-    def _gathered_optimizer(self) -> dict[str, Tensor]:
-        """Return the full optimizer state (every rank must take part)."""
-        gathered: dict[str, Tensor] = {}
-        for name, value in export_state(self._built, self._names).items():
-            owner, _, slot = name.rpartition(".")
-            gathered[name] = value if slot == "step" else self._full(owner, value)
+    def _optimizer_rows(self) -> dict[str, Tensor]:
+        """Return this rank's rows of the optimizer state, and every step count."""
+        rows = export_state(self._built, self._names)
         if self._train.precision == "bf16":
-            gathered |= {f"{name}.master": self._full(name, shard) for name, shard in self._shards.items()}
-        return gathered
+            rows |= {f"{name}.master": shard for name, shard in self._shards.items()}
+        return rows
 
-    def _full(self, name: str, shard: Tensor) -> Tensor:
-        like = self._parameters[name]
-        whole: Tensor = DTensor.from_local(
-            shard, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
-        ).full_tensor()
-        return whole
+    def _cut(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return this rank's rows of full tensors, as FSDP cuts them."""
+        rows: dict[str, Tensor] = {}
+        for name, whole in tensors.items():
+            chunks = whole.chunk(self.world_size) if whole.dim() else (whole,) * self.world_size
+            rows[name] = chunks[self.rank].clone() if self.rank < len(chunks) else whole[:0]
+        return rows
 
-    def _shard(self, name: str, whole: Tensor) -> Tensor:
-        """Return this rank's rows of a full tensor, as FSDP cuts them."""
-        rows = whole.chunk(self.world_size, dim=0)
-        return rows[self.rank] if self.rank < len(rows) else whole[:0]
-
-    def _take_over(self) -> None:
-        """Cut what was loaded or gathered into this rank's shards."""
-        cut: dict[str, Tensor] = {}
-        for name, value in self._waiting.items():
-            owner, _, slot = name.rpartition(".")
-            cut[name] = value if slot == "step" else self._shard(owner, value)
-        import_state(self._built, self._names, cut)
+    def _import(self, rows: Mapping[str, Tensor]) -> None:
+        """Fill the optimizer with this rank's rows."""
+        import_state(self._built, self._names, rows)
         for name, shard in self._shards.items():
-            if f"{name}.master" in cut:
-                shard.copy_(cut[f"{name}.master"])
-        self._waiting = {}
+            if f"{name}.master" in rows:
+                shard.copy_(rows[f"{name}.master"])

@@ -12,10 +12,11 @@ from jobs import numerics
 from jobs.context import StageContext
 from jobs.data.packing import open_batches
 from jobs.models.backbones import CausalLM, build_model, load_canonical
+from jobs.models.shards import fetch_shards
 from jobs.moe.balance import balanced_value
 from jobs.moe.collaboration import profile_collaboration
 from jobs.preemption import Preempted
-from jobs.train.checkpoint import CheckpointWriter, Shards, fetch_all, load_optimizer
+from jobs.train.checkpoint import CheckpointWriter
 from jobs.train.engines import Engine, build_engine
 from jobs.train.errors import FrozenMoved
 from jobs.train.freeze import frozen_digest
@@ -83,7 +84,7 @@ def train_segment(
     moe = engine.model.spec.moe
     if session.step == 0 and work.conditions.phase == "finetune" and moe.collaboration_top:
         profile_collaboration(engine.model, profiling_sample(source, train.micro_batch, moe.unit))
-    frozen = frozen_digest(engine.model, engine.weights, train.freeze)
+    frozen = frozen_digest(engine, train.freeze)
     trainer = Trainer(engine, work.conditions, source, session.step, session.tokens, session.meter)
     first = segment.marked_tokens = trainer.tokens
     begun = saved_step = trainer.step
@@ -104,7 +105,7 @@ def train_segment(
             context.job.signals.requested = "another rank's signal"
         if not (last or stop or save):
             continue
-        after = frozen_digest(engine.model, engine.weights, train.freeze) if last or stop else frozen
+        after = frozen_digest(engine, train.freeze) if last or stop else frozen
         if after != frozen:
             raise FrozenMoved(f"the frozen {train.freeze} changed between steps {work.start} and {trainer.step}")
         elapsed = time.monotonic() - segment.began
@@ -171,15 +172,14 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
             mixed = mixed or any(manifest.numerics.get(name) != own[name] for name in own)
         else:
             numerics.refuse_other(manifest.numerics, own, f"the state at step {step}")
-    weights = context.fetch(key, "weights.safetensors")
     model = build_model(work.model, vocabulary_size(context, work.tokenizer))
-    load_canonical(model, Shards([weights]))
+    load_canonical(model, fetch_shards(context, key, "weights"))
     model.to(context.execution.device)
     engine = _engine(context, work, model)
     session = Session(engine, work.conditions.phase, key, step, 0, Meter(), mixed)
     if step > 0:
         state = json.loads(context.fetch(key, "state.json").read_bytes())
-        load_optimizer(context, manifest, engine)
+        engine.load_optimizer(fetch_shards(context, key, "optimizer"))
         session.tokens, session.meter = state["tokens"], Meter.from_json(state["meter"])
     return session
 
@@ -194,7 +194,7 @@ def _latest(context: StageContext, work: TrainWork) -> tuple[int, str] | None:
     existing = context.store.artifacts.keys() & keys.keys()
     for step, key in sorted(((keys[key], key) for key in existing), reverse=True):
         try:
-            fetch_all(context, context.manifest(key))
+            context.fetch_all(key, [blob.name for blob in context.manifest(key).blobs])
         except CorruptBlob as error:
             log.warning("%s: the state at step %d is damaged (%s); taking an earlier one", context.label, step, error)
             if context.rank == 0:

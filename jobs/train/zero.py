@@ -8,14 +8,16 @@ from one to the next, and to and from the store, parameter by parameter in full 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jobs.models.backbones import CausalLM, canonical_state, parameter_roles
+from jobs.models.backbones import CausalLM, parameter_roles
+from jobs.models.shards import Rows, dealt
+from jobs.train.engines import replicated_digest, replicated_weights
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     FROZEN_ROLES,
@@ -101,13 +103,15 @@ class ZeroEngine:
         self._engine.optimizer.zero_grad()
         self._turn = 0
 
-    def weights(self) -> dict[str, Tensor]:
-        return canonical_state(self.model)
+    def digest(self, names: Collection[str]) -> str:
+        return replicated_digest(self.model, names)
+
+    def weights(self) -> dict[str, Rows]:
+        return replicated_weights(self)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         tensors = self._kept | self._gather()
-        names = sorted(tensors)[self.rank :: self.world_size]
-        return {name: tensors[name] for name in names}
+        return dealt(tensors, self.rank, self.world_size)
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         self._kept = dict(tensors)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from jobs.models.backbones import build_model, parameter_roles
+from jobs.models.shards import Shards, shard_names
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Store
@@ -64,9 +64,9 @@ def losses(store: Store, works: list[TrainWork]) -> list[float]:
 def tensors(store: Store, key: str) -> dict[str, torch.Tensor]:
     manifest = store.artifacts.get(key)
     assert manifest is not None
-    path = store.objects.local_path(manifest.blob("weights.safetensors").path)
-    assert path is not None
-    return load_file(path)
+    names = shard_names((blob.name for blob in manifest.blobs), "weights")
+    assert len(names) == manifest.numerics["world_size"]
+    return dict(Shards(str(store.objects.local_path(manifest.blob(name).path)) for name in names))
 
 
 @pytest.fixture(scope="module")

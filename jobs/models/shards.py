@@ -1,0 +1,114 @@
+"""Weights and optimizer tensors in pieces: the shards that ranks write, read back as one mapping, and their digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jobs.context import StageContext
+
+_MODULUS = 1 << 256
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows `first`, `first + 1`, ... along the first dimension of a tensor whose shape is `shape`."""
+
+    tensor: Tensor
+    first: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, tensor: Tensor) -> Rows:
+        """Return all rows of `tensor`."""
+        return cls(tensor, 0, tuple(tensor.shape))
+
+
+def shard_name(kind: str, rank: int, world_size: int) -> str:
+    """Return the blob name of one rank's share of `kind` (`weights` or `optimizer`)."""
+    return f"{kind}.safetensors" if world_size == 1 else f"{kind}-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def shard_names(names: Iterable[str], kind: str) -> list[str]:
+    """Return those of `names` that are shards of `kind`, in the order of their ranks."""
+    return sorted(name for name in names if name.startswith((f"{kind}.", f"{kind}-")))
+
+
+def dealt(tensors: Mapping[str, Tensor], rank: int, world_size: int) -> dict[str, Tensor]:
+    """Return those of the tensors, which every rank holds, that `rank` writes: shares of nearly equal bytes."""
+    loads = [0] * world_size
+    share: dict[str, Tensor] = {}
+    for size, name in sorted(((-tensor.nbytes, name) for name, tensor in tensors.items())):
+        owner = loads.index(min(loads))
+        loads[owner] -= size
+        if owner == rank:
+            share[name] = tensors[name]
+    return share
+
+
+class Shards(Mapping[str, Tensor]):
+    """The tensors of several safetensors files, each read when it is asked for: memory never holds all of them.
+
+    A tensor of which several files hold rows is put together in the order of the files.
+    """
+
+    def __init__(self, paths: Iterable[Path | str]) -> None:
+        self._owners: dict[str, list[safe_open]] = {}
+        for path in paths:
+            file = safe_open(path, framework="pt")
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                self._owners.setdefault(name, []).append(file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        pieces = [file.get_tensor(name) for file in self._owners[name]]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._owners)
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+
+def fetch_shards(context: StageContext, key: str, kind: str) -> Shards:
+    """Return the verified `weights` or `optimizer` of the state `key`; StoreError if it has none, CorruptBlob."""
+    manifest = context.manifest(key)
+    names = shard_names((blob.name for blob in manifest.blobs), kind)
+    return Shards(context.fetch_all(key, names or [manifest.blob(shard_name(kind, 0, 1)).name]))
+
+
+def rows_digest(pieces: Mapping[str, Rows]) -> int:
+    """Return the sum modulo 2^256 of every row's sha256: its tensor's name, dtype and shape, its number, its bytes.
+
+    The digests of pieces add up to that of the whole, whoever holds which rows.
+    """
+    total = 0
+    for name, piece in pieces.items():
+        start = hashlib.sha256(f"{name} {piece.tensor.dtype} {piece.shape}\n".encode())
+        flat = piece.tensor.detach().cpu().contiguous()
+        rows = flat.view(max(1, flat.shape[0] if flat.dim() else 1), -1) if flat.numel() else flat.new_empty(0, 1)
+        data = rows.view(torch.uint8).numpy()
+        for number in range(data.shape[0]):
+            row = start.copy()
+            row.update((piece.first + number).to_bytes(8, "little"))
+            row.update(data[number].data)
+            total += int.from_bytes(row.digest(), "big")
+    return total % _MODULUS
+
+
+def digest_text(parts: Iterable[int]) -> str:
+    """Return the digest of a whole whose pieces have the digests `parts`, in hexadecimal."""
+    return f"{sum(parts) % _MODULUS:064x}"
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the digest of names, dtypes, shapes and bytes of whole tensors, in any order."""
+    return digest_text([rows_digest({name: Rows.whole(tensor) for name, tensor in tensors.items()})])

@@ -1,0 +1,81 @@
+"""Shards: whoever holds which rows, they read back as the whole and their digests add up to its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from jobs.models.shards import (
+    Rows,
+    Shards,
+    dealt,
+    digest_text,
+    rows_digest,
+    shard_name,
+    shard_names,
+    tensors_digest,
+)
+
+TENSORS = {
+    "matrix": torch.arange(20.0).view(5, 4),
+    "half": torch.arange(6, dtype=torch.bfloat16).view(3, 2),
+    "experts": torch.arange(24.0).view(2, 3, 4),
+    "vector": torch.arange(3.0),
+    "count": torch.tensor(7.0),
+    "empty": torch.empty(0, 4),
+}
+
+
+def cut(rank: int, ranks: int) -> dict[str, Rows]:
+    pieces = {}
+    for name, tensor in TENSORS.items():
+        if tensor.dim() == 0:
+            pieces |= {name: Rows.whole(tensor)} if rank == 0 else {}
+            continue
+        height = -(-len(tensor) // ranks)
+        rows = tensor[rank * height : (rank + 1) * height]
+        if len(rows) or (rank == 0 and not len(tensor)):
+            pieces[name] = Rows(rows, rank * height, tuple(tensor.shape))
+    return pieces
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_rows_of_all_ranks_are_the_whole(tmp_path: Path, ranks: int) -> None:
+    shares = [cut(rank, ranks) for rank in range(ranks)]
+    names = [shard_name("weights", rank, ranks) for rank in range(ranks)]
+    for name, share in zip(names, shares, strict=True):
+        save_file({key: piece.tensor.contiguous() for key, piece in share.items()}, tmp_path / name)
+    assert digest_text(rows_digest(share) for share in reversed(shares)) == tensors_digest(TENSORS)
+    others = ["state.json", "optimizer.safetensors", "weights_of_something"]
+    read = Shards(tmp_path / name for name in shard_names([*reversed(names), *others], "weights"))
+    assert len(read) == len(TENSORS) == len(set(read))
+    assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        TENSORS | {"matrix": TENSORS["matrix"].flip(0)},
+        TENSORS | {"matrix": TENSORS["matrix"].view(4, 5)},
+        TENSORS | {"vector": torch.tensor([0.0, 1.0, 2.0000002])},
+        TENSORS | {"vector": TENSORS["vector"].view(torch.int32)},
+        {name: tensor for name, tensor in TENSORS.items() if name != "count"},
+        {{"experts": "other"}.get(name, name): tensor for name, tensor in TENSORS.items()},
+    ],
+    ids=["rows exchanged", "shape", "one bit", "dtype", "one less", "name"],
+)
+def test_the_digest_tells_other_tensors_apart(other: dict[str, Tensor]) -> None:
+    assert tensors_digest(other) != tensors_digest(TENSORS)
+    assert tensors_digest(dict(reversed(TENSORS.items()))) == tensors_digest(TENSORS)
+
+
+def test_what_every_rank_holds_is_dealt_by_bytes() -> None:
+    tensors = {f"{name}{layer}": torch.empty(size) for layer in range(8) for name, size in {"a": 900, "b": 30}.items()}
+    shares = [dealt(tensors, rank, 4) for rank in range(4)]
+    assert sorted(name for share in shares for name in share) == sorted(tensors)
+    sizes = [sum(tensor.nbytes for tensor in share.values()) for share in shares]
+    assert max(sizes) - min(sizes) <= 120
