@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import statistics
 import sys
+import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import NumericsError
@@ -22,13 +25,41 @@ def set_threads(resources: Resources) -> None:
     """Fix the thread counts of every numeric library through the environment."""
     for name in THREAD_VARIABLES:
         os.environ[name] = str(resources.cores)
-    # Waiting threads sleep: on a busy node spinning ones make a step three to ten times as long; the bits are equal.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if resources.cores > 1 and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["GOMP_SPINCOUNT"] = str(spin_count(resources.cores, allowed_cores() - busy_threads()))
     # Equal code paths for equal inputs, whatever the alignment of a buffer.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def spin_count(cores: int, idle: float) -> int:
+    """Return how often a waiting thread of `cores` looks again before it sleeps; no bit depends on it.
+
+    Waking a sleeping thread costs tens of microseconds, several times in each layer: on idle cores a step of a small
+    model takes 1.7 times as long without spinning. Where others want the cores it takes twice as long with it.
+    """
+    return 2000 if cores <= idle + 0.5 else 0
+
+
+def allowed_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy_threads(samples: int = 20, pause: float = 0.005) -> float:
+    """Return how many threads of the machine besides this one ran or wanted to, on average over a tenth of a second."""
+    counts = []
+    for _ in range(samples):
+        try:
+            running = Path("/proc/loadavg").read_text().split()[3].partition("/")[0]
+        except (OSError, IndexError):
+            return 0.0
+        counts.append(int(running) - 1)
+        time.sleep(pause)
+    return statistics.mean(counts)
 
 
 def prepare_torch(execution: Execution, resources: Resources) -> None:

@@ -56,6 +56,23 @@ def test_numerics_are_compared_field_by_field() -> None:
         numerics.refuse_other({**own, "engine": "ddp"}, own, "a state")
 
 
+@pytest.mark.parametrize(("cores", "busy", "spins"), [(1, 0, False), (2, 0, True), (2, 1, False), (2, 6, False)])
+def test_threads_spin_only_on_idle_cores(monkeypatch: pytest.MonkeyPatch, cores: int, busy: float, spins: bool) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(numerics, "busy_threads", lambda: busy)
+    monkeypatch.setattr(numerics, "allowed_cores", lambda: 2)
+    numerics.set_threads(Resources(cores=cores))
+    assert os.environ["OMP_NUM_THREADS"] == str(cores)
+    assert (int(os.environ.get("GOMP_SPINCOUNT", 0)) > 0) == spins
+
+
+def test_a_users_wait_policy_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE"})
+    numerics.set_threads(Resources(cores=2))
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
 def test_blobs_of_a_remote_store_are_cached_by_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOEGRID_CACHE", str(tmp_path))
     store = prepare("memory://node-cache")
