@@ -79,7 +79,7 @@ class Shards(Mapping[str, Tensor]):
 
 
 def fetch_shards(context: StageContext, key: str, kind: str) -> Shards:
-    """Return the verified `weights` or `optimizer` of the state `key`; StoreError if it has none, CorruptBlob."""
+    """Return the verified `weights` or `optimizer` of the state `key`; MoegridError if it has none, CorruptBlob."""
     manifest = context.manifest(key)
     names = shard_names((blob.name for blob in manifest.blobs), kind)
     return Shards(context.fetch_all(key, names or [manifest.blob(shard_name(kind, 0, 1)).name]))

@@ -25,7 +25,7 @@ from orchestrator.engine.loop import Engine, Options, Snapshot
 from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, MoegridError
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.needs import missing_keys
-from orchestrator.plan.plan import Plan
+from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.root import root_document
 from orchestrator.settings import load_site, module_environment, open_backend
 from orchestrator.ui.console import plural
@@ -55,6 +55,8 @@ def run(context: Context) -> int:
     if graph.grid.search is not None:
         from orchestrator.commands.search import search
 
+        if lacking := missing_keys(make_plan(graph, ())):
+            raise lacking
         return search(context, graph.grid.search, graph.grid.name)
     context.write_root(graph)
     audit = heal(context.store, graph, thorough=arguments.verify)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import CorruptBlob, StoreError
+from orchestrator.errors import CorruptBlob, MoegridError, StoreError
 from orchestrator.store.objects import Objects, check_path
 
 FOLDER = "artifacts"
@@ -69,11 +69,11 @@ class Manifest:
         return hashlib.sha256(json.dumps([self.key, self.kind, content]).encode()).hexdigest()
 
     def blob(self, name: str) -> Blob:
-        """Return the blob called `name`; StoreError if the artifact has none."""
+        """Return the blob called `name`; MoegridError if the artifact has none (asking again would not help)."""
         for blob in self.blobs:
             if blob.name == name:
                 return blob
-        raise StoreError(
+        raise MoegridError(
             f"artifact {self.key[:12]} ({self.kind}) has no blob {name!r}",
             cause=f"it holds: {', '.join(blob.name for blob in self.blobs) or 'none'}",
         )

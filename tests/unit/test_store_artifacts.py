@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import CorruptBlob, StoreError
+from orchestrator.errors import CorruptBlob, MoegridError, StoreError
 from orchestrator.store import Blob, Manifest, Store
 
 KEY = "a" * 64
@@ -171,5 +171,6 @@ def test_fetch_copies_and_the_name_is_checked(store: Store, tmp_path: Path) -> N
     path = store.artifacts.fetch(manifest, "weights.safetensors", tmp_path / "scratch")
     assert path == tmp_path / "scratch" / "weights.safetensors"
     assert path.read_bytes() == b"weights"
-    with pytest.raises(StoreError, match="has no blob 'other'"):
+    with pytest.raises(MoegridError, match="has no blob 'other'") as raised:
         store.artifacts.fetch(manifest, "other", tmp_path)
+    assert not isinstance(raised.value, StoreError), "it would be tried again"

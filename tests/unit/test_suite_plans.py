@@ -170,15 +170,18 @@ def test_a_missing_key_is_said_before_anything_is_submitted(tmp_path: Path, monk
     assert missing_keys(make_plan(found, ())) is None
 
 
-@pytest.mark.parametrize("command", ["run", "tick"])
+SEARCH = "search={space: {router_lr: {choice: [1e-5, 1e-4]}}, metric: refusal_rate}"
+
+
+@pytest.mark.parametrize("command", [["run"], ["tick"], ["run", SEARCH]], ids=["run", "tick", "search"])
 def test_without_its_key_no_command_submits_anything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     source = f"set.evaluate.safety.source=file://{safety(tmp_path / 'prompts')}"
     words = ["evaluate=[safety]", source, "set.evaluate.judges={openai_moderation: {}}"]
     store = tmp_path / "store"
-    code = cli.main([command, "quickstart", *words, "--store", str(store), "--tracking", "none"])
+    code = cli.main([command[0], "quickstart", *words, *command[1:], "--store", str(store), "--tracking", "none"])
     assert code == EXIT_USAGE
     assert "OPENAI_API_KEY is not set" in capsys.readouterr().err
     assert not (store / "submissions").exists()
