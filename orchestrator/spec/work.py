@@ -132,8 +132,8 @@ class TrainWork:
     """Training steps [start, stop) of one phase under fixed conditions.
 
     `init` is the model's initial artifact, `history` the spans before `start` (of earlier conditions and phases),
-    `parent` the key of the state at `start`. Blobs of a state: `weights.safetensors`, `optimizer.safetensors`,
-    `state.json`, `series.json`.
+    `parent` the key of the state at `start`. Blobs of a state: `weights.safetensors`, `optimizer.safetensors` (of
+    several processes: `weights-00000-of-00004.safetensors`, ...), `state.json`, `series.json`.
     """
 
     kind: ClassVar[str] = "train"
