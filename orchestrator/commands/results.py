@@ -39,9 +39,9 @@ def report(context: Context) -> int:
 
 def sync(context: Context) -> int:
     """Show everything that the store holds of the grid in the tracker."""
-    from orchestrator.tracking.publish import serve
-    from orchestrator.tracking.publish import sync as publish
     from orchestrator.tracking.records import grid_names
+    from orchestrator.tracking.service import serve
+    from orchestrator.tracking.service import sync as publish
 
     uri = _tracker(context)
     names = [context.load_grid().name] if context.arguments.grid else grid_names(context.store)

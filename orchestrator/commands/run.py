@@ -268,7 +268,7 @@ def _publish_rest(context: Context, graph: StageGraph) -> None:
     """Bring the tracker up to date unless it is."""
     if not context.tracking_uri:
         return
-    from orchestrator.tracking.publish import published, sync
+    from orchestrator.tracking.service import published, sync
 
     try:
         if not published(context.store, graph.grid.name, context.tracking_uri):

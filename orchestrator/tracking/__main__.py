@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.errors import MoegridError
 from orchestrator.store import Store
-from orchestrator.tracking.publish import INTERVAL_SECONDS, serve
+from orchestrator.tracking.service import INTERVAL_SECONDS, serve
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ import pytest
 from orchestrator.report import attachments, html
 from orchestrator.report.collect import collect
 from orchestrator.store import Store
-from orchestrator.tracking.publish import follow, published, sync
+from orchestrator.tracking.service import follow, published, sync
 from tests.grid_store import FINETUNE_STEPS, LOG_EVERY, GridStore
 
 START_SECONDS = 240.0  # it takes 5 on a quiet machine
@@ -144,7 +144,7 @@ def test_sqlite_is_rebuilt_from_the_store_alone(tmp_path: Path) -> None:
 def test_a_server_that_goes_away_and_comes_back_loses_and_doubles_nothing(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.tracking.publish.LONGEST_PAUSE", 1.0)
+    monkeypatch.setattr("orchestrator.tracking.service.LONGEST_PAUSE", 1.0)
     store = Store.open(str(tmp_path / "store"))
     grid = GridStore(store, name="away", settings=("none", "router"), seeds=(0,))
     half = grid.cell("none", 0)["stages"][1]

@@ -14,7 +14,8 @@ from orchestrator.errors import MoegridError
 from orchestrator.report import attachments, html
 from orchestrator.report.collect import collect
 from orchestrator.store import Store
-from orchestrator.tracking.publish import GridPublisher, follow, published, sync
+from orchestrator.tracking.publish import GridPublisher
+from orchestrator.tracking.service import follow, published, sync
 from orchestrator.tracking.tracker import (
     FAILED,
     FINISHED,
@@ -274,7 +275,7 @@ def test_follow_goes_on_while_the_tracker_is_away_and_ends_complete(store: Store
 
 def test_one_publisher_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     GridStore(store, settings=("none",), seeds=(0,)).commit_all()
-    monkeypatch.setattr("orchestrator.tracking.publish.LEASE_SECONDS", -5.0)
+    monkeypatch.setattr("orchestrator.tracking.service.LEASE_SECONDS", -5.0)
     sync(store, "demo", URI, tracker=FakeTracker())
     name = next(name for name in store.claims.states() if name.startswith("tracker-"))
     assert store.claims.claim(name, "another", 60) is not None
