@@ -74,22 +74,21 @@ class _Progress:
         self.done = [False] * len(settings)
         self._random = [np.random.Generator(np.random.PCG64(s.seed)) for s in settings]
 
-    def add(self, logits_BV: Tensor) -> list[int]:
-        """Choose the next token of every row and return them; a finished row repeats its last."""
-        greedy = logits_BV.argmax(-1).tolist()
-        for row, setting in enumerate(self.settings):
+    def add(self, logits_nV: Tensor, rows: Sequence[int]) -> None:
+        """Choose the next token of `rows`; a finished row stays as it is."""
+        greedy = logits_nV.argmax(-1).tolist()
+        for place, row in enumerate(rows):
             if self.done[row]:
                 continue
-            token = greedy[row]
+            setting, token = self.settings[row], greedy[place]
             if setting.temperature > 0:
-                weights = torch.softmax(logits_BV[row].double() / setting.temperature, -1).cpu().numpy()
+                weights = torch.softmax(logits_nV[place].double() / setting.temperature, -1).cpu().numpy()
                 token = int(self._random[row].choice(len(weights), p=weights / weights.sum()))
             self.ids[row].append(token)
             # Stop sequences are short: the last few tokens hold any that has just been completed.
             tail = self.tokenizer.decode(self.ids[row][-24:], skip_special_tokens=False)
             full = len(self.ids[row]) >= setting.new_tokens
             self.done[row] = full or any(stop in tail for stop in setting.stops)
-        return [ids[-1] for ids in self.ids]
 
 
 def _rows(contexts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -109,13 +108,21 @@ def _cached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Ge
     real = place[None, :] < lengths[:, None]
     keep = place[None, :] == lengths[:, None] - 1
     logits, cache, _ = model(ids, keep, real, use_cache=True)
-    one = torch.ones(len(requests), 1, dtype=torch.bool, device=ids.device)
+    rows = list(range(len(requests)))  # of the batch as it is now
     seen = real
     step = 0
     while True:
-        tokens = torch.tensor(progress.add(logits), device=ids.device)[:, None]
-        if all(progress.done):
+        progress.add(logits, rows)
+        going = [place for place, row in enumerate(rows) if not progress.done[row]]
+        if not going:
             return progress.ids
+        if 2 * len(going) <= len(rows):
+            # Every copy of the cache halves it: the finished rows cost less than copying it at every token.
+            index = torch.tensor(going, device=ids.device)
+            cache.batch_select_indices(index)
+            seen, lengths, rows = seen[index], lengths[index], [rows[place] for place in going]
+        tokens = torch.tensor([progress.ids[row][-1:] for row in rows], device=ids.device)
+        one = torch.ones_like(tokens, dtype=torch.bool)
         seen = torch.cat([seen, one], dim=1)
         logits, cache, _ = model(
             tokens,
@@ -144,6 +151,6 @@ def _uncached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], 
             spans = [model.spans(np.array(text)).tolist() for text in texts]
             extra["spans"] = _rows(spans, model.device)[0]
         logits, _, _ = model(ids, keep, real, attention_mask=real.long(), use_cache=False, **extra)
-        progress.add(logits)
+        progress.add(logits, range(len(requests)))
         if all(progress.done):
             return progress.ids

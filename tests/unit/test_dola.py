@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,3 +115,18 @@ def test_sampling_does_not_depend_on_the_batch(model: torch.nn.Module) -> None:
     whole, single = (generate(Model(model), Words(), requests, size) for size in (512, 1))
     assert whole == single
     assert len(set(generate(Model(model), Words(), [([1, 2], settings)] * 6, 512))) > 1
+
+
+def test_finished_rows_leave_the_batch(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [([i, i + 1, i + 2], Generation((), 12 if i == 3 else 2, 0.0, 0)) for i in range(6)]
+    alone = generate(Model(model), Words(), requests, 1)
+    rows: list[int] = []
+    run = Model._run
+
+    def counted(self: Model, ids_BS: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        rows.append(len(ids_BS))
+        return run(self, ids_BS, *rest, **more)
+
+    monkeypatch.setattr(Model, "_run", counted)
+    assert generate(Model(model), Words(), requests, 512) == alone
+    assert rows == [6, 6, *[1] * 10]
