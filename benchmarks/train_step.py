@@ -1,7 +1,8 @@
 """Speed of a whole training step at scale tiny, ours against transformers' Trainer: `python benchmarks/train_step.py`.
 
-Same weights, batches, balance loss, AdamW (fused), clipping. After the losses were found equal, both train in turns in
-one process, with the memory settings of our jobs; setting up is not counted. The last line says where our step's time
+Same weights, batches, balance loss, AdamW (fused), clipping. Each side has a process of its own: ours with the settings
+of our jobs (threads, memory, determinism), the Trainer as it comes. After the losses were found equal, they train in
+turns; setting up is not counted. The ratio is the median of the rounds' own. The last line says where our step's time
 goes: what is no matrix product is all that could still be saved.
 """
 
@@ -9,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jobs.models.backbones import CausalLM, build_model
 from jobs.models.convert import export_checkpoint
 from jobs.moe.balance import balance_loss
-from jobs.numerics import keep_freed_memory
-from orchestrator.spec.cell import BalanceSpec
+from jobs.numerics import prepare_torch, set_threads
+from orchestrator.spec.cell import BalanceSpec, Execution, Resources
 from orchestrator.spec.model import ModelSpec, MoESpec
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -100,48 +104,134 @@ def train_theirs(model: OlmoeForCausalLM, batches: list[torch.Tensor], clock: An
     return timer.stop - timer.start
 
 
+def tiny_model(args: argparse.Namespace) -> CausalLM:
+    """Return our model with the weights that both sides start from."""
+    moe = MoESpec(preset="olmoe", num_experts=args.experts, top_k=args.top_k, expert_width=args.width)
+    torch.manual_seed(0)
+    return build_model(ModelSpec(moe=dataclasses.replace(moe, renormalise=True)), VOCAB)
+
+
+def batches_of(seed: int, steps: int) -> list[torch.Tensor]:
+    """Return the token ids [BATCH, LENGTH] of the steps of one round."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, VOCAB, (BATCH, LENGTH), generator=generator) for _ in range(steps)]
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Train one side in this process: the loss before training, then the seconds of every round that is asked for."""
+    clock = CLOCKS[args.clock]
+    torch.set_num_threads(args.threads)
+    probe = batches_of(0, 1)[0]
+    if args.side == "ours":
+        prepare_torch(Execution(), Resources(cores=args.threads))
+        ours = tiny_model(args)
+        optimizer = torch.optim.AdamW(ours.parameters(), lr=LR, weight_decay=0.01, fused=True)
+        output = ours(probe, labels=probe)
+        loss = output.loss / output.tokens + balance_loss(output.routings, BALANCE)[0]
+    else:
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        export_checkpoint(tiny_model(args), Path(args.directory) / "model")
+        theirs = OlmoeForCausalLM.from_pretrained(Path(args.directory) / "model", output_router_logits=True)
+        theirs.config.router_aux_loss_coef = theirs.router_aux_loss_coef = COEFFICIENT
+        theirs.set_experts_implementation("grouped_mm")
+        loss = theirs(input_ids=probe, labels=probe).loss
+    answers = os.fdopen(args.answers, "w", buffering=1)
+    print(json.dumps(float(loss)), file=answers)
+    for line in sys.stdin:
+        batches = batches_of(int(line), args.steps)
+        if args.side == "ours":
+            seconds = train_ours(ours, optimizer, batches, clock)
+        else:
+            seconds = train_theirs(theirs, batches, clock, args.directory)
+        print(json.dumps(seconds), file=answers)
+    if args.side == "ours":
+        print(json.dumps(shares(ours, optimizer, probe)), file=answers)
+
+
+class Side:
+    """One side's process, which trains only while it is asked to."""
+
+    def __init__(self, side: str, directory: str, environment: dict[str, str]) -> None:
+        theirs, ours = os.pipe()
+        words = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--directory", directory]
+        self._process = subprocess.Popen(
+            [*words, "--answers", str(ours)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[ours],
+            text=True,
+        )
+        os.close(ours)
+        self._answers = os.fdopen(theirs)
+        self.loss = self._answer()
+
+    def _answer(self) -> Any:
+        line = self._answers.readline()
+        if not line:
+            sys.exit(f"a side ended with exit code {self._process.wait()}; see it with --side and --answers 2")
+        return json.loads(line)
+
+    def seconds(self, round_number: int) -> float:
+        """Return how long one round took."""
+        assert self._process.stdin is not None
+        print(round_number, file=self._process.stdin, flush=True)
+        return float(self._answer())
+
+    def end(self) -> Any:
+        """Let the process end; return its last words, if it has any."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        line = self._answers.readline()
+        self._process.wait()
+        return json.loads(line) if line else None
+
+
+def job_environment(threads: int) -> dict[str, str]:
+    """Return the environment that our jobs give themselves."""
+    before = dict(os.environ)
+    set_threads(Resources(cores=threads))
+    environment = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(before)
+    return environment
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--experts", type=int, default=16)
     parser.add_argument("--top-k", type=int, default=2)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: on a busy machine")
+    parser.add_argument("--side", choices=["ours", "transformers"], help=argparse.SUPPRESS)
+    parser.add_argument("--directory", help=argparse.SUPPRESS)
+    parser.add_argument("--answers", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    keep_freed_memory()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    clock = CLOCKS[args.clock]
-    moe = MoESpec(preset="olmoe", num_experts=args.experts, top_k=args.top_k, expert_width=args.width)
-    torch.manual_seed(0)
-    ours = build_model(ModelSpec(moe=dataclasses.replace(moe, renormalise=True)), VOCAB)
-    optimizer = torch.optim.AdamW(ours.parameters(), lr=LR, weight_decay=0.01, fused=True)
+    if args.side:
+        serve(args)
+        return
     with tempfile.TemporaryDirectory() as directory:
-        export_checkpoint(ours, Path(directory) / "model")
-        theirs = OlmoeForCausalLM.from_pretrained(Path(directory) / "model", output_router_logits=True)
-        theirs.config.router_aux_loss_coef = theirs.router_aux_loss_coef = COEFFICIENT
-        theirs.set_experts_implementation("grouped_mm")
-
-        probe = torch.randint(0, VOCAB, (BATCH, LENGTH))
-        output = ours(probe, labels=probe)
-        loss = output.loss / output.tokens + balance_loss(output.routings, BALANCE)[0]
-        expected = theirs(input_ids=probe, labels=probe).loss
-        torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
-
+        ours = Side("ours", directory, job_environment(args.threads))
+        theirs = Side("transformers", directory, dict(os.environ))
+        if abs(ours.loss - theirs.loss) > 1e-5 * abs(theirs.loss):
+            sys.exit(f"the losses differ: {ours.loss} and {theirs.loss}")
         times: dict[str, list[float]] = {"ours": [], "transformers": []}
         for i in range(args.rounds + 1):
-            batches = [torch.randint(0, VOCAB, (BATCH, LENGTH)) for _ in range(args.steps)]
-            seconds = train_ours(ours, optimizer, batches, clock), train_theirs(theirs, batches, clock, directory)
+            seconds = ours.seconds(i), theirs.seconds(i)
             if i:
                 for name, value in zip(times, seconds, strict=True):
                     times[name].append(args.steps * BATCH * LENGTH / value)
-        parts = shares(ours, optimizer, batches[0])
+        theirs.end()
+        parts = ours.end()
     rates = {name: statistics.median(values) for name, values in times.items()}
     print(f"experts {args.experts}, top-k {args.top_k}, width {args.width}; {args.threads} threads, {args.clock} time")
     print(", ".join(f"{name} {rate:.0f} tokens/s" for name, rate in rates.items()), end="; ")
-    print(f"ours / transformers' Trainer {rates['ours'] / rates['transformers']:.2f}")
+    ratio = statistics.median(a / b for a, b in zip(times["ours"], times["transformers"], strict=True))
+    print(f"ours / transformers' Trainer {ratio:.2f}")
     print("our step: " + ", ".join(f"{kind} {share:.0%}" for kind, share in parts.items()))
 
 
