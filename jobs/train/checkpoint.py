@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from queue import LifoQueue
 from typing import Any
 
 import torch
@@ -82,8 +82,10 @@ class CheckpointWriter:
     """Writes, uploads and commits snapshots in one background thread, in order, at most two at a time."""
 
     def __init__(self) -> None:
-        self._slots = [HostCopies() for _ in range(IN_FLIGHT)]
-        self._free = threading.Semaphore(IN_FLIGHT)
+        # The slot freed last is taken first: the second costs memory only once two snapshots are in flight.
+        self._free: LifoQueue[HostCopies] = LifoQueue()
+        for _ in range(IN_FLIGHT):
+            self._free.put(HostCopies())
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
 
@@ -109,9 +111,7 @@ class CheckpointWriter:
 
         `snapshot_of` holds the fields of `Snapshot` besides the tensors. Waits while two snapshots are in flight.
         """
-        self._free.acquire()
-        slot = self._slots[0]
-        self._slots.reverse()
+        slot = self._free.get()
         rows = engine.weights()
         copies = slot.fill({name: piece.tensor for name, piece in rows.items()}, "weights/")
         snapshot = Snapshot(
@@ -120,9 +120,9 @@ class CheckpointWriter:
             last=last,
             **snapshot_of,
         )
-        self._pending.append(self._executor.submit(self._write, context, work, snapshot))
+        self._pending.append(self._executor.submit(self._write, context, work, snapshot, slot))
 
-    def _write(self, context: StageContext, work: TrainWork, snapshot: Snapshot) -> None:
+    def _write(self, context: StageContext, work: TrainWork, snapshot: Snapshot, slot: HostCopies) -> None:
         try:
             folder = context.scratch / f"state-{snapshot.step}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ class CheckpointWriter:
             if snapshot.last:
                 context.release()
         finally:
-            self._free.release()
+            self._free.put(slot)
 
     def _upload(self, context: StageContext, folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> Blob:
         path = folder / shard_name(kind, context.rank, context.world_size)
