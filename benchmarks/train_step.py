@@ -153,13 +153,14 @@ class Side:
 
     def __init__(self, side: str, directory: str, environment: dict[str, str]) -> None:
         theirs, ours = os.pipe()
+        self._said = (Path(directory) / f"{side}.log").open("w+")
         words = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--directory", directory]
         self._process = subprocess.Popen(
             [*words, "--answers", str(ours)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=self._said,
             pass_fds=[ours],
             text=True,
         )
@@ -170,7 +171,9 @@ class Side:
     def _answer(self) -> Any:
         line = self._answers.readline()
         if not line:
-            sys.exit(f"a side ended with exit code {self._process.wait()}; see it with --side and --answers 2")
+            code = self._process.wait()
+            self._said.seek(0)
+            sys.exit(f"{self._said.read()[-4000:]}\nthis side ended with exit code {code}")
         return json.loads(line)
 
     def seconds(self, round_number: int) -> float:

@@ -25,7 +25,7 @@ def set_threads(resources: Resources) -> None:
     """Fix the thread counts of every numeric library through the environment."""
     for name in THREAD_VARIABLES:
         os.environ[name] = str(resources.cores)
-    if resources.cores > 1 and "OMP_WAIT_POLICY" not in os.environ:
+    if resources.cores > 1 and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ["GOMP_SPINCOUNT"] = str(spin_count(resources.cores, allowed_cores() - busy_threads()))
     # Equal code paths for equal inputs, whatever the alignment of a buffer.

@@ -36,8 +36,8 @@ def export_state(store: Store, key: str, folder: Path) -> None:
         for blob in words.blobs:
             store.artifacts.fetch(words, blob.name, scratch)
         model = build_model(work.model, int(words.info["vocab_size"]))
-        names = shard_names((blob.name for blob in manifest.blobs), "weights")
-        load_canonical(model, Shards(store.artifacts.fetch(manifest, name, scratch) for name in names))
+        paths = [store.artifacts.fetch(manifest, name, scratch) for name in shard_names(manifest, "weights")]
+        load_canonical(model, Shards(paths))
         export_checkpoint(model, folder)
         transformers_tokenizer(scratch).save_pretrained(folder)
 

@@ -12,6 +12,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from orchestrator.store import Manifest
+
 if TYPE_CHECKING:
     from jobs.context import StageContext
 
@@ -37,16 +39,17 @@ def shard_name(kind: str, rank: int, world_size: int) -> str:
     return f"{kind}.safetensors" if world_size == 1 else f"{kind}-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
-def shard_names(names: Iterable[str], kind: str) -> list[str]:
-    """Return those of `names` that are shards of `kind`, in the order of their ranks."""
-    return sorted(name for name in names if name.startswith((f"{kind}.", f"{kind}-")))
+def shard_names(manifest: Manifest, kind: str) -> list[str]:
+    """Return the blobs of a state that are shards of `kind`, in the order of their ranks; MoegridError if none is."""
+    names = sorted(blob.name for blob in manifest.blobs if blob.name.startswith((f"{kind}.", f"{kind}-")))
+    return names or [manifest.blob(shard_name(kind, 0, 1)).name]
 
 
 def dealt(tensors: Mapping[str, Tensor], rank: int, world_size: int) -> dict[str, Tensor]:
     """Return those of the tensors, which every rank holds, that `rank` writes: shares of nearly equal bytes."""
     loads = [0] * world_size
     share: dict[str, Tensor] = {}
-    for size, name in sorted(((-tensor.nbytes, name) for name, tensor in tensors.items())):
+    for size, name in sorted((-tensor.nbytes, name) for name, tensor in tensors.items()):
         owner = loads.index(min(loads))
         loads[owner] -= size
         if owner == rank:
@@ -80,9 +83,7 @@ class Shards(Mapping[str, Tensor]):
 
 def fetch_shards(context: StageContext, key: str, kind: str) -> Shards:
     """Return the verified `weights` or `optimizer` of the state `key`; MoegridError if it has none, CorruptBlob."""
-    manifest = context.manifest(key)
-    names = shard_names((blob.name for blob in manifest.blobs), kind)
-    return Shards(context.fetch_all(key, names or [manifest.blob(shard_name(kind, 0, 1)).name]))
+    return Shards(context.fetch_all(key, shard_names(context.manifest(key), kind)))
 
 
 def rows_digest(pieces: Mapping[str, Rows]) -> int:
@@ -93,13 +94,13 @@ def rows_digest(pieces: Mapping[str, Rows]) -> int:
     total = 0
     for name, piece in pieces.items():
         start = hashlib.sha256(f"{name} {piece.tensor.dtype} {piece.shape}\n".encode())
-        flat = piece.tensor.detach().cpu().contiguous()
-        rows = flat.view(max(1, flat.shape[0] if flat.dim() else 1), -1) if flat.numel() else flat.new_empty(0, 1)
-        data = rows.view(torch.uint8).numpy()
-        for number in range(data.shape[0]):
+        count = len(piece.tensor) if piece.tensor.dim() else 1
+        size = piece.tensor.nbytes // max(count, 1)
+        data = piece.tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        for number in range(count):
             row = start.copy()
             row.update((piece.first + number).to_bytes(8, "little"))
-            row.update(data[number].data)
+            row.update(data[number * size : (number + 1) * size])
             total += int.from_bytes(row.digest(), "big")
     return total % _MODULUS
 

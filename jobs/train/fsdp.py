@@ -116,21 +116,28 @@ class FsdpEngine:
             self._parameters[name].grad = self._shards[name].grad = None
 
     def digest(self, names: Collection[str]) -> str:
-        own = {name: rows for name, rows in self.weights().items() if name in names}
+        wanted = set(names)
+        cut, copied = self._split({name: t for name, t in canonical_state(self.model).items() if name in wanted})
         parts: list[Any] = [None] * self.world_size
-        dist.all_gather_object(parts, rows_digest(own))
-        return digest_text(parts)
+        dist.all_gather_object(parts, rows_digest(cut))
+        # Of what every rank holds each proves its own.
+        return digest_text([*parts, rows_digest({name: Rows.whole(tensor) for name, tensor in copied.items()})])
 
     def weights(self) -> dict[str, Rows]:
+        cut, copied = self._split(canonical_state(self.model))
+        return cut | {name: Rows.whole(t) for name, t in dealt(copied, self.rank, self.world_size).items()}
+
+    def _split(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Rows], dict[str, Tensor]]:
+        """Return (this rank's rows of what is sharded, what every rank holds) of a canonical state."""
         half = self._train.precision == "bf16"
-        state = canonical_state(self.model)
-        copied = {name: tensor for name, tensor in state.items() if not isinstance(tensor, DTensor)}
-        share = {name: Rows.whole(tensor) for name, tensor in dealt(copied, self.rank, self.world_size).items()}
+        cut, copied = {}, {}
         for name, tensor in state.items():
-            if isinstance(tensor, DTensor) and len(local := tensor.to_local()):
+            if not isinstance(tensor, DTensor):
+                copied[name] = tensor
+            elif len(local := tensor.to_local()):
                 first = self.rank * -(-len(tensor) // self.world_size)
-                share[name] = Rows(local.bfloat16() if half else local, first, tuple(tensor.shape))
-        return share
+                cut[name] = Rows(local.bfloat16() if half else local, first, tuple(tensor.shape))
+        return cut, copied
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         state = self._optimizer_rows()

@@ -70,7 +70,7 @@ def losses(store: Store, works: list[TrainWork]) -> list[float]:
 def tensors(store: Store, key: str) -> dict[str, torch.Tensor]:
     manifest = store.artifacts.get(key)
     assert manifest is not None
-    names = shard_names((blob.name for blob in manifest.blobs), "weights")
+    names = shard_names(manifest, "weights")
     assert len(names) == manifest.numerics["world_size"]
     return dict(Shards(str(store.objects.local_path(manifest.blob(name).path)) for name in names))
 

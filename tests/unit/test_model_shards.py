@@ -19,6 +19,8 @@ from jobs.models.shards import (
     shard_names,
     tensors_digest,
 )
+from orchestrator.errors import MoegridError
+from orchestrator.store import Blob, Manifest
 
 TENSORS = {
     "matrix": torch.arange(20.0).view(5, 4),
@@ -43,6 +45,16 @@ def cut(rank: int, ranks: int) -> dict[str, Rows]:
     return pieces
 
 
+def manifest(names: list[str]) -> Manifest:
+    blobs = tuple(Blob(name, f"blobs/{name}", 0, "") for name in names)
+    return Manifest(key="k" * 64, kind="train", spec={}, blobs=blobs)
+
+
+def test_a_state_without_weights_is_named() -> None:
+    with pytest.raises(MoegridError, match=r"has no blob 'weights\.safetensors'"):
+        shard_names(manifest(["state.json"]), "weights")
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_rows_of_all_ranks_are_the_whole(tmp_path: Path, ranks: int) -> None:
     shares = [cut(rank, ranks) for rank in range(ranks)]
@@ -51,7 +63,7 @@ def test_rows_of_all_ranks_are_the_whole(tmp_path: Path, ranks: int) -> None:
         save_file({key: piece.tensor.contiguous() for key, piece in share.items()}, tmp_path / name)
     assert digest_text(rows_digest(share) for share in reversed(shares)) == tensors_digest(TENSORS)
     others = ["state.json", "optimizer.safetensors", "weights_of_something"]
-    read = Shards(tmp_path / name for name in shard_names([*reversed(names), *others], "weights"))
+    read = Shards(tmp_path / name for name in shard_names(manifest([*reversed(names), *others]), "weights"))
     assert len(read) == len(TENSORS) == len(set(read))
     assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
 

