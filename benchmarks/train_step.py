@@ -71,7 +71,8 @@ KINDS = {"matrix products": ("mm",), "attention": ("scaled_dot_product",), "opti
 
 
 def shares(model: CausalLM, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> dict[str, float]:
-    """Return the share of each kind of kernel in the time of three of our steps."""
+    """Return the share of each kind of kernel in the time of three of our steps on one thread: a profile sees one."""
+    torch.set_num_threads(1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         train_ours(model, optimizer, [batch] * 3, time.perf_counter)
     times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM, PreTrainedConfig
 
+from jobs.models.attention import Attention
 from jobs.models.loss import linear_cross_entropy
 from jobs.models.norm import replace_norms
 from jobs.models.shards import tensors_digest
@@ -90,6 +91,7 @@ class CausalLM(nn.Module):
             )
             decoder.mlp = _FeedForward(block)
             decoder.mlp.call = self._call
+            decoder.self_attn = Attention(decoder.self_attn)
             decoder.self_attn.role = "attention"
         for index, block in enumerate(self.moe_blocks):
             block.layer = index

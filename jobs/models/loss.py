@@ -37,13 +37,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_head = torch.zeros_like(head) if need_head else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         masked = bool((labels == -100).any()) if labels.is_cpu else True
-        chunk = CPU_CHUNK if hidden.is_cpu else GPU_CHUNK
+        chunk = min(CPU_CHUNK if hidden.is_cpu else GPU_CHUNK, len(hidden))
+        # The same memory for every chunk: it is still in cache.
+        logits_buffer = hidden.new_empty(chunk, len(head))
+        p_buffer = torch.empty(chunk, len(head), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), chunk):
             h, target = hidden[start : start + chunk], labels[start : start + chunk].unsqueeze(1)
             ignored = target == -100
             target = target.masked_fill(ignored, 0)
-            logits = torch.mm(h, head.t()).float()
-            p = torch.softmax(logits, dim=-1)
+            logits = torch.mm(h, head.t(), out=logits_buffer[: len(h)]).float()
+            p = torch.softmax(logits, dim=-1, out=p_buffer[: len(h)])
             # logsumexp = max h - log(max p): max p >= 1/V cannot underflow, and a softmax is one fused pass.
             highest = logits.amax(-1, keepdim=True)
             losses = highest - p.amax(-1, keepdim=True).log_() - logits.gather(1, target)

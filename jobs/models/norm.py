@@ -19,10 +19,10 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor | None, None]:
         normed, inverse, weight = ctx.saved_tensors
-        d_weight = (d_y * normed).reshape(-1, normed.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
-        scaled = d_y * weight
-        mean = (scaled * normed).sum(-1, keepdim=True).div_(normed.shape[-1])
-        return torch.addcmul(scaled, normed, mean, value=-1).mul_(inverse), d_weight, None
+        product = (d_y * normed).reshape(-1, normed.shape[-1])
+        mean = torch.mv(product, weight).div_(normed.shape[-1]).view_as(inverse)
+        d_x = torch.addcmul(d_y * weight, normed, mean, value=-1).mul_(inverse)
+        return d_x, product.sum(0) if ctx.needs_input_grad[1] else None, None
 
 
 class RMSNorm(nn.Module):

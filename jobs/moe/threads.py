@@ -1,0 +1,66 @@
+"""Independent pieces of work on a process's cores: one core for each piece, not all cores for each kernel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import torch
+
+# Fewer rows are done before another thread is awake; more threads wait for each other's Python.
+FEWEST_ROWS, MOST_THREADS = 1024, 4
+
+
+def for_each(work: Callable[[int], None], sizes: Sequence[int]) -> None:
+    """Call `work(i)` for every i whose `sizes[i]`, the rows of its piece, is not 0.
+
+    Pieces write to memory of their own, so no bit depends on the thread that takes one. Kernels between which little
+    happens leave the other cores asleep half of the time; a piece's kernels follow each other on one core.
+    """
+    threads, pieces = torch.get_num_threads(), [i for i, size in enumerate(sizes) if size]
+    if not 1 < threads <= MOST_THREADS or sum(sizes) < FEWEST_ROWS or len(pieces) < 2 * threads:
+        for i in pieces:
+            work(i)
+        return
+    # The largest first; whoever is free takes the next one.
+    rest = iter(sorted(pieces, key=lambda i: -sizes[i]))
+    inference = torch.is_inference_mode_enabled()
+
+    def take() -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            for i in rest:
+                work(i)
+
+    torch.set_num_threads(1)
+    try:
+        others = [_helpers().submit(take) for _ in range(threads - 1)]
+        try:
+            take()
+        finally:
+            started = [other for other in others if not other.cancel()]
+            wait(started)
+    finally:
+        torch.set_num_threads(threads)
+    for other in started:
+        other.result()
+
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _helpers() -> ThreadPoolExecutor:
+    """Return the threads that help, each with one core for its kernels."""
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(MOST_THREADS - 1, "experts", initializer=torch.set_num_threads, initargs=(1,))
+    return _pool
+
+
+def _forget() -> None:
+    global _pool
+    _pool = None
+
+
+# A forked process has no threads but the one that forked it.
+os.register_at_fork(after_in_child=_forget)
