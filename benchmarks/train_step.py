@@ -1,9 +1,9 @@
 """Speed of a whole training step at scale tiny, ours against transformers' Trainer: `python benchmarks/train_step.py`.
 
-Same weights, batches, balance loss, AdamW (fused), clipping. Each side has a process of its own: ours with the settings
-of our jobs (threads, memory, determinism), the Trainer as it comes. After the losses were found equal, they train in
-turns; setting up is not counted. The ratio is the median of the rounds' own. The last line says where our step's time
-goes: what is no matrix product is all that could still be saved.
+Same weights, batches, balance loss, AdamW (fused), clipping. Each side has a process of its own: ours the training loop
+of our jobs with their settings (threads, memory, determinism), the Trainer as it comes. After the losses were found
+equal, they train in turns; setting up is not counted. The ratio is the median of the rounds' own. The last line says
+where our step's time goes: what is no matrix product is all that could still be saved.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ from transformers import OlmoeForCausalLM, Trainer, TrainerCallback, TrainingArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jobs.data.packing import IGNORED, Batch
 from jobs.models.backbones import CausalLM, build_model
 from jobs.models.convert import export_checkpoint
 from jobs.moe.balance import balance_loss
 from jobs.numerics import prepare_torch, set_threads
-from orchestrator.spec.cell import BalanceSpec, Execution, Resources
+from jobs.train.engines import TorchEngine
+from jobs.train.loop import Trainer as OurTrainer
+from orchestrator.spec.cell import BalanceSpec, DataSpec, Execution, Resources, TrainSpec
 from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.work import Conditions
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-VOCAB, BATCH, LENGTH, LR, COEFFICIENT = 4096, 8, 256, 1e-3, 0.01
+VOCAB, BATCH, LENGTH, LR, DECAY, CLIP, COEFFICIENT = 4096, 8, 256, 1e-3, 0.01, 1.0, 0.01
 BALANCE = BalanceSpec(aux_coef=COEFFICIENT, aux_variant="olmoe_hf", z_coef=0.0)
 
 
@@ -52,17 +56,54 @@ class Clock(TrainerCallback):
         self.stop = self.clock()
 
 
-def train_ours(model: CausalLM, optimizer: torch.optim.Optimizer, batches: list[torch.Tensor], clock: Any) -> float:
-    """Return the seconds of one step per batch."""
+class Rows:
+    """Given token ids as a source of micro-batches."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, Batch] = {}
+
+    def micro_batch(self, step: int, index: int, size: int) -> Batch:
+        """Return the batch of one optimizer step."""
+        return self.steps.pop(step)
+
+    def put(self, first: int, batches: list[torch.Tensor]) -> None:
+        """Make [B,S] token ids the batches of the steps from `first` on."""
+        for step, ids in enumerate(batches, first):
+            labels = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
+            nothing = torch.zeros_like(ids)
+            self.steps[step] = Batch(ids, labels, torch.ones_like(ids), nothing, nothing)
+
+
+def our_trainer(model: CausalLM) -> tuple[OurTrainer, Rows]:
+    """Return the training loop of our jobs with the Trainer's settings, and where its batches come from."""
+    train = TrainSpec(
+        DataSpec("given"),
+        steps=1_000_000,
+        micro_batch=BATCH,
+        sequence_length=LENGTH,
+        lr=LR,
+        router_lr=LR,
+        schedule="constant",
+        warmup_ratio=0.0,
+        betas=(0.9, 0.999),
+        weight_decay=DECAY,
+        clip=CLIP,
+        freeze="",
+        balance=BALANCE,
+    )
+    rows = Rows()
+    engine = TorchEngine(model, train)
+    engine.freeze("")
     model.train()
+    return OurTrainer(engine, Conditions("pretrain", train, "", 0), rows), rows
+
+
+def train_ours(trainer: OurTrainer, rows: Rows, batches: list[torch.Tensor], clock: Any) -> float:
+    """Return the seconds of one step per batch."""
+    rows.put(trainer.step, batches)
     start = clock()
-    for ids in batches:
-        output = model(ids, labels=ids)
-        balance, _ = balance_loss(output.routings, BALANCE)
-        (output.loss / output.tokens + balance).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad()
+    for _ in batches:
+        trainer.train_step()
     return float(clock() - start)
 
 
@@ -70,11 +111,11 @@ def train_ours(model: CausalLM, optimizer: torch.optim.Optimizer, batches: list[
 KINDS = {"matrix products": ("mm",), "attention": ("scaled_dot_product",), "optimizer": ("adamw", "foreach")}
 
 
-def shares(model: CausalLM, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> dict[str, float]:
+def shares(trainer: OurTrainer, rows: Rows, batch: torch.Tensor) -> dict[str, float]:
     """Return the share of each kind of kernel in the time of three of our steps on one thread: a profile sees one."""
     torch.set_num_threads(1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        train_ours(model, optimizer, [batch] * 3, time.perf_counter)
+        train_ours(trainer, rows, [batch] * 3, time.perf_counter)
     times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
     found = {kind: sum(t for key, t in times.items() if any(n in key for n in names)) for kind, names in KINDS.items()}
     total = sum(times.values())
@@ -90,8 +131,8 @@ def train_theirs(model: OlmoeForCausalLM, batches: list[torch.Tensor], clock: An
         per_device_train_batch_size=BATCH,
         learning_rate=LR,
         lr_scheduler_type="constant",
-        weight_decay=0.01,
-        max_grad_norm=1.0,
+        weight_decay=DECAY,
+        max_grad_norm=CLIP,
         optim="adamw_torch_fused",
         logging_steps=10,
         save_strategy="no",
@@ -126,7 +167,7 @@ def serve(args: argparse.Namespace) -> None:
     if args.side == "ours":
         prepare_torch(Execution(), Resources(cores=args.threads))
         ours = tiny_model(args)
-        optimizer = torch.optim.AdamW(ours.parameters(), lr=LR, weight_decay=0.01, fused=True)
+        trainer, rows = our_trainer(ours)
         output = ours(probe, labels=probe)
         loss = output.loss / output.tokens + balance_loss(output.routings, BALANCE)[0]
     else:
@@ -141,12 +182,12 @@ def serve(args: argparse.Namespace) -> None:
     for line in sys.stdin:
         batches = batches_of(int(line), args.steps)
         if args.side == "ours":
-            seconds = train_ours(ours, optimizer, batches, clock)
+            seconds = train_ours(trainer, rows, batches, clock)
         else:
             seconds = train_theirs(theirs, batches, clock, args.directory)
         print(json.dumps(seconds), file=answers)
     if args.side == "ours":
-        print(json.dumps(shares(ours, optimizer, probe)), file=answers)
+        print(json.dumps(shares(trainer, rows, probe)), file=answers)
 
 
 class Side:

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Tokens per chunk. On a CPU 256 x 4096 fp32 logits are 4 MB: they stay in cache; a GPU wants larger products.
-CPU_CHUNK, GPU_CHUNK = 256, 4096
+from jobs.threads import for_each, threads_for
+
+# Tokens per chunk. On a CPU 128 x 4096 fp32 logits are 2 MB: they stay in cache; a GPU wants larger products.
+CPU_CHUNK, GPU_CHUNK = 128, 4096
 
 
 def linear_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, labels_BS: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,31 +36,40 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
         need_hidden, need_head = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if need_hidden else None
-        d_head = torch.zeros_like(head) if need_head else None
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        # Each group of chunks has its own sums, added in order: bits depend on the number of threads alone.
+        groups = threads_for(len(hidden)) if hidden.is_cpu else 1
+        d_heads = [torch.zeros_like(head) for _ in range(groups)] if need_head else []
+        losses = torch.zeros(groups, dtype=torch.float32, device=hidden.device)
         masked = bool((labels == -100).any()) if labels.is_cpu else True
         chunk = min(CPU_CHUNK if hidden.is_cpu else GPU_CHUNK, len(hidden))
-        # The same memory for every chunk: it is still in cache.
-        logits_buffer = hidden.new_empty(chunk, len(head))
-        p_buffer = torch.empty(chunk, len(head), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(hidden), chunk):
-            h, target = hidden[start : start + chunk], labels[start : start + chunk].unsqueeze(1)
-            ignored = target == -100
-            target = target.masked_fill(ignored, 0)
-            logits = torch.mm(h, head.t(), out=logits_buffer[: len(h)]).float()
-            p = torch.softmax(logits, dim=-1, out=p_buffer[: len(h)])
-            # logsumexp = max h - log(max p): max p >= 1/V cannot underflow, and a softmax is one fused pass.
-            highest = logits.amax(-1, keepdim=True)
-            losses = highest - p.amax(-1, keepdim=True).log_() - logits.gather(1, target)
-            loss += losses.masked_fill_(ignored, 0.0).sum()
-            if d_hidden is None and d_head is None:
-                continue
-            p.scatter_add_(1, target, torch.full_like(highest, -1.0))
-            gradient = p.mul_(~ignored).to(head.dtype) if masked else p.to(head.dtype)
-            if d_hidden is not None:
-                torch.mm(gradient, head, out=d_hidden[start : start + chunk])
-            if d_head is not None:
-                d_head.addmm_(gradient.t(), h)
+        starts = [range(0, len(hidden), chunk)[group::groups] for group in range(groups)] if chunk else []
+
+        def run(group: int) -> None:
+            # The same memory for every chunk: it is still in cache.
+            logits_buffer = hidden.new_empty(chunk, len(head))
+            p_buffer = torch.empty(chunk, len(head), dtype=torch.float32, device=hidden.device)
+            for start in starts[group]:
+                h, target = hidden[start : start + chunk], labels[start : start + chunk].unsqueeze(1)
+                ignored = target == -100
+                target = target.masked_fill(ignored, 0)
+                logits = torch.mm(h, head.t(), out=logits_buffer[: len(h)]).float()
+                p = torch.softmax(logits, dim=-1, out=p_buffer[: len(h)])
+                # logsumexp = max h - log(max p): max p >= 1/V cannot underflow, and a softmax is one fused pass.
+                highest = logits.amax(-1, keepdim=True)
+                nats = highest - p.amax(-1, keepdim=True).log_() - logits.gather(1, target)
+                losses[group] += nats.masked_fill_(ignored, 0.0).sum()
+                if d_hidden is None and not d_heads:
+                    continue
+                p.scatter_add_(1, target, torch.full_like(highest, -1.0))
+                gradient = p.mul_(~ignored).to(head.dtype) if masked else p.to(head.dtype)
+                if d_hidden is not None:
+                    torch.mm(gradient, head, out=d_hidden[start : start + chunk])
+                if d_heads:
+                    d_heads[group].addmm_(gradient.t(), h)
+
+        for_each(run, [chunk * len(part) for part in starts])
+        loss = losses.sum()
+        d_head = sum(d_heads[1:], d_heads[0]) if d_heads else None
         ctx.save_for_backward(*[g for g in (d_hidden, d_head) if g is not None])
         ctx.has = (d_hidden is not None, d_head is not None)
         return loss

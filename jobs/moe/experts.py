@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.moe.routing import count
-from jobs.moe.threads import for_each
+from jobs.threads import for_each
 
 aten = torch.ops.aten
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
+from jobs.models.loss import linear_cross_entropy
 from jobs.moe.experts import Experts
-from jobs.moe.threads import FEWEST_ROWS, for_each
+from jobs.threads import FEWEST_ROWS, for_each
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +26,10 @@ def _two_threads() -> Iterator[None]:
 SIZES = [FEWEST_ROWS, 0, 3, 40, 500, 7, 0, 90, 1]
 
 
-def shared(work, sizes=SIZES) -> set[int]:
+def shared(work: Callable[[int], Any], sizes: list[int] = SIZES) -> set[int]:
     """Run `work` so that two threads must take part: the first two pieces wait for each other."""
-    meeting, threads = threading.Barrier(2), set()
+    meeting = threading.Barrier(2)
+    threads: set[int] = set()
 
     def run(i: int) -> None:
         if len(threads) < 2:
@@ -72,7 +75,7 @@ def test_an_error_in_a_piece_reaches_the_caller_and_threads_are_restored() -> No
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_helpers_work_in_the_callers_mode(mode) -> None:
+def test_helpers_work_in_the_callers_mode(mode: Callable[[], Any]) -> None:
     with mode():
         out = torch.zeros(len(SIZES), 2)
         shared(lambda i: torch.mul(torch.ones(2), float(i), out=out[i]))
@@ -111,3 +114,27 @@ def test_experts_give_the_same_bits_however_their_threads_are_timed(form: str) -
     torch.set_num_threads(1)
     for a, b in zip(first, gradients(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1025, 1500, 2048])
+@pytest.mark.parametrize("ignored", [0, 7])
+def test_the_loss_of_several_threads_has_the_same_bits_every_time_and_is_torchs(tokens: int, ignored: int) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(1, tokens, 16, requires_grad=True)
+    head = torch.randn(300, 16, requires_grad=True)
+    labels = torch.randint(0, 300, (1, tokens))
+    if ignored:
+        labels[0, ::ignored] = -100
+
+    def gradients() -> list[torch.Tensor]:
+        loss, count = linear_cross_entropy(hidden, head, labels)
+        assert count == (labels != -100).sum()
+        return [loss, *torch.autograd.grad(3.0 * loss, [hidden, head])]
+
+    first = gradients()
+    for _ in range(5):
+        assert all(torch.equal(a, b) for a, b in zip(first, gradients(), strict=True))
+    expected = torch.nn.functional.cross_entropy(hidden[0] @ head.t(), labels[0], reduction="sum")
+    torch.testing.assert_close(first[0], expected, rtol=1e-5, atol=1e-5)
+    for a, b in zip(first[1:], torch.autograd.grad(3.0 * expected, [hidden, head]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

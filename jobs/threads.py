@@ -12,14 +12,20 @@ import torch
 FEWEST_ROWS, MOST_THREADS = 1024, 4
 
 
+def threads_for(rows: int) -> int:
+    """Return how many threads share work on `rows` rows; 1 = the kernels themselves use all cores."""
+    threads = torch.get_num_threads()
+    return threads if threads <= MOST_THREADS and rows >= FEWEST_ROWS else 1
+
+
 def for_each(work: Callable[[int], None], sizes: Sequence[int]) -> None:
     """Call `work(i)` for every i whose `sizes[i]`, the rows of its piece, is not 0.
 
     Pieces write to memory of their own, so no bit depends on the thread that takes one. Kernels between which little
     happens leave the other cores asleep half of the time; a piece's kernels follow each other on one core.
     """
-    threads, pieces = torch.get_num_threads(), [i for i, size in enumerate(sizes) if size]
-    if not 1 < threads <= MOST_THREADS or sum(sizes) < FEWEST_ROWS or len(pieces) < 2 * threads:
+    threads, pieces = threads_for(sum(sizes)), [i for i, size in enumerate(sizes) if size]
+    if threads == 1 or len(pieces) < threads:
         for i in pieces:
             work(i)
         return
