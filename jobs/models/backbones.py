@@ -1,4 +1,4 @@
-"""Causal language models: attention, norms, rotary embedding and head from transformers, our feed-forward blocks."""
+"""Causal language models: decoder layers, masks and cache of transformers; feed-forwards, attention and norms ours."""
 
 from __future__ import annotations
 
