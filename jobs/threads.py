@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
-# Fewer rows are done before another thread is awake; more threads wait for each other's Python.
+# Fewer rows are done before another thread is awake. A tenth of a piece's time is Python, which one thread runs at a
+# time: many would wait for each other.
 FEWEST_ROWS, MOST_THREADS = 1024, 4
 
 

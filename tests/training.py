@@ -19,6 +19,7 @@ import numpy as np
 from jobs.context import Job, StageContext
 from jobs.preemption import Signals
 from jobs.reporter import Reporter
+from orchestrator.plan.stages import before_finetuning
 from orchestrator.spec.cell import BalanceSpec, DataSpec, Execution, Resources, TrainSpec
 from orchestrator.spec.identity import plain
 from orchestrator.spec.model import ModelSpec, MoESpec
@@ -101,10 +102,15 @@ def segments(
 ) -> list[TrainWork]:
     """Return the works of a phase cut into (frozen role, start, stop), after the last work of an earlier phase."""
     history = after.spans if after else ()
+    init, limit = init_work(before_finetuning(model)).key(), 0
+    if phase == "finetune":
+        limit = model.moe.collaboration_top or 0
+    else:
+        model = before_finetuning(model)
     works = []
     for frozen, start, stop in schedule:
-        conditions = Conditions(phase, dataclasses.replace(train, freeze=frozen), key(tokens), 0)
-        works.append(TrainWork(model, TOKENIZER, init_work(model).key(), history, conditions, start, stop))
+        conditions = Conditions(phase, dataclasses.replace(train, freeze=frozen), key(tokens), 0, limit)
+        works.append(TrainWork(model, TOKENIZER, init, history, conditions, start, stop))
         history = works[-1].spans
     return works
 

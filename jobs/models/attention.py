@@ -40,7 +40,6 @@ class Attention(nn.Module):
         # OLMoE norms queries and keys before they are split into heads.
         self.q_norm = getattr(theirs, "q_norm", nn.Identity())
         self.k_norm = getattr(theirs, "k_norm", nn.Identity())
-        self.clip = getattr(theirs.config, "clip_qkv", None)
         self.layer, self.head_dim = theirs.layer_idx, theirs.head_dim
         # Read by transformers' kernel.
         self.is_causal, self.num_key_value_groups = True, theirs.num_key_value_groups
@@ -56,8 +55,6 @@ class Attention(nn.Module):
         """Return the mixed hidden states [B,S,D]; `position_embeddings` are cos and sin [B or 1,S,head_dim]."""
         q, k = self.q_norm(self.q_proj(hidden_states)), self.k_norm(self.k_proj(hidden_states))
         v = self.v_proj(hidden_states)
-        if self.clip is not None:
-            q, k, v = (x.clamp(-self.clip, self.clip) for x in (q, k, v))
         q, k = self._rotated(q, position_embeddings), self._rotated(k, position_embeddings)
         v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         if past_key_values is not None:

@@ -296,16 +296,20 @@ def canonical_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_canonical(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy `canonical_state` back in; raises MoegridError when names differ."""
+    """Copy `canonical_state` back in; raises MoegridError when names differ.
+
+    C2R's lists may be missing: those of a state from before fine-tuning limit nothing.
+    """
     own = canonical_state(model)
-    if set(own) != set(state):
-        difference = sorted(set(own) ^ set(state))
+    unlimited = {name for name in own if name.endswith(".router.allowed") and name not in state}
+    if own.keys() - unlimited != set(state):
+        difference = sorted(own.keys() ^ set(state))
         raise MoegridError(
             "these weights belong to another model", cause=f"differing names: {', '.join(difference[:8])}"
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(state[name])
+            tensor.fill_(True) if name in unlimited else tensor.copy_(state[name])
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -82,7 +82,7 @@ def train_segment(
     engine.assert_lr(*learning_rates(train, session.step))
     source = _source(context, work)
     moe = engine.model.spec.moe
-    if session.step == 0 and work.conditions.phase == "finetune" and moe.collaboration_top:
+    if session.step == 0 and work.conditions.collaboration_top:
         profile_collaboration(engine.model, profiling_sample(source, train.micro_batch, moe.unit))
     frozen = frozen_digest(engine, train.freeze)
     trainer = Trainer(engine, work.conditions, source, session.step, session.tokens, session.meter)
@@ -148,7 +148,8 @@ def _enter(context: StageContext, work: TrainWork, segment: Segment) -> Session:
     if found is None and live is not None and live.state == work.parent:
         if work.start > 0 and live.phase == work.conditions.phase:
             return live
-        if work.start == 0 and context.execution.engine == "torch":  # the others keep hooks in the model
+        # The other engines keep hooks in the model, and C2R's lists are part of it only from here on.
+        if work.start == 0 and context.execution.engine == "torch" and not work.conditions.collaboration_top:
             engine = _engine(context, work, live.engine.model)
             return Session(engine, work.conditions.phase, work.parent, 0, 0, Meter())
     writer.wait()

@@ -16,6 +16,7 @@ from orchestrator.plan.evaluations import (
 )
 from orchestrator.spec.cell import Cell, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.identity import Span, state_key
+from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.schedule import Phase, freeze_phases, step_at
 from orchestrator.spec.suites import Use, uses
 from orchestrator.spec.work import (
@@ -95,6 +96,16 @@ def constant_part(train: TrainSpec, frozen: str) -> TrainSpec:
     return dataclasses.replace(train, freeze=frozen, router_lr=router_lr, router_lr_ratio=1.0, data=data)
 
 
+def before_finetuning(model: ModelSpec) -> ModelSpec:
+    """Return the model that the initial weights and pretraining belong to: C2R's limit is not there yet.
+
+    So a model with the limit shares them with the one without. Preset `c2r` is never without.
+    """
+    if not model.moe.collaboration_top or model.moe.preset == "c2r":
+        return model
+    return dataclasses.replace(model, moe=dataclasses.replace(model.moe, collaboration_top=0))
+
+
 # A line of training: the initial artifact, the spans before, the conditions' digest and the step where they set in.
 Line = tuple[str, tuple[Span, ...], str, int]
 
@@ -133,7 +144,7 @@ class Lowering:
         history: tuple[Span, ...] = ()
         for phase, train, seed, last in phases_of(cell):
             wanted = [step_at(at, train.steps) for at in cell.evaluate.at] if last else []
-            for span, _, digest in self._spans_of(phase, train, seed, base.tokens[phase]):
+            for span, _, digest in self._spans_of(cell, phase, train, seed, base):
                 cuts = self._cuts.setdefault((base.init, history, digest, span.start), set())
                 cuts.add(span.stop)
                 cuts.update([step for step in wanted if span.start < step < span.stop])
@@ -149,7 +160,7 @@ class Lowering:
         train = None
         for phase, train, seed, _ in phases_of(cell):
             states = {0: state}
-            for span, conditions, digest in self._spans_of(phase, train, seed, base.tokens[phase]):
+            for span, conditions, digest in self._spans_of(cell, phase, train, seed, base):
                 before, start = history, span.start
                 for stop in sorted(self._cuts[base.init, history, digest, span.start]):
                     if stop > span.stop:
@@ -188,7 +199,7 @@ class Lowering:
         corpus = self._data(stages, text.data, cell.seed.data)
         source = "" if cell.tokenizer.kind == "pretrained" else corpus
         tokenizer = self._add(stages, TokenizerWork(cell.tokenizer, source), "prepare", "tokenizer")
-        work = InitWork(cell.model, tokenizer, cell.seed.init, private)
+        work = InitWork(before_finetuning(cell.model), tokenizer, cell.seed.init, private)
         init = self._add(stages, work, "prepare", f"init seed {cell.seed.init}")
         tokens = {}
         for phase, train, _, _ in phases_of(cell):
@@ -220,10 +231,11 @@ class Lowering:
         return self._add(stages, work, "prepare", f"items of {name}")
 
     def _spans_of(
-        self, phase: str, train: TrainSpec, seed: int, tokens: str
+        self, cell: Cell, phase: str, train: TrainSpec, seed: int, base: _Base
     ) -> tuple[tuple[Phase, Conditions, str], ...]:
         """Return (freeze phase, conditions, their digest) of one training phase."""
-        identity = (phase, id(train), seed, tokens)
+        tokens, limit = base.tokens[phase], cell.model.moe.collaboration_top or 0 if phase == "finetune" else 0
+        identity = (phase, id(train), seed, tokens, limit)
         if identity not in self._spans:
             spans = []
             for span in freeze_phases(train.freeze, train.steps):
@@ -231,7 +243,7 @@ class Lowering:
                 constant = self._constant.get((id(train), span.frozen))
                 if constant is None:
                     constant = self._constant[id(train), span.frozen] = constant_part(train, span.frozen)
-                conditions = Conditions(phase=phase, train=constant, tokens=tokens, seed=seed)
+                conditions = Conditions(phase, constant, tokens, seed, limit)
                 spans.append((span, conditions, conditions.digest()))
             self._spans[identity] = tuple(spans)
         return self._spans[identity]
@@ -288,7 +300,8 @@ class Lowering:
         identity = (base.init, before, digest, start, stop)
         if identity not in self._stages:
             key = state_key(base.init, after)
-            work = TrainWork(cell.model, base.tokenizer, base.init, before, conditions, start, stop)
+            model = cell.model if conditions.phase == "finetune" else before_finetuning(cell.model)
+            work = TrainWork(model, base.tokenizer, base.init, before, conditions, start, stop)
             train = conditions.train
             frozen = f" freeze {train.freeze}" if train.freeze else ""
             ratio = f" router_lr {train.router_lr:g}" if train.router_lr != train.lr else ""

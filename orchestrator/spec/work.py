@@ -115,13 +115,15 @@ class Conditions:
 
     `train` is normalised by the plan: `freeze` is one role ("" = none frozen), `router_lr` is absolute,
     `router_lr_ratio` is 1, `data` says its format alone (the key `tokens` says the rest). `steps` is the planned total
-    of the phase, because the LR schedule depends on it.
+    of the phase, because the LR schedule depends on it. `collaboration_top` is the length of C2R's lists: they are made
+    when fine-tuning begins and hold from then on.
     """
 
     phase: str  # pretrain | finetune
     train: TrainSpec
     tokens: str
     seed: int
+    collaboration_top: int = field(default=0, metadata=NEUTRAL)
 
     def digest(self) -> str:
         return digest(self)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from orchestrator.plan.stages import before_finetuning
 from orchestrator.spec.cell import BalanceSpec
+from orchestrator.spec.model import resolve_model
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Store
 from tests.training import MODEL, TRAIN, init_work, prepare, run_chain, segments, state_bits
@@ -26,18 +28,23 @@ def router_state(store: Store, work: TrainWork, directory: Path) -> dict[str, to
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def test_c2r_lists_are_made_when_fine_tuning_begins_and_survive_a_cut(tmp_path: Path) -> None:
-    model = dataclasses.replace(MODEL, moe=dataclasses.replace(MOE, preset="c2r", collaboration_top=3))
+@pytest.mark.parametrize("preset", ["c2r", "smoe"])
+def test_c2r_lists_are_made_when_fine_tuning_begins_and_survive_a_cut(preset: str, tmp_path: Path) -> None:
+    model = resolve_model(dataclasses.replace(MODEL, moe=dataclasses.replace(MOE, preset=preset, collaboration_top=3)))
     train = dataclasses.replace(TRAIN, steps=4)
     results = []
     for cuts in ([("", 0, 4)], [("", 0, 2), ("", 2, 4)]):
         store = prepare(str(tmp_path / f"store{len(cuts)}"))
         base = segments([("", 0, 4)], train, model=model)
         tuned = segments(cuts, train, model=model, phase="finetune", tokens="instructions", after=base[-1])
-        run_chain(store, [init_work(model), *base, *tuned])
-        before = router_state(store, base[-1], tmp_path / "before")["allowed"]
+        run_chain(store, [init_work(before_finetuning(model)), *base, *tuned])
+        before = router_state(store, base[-1], tmp_path / "before").get("allowed")
         after = router_state(store, tuned[-1], tmp_path / "after")["allowed"]
-        assert before.all(), "pretraining is not limited"
+        if preset == "c2r":
+            assert before is not None
+            assert before.all(), "pretraining is not limited"
+        else:
+            assert before is None, "pretraining is that of the model without the limit"
         assert (after.sum(1) == 3).all()
         results.append(state_bits(store, tuned[-1].key()))
     assert results[0] == results[1]

@@ -14,7 +14,7 @@ from orchestrator.plan.root import root_document
 from orchestrator.spec.cell import Cell, DataSpec, EvaluateSpec, Seeds, TaskSpec, TokenizerSpec, TrainSpec
 from orchestrator.spec.grid import Grid, GridCell
 from orchestrator.spec.identity import lineage, state_key
-from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
 from orchestrator.spec.work import TrainWork, work_from_json, work_to_json
 
 SCHEDULES = (
@@ -118,6 +118,24 @@ def test_segments_round_half_up_to_whole_steps(schedule: str, expected: list[tup
         grid_of([("a", dataclasses.replace(cell, finetune=dataclasses.replace(cell.finetune, steps=9)))])
     )
     assert [(w.conditions.train.freeze, w.start, w.stop) for w in train_stages(graph, "finetune")] == expected
+
+
+def test_c2r_begins_with_fine_tuning_so_all_before_is_shared_with_the_model_without_it() -> None:
+    moe = resolve_model(BASE.model).moe
+    limited = [
+        dataclasses.replace(
+            BASE, model=dataclasses.replace(BASE.model, moe=dataclasses.replace(moe, collaboration_top=top))
+        )
+        for top in (0, 1, 2)
+    ]
+    graph = build_graph(grid_of([(str(i), cell) for i, cell in enumerate(limited)]))
+    stages = list(graph.stages.values())
+    assert sum(stage.kind == "init" for stage in stages) == 1
+    assert sum(stage.phase == "pretrain" for stage in stages) == 1
+    tuned = [stage.work for stage in stages if stage.phase == "finetune"]
+    assert {work.conditions.collaboration_top for work in tuned} == {0, 1, 2}
+    assert len({work.key() for work in tuned}) == len(tuned)
+    assert all(work.model.moe.collaboration_top == work.conditions.collaboration_top for work in tuned)
 
 
 def test_a_run_is_cut_where_another_cell_forks_from_it() -> None:
