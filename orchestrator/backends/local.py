@@ -41,7 +41,6 @@ _LAUNCH = (
     'record=$1; shift; { cat /proc/$$/stat 2>/dev/null || echo "$$"; } > "$record.tmp" '
     '&& mv "$record.tmp" "$record" && exec "$@"'
 )
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 _STARTING_SECONDS = 10.0
 _KEEP_SECONDS = 7 * 86400.0
 _SUFFIXES = (".log", ".exit", ".pid", ".json")
@@ -217,7 +216,7 @@ class LocalBackend:
 
     def _environment(self, batch: Batch, job: Job, gpus: Sequence[int]) -> dict[str, str]:
         environment = dict(os.environ)
-        environment.update(dict.fromkeys(_THREADS, str(job.resources.cores)))
+        environment.update(dict.fromkeys(host.THREADS, str(job.resources.cores)))
         inherited = environment.get("PYTHONPATH", "")
         environment["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), inherited) if part)
         environment["PYTHONUNBUFFERED"] = "1"

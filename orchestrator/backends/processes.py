@@ -21,7 +21,6 @@ from typing import Any
 from orchestrator.backends import host
 from orchestrator.errors import EXIT_DONE, EXIT_PREEMPTED
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 # Seconds that the other ranks get after the first one has ended: they may still be saving, unless it failed.
 RANK_PATIENCE, FAILED_PATIENCE = 300.0, 20.0
 _PR_SET_PDEATHSIG = 1
@@ -92,7 +91,7 @@ class Processes:
 
     def _start(self, local_rank: int, output: int) -> subprocess.Popen[bytes]:
         job = self._job
-        environment = {**os.environ, **dict.fromkeys(THREADS, str(job.cores)), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **dict.fromkeys(host.THREADS, str(job.cores)), "PYTHONUNBUFFERED": "1"}
         if not job.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         if job.project:

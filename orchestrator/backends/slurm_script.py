@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from orchestrator.backends import host
 from orchestrator.backends.base import Batch
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import Resources
 
 ROOT = Path(__file__).resolve().parents[2]
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 # Keys of a site file that are the driver's business, not the backend's.
 DRIVER_KEYS = frozenset({"backend", "tick_seconds", "lease_seconds"})
 # Seconds that the other ranks of a job get after the first one has ended: they may still be saving.
@@ -179,7 +179,7 @@ def _setup(site: SlurmSite, resources: Resources) -> list[str]:
         lines += [f"export {name}={shlex.quote(site.proxy)}" for name in ("http_proxy", "https_proxy")]
     if site.scratch:  # in double quotes: it may name variables of the job, such as $SLURM_JOB_ID
         lines += [f'export TMPDIR="{site.scratch}"', 'mkdir -p "$TMPDIR"']
-    lines += [f"export {name}={resources.cores}" for name in THREADS]
+    lines += [f"export {name}={resources.cores}" for name in host.THREADS]
     path = shlex.quote(site.project or str(ROOT)) + "${PYTHONPATH:+:$PYTHONPATH}"
     lines += ["export PYTHONUNBUFFERED=1", f"export PYTHONPATH={path}"]
     if not resources.gpus:
