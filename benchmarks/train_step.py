@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,11 +24,12 @@ from transformers import OlmoeForCausalLM, Trainer, TrainerCallback, TrainingArg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.lib.sides import Side, add_arguments, job_environment, serve
 from jobs.data.packing import IGNORED, Batch
 from jobs.models.backbones import CausalLM, build_model
 from jobs.models.convert import export_checkpoint
 from jobs.moe.balance import balance_loss
-from jobs.numerics import prepare_torch, set_threads
+from jobs.numerics import prepare_torch
 from jobs.train.engines import TorchEngine
 from jobs.train.loop import Trainer as OurTrainer
 from orchestrator.spec.cell import BalanceSpec, DataSpec, Execution, Resources, TrainSpec
@@ -159,7 +158,7 @@ def batches_of(seed: int, steps: int) -> list[torch.Tensor]:
     return [torch.randint(0, VOCAB, (BATCH, LENGTH), generator=generator) for _ in range(steps)]
 
 
-def serve(args: argparse.Namespace) -> None:
+def run_side(args: argparse.Namespace) -> None:
     """Train one side in this process: the loss before training, then the seconds of every round that is asked for."""
     clock = CLOCKS[args.clock]
     torch.set_num_threads(args.threads)
@@ -170,77 +169,24 @@ def serve(args: argparse.Namespace) -> None:
         trainer, rows = our_trainer(ours)
         output = ours(probe, labels=probe)
         loss = output.loss / output.tokens + balance_loss(output.routings, BALANCE)[0]
-    else:
-        logging.getLogger("transformers").setLevel(logging.ERROR)
-        export_checkpoint(tiny_model(args), Path(args.directory) / "model")
-        theirs = OlmoeForCausalLM.from_pretrained(Path(args.directory) / "model", output_router_logits=True)
-        theirs.config.router_aux_loss_coef = theirs.router_aux_loss_coef = COEFFICIENT
-        theirs.set_experts_implementation("grouped_mm")
-        loss = theirs(input_ids=probe, labels=probe).loss
-    answers = os.fdopen(args.answers, "w", buffering=1)
-    print(json.dumps(float(loss)), file=answers)
-    for line in sys.stdin:
-        batches = batches_of(int(line), args.steps)
-        if args.side == "ours":
-            seconds = train_ours(trainer, rows, batches, clock)
-        else:
-            seconds = train_theirs(theirs, batches, clock, args.directory)
-        print(json.dumps(seconds), file=answers)
-    if args.side == "ours":
-        print(json.dumps(shares(trainer, rows, probe)), file=answers)
-
-
-class Side:
-    """One side's process, which trains only while it is asked to."""
-
-    def __init__(self, side: str, directory: str, environment: dict[str, str]) -> None:
-        theirs, ours = os.pipe()
-        self._said = (Path(directory) / f"{side}.log").open("w+")
-        words = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--directory", directory]
-        self._process = subprocess.Popen(
-            [*words, "--answers", str(ours)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=self._said,
-            pass_fds=[ours],
-            text=True,
+        serve(
+            args,
+            float(loss.detach()),
+            lambda number: train_ours(trainer, rows, batches_of(number, args.steps), clock),
+            lambda: shares(trainer, rows, probe),
         )
-        os.close(ours)
-        self._answers = os.fdopen(theirs)
-        self.loss = self._answer()
-
-    def _answer(self) -> Any:
-        line = self._answers.readline()
-        if not line:
-            code = self._process.wait()
-            self._said.seek(0)
-            sys.exit(f"{self._said.read()[-4000:]}\nthis side ended with exit code {code}")
-        return json.loads(line)
-
-    def seconds(self, round_number: int) -> float:
-        """Return how long one round took."""
-        assert self._process.stdin is not None
-        print(round_number, file=self._process.stdin, flush=True)
-        return float(self._answer())
-
-    def end(self) -> Any:
-        """Let the process end; return its last words, if it has any."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        line = self._answers.readline()
-        self._process.wait()
-        return json.loads(line) if line else None
-
-
-def job_environment(threads: int) -> dict[str, str]:
-    """Return the environment that our jobs give themselves."""
-    before = dict(os.environ)
-    set_threads(Resources(cores=threads))
-    environment = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(before)
-    return environment
+        return
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    export_checkpoint(tiny_model(args), Path(args.directory) / "model")
+    theirs = OlmoeForCausalLM.from_pretrained(Path(args.directory) / "model", output_router_logits=True)
+    theirs.config.router_aux_loss_coef = theirs.router_aux_loss_coef = COEFFICIENT
+    theirs.set_experts_implementation("grouped_mm")
+    serve(
+        args,
+        float(theirs(input_ids=probe, labels=probe).loss),
+        lambda number: train_theirs(theirs, batches_of(number, args.steps), clock, args.directory),
+        lambda: None,
+    )
 
 
 def main() -> None:
@@ -252,21 +198,19 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=2)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: on a busy machine")
-    parser.add_argument("--side", choices=["ours", "transformers"], help=argparse.SUPPRESS)
-    parser.add_argument("--directory", help=argparse.SUPPRESS)
-    parser.add_argument("--answers", type=int, help=argparse.SUPPRESS)
+    add_arguments(parser)
     args = parser.parse_args()
     if args.side:
-        serve(args)
+        run_side(args)
         return
     with tempfile.TemporaryDirectory() as directory:
         ours = Side("ours", directory, job_environment(args.threads))
         theirs = Side("transformers", directory, dict(os.environ))
-        if abs(ours.loss - theirs.loss) > 1e-5 * abs(theirs.loss):
-            sys.exit(f"the losses differ: {ours.loss} and {theirs.loss}")
+        if abs(ours.first - theirs.first) > 1e-5 * abs(theirs.first):
+            sys.exit(f"the losses differ: {ours.first} and {theirs.first}")
         times: dict[str, list[float]] = {"ours": [], "transformers": []}
         for i in range(args.rounds + 1):
-            seconds = ours.seconds(i), theirs.seconds(i)
+            seconds = ours.work(i), theirs.work(i)
             if i:
                 for name, value in zip(times, seconds, strict=True):
                     times[name].append(args.steps * BATCH * LENGTH / value)

@@ -2,7 +2,8 @@
 
     python benchmarks/training.py [--steps 40] [--threads 2]
 
-Same shape, batch, AdamW (fused) and data; rounds alternate, so that a busy machine hits both alike.
+Same shape, batch, AdamW (fused) and data. Each side has a process of its own, the stage with the settings of our jobs;
+rounds alternate, so that a busy machine hits both alike.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.lib.sides import Side, add_arguments, job_environment, serve
+from jobs.numerics import prepare_torch
+from orchestrator.spec.cell import Execution, Resources
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 VOCABULARY, HIDDEN, LAYERS, HEADS = 4096, 128, 4, 4
 EXPERTS, TOP_K, WIDTH = 16, 2, 128
 BATCH, LENGTH = 8, 256
@@ -64,7 +70,7 @@ def stage(steps: int, rounds: int, threads: int) -> Any:
     """Yield the same of a training stage, one segment per round."""
     import numpy as np
 
-    from orchestrator.spec.cell import DataSpec, Execution, Resources, TrainSpec
+    from orchestrator.spec.cell import DataSpec, TrainSpec
     from orchestrator.spec.model import ModelSpec, MoESpec
     from tests import training as bench
 
@@ -106,17 +112,29 @@ def stage(steps: int, rounds: int, threads: int) -> Any:
 
 def main() -> None:
     """Print the medians and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
+    add_arguments(parser)
     options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
-    import torch
+    if options.side:
+        import torch
 
-    torch.set_num_threads(options.threads)
-    theirs, ours = plain_loop(options.steps), stage(options.steps, options.rounds, options.threads)
-    pairs = [(next(theirs), speed) for speed in ours][1:]
+        torch.set_num_threads(options.threads)
+        if options.side == "ours":
+            prepare_torch(Execution(), Resources(cores=options.threads))
+            rates = stage(options.steps, options.rounds, options.threads)
+        else:
+            rates = plain_loop(options.steps)
+        serve(options, None, lambda _: next(rates), lambda: None)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        theirs = Side("transformers", directory, {**os.environ, **dict.fromkeys(THREADS, str(options.threads))})
+        ours = Side("ours", directory, job_environment(options.threads))
+        pairs = [(theirs.work(i), ours.work(i)) for i in range(options.rounds)][1:]
+        for side in (theirs, ours):
+            side.end()
     for name, values in (("transformers", [p[0] for p in pairs]), ("stage", [p[1] for p in pairs])):
         print(f"{name:<14}{statistics.median(values):8.0f} tokens/s   {[round(v) for v in values]}")
     print(f"ratio         {statistics.median(ours / theirs for theirs, ours in pairs):8.2f}")
