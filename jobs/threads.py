@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Barrier
 
 import torch
 
@@ -57,10 +58,17 @@ _pool: ThreadPoolExecutor | None = None
 
 
 def _helpers() -> ThreadPoolExecutor:
-    """Return the threads that help, each with one core for its kernels."""
+    """Return the threads that help, each with one core for its kernels.
+
+    They are all there before they are used: setting a thread's cores also sets MKL's for the whole process, which must
+    not happen once the caller has its own again.
+    """
     global _pool
     if _pool is None:
-        _pool = ThreadPoolExecutor(MOST_THREADS - 1, "experts", initializer=torch.set_num_threads, initargs=(1,))
+        helpers = MOST_THREADS - 1
+        _pool = ThreadPoolExecutor(helpers, "pieces", initializer=torch.set_num_threads, initargs=(1,))
+        meeting = Barrier(helpers)
+        wait([_pool.submit(meeting.wait) for _ in range(helpers)])
     return _pool
 
 

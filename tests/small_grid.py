@@ -1,4 +1,4 @@
-"""A real grid of a very small model on made-up text, and the command line that runs it."""
+"""A real grid of a very small model on made-up text, the command line that runs it, and the freeze schedules."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# The published freeze schedules, in the papers' order.
+SCHEDULES = (
+    "none",
+    "expert",
+    "router",
+    "expert->router",
+    "router->expert",
+    "expert->none",
+    "router->none",
+    "none->expert",
+    "none->router",
+)
 
 GRID = """
 name: small

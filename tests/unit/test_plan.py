@@ -16,18 +16,8 @@ from orchestrator.spec.grid import Grid, GridCell
 from orchestrator.spec.identity import lineage, state_key
 from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
 from orchestrator.spec.work import TrainWork, work_from_json, work_to_json
+from tests.small_grid import SCHEDULES
 
-SCHEDULES = (
-    "none",
-    "expert",
-    "router",
-    "expert->router",
-    "router->expert",
-    "expert->none",
-    "router->none",
-    "none->expert",
-    "none->router",
-)
 BASE = Cell(
     model=ModelSpec(hidden_size=32, num_layers=2, moe=MoESpec(top_k=2, num_experts=4, expert_width=16)),
     tokenizer=TokenizerSpec(vocab_size=300),

@@ -10,18 +10,7 @@ from orchestrator.spec.grid import Grid, load_grid
 from orchestrator.spec.pins import WHEELS
 from orchestrator.spec.problems import Problems
 from orchestrator.spec.yaml_positions import parse_yaml
-
-SCHEDULES = [
-    "none",
-    "expert",
-    "router",
-    "expert->router",
-    "router->expert",
-    "expert->none",
-    "router->none",
-    "none->expert",
-    "none->router",
-]
+from tests.small_grid import SCHEDULES
 
 
 def names(grid: Grid) -> list[str]:
@@ -47,7 +36,7 @@ def test_finetune_freeze_has_nine_schedules_and_three_router_rates_per_seed(back
     assert len(grid.cells) == 24 * len(backbones)
     for backbone in backbones:
         cells = [item for item in grid.cells if item.factors["backbone"] == backbone]
-        assert [item.factors["freeze"] for item in cells if "freeze" in item.factors][::2] == SCHEDULES
+        assert [item.factors["freeze"] for item in cells if "freeze" in item.factors][::2] == list(SCHEDULES)
         assert {item.factors.get("router_lr_ratio") for item in cells} == {None, 0.5, 0.25, 0.1}
         assert len({item.setting for item in cells}) == 12
         bases = {(item.cell.model, item.cell.pretrain, item.cell.seed.pretrain) for item in cells}

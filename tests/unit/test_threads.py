@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from jobs import threads
 from jobs.models.loss import linear_cross_entropy
 from jobs.moe.experts import Experts
 from jobs.threads import FEWEST_ROWS, for_each
@@ -29,16 +31,16 @@ SIZES = [FEWEST_ROWS, 0, 3, 40, 500, 7, 0, 90, 1]
 def shared(work: Callable[[int], Any], sizes: list[int] = SIZES) -> set[int]:
     """Run `work` so that two threads must take part: the first two pieces wait for each other."""
     meeting = threading.Barrier(2)
-    threads: set[int] = set()
+    met: set[int] = set()
 
     def run(i: int) -> None:
-        if len(threads) < 2:
-            threads.add(threading.get_ident())
+        if len(met) < 2:
+            met.add(threading.get_ident())
             meeting.wait(20)
         work(i)
 
     for_each(run, sizes)
-    return threads
+    return met
 
 
 def test_every_piece_with_rows_is_done_once_by_whoever_is_free() -> None:
@@ -80,6 +82,23 @@ def test_helpers_work_in_the_callers_mode(mode: Callable[[], Any]) -> None:
         out = torch.zeros(len(SIZES), 2)
         shared(lambda i: torch.mul(torch.ones(2), float(i), out=out[i]))
     assert out[:, 0].tolist() == [float(i) if size else 0.0 for i, size in enumerate(SIZES)]
+
+
+def test_no_helper_sets_cores_after_the_caller_has_its_own_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    main, real, order = threading.get_ident(), torch.set_num_threads, []
+
+    def late(count: int) -> None:
+        if threading.get_ident() != main:
+            time.sleep(0.1)
+        real(count)
+        order.append((threading.get_ident() == main, count))
+
+    monkeypatch.setattr(threads, "_pool", None)
+    monkeypatch.setattr(torch, "set_num_threads", late)
+    for_each(lambda i: None, SIZES)
+    time.sleep(0.5)
+    assert order[-1] == (True, 2)
+    assert len(order) == threads.MOST_THREADS + 1
 
 
 def test_a_forked_process_has_helpers_of_its_own() -> None:
