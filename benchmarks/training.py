@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.lib.sides import Side, add_arguments, job_environment, serve
 from jobs.numerics import prepare_torch
-from orchestrator.backends.host import THREADS
-from orchestrator.spec.cell import Execution, Resources
+from orchestrator.spec.cell import THREADS, Execution, Resources
 
 VOCABULARY, HIDDEN, LAYERS, HEADS = 4096, 128, 4, 4
 EXPERTS, TOP_K, WIDTH = 16, 2, 128

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import NumericsError
-from orchestrator.spec.cell import Execution, Resources
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+from orchestrator.spec.cell import THREADS, Execution, Resources
 
 
 def set_threads(resources: Resources) -> None:
     """Fix the thread counts of every numeric library through the environment."""
-    for name in THREAD_VARIABLES:
+    for name in THREADS:
         os.environ[name] = str(resources.cores)
     if resources.cores > 1 and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -13,8 +13,6 @@ from pathlib import Path
 from orchestrator.errors import MoegridError
 
 _PROC = Path("/proc")
-# How many threads a job's libraries start.
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
 @lru_cache(maxsize=1)

@@ -33,7 +33,7 @@ from orchestrator.backends.base import (
     SchedulerUnreachable,
 )
 from orchestrator.errors import MoegridError
-from orchestrator.spec.cell import Resources
+from orchestrator.spec.cell import THREADS, Resources
 
 ROOT = Path(__file__).resolve().parents[2]
 # The shell leaves its process id (the job's own: exec keeps it) before anything else can happen.
@@ -216,7 +216,7 @@ class LocalBackend:
 
     def _environment(self, batch: Batch, job: Job, gpus: Sequence[int]) -> dict[str, str]:
         environment = dict(os.environ)
-        environment.update(dict.fromkeys(host.THREADS, str(job.resources.cores)))
+        environment.update(dict.fromkeys(THREADS, str(job.resources.cores)))
         inherited = environment.get("PYTHONPATH", "")
         environment["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), inherited) if part)
         environment["PYTHONUNBUFFERED"] = "1"

@@ -20,6 +20,7 @@ from typing import Any
 
 from orchestrator.backends import host
 from orchestrator.errors import EXIT_DONE, EXIT_PREEMPTED
+from orchestrator.spec.cell import THREADS
 
 # Seconds that the other ranks get after the first one has ended: they may still be saving, unless it failed.
 RANK_PATIENCE, FAILED_PATIENCE = 300.0, 20.0
@@ -91,7 +92,7 @@ class Processes:
 
     def _start(self, local_rank: int, output: int) -> subprocess.Popen[bytes]:
         job = self._job
-        environment = {**os.environ, **dict.fromkeys(host.THREADS, str(job.cores)), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **dict.fromkeys(THREADS, str(job.cores)), "PYTHONUNBUFFERED": "1"}
         if not job.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         if job.project:

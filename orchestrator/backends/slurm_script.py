@@ -10,10 +10,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backends import host
 from orchestrator.backends.base import Batch
 from orchestrator.errors import MoegridError
-from orchestrator.spec.cell import Resources
+from orchestrator.spec.cell import THREADS, Resources
 
 ROOT = Path(__file__).resolve().parents[2]
 # Keys of a site file that are the driver's business, not the backend's.
@@ -179,7 +178,7 @@ def _setup(site: SlurmSite, resources: Resources) -> list[str]:
         lines += [f"export {name}={shlex.quote(site.proxy)}" for name in ("http_proxy", "https_proxy")]
     if site.scratch:  # in double quotes: it may name variables of the job, such as $SLURM_JOB_ID
         lines += [f'export TMPDIR="{site.scratch}"', 'mkdir -p "$TMPDIR"']
-    lines += [f"export {name}={resources.cores}" for name in host.THREADS]
+    lines += [f"export {name}={resources.cores}" for name in THREADS]
     path = shlex.quote(site.project or str(ROOT)) + "${PYTHONPATH:+:$PYTHONPATH}"
     lines += ["export PYTHONUNBUFFERED=1", f"export PYTHONPATH={path}"]
     if not resources.gpus:

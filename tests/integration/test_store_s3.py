@@ -114,10 +114,8 @@ def test_a_wrong_secret_is_refused_at_once_and_never_shown(
     s3: S3Lab, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "planted-secret-value")
-    begin = time.monotonic()
     with pytest.raises(StoreError, match="refused the credentials") as caught:
-        Store.open(s3.fresh_url())
-    assert time.monotonic() - begin < 25, "no retries until the patience of 30 s ends"
+        Store.open(s3.fresh_url(), patience=100_000)  # with retries this would not end
     assert caught.value.exit_code == 3
     assert "AWS_ACCESS_KEY_ID" in caught.value.hint
     assert "planted-secret-value" not in str(caught.value)
@@ -142,10 +140,8 @@ def test_a_bucket_that_does_not_exist_is_named(s3: S3Lab) -> None:
 
 def test_an_unreachable_endpoint_is_given_up_after_the_patience(s3: S3Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    begin = time.monotonic()
     with pytest.raises(StoreError, match="could not be reached") as caught:
         Store.open(s3.fresh_url(), patience=2)
-    assert time.monotonic() - begin < 25
     assert caught.value.exit_code == 3
     assert "AWS_ENDPOINT_URL" in caught.value.hint
 
@@ -153,14 +149,18 @@ def test_an_unreachable_endpoint_is_given_up_after_the_patience(s3: S3Lab, monke
 def test_work_goes_on_when_the_server_comes_back(s3: S3Lab, proxy: Proxy) -> None:
     store = Store.open(s3.fresh_url(), patience=20)
     store.objects.put("x", b"1")
+    restored = threading.Event()
+
+    def restore() -> None:
+        restored.set()
+        proxy.restore()
+
     proxy.cut()
-    threading.Timer(1.5, proxy.restore).start()
-    begin = time.monotonic()
+    threading.Timer(1.5, restore).start()
     assert store.objects.create("y", b"2")
+    assert restored.is_set(), "the server answered while it was cut off"
     assert store.objects.get("x") == b"1"
-    lease = store.claims.claim("stage", "a-0", 60)
-    assert lease is not None
-    assert time.monotonic() - begin > 1
+    assert store.claims.claim("stage", "a-0", 60) is not None
 
 
 def test_a_cut_server_gives_a_store_error_within_the_patience(s3: S3Lab, proxy: Proxy) -> None:
@@ -172,10 +172,8 @@ def test_a_cut_server_gives_a_store_error_within_the_patience(s3: S3Lab, proxy: 
         lambda: store.objects.create("x", b""),
         lambda: list(store.objects.list("artifacts")),
     ):
-        begin = time.monotonic()
         with pytest.raises(StoreError, match="could not be reached"):
             action()
-        assert time.monotonic() - begin < 25
 
 
 def test_a_lost_answer_does_not_make_the_winner_a_loser(s3: S3Lab) -> None:
