@@ -1,4 +1,4 @@
-"""RMS norm with its own backward: half the passes over memory of a composed one (2048 x 128: 0.44 ms, not 1.06)."""
+"""RMS norm with its own backward: two passes over fresh memory, the others over what is still in cache."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        normed = x * inverse
-        ctx.save_for_backward(normed, inverse, weight)
-        return normed * weight
+        ctx.save_for_backward(x, inverse, weight)
+        return (x * inverse).mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        normed, inverse, weight = ctx.saved_tensors
-        product = (d_y * normed).reshape(-1, normed.shape[-1])
-        mean = torch.mv(product, weight).div_(normed.shape[-1]).view_as(inverse)
-        d_x = torch.addcmul(d_y * weight, normed, mean, value=-1).mul_(inverse)
-        return d_x, product.sum(0) if ctx.needs_input_grad[1] else None, None
+        x, inverse, weight = ctx.saved_tensors
+        product = d_y * x
+        mean = torch.mv(product.reshape(-1, x.shape[-1]), weight).view_as(inverse).div_(x.shape[-1])
+        d_weight = product.mul_(inverse).reshape(-1, x.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
+        # The same memory again: it is still in cache.
+        d_x = torch.mul(d_y, weight, out=product).addcmul_(x, mean * inverse.square(), value=-1).mul_(inverse)
+        return d_x, d_weight, None
 
 
 class RMSNorm(nn.Module):
