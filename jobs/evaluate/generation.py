@@ -140,8 +140,9 @@ def _cached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Ge
 def _uncached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Generation]]) -> list[list[int]]:
     """Generate with the whole text fed again for every token: for routers whose choice depends on other tokens."""
     progress = _Progress(tokenizer, [settings for _, settings in requests])
-    while True:
-        texts = [context + ids for (context, _), ids in zip(requests, progress.ids, strict=True)]
+    rows = list(range(len(requests)))
+    while rows:
+        texts = [requests[row][0] + progress.ids[row] for row in rows]
         ids, lengths = _rows(texts, model.device)
         place = torch.arange(ids.shape[1], device=ids.device)
         real = place[None, :] < lengths[:, None]
@@ -151,6 +152,6 @@ def _uncached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], 
             spans = [model.spans(np.array(text)).tolist() for text in texts]
             extra["spans"] = _rows(spans, model.device)[0]
         logits, _, _ = model(ids, keep, real, attention_mask=real.long(), use_cache=False, **extra)
-        progress.add(logits, range(len(requests)))
-        if all(progress.done):
-            return progress.ids
+        progress.add(logits, rows)
+        rows = [row for row in rows if not progress.done[row]]
+    return progress.ids
