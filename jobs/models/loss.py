@@ -38,7 +38,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if need_hidden else None
         # Each group of chunks has its own sums, added in order: bits depend on the number of threads alone.
         groups = threads_for(len(hidden)) if hidden.is_cpu else 1
-        d_heads = [torch.zeros_like(head) for _ in range(groups)] if need_head else []
+        empty = torch.empty_like if len(hidden) else torch.zeros_like
+        d_heads = [empty(head) for _ in range(groups)] if need_head else []
         losses = torch.zeros(groups, dtype=torch.float32, device=hidden.device)
         masked = bool((labels == -100).any()) if labels.is_cpu else True
         chunk = min(CPU_CHUNK if hidden.is_cpu else GPU_CHUNK, len(hidden))
@@ -64,12 +65,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradient = p.mul_(~ignored).to(head.dtype) if masked else p.to(head.dtype)
                 if d_hidden is not None:
                     torch.mm(gradient, head, out=d_hidden[start : start + chunk])
-                if d_heads:
+                if d_heads and start == starts[group][0]:
+                    torch.mm(gradient.t(), h, out=d_heads[group])
+                elif d_heads:
                     d_heads[group].addmm_(gradient.t(), h)
 
         for_each(run, [chunk * len(part) for part in starts])
         loss = losses.sum()
-        d_head = sum(d_heads[1:], d_heads[0]) if d_heads else None
+        d_head = d_heads[0] if d_heads else None
+        for other in d_heads[1:]:
+            d_heads[0].add_(other)
         ctx.save_for_backward(*[g for g in (d_hidden, d_head) if g is not None])
         ctx.has = (d_hidden is not None, d_head is not None)
         return loss
@@ -77,6 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         saved = list(ctx.saved_tensors)
-        d_hidden = saved.pop(0) * d_loss if ctx.has[0] else None
-        d_head = saved.pop(0) * d_loss if ctx.has[1] else None
+        # In place: autograd refuses a second backward pass, which would scale them twice.
+        d_hidden = saved.pop(0).mul_(d_loss) if ctx.has[0] else None
+        d_head = saved.pop(0).mul_(d_loss) if ctx.has[1] else None
         return d_hidden, d_head, None

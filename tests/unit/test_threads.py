@@ -157,3 +157,20 @@ def test_the_loss_of_several_threads_has_the_same_bits_every_time_and_is_torchs(
     torch.testing.assert_close(first[0], expected, rtol=1e-5, atol=1e-5)
     for a, b in zip(first[1:], torch.autograd.grad(3.0 * expected, [hidden, head]), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 127, 129])
+def test_the_loss_of_few_tokens_is_torchs_and_scaled_once(tokens: int) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(1, 130, 16, requires_grad=True)
+    head = torch.randn(300, 16, requires_grad=True)
+    labels = torch.full((1, 130), -100)
+    labels[0, :tokens] = torch.randint(0, 300, (tokens,))
+    loss, _ = linear_cross_entropy(hidden, head, labels)
+    gradients = torch.autograd.grad(3.0 * loss, [hidden, head], retain_graph=True)
+    expected = torch.nn.functional.cross_entropy(hidden[0] @ head.t(), labels[0], reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    for a, b in zip(gradients, torch.autograd.grad(3.0 * expected, [hidden, head]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(3.0 * loss, [hidden, head])
