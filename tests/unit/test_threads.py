@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from jobs import threads
-from jobs.models.loss import linear_cross_entropy
+from jobs.models.loss import CPU_CHUNK, linear_cross_entropy
 from jobs.moe.experts import Experts
 from jobs.threads import FEWEST_ROWS, for_each
 
@@ -159,12 +159,12 @@ def test_the_loss_of_several_threads_has_the_same_bits_every_time_and_is_torchs(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 127, 129])
+@pytest.mark.parametrize("tokens", [0, 1, CPU_CHUNK - 1, CPU_CHUNK + 1])
 def test_the_loss_of_few_tokens_is_torchs_and_scaled_once(tokens: int) -> None:
     torch.manual_seed(0)
-    hidden = torch.randn(1, 130, 16, requires_grad=True)
+    hidden = torch.randn(1, CPU_CHUNK + 2, 16, requires_grad=True)
     head = torch.randn(300, 16, requires_grad=True)
-    labels = torch.full((1, 130), -100)
+    labels = torch.full((1, CPU_CHUNK + 2), -100)
     labels[0, :tokens] = torch.randint(0, 300, (tokens,))
     loss, _ = linear_cross_entropy(hidden, head, labels)
     gradients = torch.autograd.grad(3.0 * loss, [hidden, head], retain_graph=True)
