@@ -8,27 +8,12 @@ all layers).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from jobs.moe.routing import Routing, count
-
-if TYPE_CHECKING:
-    from orchestrator.spec.cell import BalanceSpec
-
-# variant -> the group it fixes ("" = the caller's choice)
-LOAD_VARIANTS: dict[str, str] = {
-    "paper": "",
-    "switch": "",
-    "olmoe_hf": "pooled",
-    "sequence": "sequence",
-    "sigmoid_normalised": "",
-    "sigmoid_raw": "sequence",
-    "top1_squared": "sequence",
-    "heterogeneous": "",
-}
+from orchestrator.spec.cell import LOAD_VARIANTS, BalanceSpec
 
 
 def balanced_value(variant: str, top_k: int, num_ids: int) -> float | None:
@@ -45,7 +30,8 @@ def load_balance(
 ) -> Tensor:
     """Return the load-balance loss with coefficient 1, a mean over layers unless the group is `pooled`.
 
-    `scope: global` takes f from the assignments of all data-parallel ranks; P stays the rank's own. Sources: MoE-Bench
+    `scope: global` takes f from the assignments of all data-parallel ranks, where f is not a sequence's; P stays the
+    rank's own. Sources: MoE-Bench
     eq. 2 (`paper`), Switch Transformer (`switch`), transformers (`olmoe_hf`), LibMoE (`sigmoid_raw`, `top1_squared`),
     MoE++ (`heterogeneous`).
     """
@@ -99,14 +85,15 @@ def _shares(routing: Routing, variant: str, per_sequence: bool, reduce: bool) ->
         counts = _group_counts(indices, groups, num).to(p.dtype)
     if routing.padded:
         tokens = routing.mask.view(groups, -1).sum(1, keepdim=True).to(p.dtype)
-        total = (p * routing.mask.unsqueeze(-1)).view(groups, -1, num).sum(1)
+        total = torch.where(routing.mask.unsqueeze(-1), p, 0.0).view(groups, -1, num).sum(1)
     else:
         tokens = torch.full((groups, 1), float(len(p) // groups), device=p.device)
         total = p.view(groups, -1, num).sum(1)
     present = (tokens > 0).to(p.dtype)
     share = (present / present.sum().clamp_min(1)).squeeze(-1)
     mean = total / tokens.clamp_min(1)
-    if reduce and torch.distributed.is_available() and torch.distributed.is_initialized():
+    # A sequence lies on one rank: its f is complete there.
+    if reduce and not per_sequence and torch.distributed.is_available() and torch.distributed.is_initialized():
         counts, tokens = counts.clone(), tokens.clone()
         torch.distributed.all_reduce(counts)
         torch.distributed.all_reduce(tokens)
@@ -135,7 +122,7 @@ def _mean(p_TN: Tensor, routing: Routing) -> Tensor:
     """Return the mean over the real tokens [N]."""
     if not routing.padded:
         return p_TN.mean(0)
-    return (p_TN * routing.mask.unsqueeze(-1)).sum(0) / routing.mask.sum().clamp_min(1)
+    return torch.where(routing.mask.unsqueeze(-1), p_TN, 0.0).sum(0) / routing.mask.sum().clamp_min(1)
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -67,8 +67,16 @@ class MoEBlock(nn.Module):
         the logits that the previous layer carried (MoE++), `keys` [T] seed random routing, `span_states` belong to a
         KV cache.
         """
-        batch, length, _ = x_BSD.shape
-        x = x_BSD.reshape(batch * length, -1)
+        if x_BSD.dim() != 3 or x_BSD.shape[-1] != self.hidden_size:
+            raise MoegridError(
+                f"x has shape {tuple(x_BSD.shape)}", cause=f"needed: [batch, length, {self.hidden_size}]"
+            )
+        batch, length, width = x_BSD.shape
+        shapes = {"padding": padding, "spans": spans}
+        for name, given in shapes.items():
+            if given is not None and given.shape != (batch, length):
+                raise MoegridError(f"{name} has shape {tuple(given.shape)}", cause=f"x is {batch} x {length} tokens")
+        x = x_BSD.reshape(batch * length, width)
         mask = torch.ones(len(x), dtype=torch.bool, device=x.device) if padding is None else ~padding.reshape(-1).bool()
         context = Context(batch, mask, padding is not None, spans, previous, keys, span_states, self.layer)
         routing = self.router(x, context)
@@ -77,7 +85,7 @@ class MoEBlock(nn.Module):
         if self.expert_dropout and self.training:
             routed = F.dropout(routed, self.expert_dropout)
         y = routed if self.shared is None else self._combine(routed, self.shared(x))
-        return y.view(batch, length, -1).to(x_BSD.dtype), routing
+        return y.view(batch, length, width).to(x_BSD.dtype), routing
 
     def _routed(self, x_TD: Tensor, routing: Routing) -> Tensor:
         indices, weights = routing.indices, routing.weights
@@ -113,6 +121,8 @@ class MoEBlock(nn.Module):
 
         `counts` [N]: of the whole optimizer step. Source: Wang et al. 2024; torchtitan centres, OLMo-core does not.
         """
+        if not self.moe.balance_bias:
+            raise MoegridError(f"preset {self.moe.preset!r} has no balancing bias", hint="build it with balance_bias")
         counts = counts.to(torch.float32)
         change = rate * torch.sign(counts.mean() - counts)
         self.router.bias += change - change.mean() if center else change

@@ -18,14 +18,21 @@ if TYPE_CHECKING:
 def set_collaboration(block: MoEBlock, lists_NT: Tensor) -> None:
     """Set a block's C2R lists; a preset `c2r` saves them with the model. Legal: k-1 <= T <= N-1."""
     moe, router = block.moe, block.router
+    if moe.choice == "expert" or router.physical is not None or (moe.n_group or 1) > 1:
+        raise MoegridError("collaboration lists apply to plain token choice without groups only")
+    if lists_NT.dim() != 2 or lists_NT.is_floating_point():
+        raise MoegridError(f"collaboration lists are {tuple(lists_NT.shape)} {lists_NT.dtype}", hint="[N,T] integers")
     length = lists_NT.shape[1]
-    if moe.choice == "expert" or router.physical is not None:
-        raise MoegridError("collaboration lists apply to plain token choice only")
     if not moe.top_k - 1 <= length <= moe.num_experts - 1 or lists_NT.shape[0] != moe.num_experts:
         raise MoegridError(
             f"collaboration lists have shape {tuple(lists_NT.shape)}",
             cause=f"needed: {moe.num_experts} lists of {moe.top_k - 1} to {moe.num_experts - 1} experts",
         )
+    if bool(((lists_NT < 0) | (lists_NT >= moe.num_experts)).any()):
+        raise MoegridError("collaboration lists name an expert that is not there", hint=f"0..{moe.num_experts - 1}")
+    own = torch.arange(moe.num_experts, device=lists_NT.device).unsqueeze(1)
+    if bool((lists_NT == own).any()) or bool((lists_NT.sort(1).values.diff(dim=1) == 0).any()):
+        raise MoegridError("a collaboration list names its own expert, or one twice", hint="T distinct other experts")
     allowed = torch.zeros(moe.num_experts, moe.num_experts, dtype=torch.bool, device=router.device)
     allowed.scatter_(1, lists_NT.to(router.device), True)
     if "allowed" in router._buffers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jobs.moe.routers import TINY, Context, Router
+from jobs.moe.routers import Context, Router, renormalised
 from jobs.moe.routing import Routing
 from jobs.moe.selection import choose_tokens, slots
 
@@ -25,8 +25,14 @@ class ExpertChoice(Router):
         self.register_buffer("threshold_updates", torch.zeros((), dtype=torch.long))
 
     @property
-    def causal(self) -> bool:
+    def by_threshold(self) -> bool:
+        """True when tokens are compared with thresholds in the current mode (train or eval), not ranked."""
         return (self.moe.train_select if self.training else self.moe.eval_select) == "threshold"
+
+    @property
+    def causal(self) -> bool:
+        # The first training batch is ranked, whatever the mode.
+        return self.by_threshold and (not self.training or bool(self.threshold_updates > 0))
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):
@@ -37,7 +43,7 @@ class ExpertChoice(Router):
                 chosen = chosen & ~self.removed_ids()
             indices, weights = slots(chosen, scores)
             if self.moe.renormalise:
-                weights = weights / (weights.sum(-1, keepdim=True) + TINY)
+                weights = renormalised(weights)
             if self.scaling != 1.0:
                 weights = weights * self.scaling
         routing = self.record(context, logits, scores, indices, weights, carried)
@@ -47,7 +53,7 @@ class ExpertChoice(Router):
     def _chosen(self, scores_TN: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         """Return the choice [T,N] and, where tokens were ranked, the C-th best scores [N]."""
         passed = (scores_TN >= self.threshold) & context.mask.unsqueeze(-1)
-        if self.causal and not self.training:
+        if self.by_threshold and not self.training:
             return passed, None
         groups = context.batch if self.moe.choice_group == "sequence" else 1
         best, cutoffs = choose_tokens(
@@ -55,4 +61,4 @@ class ExpertChoice(Router):
         )
         best = best.view(-1, self.num_ids)
         # The first training batch initialises the thresholds, so it has to choose by rank.
-        return torch.where(self.threshold_updates > 0, passed, best) if self.causal else best, cutoffs
+        return torch.where(self.threshold_updates > 0, passed, best) if self.by_threshold else best, cutoffs

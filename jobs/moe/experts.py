@@ -81,9 +81,11 @@ class Experts(nn.Module):
 
     def choose_path(self, x_TD: Tensor) -> str:
         """Return the fastest path for these inputs; benchmarks/moe_block.py prints the measurements behind the rule."""
-        if x_TD.dtype == torch.float64:
-            return "loop" if self.has_bias else "slices"
-        return "slices" if x_TD.is_cpu and not self.has_bias else "grouped"
+        if not self.has_bias and (x_TD.is_cpu or x_TD.dtype == torch.float64):
+            return "slices"
+        # The grouped kernel has no fp64 and wants rows of whole 16 bytes.
+        aligned = all(size * x_TD.element_size() % 16 == 0 for size in (x_TD.shape[1], self.width))
+        return "grouped" if aligned and x_TD.dtype != torch.float64 else "loop"
 
     def activate(self, hidden: Tensor) -> Tensor:
         """Apply the non-linearity of the expert form to the first projection."""
@@ -282,5 +284,6 @@ class ConstantExperts(nn.Module):
 
     def forward(self, x_TD: Tensor, weights_Tn: Tensor) -> tuple[Tensor, Tensor]:
         """Return (c [T,1], v [T,D]): the weighted outputs sum to c * x + v."""
-        mix = torch.softmax(torch.einsum("td,ncd->tnc", x_TD, self.router), dim=-1) * weights_Tn.unsqueeze(-1)
+        logits = torch.einsum("td,ncd->tnc", x_TD, self.router).float()
+        mix = (torch.softmax(logits, dim=-1) * weights_Tn.unsqueeze(-1)).to(x_TD.dtype)
         return mix[..., 0].sum(-1, keepdim=True), mix[..., 1] @ self.value

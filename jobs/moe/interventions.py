@@ -1,7 +1,8 @@
 """Interventions on a built model: cheap switches of its routers, on inside a `with` block and off after it.
 
-They change which experts are chosen and with what weights; weights of the model never change. Layers are indices into
-`model.moe_blocks` (as in `Output.routings`); `model` may also be one block.
+They change which experts are chosen and with what weights; weights of the model never change. Nested ones add up:
+removed experts stay removed, temperatures multiply, dropped ranks are summed; of two seeds or lists the inner holds.
+Layers are indices into `model.moe_blocks` (as in `Output.routings`); `model` may also be one block.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from orchestrator.errors import MoegridError
 
 if TYPE_CHECKING:
     from jobs.moe.block import MoEBlock
+    from orchestrator.spec.model import MoESpec
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,15 @@ def pruned(model: nn.Module, experts: Mapping[int, int | Sequence[int]]) -> Iter
     blocks = _blocks(model)
     changes: dict[int, dict[str, Any]] = {}
     for layer, removed in experts.items():
-        if not 0 <= layer < len(blocks):
-            raise MoegridError(f"there is no MoE layer {layer}", cause=f"the model has {len(blocks)}")
-        ids = (removed,) if isinstance(removed, int) else tuple(removed)
+        _check_layer(blocks, layer)
+        ids = tuple(torch.as_tensor(removed).reshape(-1).tolist())
         moe = blocks[layer].moe
-        if any(not 0 <= expert < moe.num_experts for expert in ids):
+        if any(not isinstance(expert, int) or not 0 <= expert < moe.num_experts for expert in ids):
             raise MoegridError(f"layer {layer} has no expert {ids}", cause=f"its experts are 0..{moe.num_experts - 1}")
-        changes[layer] = {"removed": ids}
+        gone = {*blocks[layer].router.switches.removed, *ids}
+        if blocks[layer].router.physical is None and len(gone) == moe.num_experts:
+            raise MoegridError(f"layer {layer} would have no expert left")
+        changes[layer] = {"removed": tuple(sorted(gone))}
     with _switched(blocks, changes):
         yield
 
@@ -55,6 +59,8 @@ def pruned(model: nn.Module, experts: Mapping[int, int | Sequence[int]]) -> Iter
 def random_routing(model: nn.Module, seed: int) -> Iterator[None]:
     """Give a token's own weights, in rank order, to as many distinct uniform experts; same seed, same experts."""
     blocks = _blocks(model)
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise MoegridError(f"the seed of random routing is {seed!r}", hint="an integer from 0 to 2**32 - 1")
     with _switched(blocks, {layer: {"random_seed": seed} for layer in range(len(blocks))}):
         yield
 
@@ -63,12 +69,17 @@ def random_routing(model: nn.Module, seed: int) -> Iterator[None]:
 def dropped(model: nn.Module, n: int) -> Iterator[None]:
     """Drop each token's best `n` experts: ranks n+1..n+k serve with their scores, renormalised if the router does."""
     blocks = _blocks(model)
+    if not isinstance(n, int) or n < 0:
+        raise MoegridError(f"cannot drop the top {n}", hint="n counts each token's best experts: 1 or 2")
     for block in blocks:
         if block.moe.choice == "expert":
             raise MoegridError("dropping top choices needs token choice", cause="expert choice ranks tokens")
-        if block.moe.top_k + n > block.router.num_ids:
-            raise MoegridError(f"cannot drop the top {n}: top_k + {n} exceeds the {block.router.num_ids} experts")
-    with _switched(blocks, {layer: {"drop": n} for layer in range(len(blocks))}):
+    changes = {layer: {"drop": block.router.switches.drop + n} for layer, block in enumerate(blocks)}
+    for layer, block in enumerate(blocks):
+        drop, choices = changes[layer]["drop"], choices_of(block.moe, block.router.num_ids)
+        if block.moe.top_k + drop > choices:
+            raise MoegridError(f"cannot drop the top {drop}: top_k + {drop} exceeds the {choices} experts of a choice")
+    with _switched(blocks, changes):
         yield
 
 
@@ -78,7 +89,9 @@ def temperature(model: nn.Module, tau: float) -> Iterator[None]:
     if not tau > 0:
         raise MoegridError(f"temperature {tau} must be positive")
     blocks = _blocks(model)
-    with _switched(blocks, {layer: {"temperature": tau} for layer in range(len(blocks))}):
+    with _switched(
+        blocks, {layer: {"temperature": block.router.switches.temperature * tau} for layer, block in enumerate(blocks)}
+    ):
         yield
 
 
@@ -86,6 +99,8 @@ def temperature(model: nn.Module, tau: float) -> Iterator[None]:
 def c2r(model: nn.Module, lists: Mapping[int, Tensor]) -> Iterator[None]:
     """Limit collaboration by {layer: lists [N,T]}: the second to k-th choice come from the first choice's list."""
     blocks = _blocks(model)
+    for layer in lists:
+        _check_layer(blocks, layer)
     before = {layer: getattr(blocks[layer].router, "allowed", None) for layer in lists}
     try:
         for layer, lists_NT in lists.items():
@@ -102,12 +117,19 @@ def c2r(model: nn.Module, lists: Mapping[int, Tensor]) -> Iterator[None]:
 
 def _blocks(model: nn.Module) -> list[MoEBlock]:
     blocks = getattr(model, "moe_blocks", None)
+    if blocks is None and not hasattr(model, "router"):
+        raise MoegridError("interventions need a model with MoE blocks, or one such block")
     return [model] if blocks is None else blocks  # type: ignore[list-item]
+
+
+def _check_layer(blocks: Sequence[MoEBlock], layer: int) -> None:
+    if not 0 <= layer < len(blocks):
+        raise MoegridError(f"there is no MoE layer {layer}", cause=f"the model has {len(blocks)}")
 
 
 @contextmanager
 def _switched(blocks: Sequence[MoEBlock], changes: Mapping[int, Mapping[str, Any]]) -> Iterator[None]:
-    """Set switches for the time of the `with` block; nested interventions add up."""
+    """Set switches for the time of the `with` block."""
     before = {layer: blocks[layer].router.switches for layer in changes}
     try:
         for layer, change in changes.items():
@@ -118,17 +140,43 @@ def _switched(blocks: Sequence[MoEBlock], changes: Mapping[int, Mapping[str, Any
             blocks[layer].router.switches = switches
 
 
-def random_ids(indices_TK: Tensor, num_ids: int, keys: Tensor | None, seed: int, layer: int) -> Tensor:
-    """Return distinct uniform ids for the filled slots.
+def choices_of(moe: MoESpec, num_ids: int) -> int:
+    """Return among how many ids a token's choice falls: the limits of groups and of collaboration lists count."""
+    if moe.n_group and moe.n_group > 1:
+        return num_ids // moe.n_group * (moe.topk_group or 1)
+    return moe.collaboration_top + 1 if moe.collaboration_top else num_ids
 
-    A pure function of (seed, layer, token key): a token gets the same experts whatever the batch, padding or cache.
+
+def random_ids(
+    indices_TK: Tensor,
+    num_ids: int,
+    keys: Tensor | None,
+    seed: int,
+    layer: int,
+    forbidden: Tensor | None = None,
+    physical: Tensor | None = None,
+) -> Tensor:
+    """Return uniform ids of distinct experts for the filled slots; -1 in slots for which no expert is left.
+
+    `forbidden` [N] ids are never drawn; of ids with the same `physical` expert (TC-MoE's signs) one at most is. A pure
+    function of (seed, layer, token key): a token gets the same experts whatever the batch, padding or cache.
     """
     if keys is None:
         keys = torch.arange(len(indices_TK), device=indices_TK.device)
     start = _mix(torch.tensor(seed * 1_000_003 + layer, device=keys.device))
     noise = _mix(_mix(keys + start).unsqueeze(-1) + torch.arange(num_ids, device=keys.device))
-    ids = torch.sort(noise, dim=-1, stable=True).indices[:, : indices_TK.shape[1]]
-    return torch.where(indices_TK < 0, -1, ids)
+    last = torch.iinfo(noise.dtype).max
+    if physical is not None:
+        signed = int((physical >= 0).sum()) - int(physical.max()) - 1  # experts with a second, negative id
+        positive, negative = noise[:, :signed], noise[:, signed : 2 * signed]
+        lower = positive < negative
+        pair = [torch.where(lower, positive, last), torch.where(lower, last, negative)]
+        noise = torch.cat([*pair, noise[:, 2 * signed :]], dim=-1)
+    if forbidden is not None:
+        noise = noise.masked_fill(forbidden, last)
+    order = torch.sort(noise, dim=-1, stable=True)
+    ids, drawn = (part[:, : indices_TK.shape[1]] for part in (order.indices, order.values))
+    return torch.where((indices_TK < 0) | (drawn == last), -1, ids)
 
 
 def _mix(values: Tensor) -> Tensor:

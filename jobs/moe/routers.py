@@ -20,8 +20,8 @@ from jobs.moe.spans import SpanState, pool_spans
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import MoESpec
 
-# Added to a sum of weights before dividing by it; too small to change any fp32 sum that is not 0.
-TINY = 1e-20
+# The least that a sum of weights is divided by: a token without experts has weights of 0, not NaN.
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass
@@ -88,18 +88,19 @@ class Router(nn.Module):
         """Return h [T,N] of fp32 hidden states."""
         return F.linear(x_TD, self.weight.float())
 
-    def score(self, logits_TN: Tensor) -> Tensor:
-        """Return the scores s [T,N]; a constant temperature divides the logits."""
-        if self.fixed_temperature != 1.0:
-            logits_TN = logits_TN / self.fixed_temperature
-        return torch.sigmoid(logits_TN) if self.moe.score == "sigmoid" else torch.softmax(logits_TN, dim=-1)
+    def tempered(self, logits_TN: Tensor) -> Tensor:
+        """Return what the softmax or sigmoid is taken of [T,N]; a constant temperature divides the logits."""
+        return logits_TN if self.fixed_temperature == 1.0 else logits_TN / self.fixed_temperature
 
-    def weigh(self, scores_TN: Tensor, indices_TK: Tensor) -> Tensor:
-        """Return the combine weights [T,K] of the chosen ids."""
-        weights = scores_TN.gather(1, indices_TK)
-        if self.moe.renormalise:
-            weights = weights / (weights.sum(-1, keepdim=True) + TINY)
-        return weights
+    def score(self, logits_TN: Tensor) -> Tensor:
+        """Return the scores s [T,N]."""
+        tempered = self.tempered(logits_TN)
+        return torch.sigmoid(tempered) if self.moe.score == "sigmoid" else torch.softmax(tempered, dim=-1)
+
+    def weigh(self, scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None) -> Tensor:
+        """Return the combine weights [T,K] of the chosen ids; slots in `empty_TK` stay empty and weigh 0."""
+        weights = chosen_scores(scores_TN, indices_TK, empty_TK)
+        return renormalised(weights) if self.moe.renormalise else weights
 
     def extras(self) -> dict[str, Any]:
         """Return further fields of the `Routing` record."""
@@ -116,12 +117,10 @@ class Router(nn.Module):
         with torch.autocast(x_TD.device.type, enabled=False):
             logits, carried = self.prepare(x_TD.float(), context)
             scores = self.score(logits)
-            indices = self.choose(scores)
-            weights = self.weigh(scores, indices)
-            if self.switches.removed:
-                # Fewer than k experts may be left: a removed one never fills the slot.
-                gone = logits.gather(1, indices) == float("-inf")
-                indices, weights = indices.masked_fill(gone, -1), weights.masked_fill(gone, 0.0)
+            indices, empty = self.choose(logits, scores)
+            weights = self.weigh(scores, indices, empty)
+            if empty is not None:
+                indices = indices.masked_fill(empty, -1)
             if self.scaling != 1.0:
                 weights = weights * self.scaling
         return self.record(context, logits, scores, indices, weights, carried)
@@ -147,11 +146,14 @@ class Router(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def choose(self, scores_TN: Tensor) -> Tensor:
-        """Return the chosen ids [T,k], best first."""
+    def choose(self, logits_TN: Tensor, scores_TN: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the chosen ids [T,k], best first, and which of them are not to be had [T,k] (None = all are)."""
         moe, values = self.moe, scores_TN.detach()
         if moe.balance_bias:
             values = values + self.bias
+        elif self.switches.temperature != 1.0 and moe.group_score != "top2_sum":
+            # The scores grow with it, and at a low temperature many of them round to the same 0 or 1.
+            values = self.tempered(logits_TN.detach())
         if self.switches.removed:
             values = values.masked_fill(self.removed_ids(), float("-inf"))
         if moe.n_group and moe.n_group > 1:
@@ -159,14 +161,19 @@ class Router(nn.Module):
         if hasattr(self, "allowed"):
             values = limit_collaboration(values, self.allowed)
         drop = self.switches.drop
-        return top_k(values, moe.top_k + drop)[:, drop:]
+        chosen = top_k(values, moe.top_k + drop)[:, drop:]
+        # Fewer than k may be left: what is removed or forbidden never fills a slot.
+        return chosen, values.gather(1, chosen) == float("-inf") if drop or self.switches.removed else None
 
     def record(
         self, context: Context, logits: Tensor, scores: Tensor, indices: Tensor, weights: Tensor, carried: Tensor
     ) -> Routing:
         """Apply random routing and the padding mask, count, and return the record."""
         if self.switches.random_seed is not None:
-            indices = random_ids(indices, self.num_ids, context.keys, self.switches.random_seed, context.layer)
+            forbidden = self.removed_ids() if self.switches.removed else None
+            seed, layer = self.switches.random_seed, context.layer
+            indices = random_ids(indices, self.num_ids, context.keys, seed, layer, forbidden, self.physical)
+            weights = weights.masked_fill(indices < 0, 0.0)
         if context.padded:
             real = context.mask.unsqueeze(-1)
             indices, weights = torch.where(real, indices, -1), torch.where(real, weights, 0.0)
@@ -208,11 +215,23 @@ class Router(nn.Module):
         return pooled.reshape(logits_TN.shape)
 
 
+def chosen_scores(scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None) -> Tensor:
+    """Return the scores of the chosen ids [T,K], 0 in empty slots."""
+    chosen = scores_TN.gather(1, indices_TK)
+    return chosen if empty_TK is None else chosen.masked_fill(empty_TK, 0.0)
+
+
+def renormalised(weights_TK: Tensor) -> Tensor:
+    """Return the weights divided by their sum over a token's slots."""
+    return weights_TK / weights_TK.sum(-1, keepdim=True).clamp_min(TINY)
+
+
 class XMoE(Router):
     """Cosine router on a low-dimensional projection (r = N/2): `projection` [r,D], `embeddings` [N,r].
 
     Variants: `paper` (learned temperature), `torchscale` (no cosine: the projected input keeps its length), `libmoe_lm`
-    (double softmax, renormalised), `libmoe_vlm` (softmax over the selected probabilities).
+    (double softmax, renormalised), `libmoe_vlm` (softmax over the selected probabilities). LibMoE multiplies the unit
+    input with embeddings of length 1.5, the others with unit ones.
     """
 
     def build(self) -> None:
@@ -233,27 +252,34 @@ class XMoE(Router):
 
     def logits(self, x_TD: Tensor, context: Context) -> Tensor:
         projected, embeddings = F.linear(x_TD, self.projection.float()), self.embeddings.float()
-        if self.moe.variant in ("torchscale", "libmoe_lm"):
+        if self.moe.variant != "paper":
             # Held at length 1.5 outside the graph, as if the parameter had been rescaled in place before use.
             held = embeddings.detach() * (1.5 / embeddings.detach().norm(dim=1, keepdim=True))
             embeddings = embeddings + (held - embeddings).detach()
         if self.moe.variant != "torchscale":
             projected = F.normalize(projected, dim=-1)
-        return F.linear(projected, F.normalize(embeddings, dim=-1))
+        if self.moe.variant in ("paper", "torchscale"):
+            embeddings = F.normalize(embeddings, dim=-1)
+        return F.linear(projected, embeddings)
+
+    def tempered(self, logits_TN: Tensor) -> Tensor:
+        return logits_TN / (self.temperature.float() if self.moe.variant == "paper" else self.fixed_temperature)
 
     def score(self, logits_TN: Tensor) -> Tensor:
-        temperature = self.temperature.float() if self.moe.variant == "paper" else self.fixed_temperature
-        scores = torch.softmax(logits_TN / temperature, dim=-1)
+        scores = super().score(logits_TN)
         if self.moe.variant == "libmoe_lm":
             if self.switches.removed:
                 scores = scores.masked_fill(logits_TN == float("-inf"), float("-inf"))
             scores = torch.softmax(scores, dim=-1)
         return scores
 
-    def weigh(self, scores_TN: Tensor, indices_TK: Tensor) -> Tensor:
-        if self.moe.variant == "libmoe_vlm":
-            return torch.softmax(scores_TN.gather(1, indices_TK), dim=-1)
-        return super().weigh(scores_TN, indices_TK)
+    def weigh(self, scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None) -> Tensor:
+        if self.moe.variant != "libmoe_vlm":
+            return super().weigh(scores_TN, indices_TK, empty_TK)
+        chosen = scores_TN.gather(1, indices_TK)
+        if empty_TK is None:
+            return torch.softmax(chosen, dim=-1)
+        return torch.softmax(chosen.masked_fill(empty_TK, float("-inf")), dim=-1).masked_fill(empty_TK, 0.0)
 
 
 class MoEPlusPlus(Router):
@@ -296,12 +322,11 @@ class MoEPlusPlus(Router):
             logits = logits + F.linear(context.previous, self.residual.float())
         return logits
 
-    def weigh(self, scores_TN: Tensor, indices_TK: Tensor) -> Tensor:
+    def weigh(self, scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None) -> Tensor:
         if self.moe.variant != "reference":
-            return super().weigh(scores_TN, indices_TK)
+            return super().weigh(scores_TN, indices_TK, empty_TK)
         zero = indices_TK >= self.num_ids - (self.moe.zero_experts or 0)
-        weights = scores_TN.gather(1, indices_TK).masked_fill(zero, 0.0)
-        return weights / (weights.sum(-1, keepdim=True) + TINY)
+        return renormalised(chosen_scores(scores_TN, indices_TK, empty_TK).masked_fill(zero, 0.0))
 
     def extras(self) -> dict[str, Any]:
         return {"cost": self.cost}
@@ -325,15 +350,15 @@ class TCMoE(Router):
         sizes = torch.tensor([experts, experts, nulls])
         self.register_buffer("offset", torch.tensor([0.0, 1.0, 10.0]).repeat_interleave(sizes), persistent=False)
 
-    def score(self, logits_TN: Tensor) -> Tensor:
-        return torch.softmax(logits_TN / self.fixed_temperature - self.offset, dim=-1)
+    def tempered(self, logits_TN: Tensor) -> Tensor:
+        return logits_TN / self.fixed_temperature - self.offset
 
-    def weigh(self, scores_TN: Tensor, indices_TK: Tensor) -> Tensor:
+    def weigh(self, scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None) -> Tensor:
         first_null = 2 * self.moe.num_experts
-        chosen = scores_TN.gather(1, indices_TK)
+        chosen = chosen_scores(scores_TN, indices_TK, empty_TK)
         real = torch.where(indices_TK < first_null, chosen, 0.0)
         total = real.sum(-1, keepdim=True) + scores_TN[:, first_null:].sum(-1, keepdim=True)
-        return real / (total + TINY)
+        return real / total.clamp_min(TINY)
 
     def extras(self) -> dict[str, Any]:
         return {"null": (2 * self.moe.num_experts, self.num_ids)}

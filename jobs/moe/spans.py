@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class SpanState:
-    """The open span at the end of a cached prefix: id [B], sum of its logits and first logits [B,N], length [B]."""
+    """The open span at the end of a cached prefix: id [B], sum (fp64) and first of its logits [B,N], length [B]."""
 
     span: Tensor
     total: Tensor
@@ -36,7 +36,8 @@ def pool_spans(
     if state is not None:
         carried = (start == 0) & mask_BS[:, :1] & (spans[:, :1] == state.span.unsqueeze(1))
     first = logits_BSN.gather(1, start.unsqueeze(-1).expand_as(logits_BSN))
-    sums = logits_BSN.cumsum(1)
+    # A span's sum is a difference of two sums over the row: in fp64, or it would lose digits as the row gets longer.
+    sums = torch.where(mask_BS.unsqueeze(-1), logits_BSN, 0.0).double().cumsum(1)
     until = sums.gather(1, (start - 1).clamp_min(0).unsqueeze(-1).expand_as(sums))
     before = torch.where((start > 0).unsqueeze(-1), until, 0.0)
     running, count = sums - before, (position - start + 1)
@@ -44,7 +45,7 @@ def pool_spans(
         first = torch.where(carried.unsqueeze(-1), state.first.unsqueeze(1), first)
         running = torch.where(carried.unsqueeze(-1), running + state.total.unsqueeze(1), running)
         count = torch.where(carried, count + state.count.unsqueeze(1), count)
-    mean = running / count.unsqueeze(-1)
+    mean = (running / count.unsqueeze(-1)).to(logits_BSN.dtype)
     if pool == "first":
         pooled = first
     elif pool == "causal_mean":
@@ -54,6 +55,7 @@ def pool_spans(
         last[:, :-1] = fresh[:, 1:]
         end = torch.where(last, position, length).flip(1).cummin(1).values.flip(1)
         pooled = mean.gather(1, end.unsqueeze(-1).expand_as(mean))
+    pooled = torch.where(mask_BS.unsqueeze(-1), pooled, logits_BSN)
     tail = _last_real(mask_BS)
     rows = torch.arange(batch, device=spans.device)
     open_span = torch.where(mask_BS.any(1), spans[rows, tail], -1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from orchestrator.spec.identity import NEUTRAL
 from orchestrator.spec.model import ModelSpec
@@ -76,6 +77,21 @@ class TokenizerSpec:
     vocab_size: int = 4096
     source: str = ""
     digest: str = ""
+
+
+# Load-balance variant -> the group over which it takes f and P ("" = that of `aux_group`).
+LOAD_VARIANTS: Mapping[str, str] = MappingProxyType(
+    {
+        "paper": "",
+        "switch": "",
+        "olmoe_hf": "pooled",
+        "sequence": "sequence",
+        "sigmoid_normalised": "",
+        "sigmoid_raw": "sequence",
+        "top1_squared": "sequence",
+        "heterogeneous": "",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.spec.cell import SUITES
+from orchestrator.spec.cell import LOAD_VARIANTS, SUITES
 from orchestrator.spec.engines import ENGINES, REFUSED
 from orchestrator.spec.model import BACKBONES, CHOICES, PRESETS, UPCYCLES
 from orchestrator.spec.problems import Mistake, did_you_mean
@@ -59,16 +59,7 @@ RULES: dict[str, dict[str, Rule]] = {
     "TokenizerSpec": {"kind": one_of("bpe", "pretrained"), "vocab_size": Rule(low=256, high=1_000_000)},
     "BalanceSpec": {
         "aux_coef": NOT_NEGATIVE,
-        "aux_variant": one_of(
-            "paper",
-            "switch",
-            "olmoe_hf",
-            "sequence",
-            "sigmoid_normalised",
-            "sigmoid_raw",
-            "top1_squared",
-            "heterogeneous",
-        ),
+        "aux_variant": one_of(*LOAD_VARIANTS),
         "aux_group": one_of("batch", "sequence", "pooled"),
         "aux_scope": one_of("micro_batch", "global"),
         "z_coef": NOT_NEGATIVE,

@@ -132,14 +132,15 @@ def test_shared_experts(preset: str, combine: str) -> None:
 def test_xmoe(variant: str) -> None:
     def reference(x: Tensor, w: Weights) -> Tensor:
         z, embeddings = w["router.projection"] @ x, w["router.embeddings"]
-        if variant in ("torchscale", "libmoe_lm"):
+        if variant != "paper":
             # Held at norm 1.5 by a rescaling that no gradient sees.
             held = embeddings.detach() / embeddings.detach().norm(dim=1, keepdim=True) * 1.5
             embeddings = held + embeddings - embeddings.detach()
-        unit = embeddings / embeddings.norm(dim=1, keepdim=True)
+        if variant in ("paper", "torchscale"):
+            embeddings = embeddings / embeddings.norm(dim=1, keepdim=True)
         if variant != "torchscale":
             z = z / z.norm()
-        h = unit @ z
+        h = embeddings @ z
         if variant == "paper":
             p = (h / w["router.temperature"]).softmax(-1)
             return mixture(x, w, p, best(p, K), False)
@@ -311,6 +312,21 @@ def test_expert_choice_takes_the_best_tokens_of_a_group(group: str) -> None:
                 expected[b, t] += scores[b, t, e].detach() * swiglu(x[b, t], w, e).detach()
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
     assert routing.counts.tolist() == [sum(max(1, K * len(m) // N) for m in groups)] * N
+
+
+@pytest.mark.parametrize("pool", ["causal_mean", "full_mean"])
+def test_a_spans_mean_depends_on_its_own_tokens_alone_however_long_the_row_is(pool: str) -> None:
+    block = make(preset="word", pool=pool)
+    x = torch.randn(1, 3000, D) + 1
+    spans = torch.arange(3000).unsqueeze(0) // 3
+    whole = block(x, spans=spans)[1].logits
+    alone = block(x[:, 2997:], spans=spans[:, 2997:])[1].logits
+    torch.testing.assert_close(whole[2997:], alone, atol=1e-6, rtol=1e-6)
+    padding = torch.zeros(1, 3000, dtype=torch.bool)
+    padding[0, :2] = True
+    before = block(x, spans=spans, padding=padding)[1].logits
+    x[0, :2] = float("nan")
+    assert torch.equal(block(x, spans=spans, padding=padding)[1].logits[2:], before[2:])
 
 
 @pytest.mark.parametrize("pool", ["first", "causal_mean", "full_mean"])

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.moe.balance import LOAD_VARIANTS, balance_loss, balanced_value, layer_losses, load_balance
+from jobs.moe.balance import balance_loss, balanced_value, layer_losses, load_balance
 from jobs.moe.block import build_block
 from jobs.moe.routing import Routing
-from orchestrator.spec.cell import BalanceSpec
+from orchestrator.errors import MoegridError
+from orchestrator.spec.cell import LOAD_VARIANTS, BalanceSpec
 
 N, K, B, S, D = 6, 2, 3, 10, 12
 
@@ -166,3 +167,31 @@ def test_thresholds_start_with_the_first_batch_then_follow_slowly() -> None:
     chosen = routing.scores >= before
     assert routing.counts.tolist() == chosen.sum(0).tolist()
     assert math.isclose(routing.weights.sum().item(), routing.scores[chosen].sum().item(), rel_tol=1e-5)
+
+
+def test_what_stands_at_padding_reaches_no_loss() -> None:
+    torch.manual_seed(0)
+    block = build_block({"hidden_size": D, "num_experts": N, "top_k": K, "preset": "smoe", "router_init_std": 1.0})
+    padding = torch.zeros(B, S, dtype=torch.bool)
+    padding[1, 6:] = True
+    x = torch.randn(B, S, D)
+    losses = []
+    for value in (0.0, float("nan")):
+        x[padding] = value
+        losses.append(block(x, padding=padding)[1].losses())
+    assert losses[0] == losses[1]
+
+
+def test_a_bias_that_is_not_there_is_not_updated() -> None:
+    block = build_block({"hidden_size": D, "num_experts": N, "top_k": K, "preset": "smoe"})
+    with pytest.raises(MoegridError, match="no balancing bias"):
+        block.update_balance_bias(torch.ones(N), 0.1)
+
+
+@pytest.mark.parametrize("variant", ["sequence", "sigmoid_raw", "top1_squared", "switch"])
+def test_only_a_share_of_the_whole_batch_is_summed_over_ranks(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    summed: list[Tensor] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", summed.append)
+    load_balance([record()], variant, scope="global")
+    assert bool(summed) == (variant == "switch")

@@ -7,7 +7,7 @@ import torch
 
 from jobs.models.backbones import build_model, canonical_state, load_canonical
 from jobs.moe import build_block
-from jobs.moe.collaboration import collaboration_lists, profile_collaboration
+from jobs.moe.collaboration import collaboration_lists, profile_collaboration, set_collaboration
 from jobs.moe.interventions import c2r, dropped, pruned, random_routing, temperature
 from jobs.moe.selection import top_k
 from orchestrator.errors import MoegridError
@@ -91,6 +91,100 @@ def test_dropping_more_than_there_are_is_refused() -> None:
         pass
     with pytest.raises(MoegridError, match="needs token choice"), dropped(block_of(preset="expert_choice"), 1):
         pass
+    for block in (
+        block_of(preset="deepseek_moe", variant="v3", n_group=4, topk_group=1),
+        block_of(preset="c2r", collaboration_top=1),
+    ):
+        with pytest.raises(MoegridError, match="exceeds the 2 experts of a choice"), dropped(block, 1):
+            pass
+
+
+def test_nested_interventions_add_up_and_leave_nothing_behind() -> None:
+    block = block_of()
+    plain = block(X)[1]
+    with pruned(block, {0: 1}), pruned(block, {0: [2, 3]}), random_routing(block, 0):
+        indices = block(X)[1].indices
+    assert not torch.isin(indices, torch.tensor([1, 2, 3])).any()
+    assert torch.isin(torch.tensor([0, 4, 5, 6, 7]), indices).all()
+    with temperature(block, 2.0), temperature(block, 5.0):
+        torch.testing.assert_close(block(X)[1].logits, plain.logits / 10)
+    with dropped(block, 1), dropped(block, 1):
+        twice = block(X)[1].indices
+    with dropped(block, 2):
+        assert torch.equal(block(X)[1].indices, twice)
+    assert torch.equal(block(X)[1].indices, plain.indices)
+    half, other = ({0: list(ids)} for ids in (range(4), range(4, N)))
+    with pytest.raises(MoegridError, match="no expert left"), pruned(block, half), pruned(block, other):
+        pass
+
+
+def test_what_is_forbidden_fills_no_slot_however_few_are_left() -> None:
+    block = block_of(preset="c2r", collaboration_top=1)
+    set_collaboration(block, torch.tensor([[(i + 1) % N] for i in range(N)]))
+    with pruned(block, {0: 5}):
+        _, routing = block(X)
+    alone = routing.indices[:, 0] == 4
+    assert alone.any()
+    assert (routing.indices[alone, 1] == -1).all()
+    assert torch.equal(routing.weights[alone], torch.tensor([1.0, 0.0]).expand(int(alone.sum()), 2))
+    block = block_of(preset="deepseek_moe", variant="v2", n_group=4, topk_group=1)
+    with pruned(block, {0: 0}):
+        indices = block(X)[1].indices
+    assert {tuple(row) for row in indices.tolist() if 1 in row} <= {(1, -1)}
+    block = block_of(preset="xmoe", variant="libmoe_vlm")
+    with pruned(block, {0: range(N - 1)}):
+        torch.testing.assert_close(block(X)[1].weights, torch.tensor([1.0, 0.0]).expand(80, 2))
+
+
+@pytest.mark.parametrize("preset", ["sigma_moe", "sharede_v3", "smoe", "tc_moe"])
+def test_a_low_temperature_changes_no_choice_by_rounding(preset: str) -> None:
+    block = block_of(preset=preset)
+    block.load_named({"router.weight": 8 * block.named_weights()["router.weight"]})
+    x = X.double()
+    h = (x @ block.router.weight.double().t()).view(-1, block.router.num_ids) / 0.05
+    expected = top_k(h - block.router.offset if preset == "tc_moe" else h, K)
+    with temperature(block, 0.05):
+        assert torch.equal(block(X)[1].indices, expected)
+
+
+def test_random_routing_of_signed_experts_takes_distinct_ones() -> None:
+    block = block_of(preset="tc_moe")
+    x = torch.randn(1, 4000, D)
+    with random_routing(block, 3):
+        routing = block(x)[1]
+    experts = routing.expert_indices()
+    assert ((experts[:, 0] != experts[:, 1]) | (experts[:, 0] < 0)).all()
+    share = routing.counts / routing.counts.sum()
+    assert (share[:N] - share[N : 2 * N]).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    "lists, reason",
+    [
+        ([[i] for i in range(N)], "its own expert"),
+        ([[(i + 1) % N, (i + 1) % N] for i in range(N)], "or one twice"),
+        ([[9]] * N, "not there"),
+        ([0] * N, r"\[N,T\] integers"),
+    ],
+)
+def test_collaboration_lists_that_mean_nothing_are_refused(lists: list[object], reason: str) -> None:
+    block = block_of()
+    with pytest.raises(MoegridError, match=reason), c2r(block, {0: torch.tensor(lists)}):
+        pass
+    with pytest.raises(MoegridError, match="no MoE layer 3"), c2r(block, {3: torch.tensor(lists)}):
+        pass
+
+
+def test_arguments_that_mean_nothing_are_refused() -> None:
+    block = block_of()
+    for intervention in (
+        lambda: dropped(block, -1),
+        lambda: random_routing(block, 2**45),
+        lambda: pruned(block, {0: [1.5]}),
+        lambda: temperature(block_of(preset="dense"), 2.0),
+    ):
+        with pytest.raises(MoegridError), intervention():
+            pass
 
 
 @pytest.mark.parametrize("tau", [0.1, 10.0])
