@@ -249,7 +249,7 @@ def build_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
     else:
         config = _llama_config(spec, vocab)
         backbone = LlamaForCausalLM(config)
-        config.intermediate_size = spec.dense_width or dense_width(spec.moe)
+        config.intermediate_size = spec.dense_width if spec.dense_layers else dense_width(spec.moe)
     replace_norms(backbone)
     model = CausalLM(spec, backbone)
     _reset(model)

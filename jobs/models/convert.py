@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jobs.models.backbones import CausalLM, build_model, canonical_state
 from jobs.models.sources import Checkpoint, open_checkpoint
+from jobs.moe.block import dense_width
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.model import ModelSpec, MoESpec
 
@@ -24,56 +25,83 @@ _DENSE = re.compile(r"(model\.layers\.\d+)\.mlp\.(gate|up|down)_proj\.weight")
 _ROUTER = re.compile(r"(model\.layers\.\d+)\.mlp\.gate\.(weight|e_score_correction_bias)")
 
 
+# Fields of config.json that change what is computed, with the values that our models compute.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "clip_qkv": (None,),
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+    "hidden_act": (None, "silu"),
+}
+_SUPPORTED_DEEPSEEK: dict[str, tuple[Any, ...]] = {
+    "moe_layer_freq": (None, 1),
+    "scoring_func": (None, "softmax"),
+    "topk_method": (None, "greedy", "gready"),  # as the public config of 16B spells it
+    "n_group": (None, 1),
+    "topk_group": (None, 1),
+    "q_lora_rank": (None,),
+    "kv_lora_rank": (None,),
+}
+_NORM_EPS = {"olmoe": 1e-5, "deepseek": 1e-6, "llama": 1e-6}  # where config.json leaves it to its class
+
+
 def spec_of(config: dict[str, Any]) -> ModelSpec:
     """Return the ModelSpec of a transformers config (olmoe, deepseek 16B, llama); SourceError for other types."""
     kind = config.get("model_type")
     rope = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
-    unsupported = [f"{name} {config[name]!r}" for name in ("clip_qkv", "attention_bias") if config.get(name)]
-    if scaling:
-        unsupported.append(f"rope scaling {scaling}")
-    if kind == "deepseek" and config.get("moe_layer_freq", 1) != 1:
-        unsupported.append("moe_layer_freq other than 1")
+    supported = {**_SUPPORTED, **(_SUPPORTED_DEEPSEEK if kind == "deepseek" else {})}
+    unsupported = [f"{name} {config[name]!r}" for name, known in supported.items() if config.get(name) not in known]
+    for scaling in (config.get("rope_scaling") or {}, rope):
+        if (scaling.get("rope_type") or scaling.get("type") or "default") != "default":
+            unsupported.append(f"rope scaling {scaling}")
     if kind not in ("olmoe", "deepseek", "llama") or unsupported:
         raise SourceError(
             f"a checkpoint of type {kind!r} cannot be imported",
             cause="; ".join(unsupported) or "known types are olmoe, deepseek (16B layout) and llama",
         )
+
+    def number(name: str) -> int:
+        value = config.get(name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise SourceError(
+                f"a checkpoint of type {kind!r} cannot be imported", cause=f"its config.json has {name} {value!r}"
+            )
+        return value
+
     shape: dict[str, Any] = {
-        "hidden_size": config["hidden_size"],
-        "num_layers": config["num_hidden_layers"],
-        "num_heads": config["num_attention_heads"],
-        "num_kv_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
-        "context": config["max_position_embeddings"],
-        "vocab_size": config["vocab_size"],
-        "rope_theta": float(config.get("rope_theta") or rope.get("rope_theta", 10000.0)),
-        "norm_eps": float(config["rms_norm_eps"]),
+        "hidden_size": number("hidden_size"),
+        "num_layers": number("num_hidden_layers"),
+        "num_heads": number("num_attention_heads"),
+        "num_kv_heads": config.get("num_key_value_heads") or number("num_attention_heads"),
+        "context": number("max_position_embeddings"),
+        "vocab_size": number("vocab_size"),
+        "rope_theta": float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        "norm_eps": float(config.get("rms_norm_eps", _NORM_EPS[kind])),
         "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
     if kind == "llama":
-        moe = MoESpec(preset="dense", top_k=1, num_experts=1, expert_width=config["intermediate_size"])
+        moe = MoESpec(preset="dense", top_k=1, num_experts=1, expert_width=number("intermediate_size"))
         return ModelSpec(backbone="smollm2", moe=moe, **shape)
     if kind == "olmoe":
         moe = MoESpec(
             preset="olmoe",
-            top_k=config["num_experts_per_tok"],
-            num_experts=config["num_experts"],
-            expert_width=config["intermediate_size"],
+            top_k=number("num_experts_per_tok"),
+            num_experts=number("num_experts"),
+            expert_width=number("intermediate_size"),
             renormalise=bool(config.get("norm_topk_prob", False)),
         )
         return ModelSpec(backbone="olmoe", moe=moe, **shape)
     moe = MoESpec(
         preset="deepseek_moe",
-        top_k=config["num_experts_per_tok"],
-        num_experts=config["n_routed_experts"],
-        shared_experts=config["n_shared_experts"],
-        expert_width=config["moe_intermediate_size"],
+        top_k=number("num_experts_per_tok"),
+        num_experts=number("n_routed_experts"),
+        shared_experts=config.get("n_shared_experts") or 0,
+        expert_width=number("moe_intermediate_size"),
         renormalise=bool(config.get("norm_topk_prob", False)),
         routed_scaling=float(config.get("routed_scaling_factor") or 1.0),
     )
     dense = config.get("first_k_dense_replace", 0)
     return ModelSpec(
-        backbone="deepseek_moe", dense_layers=dense, dense_width=config["intermediate_size"], moe=moe, **shape
+        backbone="deepseek_moe", dense_layers=dense, dense_width=number("intermediate_size"), moe=moe, **shape
     )
 
 
@@ -153,10 +181,11 @@ def _public_config(model: CausalLM) -> dict[str, Any]:
     spec, moe = model.spec, model.spec.moe
     plain = moe.score == "softmax" and moe.choice == "token" and moe.unit == "token" and moe.expert == "swiglu"
     plain = plain and moe.n_group == 1 and not moe.collaboration_top and not moe.balance_bias
-    plain = plain and moe.preset not in ("moepp", "tc_moe") and moe.temperature == 1.0
+    plain = plain and moe.preset not in ("dense", "moepp", "tc_moe") and moe.temperature == 1.0
     config: dict[str, Any] = model.config.to_dict()
     config["rope_theta"], config["dtype"] = spec.rope_theta, str(next(model.parameters()).dtype).removeprefix("torch.")
-    if moe.preset == "dense" and spec.backbone != "olmoe":
+    widths = {dense_width(moe), *([spec.dense_width] if spec.dense_layers else [])}
+    if moe.preset == "dense" and spec.backbone != "olmoe" and moe.expert == "swiglu" and len(widths) == 1:
         return {**config, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     if (
         plain
@@ -184,7 +213,7 @@ def _public_config(model: CausalLM) -> dict[str, Any]:
     raise MoegridError(
         f"preset {moe.preset!r} on backbone {spec.backbone!r} has no public layout",
         cause="no architecture of transformers computes the same",
-        hint="olmoe without shared experts, deepseek_moe, and dense Llama models can be exported",
+        hint="olmoe without shared experts, deepseek_moe, and dense Llama models (swiglu) can be exported",
     )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from jobs.models.backbones import CausalLM, build_model, canonical_state
-from jobs.models.convert import import_checkpoint, load_checkpoint
+from jobs.models.convert import import_checkpoint, load_checkpoint, spec_of
 from jobs.models.sources import open_checkpoint
-from jobs.moe.block import MoEBlock
+from jobs.moe.block import MoEBlock, dense_width
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.sources import files_sha256
 
 SEED = 42
 # Partial re-initialisation: this share of each expert's hidden units is drawn anew (drop-upcycling's best ratio).
@@ -23,19 +26,48 @@ def initial_model(spec: ModelSpec, vocab_size: int, seed: int = 0) -> CausalLM:
     `seed` shifts the generator of upcycling, so that seed 0 is the published 42.
     """
     if not spec.checkpoint:
+        if spec.upcycle:
+            raise MoegridError(
+                f"upcycle {spec.upcycle!r} needs a checkpoint to start from", hint="set model.checkpoint"
+            )
         return build_model(spec, vocab_size)
     checkpoint = open_checkpoint(spec.checkpoint)
+    if spec.checkpoint_digest and files_sha256(Path(spec.checkpoint.removeprefix("file://"))) != spec.checkpoint_digest:
+        raise MoegridError(f"{spec.checkpoint} has changed since the grid was planned", hint="plan it again")
     vocab = spec.vocab_size or vocab_size
     if vocab != checkpoint.config["vocab_size"]:
         raise MoegridError(
             f"the model has {vocab} token ids, the checkpoint {checkpoint.name} {checkpoint.config['vocab_size']}",
             hint="set model.vocab_size to the checkpoint's; it may exceed the tokenizer's",
         )
+    _check_shape(spec, spec_of(checkpoint.config), checkpoint.name)
     if spec.upcycle:
         return upcycle(import_checkpoint(checkpoint), spec, SEED + seed)
     model = build_model(spec, vocab)
     load_checkpoint(model, checkpoint)
     return model
+
+
+def _check_shape(spec: ModelSpec, theirs: ModelSpec, name: str) -> None:
+    """Raise when the checkpoint's weights would mean something else in a model of `spec`, though they might fit."""
+    fields = ["hidden_size", "num_layers", "num_heads", "num_kv_heads", "rope_theta", "norm_eps", "tie_embeddings"]
+    pairs = {field: (getattr(spec, field), getattr(theirs, field)) for field in fields}
+    # OLMoE norms queries and keys, Llama and DeepSeek 16B do not.
+    pairs["backbone"] = (spec.backbone, theirs.backbone)
+    if (spec.backbone == "olmoe") == (theirs.backbone == "olmoe"):
+        del pairs["backbone"]
+    if spec.upcycle:
+        pairs["preset"] = ("dense", theirs.moe.preset)
+        if spec.dense_layers:
+            pairs["dense_width"] = (spec.dense_width, dense_width(theirs.moe))
+    differing = {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
+    if differing:
+        raise MoegridError(
+            f"the checkpoint {name} does not fit the model",
+            cause="; ".join(f"model.{field} is {ours!r}, not {its!r}" for field, (ours, its) in differing.items()),
+            hint="set these fields to the checkpoint's"
+            + (": upcycling starts from a dense one" if spec.upcycle else ""),
+        )
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from orchestrator.spec.identity import NEUTRAL
+
 
 @dataclass(frozen=True, slots=True)
 class MoESpec:
@@ -57,8 +59,8 @@ class MoESpec:
 class ModelSpec:
     """A causal language model: the shape of its backbone and its MoE block.
 
-    `vocab_size` 0 means: as many as the tokenizer has. `checkpoint` names a public checkpoint to start
-    from instead of a random initialisation.
+    `vocab_size` 0 means: as many as the tokenizer has. `checkpoint` names a public checkpoint to start from instead of
+    a random initialisation; `checkpoint_digest` is the sha256 of its files, where it is a folder or a file.
     """
 
     backbone: str = "olmoe"  # olmoe | deepseek_moe | smollm2
@@ -77,6 +79,7 @@ class ModelSpec:
     checkpoint: str = ""
     upcycle: str = ""  # "" | copy | partial | shared_only
     moe: MoESpec = field(default_factory=MoESpec)
+    checkpoint_digest: str = field(default="", metadata=NEUTRAL)
 
 
 BACKBONES = ("olmoe", "deepseek_moe", "smollm2")

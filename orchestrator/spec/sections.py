@@ -16,7 +16,7 @@ from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.identity import digest
 from orchestrator.spec.model import ModelSpec, resolve_model
 from orchestrator.spec.problems import Mistake
-from orchestrator.spec.sources import anywhere, pin
+from orchestrator.spec.sources import anywhere, anywhere_model, pin, pin_checkpoint
 from orchestrator.spec.suites import BENCHMARKS
 from orchestrator.spec.units import Length
 from orchestrator.spec.validate import Finding, normal_train, section_findings
@@ -87,6 +87,10 @@ class Sections:
     def _finish(self, name: str, value: Any, length: Length | None, findings: list[Finding]) -> Any:
         """Fill in what is derived: steps from a length, digests of sources, the preset's values."""
         if isinstance(value, ModelSpec):
+            try:
+                value = pin_checkpoint(value, self.folder)
+            except Mistake as mistake:
+                findings.append(((name, "checkpoint"), mistake.message, mistake.hint))
             try:
                 return resolve_model(value)
             except ValueError:
@@ -173,6 +177,8 @@ def _science(value: Any, sound: bool) -> Any:
         normal = normal_train(value)
         data = anywhere(normal.data)
         return dataclasses.replace(normal, data=dataclasses.replace(data, mix=anywhere(data.mix)))
+    if isinstance(value, ModelSpec):
+        return anywhere_model(value)
     if isinstance(value, EvaluateSpec):
         known: dict[str, Any] = {name: anywhere(getattr(value, name)) for name in BENCHMARKS}
         known |= {name: tuple(map(anywhere, getattr(value, name))) for name in ("tasks", "judges")}

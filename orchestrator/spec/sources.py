@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.spec.cell import BenchmarkSpec, DataSpec, JudgeSpec, MixSpec, TaskSpec
+from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.pins import FORMATS, WHEELS
 from orchestrator.spec.problems import Mistake, did_you_mean
 
@@ -36,7 +37,7 @@ def pin(data: DataSpec, folder: Path) -> DataSpec:
         path = folder / Path(source.removeprefix("file://")).expanduser()
         if not path.exists():
             raise Mistake(f"source {source!r} does not exist", f"looked for {path}")
-        source, digest = f"file://{path}", _files_sha256(path)
+        source, digest = f"file://{path}", files_sha256(path)
     else:
         kinds = "wheel://NAME==VERSION/SET, hub://ORG/NAME or file://PATH"
         raise Mistake(f"source {source!r} is of no known kind", f"write {kinds}")
@@ -44,6 +45,35 @@ def pin(data: DataSpec, folder: Path) -> DataSpec:
         message = f"source {data.source!r} has the digest {digest[:12]}, not {data.digest[:12]}"
         raise Mistake(message, "correct or remove the digest")
     return dataclasses.replace(data, source=source, revision=revision, digest=digest)
+
+
+def pin_checkpoint(model: ModelSpec, folder: Path) -> ModelSpec:
+    """Return `model` with the sha256 of its checkpoint's files, where it starts from a folder or file of this machine.
+
+    A relative path is sought in `folder` and becomes absolute. Raises Mistake when nothing is there, or something else
+    than `checkpoint_digest` says.
+    """
+    kind, mark, path = model.checkpoint.rpartition("://")
+    if not model.checkpoint or kind in ("hub", "wheel"):
+        return model
+    if mark and kind != "file":
+        kinds = "hub://ORG/NAME[@REVISION], file://PATH or wheel://NAME==VERSION/model"
+        raise Mistake(f"checkpoint {model.checkpoint!r} is of no known kind", f"write {kinds}")
+    found = folder / Path(path).expanduser()
+    if not found.exists():
+        raise Mistake(f"checkpoint {model.checkpoint!r} does not exist", f"looked for {found}")
+    digest = files_sha256(found)
+    if model.checkpoint_digest not in ("", digest):
+        raise Mistake(
+            f"checkpoint {model.checkpoint!r} has the digest {digest[:12]}, not {model.checkpoint_digest[:12]}",
+            "correct or remove model.checkpoint_digest",
+        )
+    return dataclasses.replace(model, checkpoint=f"file://{found}", checkpoint_digest=digest)
+
+
+def anywhere_model(model: ModelSpec) -> ModelSpec:
+    """Return `model` without its checkpoint's path: files are known by their content, wherever they lie."""
+    return dataclasses.replace(model, checkpoint="file://") if model.checkpoint_digest else model
 
 
 Sourced = TypeVar("Sourced", DataSpec, MixSpec, BenchmarkSpec, JudgeSpec, TaskSpec)
@@ -68,13 +98,13 @@ def _hub(source: str, revision: str) -> tuple[str, str]:
     return f"{name}@{given or revision}", given or revision
 
 
-def _files_sha256(path: Path) -> str:
+def files_sha256(path: Path) -> str:
     """Return the sha256 of a file, or of a folder's files by name and content."""
     if path.is_file():
         stat = path.stat()
         return _file_sha256(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    lines = [f"{file.relative_to(path)} {_files_sha256(file)}" for file in files]
+    lines = [f"{file.relative_to(path)} {files_sha256(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
-from orchestrator.spec.cell import Cell, EvaluateSpec, Resources, TrainSpec
+from orchestrator.spec.cell import LOAD_VARIANTS, Cell, EvaluateSpec, Resources, TrainSpec
 from orchestrator.spec.engines import least_processes
 from orchestrator.spec.factors import check_freeze
 from orchestrator.spec.fields import Path, fields_of
@@ -29,7 +29,7 @@ def section_findings(name: str, section: object) -> Iterator[Finding]:
         for message in model_problems(section):
             word = message.split(" ")[0]
             path = (name, "moe", word) if word in _MOE_FIELDS else (name, word) if word in _MODEL_FIELDS else (name,)
-            yield path, message, ""
+            yield path, message, "set another value, or leave such cells out with exclude"
     elif isinstance(section, TrainSpec):
         yield from _train(name, section)
     elif isinstance(section, EvaluateSpec):
@@ -120,6 +120,9 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         if asked.nodes * asked.processes < least_processes(engine):
             message = f"engine {engine!r} needs {least_processes(engine)} processes or more in {name}"
             yield ("execution", "engine"), message, "--processes 2, or engine: torch"
+    if cell.model.upcycle and not cell.model.checkpoint:
+        message = f"upcycle {cell.model.upcycle!r} without a dense checkpoint to start from"
+        yield ("model", "upcycle"), message, "set model.checkpoint"
     if cell.evaluate.max_length > context:
         message = f"evaluate.max_length {cell.evaluate.max_length} exceeds model.context {context}"
         yield ("evaluate", "max_length"), message, "raise model.context or shorten the items"
@@ -143,8 +146,14 @@ Applies = Callable[[Cell, TrainSpec], bool]
 MOE_ONLY = "preset 'dense' has no router"
 _TRAIN_RULES: dict[str, tuple[Applies, str]] = {
     "aux_variant": (lambda _, train: train.balance.aux_coef > 0, "aux_coef is 0"),
-    "aux_group": (lambda _, train: train.balance.aux_coef > 0, "aux_coef is 0"),
-    "aux_scope": (lambda _, train: train.balance.aux_coef > 0, "aux_coef is 0"),
+    "aux_group": (
+        lambda _, train: train.balance.aux_coef > 0 and not LOAD_VARIANTS[train.balance.aux_variant],
+        "aux_coef is 0, or the aux_variant says the group",
+    ),
+    "aux_scope": (
+        lambda _, train: train.balance.aux_coef > 0 and _aux_group(train) != "sequence",
+        "aux_coef is 0, or the loss is a sequence's own",
+    ),
     "bias_center": (lambda _, train: train.balance.bias_rate > 0, "bias_rate is 0"),
     "bias_rate": (
         lambda cell, train: train.balance.bias_rate == 0 or bool(cell.model.moe.balance_bias),
@@ -168,8 +177,17 @@ _MODEL_RULES: dict[str, tuple[Callable[[Cell], bool], str]] = {
     "group_score": (lambda cell: (cell.model.moe.n_group or 1) > 1, "n_group is 1"),
     "combine": (lambda cell: bool(cell.model.moe.shared_experts), "there is no shared expert"),
     "dense_width": (lambda cell: cell.model.dense_layers > 0, "dense_layers is 0"),
+    "collaboration_top": (lambda cell: cell.finetune is not None, "C2R begins with fine-tuning, and the cell has none"),
+    "init_std": (
+        lambda cell: not cell.model.checkpoint or cell.model.upcycle == "shared_only",
+        "all that it would draw comes from the checkpoint",
+    ),
 }
 _DENSE_KEEPS = ("preset", "variant", "expert_width", "expert", "top_k")
+
+
+def _aux_group(train: TrainSpec) -> str:
+    return LOAD_VARIANTS[train.balance.aux_variant] or train.balance.aux_group
 
 
 def _router_frozen(train: TrainSpec) -> bool:

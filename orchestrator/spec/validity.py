@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, UPCYCLES, ModelSpec, MoESpec, resolve_moe
+
+COUNTS = ("shared_experts", "zero_experts", "copy_experts", "constant_experts", "null_experts", "collaboration_top")
+SIZES = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "context")
 
 
 def moe_problems(moe: MoESpec) -> tuple[str, ...]:
@@ -16,16 +21,28 @@ def moe_problems(moe: MoESpec) -> tuple[str, ...]:
         for name, allowed in CHOICES.items()
         if getattr(moe, name) not in allowed
     ]
-    problems += [
-        f"{name} must be at least 1" for name in ("top_k", "num_experts", "expert_width") if getattr(moe, name) < 1
-    ]
-    counts = ("shared_experts", "zero_experts", "copy_experts", "constant_experts", "null_experts", "collaboration_top")
-    problems += [f"{name} must not be negative" for name in counts if getattr(moe, name) < 0]
+    problems += _number_problems(moe, ("top_k", "num_experts", "expert_width", "n_group", "topk_group"), least=1)
+    problems += _number_problems(moe, COUNTS, least=0)
+    if not (moe.routed_scaling or 0) > 0:
+        problems.append(f"routed_scaling {moe.routed_scaling} must be positive")
+    if not 0 <= (moe.threshold_decay or 0) < 1:
+        problems.append(f"threshold_decay {moe.threshold_decay} must be at least 0 and below 1")
+    if not moe.router_init_std >= 0:
+        problems.append(f"router_init_std {moe.router_init_std} must not be negative")
     if problems:
         return tuple(problems)
     if moe.preset == "dense":
         return tuple(_dense_problems(moe))
     return (*_routing_problems(moe), *_preset_problems(moe), *_group_problems(moe))
+
+
+def _number_problems(spec: MoESpec | ModelSpec, names: Sequence[str], least: int) -> list[str]:
+    values = {name: getattr(spec, name) for name in names}
+    return [
+        f"{name} {value!r} must be a whole number of at least {least}"
+        for name, value in values.items()
+        if not isinstance(value, int) or isinstance(value, bool) or value < least
+    ]
 
 
 def _dense_problems(moe: MoESpec) -> list[str]:
@@ -131,6 +148,13 @@ def model_problems(model: ModelSpec) -> tuple[str, ...]:
         problems.append(f"backbone {model.backbone!r} is none of {', '.join(BACKBONES)}")
     if model.upcycle not in UPCYCLES:
         problems.append(f"upcycle {model.upcycle!r} is none of {', '.join(u or 'empty' for u in UPCYCLES)}")
+    wrong = _number_problems(model, SIZES, least=1)
+    if not model.init_std >= 0:
+        wrong.append(f"init_std {model.init_std} must not be negative")
+    if not model.norm_eps >= 0:
+        wrong.append(f"norm_eps {model.norm_eps} must not be negative")
+    if wrong:
+        return (*problems, *wrong)
     if model.hidden_size % model.num_heads:
         problems.append(f"num_heads {model.num_heads} does not divide hidden_size {model.hidden_size}")
     elif (model.hidden_size // model.num_heads) % 2:
@@ -145,4 +169,6 @@ def model_problems(model: ModelSpec) -> tuple[str, ...]:
         problems.append("upcycle 'shared_only' needs shared_experts")
     if model.upcycle and model.moe.preset == "dense":
         problems.append("upcycle applies to MoE models: preset 'dense' takes the dense checkpoint as it is")
+    if model.upcycle and model.moe.expert not in (None, "swiglu"):
+        problems.append(f"upcycle with expert {model.moe.expert!r}: the dense feed-forward is a 'swiglu'")
     return tuple(problems)

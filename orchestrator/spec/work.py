@@ -12,12 +12,12 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from orchestrator.spec.cell import DataSpec, GenerationSpec, JudgeSpec, TaskSpec, TokenizerSpec, TrainSpec
 from orchestrator.spec.identity import NEUTRAL, Span, digest, lineage, plain, science_key, state_key, state_keys
 from orchestrator.spec.model import ModelSpec
-from orchestrator.spec.sources import anywhere
+from orchestrator.spec.sources import anywhere, anywhere_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class InitWork:
         return {"tokenizer": self.tokenizer}
 
     def key(self) -> str:
-        return science_key(self.kind, self)
+        return science_key(self.kind, _anywhere(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class EvaluateWork:
         return {name: key for name, key in named.items() if key}
 
     def key(self) -> str:
-        return science_key(self.kind, self)
+        return science_key(self.kind, _anywhere(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ class GenerateWork:
         return {"state": self.state, "tokenizer": self.tokenizer, "items": self.items}
 
     def key(self) -> str:
-        return science_key(self.kind, self)
+        return science_key(self.kind, _anywhere(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +248,15 @@ class JudgeWork:
     def key(self) -> str:
         """Return the artifact's key; a judge's files are known by their content, wherever they lie."""
         return science_key(self.kind, dataclasses.replace(self, judge=anywhere(self.judge)))
+
+
+_Modelled = TypeVar("_Modelled", InitWork, EvaluateWork, GenerateWork)
+
+
+def _anywhere(work: _Modelled) -> _Modelled:
+    """Return `work` with its model's checkpoint known by content."""
+    model = anywhere_model(work.model)
+    return work if model is work.model else dataclasses.replace(work, model=model)
 
 
 Work = DataWork | TokenizerWork | TokensWork | InitWork | TrainWork | EvaluateWork | GenerateWork | JudgeWork

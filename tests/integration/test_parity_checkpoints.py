@@ -29,6 +29,7 @@ from jobs.models.sources import open_checkpoint
 from jobs.models.upcycle import initial_model, upcycle
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.sources import pin_checkpoint
 from tests import training
 
 Olmoe = tuple[OlmoeForCausalLM, Path]
@@ -99,6 +100,67 @@ def test_the_whole_model_has_the_gradients_of_transformers(olmoe: Olmoe) -> None
         expected = theirs[public.replace("mlp.block.experts.down", "mlp.experts.down_proj")].grad
         scale = expected.abs().max().clamp_min(1.0)
         torch.testing.assert_close(parameter.grad / scale, expected / scale, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    "kind, field, value",
+    [
+        ("olmoe", "hidden_act", "gelu"),
+        ("olmoe", "clip_qkv", 0.0),
+        ("olmoe", "attention_bias", True),
+        ("olmoe", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+        ("llama", "hidden_act", "relu"),
+        ("llama", "mlp_bias", True),
+        ("deepseek", "scoring_func", "sigmoid"),
+        ("deepseek", "topk_method", "group_limited_greedy"),
+        ("deepseek", "n_group", 4),
+        ("deepseek", "q_lora_rank", 8),
+        ("deepseek", "moe_layer_freq", 2),
+        ("llama", "num_hidden_layers", "2"),
+        ("llama", "max_position_embeddings", None),
+    ],
+)
+def test_a_config_that_we_would_compute_otherwise_is_refused(kind: str, field: str, value: object) -> None:
+    config = {
+        "model_type": kind,
+        **SHAPE,
+        "intermediate_size": 24,
+        "moe_intermediate_size": 24,
+        "num_experts": 8,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "rope_scaling": {"rope_type": "default"},
+    }
+    spec_of(config)
+    with pytest.raises(SourceError, match="cannot be imported") as raised:
+        spec_of({**config, field: value})
+    named = "rope scaling" if field == "rope_scaling" else field
+    assert named in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"backbone": "olmoe"},
+        {"backbone": "smollm2", "expert": "relu_mlp"},
+        {"backbone": "smollm2", "expert": "gelu_mlp_bias"},
+        {"backbone": "deepseek_moe", "dense_layers": 1, "dense_width": 40},
+        {"backbone": "deepseek_moe", "dense_width": 40},
+        {"backbone": "smollm2"},
+    ],
+)
+def test_a_dense_model_is_exported_as_what_it_computes_or_not_at_all(fields: dict[str, object], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = {"hidden_size": 32, "num_layers": 2, "init_std": 0.3, **fields}
+    moe = MoESpec(preset="dense", expert_width=16, expert=own.pop("expert", None))  # type: ignore[arg-type]
+    model = build_model(ModelSpec(moe=moe, **own), VOCAB).eval()  # type: ignore[arg-type]
+    if fields in ({"backbone": "smollm2"}, {"backbone": "deepseek_moe", "dense_width": 40}):
+        export_checkpoint(model, tmp_path)
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(theirs(input_ids=IDS).logits, model(IDS).logits, atol=1e-5, rtol=1e-5)
+    else:
+        with pytest.raises(MoegridError, match="no public layout"):
+            export_checkpoint(model, tmp_path)
 
 
 def test_a_checkpoint_trains_with_another_router_of_the_same_shape(olmoe: Olmoe) -> None:
@@ -228,6 +290,46 @@ def test_a_copied_dense_model_starts_with_its_own_logits(llama: tuple[LlamaForCa
     assert torch.equal(router, initial_model(sparse_spec(folder), VOCAB).moe_blocks[0].router.weight)
     assert not torch.equal(router, initial_model(sparse_spec(folder), VOCAB, seed=1).moe_blocks[0].router.weight)
     assert 0.01 < router.std() < 0.03
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_heads": 2, "num_kv_heads": 1},
+        {"rope_theta": 5e5},
+        {"norm_eps": 1e-2},
+        {"tie_embeddings": False},
+        {"backbone": "olmoe"},
+        {"num_layers": 3},
+        {"dense_layers": 1, "dense_width": 40},
+    ],
+)
+@pytest.mark.parametrize("how", ["copy", ""])
+def test_a_checkpoint_that_would_mean_something_else_is_refused(
+    llama: tuple[LlamaForCausalLM, Path], how: str, wrong: dict[str, object]
+) -> None:
+    _, folder = llama
+    spec = sparse_spec(folder) if how else dataclasses.replace(spec_of(open_checkpoint(folder).config))
+    spec = dataclasses.replace(spec, checkpoint=str(folder), upcycle=how, **wrong)
+    with pytest.raises(MoegridError, match="does not fit the model"):
+        initial_model(spec, VOCAB)
+
+
+def test_upcycling_needs_a_dense_checkpoint(llama: tuple[LlamaForCausalLM, Path], olmoe: Olmoe) -> None:
+    spec = sparse_spec(llama[1])
+    with pytest.raises(MoegridError, match="needs a checkpoint"):
+        initial_model(dataclasses.replace(spec, checkpoint=""), VOCAB)
+    sparse = spec_of(open_checkpoint(olmoe[1]).config)
+    with pytest.raises(MoegridError, match="starts from a dense one"):
+        initial_model(dataclasses.replace(sparse, checkpoint=str(olmoe[1]), upcycle="copy"), VOCAB)
+
+
+def test_a_checkpoint_that_has_changed_since_the_plan_is_refused(llama: tuple[LlamaForCausalLM, Path]) -> None:
+    spec = pin_checkpoint(sparse_spec(llama[1]), llama[1])
+    initial_model(spec, VOCAB)
+    (llama[1] / "config.json").write_text((llama[1] / "config.json").read_text() + " ")
+    with pytest.raises(MoegridError, match="has changed"):
+        initial_model(spec, VOCAB)
 
 
 @torch.no_grad()

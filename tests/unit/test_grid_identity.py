@@ -92,3 +92,23 @@ def test_every_change_of_a_grid_is_a_new_version(load: Load) -> None:
     digests = {load(text, overrides=[override]).digest for override in overrides}
     assert len(digests | {load(text).digest, load(text, only=["freeze=none"]).digest}) == len(overrides) + 2
     assert load(text).digest == load(text).digest
+
+
+def test_a_checkpoint_of_this_machine_is_pinned_by_its_content(load: Load, tmp_path: Path) -> None:
+    from orchestrator.spec.work import InitWork
+
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    text = "set: {model.checkpoint: 'file://mine'}\n"
+    first = load(text).cells[0]
+    assert first.cell.model.checkpoint == f"file://{folder}"
+    moved = folder.rename(tmp_path / "yours")
+    second = load(text.replace("mine", "yours")).cells[0]
+    assert (second.id, second.cell.model.checkpoint) == (first.id, f"file://{moved}")
+    keys = [InitWork(item.cell.model, "t").key() for item in (first, second)]
+    assert keys[0] == keys[1]
+    (moved / "config.json").write_text("{ }")
+    third = load(text.replace("mine", "yours")).cells[0]
+    assert third.id != first.id
+    assert InitWork(third.cell.model, "t").key() != keys[0]

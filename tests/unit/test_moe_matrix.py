@@ -137,6 +137,22 @@ def train_save_and_load(moe: MoESpec, backbone: str, tmp_path: Path) -> None:
     assert model.causal == is_causal(moe)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("expert, width", [("gelu_mlp_bias", 7), ("gelu_mlp_bias", 12), ("swiglu", 7)])
+def test_experts_of_any_width_compute_in_every_type(expert: str, width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    fields = {"preset": "smoe", "expert": expert, "expert_width": width, "num_experts": 4, "router_init_std": 1.0}
+    block = build_block(fields, hidden_size=10, init_std=0.3)
+    x = torch.randn(2, 9, 10)
+    expected, routing = block(x)
+    y, other = block.to(dtype)(x.to(dtype))
+    same = (other.indices == routing.indices).all(1).view(2, 9)
+    assert same.float().mean() > 0.8
+    torch.testing.assert_close(
+        y[same].float(), expected[same], atol=1e-5 if dtype != torch.bfloat16 else 0.05, rtol=0.05
+    )
+
+
 def test_the_matrix_is_not_empty_and_every_preset_is_in_it() -> None:
     assert {moe.preset for moe in COMBINATIONS} == set(PRESETS)
     assert len(COMBINATIONS) > 60
@@ -163,6 +179,11 @@ def test_the_matrix_is_not_empty_and_every_preset_is_in_it() -> None:
         ({"preset": "dense", "score": "sigmoid"}, "does not apply"),
         ({"combine": "weighted"}, "needs shared_experts"),
         ({"pool": "full_mean"}, "units word and sentence only"),
+        ({"top_k": "2"}, "top_k '2' must be a whole number"),
+        ({"n_group": 0}, "n_group 0 must be a whole number of at least 1"),
+        ({"routed_scaling": 0.0}, "routed_scaling 0.0 must be positive"),
+        ({"threshold_decay": 2.0}, "below 1"),
+        ({"router_init_std": -1.0}, "must not be negative"),
     ],
 )
 def test_an_invalid_combination_is_refused_with_its_reason(fields: dict[str, object], reason: str) -> None:
