@@ -73,7 +73,9 @@ def pin_checkpoint(model: ModelSpec, folder: Path) -> ModelSpec:
 
 def anywhere_model(model: ModelSpec) -> ModelSpec:
     """Return `model` without its checkpoint's path: files are known by their content, wherever they lie."""
-    return dataclasses.replace(model, checkpoint="file://") if model.checkpoint_digest else model
+    if model.checkpoint.startswith("file://") and model.checkpoint_digest:
+        return dataclasses.replace(model, checkpoint="file://")
+    return model
 
 
 Sourced = TypeVar("Sourced", DataSpec, MixSpec, BenchmarkSpec, JudgeSpec, TaskSpec)
