@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
         "vocab_size": number("vocab_size"),
         "rope_theta": float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
         "norm_eps": float(config.get("rms_norm_eps", _NORM_EPS[kind])),
+        "init_std": float(config.get("initializer_range") or 0.02),
         "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
     if kind == "llama":
@@ -165,12 +166,13 @@ def _place(own: dict[str, Tensor], name: str, width: int) -> tuple[str, Tensor |
     return target, own.get(target)
 
 
-def export_checkpoint(model: CausalLM, directory: Path) -> None:
+def export_checkpoint(model: CausalLM, directory: Path, special: Mapping[str, int | None] | None = None) -> None:
     """Write config.json and model.safetensors so that transformers loads the same model.
 
-    Raises MoegridError when no public architecture computes what the model does.
+    `special` are ids for config.json (`eos_token_id`, ...): where generation ends, and what pads. Raises MoegridError
+    when no public architecture computes what the model does.
     """
-    config = _public_config(model)
+    config = {**_public_config(model), **(special or {})}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     tensors = {name: tensor.contiguous().clone() for name, tensor in _public_tensors(model)}

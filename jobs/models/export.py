@@ -38,8 +38,10 @@ def export_state(store: Store, key: str, folder: Path) -> None:
         model = build_model(work.model, int(words.info["vocab_size"]))
         paths = [store.artifacts.fetch(manifest, name, scratch) for name in shard_names(manifest, "weights")]
         load_canonical(model, Shards(paths))
-        export_checkpoint(model, folder)
-        transformers_tokenizer(scratch).save_pretrained(folder)
+        tokenizer = transformers_tokenizer(scratch)
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        export_checkpoint(model, folder, {name: getattr(tokenizer, name) for name in names})
+        tokenizer.save_pretrained(folder)
 
 
 def _manifest(store: Store, key: str) -> Manifest:

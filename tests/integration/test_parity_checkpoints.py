@@ -179,7 +179,7 @@ def test_a_trained_state_goes_to_transformers_with_its_tokenizer(
 ) -> None:
     store = training.prepare(str(tmp_path / "store"))
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(training.VOCABULARY)}, unk_token="w0"))
-    blobs = {"tokenizer.json": words.to_str().encode(), "special.json": b"{}"}
+    blobs = {"tokenizer.json": words.to_str().encode(), "special.json": b'{"eos": "w1"}'}
     tokenizer = training.put(store, "words", "tokenizer", blobs, {"vocab_size": training.VOCABULARY})
     spec = dataclasses.replace(training.MODEL, moe=dataclasses.replace(training.MODEL.moe, preset="olmoe"))
     init = dataclasses.replace(training.init_work(spec), tokenizer=tokenizer)
@@ -190,6 +190,7 @@ def test_a_trained_state_goes_to_transformers_with_its_tokenizer(
     assert export.main(["--store", store.url, "--state", work.key(), str(tmp_path / "out")]) == 0
     public = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("w7")["input_ids"] == [7]
+    assert public.config.eos_token_id == public.generation_config.eos_token_id == 1
     manifest = store.artifacts.get(work.key())
     assert manifest is not None
     model = build_model(spec, training.VOCABULARY).eval()
