@@ -203,3 +203,12 @@ def test_resolved_specs_have_no_open_field_and_resolve_to_themselves() -> None:
         resolved = resolve_moe(moe)
         assert all(getattr(resolved, field) is not None for field in MoESpec.__dataclass_fields__)
         assert resolve_moe(resolved) == resolved
+
+
+def test_choice_by_threshold_is_causal_once_the_first_batch_was_ranked() -> None:
+    fields = {"preset": "expert_choice", "train_select": "threshold", "eval_select": "threshold", "num_experts": 4}
+    block = build_block(fields, hidden_size=16).train()
+    assert (block.causal, block.eval().causal) == (False, True)
+    _, routing = block.train()(torch.randn(2, 8, 16))
+    block.update_thresholds(routing.cutoffs)
+    assert block.causal
