@@ -72,8 +72,7 @@ class MoEBlock(nn.Module):
                 f"x has shape {tuple(x_BSD.shape)}", cause=f"needed: [batch, length, {self.hidden_size}]"
             )
         batch, length, width = x_BSD.shape
-        shapes = {"padding": padding, "spans": spans}
-        for name, given in shapes.items():
+        for name, given in (("padding", padding), ("spans", spans)):
             if given is not None and given.shape != (batch, length):
                 raise MoegridError(f"{name} has shape {tuple(given.shape)}", cause=f"x is {batch} x {length} tokens")
         x = x_BSD.reshape(batch * length, width)

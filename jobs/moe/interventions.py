@@ -20,7 +20,6 @@ from orchestrator.errors import MoegridError
 
 if TYPE_CHECKING:
     from jobs.moe.block import MoEBlock
-    from orchestrator.spec.model import MoESpec
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def dropped(model: nn.Module, n: int) -> Iterator[None]:
             raise MoegridError("dropping top choices needs token choice", cause="expert choice ranks tokens")
     changes = {layer: {"drop": block.router.switches.drop + n} for layer, block in enumerate(blocks)}
     for layer, block in enumerate(blocks):
-        drop, choices = changes[layer]["drop"], choices_of(block.moe, block.router.num_ids)
+        drop, choices = changes[layer]["drop"], block.router.choices
         if block.moe.top_k + drop > choices:
             raise MoegridError(f"cannot drop the top {drop}: top_k + {drop} exceeds the {choices} experts of a choice")
     with _switched(blocks, changes):
@@ -138,13 +137,6 @@ def _switched(blocks: Sequence[MoEBlock], changes: Mapping[int, Mapping[str, Any
     finally:
         for layer, switches in before.items():
             blocks[layer].router.switches = switches
-
-
-def choices_of(moe: MoESpec, num_ids: int) -> int:
-    """Return among how many ids a token's choice falls: the limits of groups and of collaboration lists count."""
-    if moe.n_group and moe.n_group > 1:
-        return num_ids // moe.n_group * (moe.topk_group or 1)
-    return moe.collaboration_top + 1 if moe.collaboration_top else num_ids
 
 
 def random_ids(

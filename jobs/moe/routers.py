@@ -113,6 +113,13 @@ class Router(nn.Module):
         """True when no later token can change an earlier token's routing in the current mode (train or eval)."""
         return self.moe.unit == "token" or self.moe.pool != "full_mean"
 
+    @property
+    def choices(self) -> int:
+        """Among how many ids a token's choice falls: the limits of groups and of collaboration lists count."""
+        if self.moe.n_group and self.moe.n_group > 1:
+            return self.num_ids // self.moe.n_group * (self.moe.topk_group or 1)
+        return self.moe.collaboration_top + 1 if self.moe.collaboration_top else self.num_ids
+
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):
             logits, carried = self.prepare(x_TD.float(), context)

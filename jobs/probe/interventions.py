@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jobs.evaluate.chunks import chunks, outcomes
-from jobs.moe.interventions import choices_of, dropped, temperature
+from jobs.moe.interventions import dropped, temperature
 from jobs.probe.metrics import drop_top, in_range
 
 if TYPE_CHECKING:
@@ -59,10 +59,7 @@ def _interventions(model: CausalLM) -> Iterator[tuple[str, AbstractContextManage
     yield "base", nullcontext()
     blocks = model.moe_blocks
     for name, n in DROPS.items():
-        if all(
-            block.moe.choice != "expert" and block.moe.top_k + n <= choices_of(block.moe, block.router.num_ids)
-            for block in blocks
-        ):
+        if all(block.moe.choice != "expert" and block.moe.top_k + n <= block.router.choices for block in blocks):
             yield name, dropped(model, n)
     for tau in TEMPERATURES:
         yield f"temperature_{tau:g}", temperature(model, tau)
