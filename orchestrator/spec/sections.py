@@ -13,11 +13,13 @@ from orchestrator.spec.benchmark_files import read_benchmark
 from orchestrator.spec.cell import BenchmarkSpec, Cell, DataSpec, EvaluateSpec, JudgeSpec, MixSpec, TaskSpec, TrainSpec
 from orchestrator.spec.factors import replace_path
 from orchestrator.spec.fields import Path, fields_of
+from orchestrator.spec.hub_sets import benchmark_findings, items_findings, layout_findings
 from orchestrator.spec.identity import digest
 from orchestrator.spec.model import ModelSpec, resolve_model
 from orchestrator.spec.problems import Mistake
-from orchestrator.spec.sources import anywhere, anywhere_model, pin, pin_checkpoint
+from orchestrator.spec.sources import anywhere, anywhere_model, examples_of, pin, pin_checkpoint
 from orchestrator.spec.suites import BENCHMARKS
+from orchestrator.spec.tasks import COLUMNS
 from orchestrator.spec.units import Length
 from orchestrator.spec.validate import Finding, normal_train, section_findings
 
@@ -104,6 +106,8 @@ class Sections:
                     findings.append(((name, "steps"), mistake.message, mistake.hint))
             data = self._pin(value.data, (name, "data", "source"), findings)
             data = dataclasses.replace(data, mix=self._mix(data.mix, (name, "data", "mix", "source"), findings))
+            for part, spec in (((), data), (("mix",), examples_of(data.mix))):
+                findings += [((name, "data", *part, at), wrong, hint) for at, wrong, hint in layout_findings(spec)]
             return dataclasses.replace(value, steps=steps, data=data)
         if isinstance(value, EvaluateSpec):
             items = DataSpec(source=value.source, format="items", digest=value.digest)
@@ -112,17 +116,21 @@ class Sections:
             for benchmark in BENCHMARKS:
                 spec = getattr(value, benchmark)
                 if spec.source:
-                    path, wrong = (name, benchmark, "source"), list[Finding]()
-                    changed[benchmark] = self._pinned_as("benchmark", spec, path, wrong)
+                    at, wrong = (name, benchmark, "source"), list[Finding]()
+                    changed[benchmark] = self._pinned_as("benchmark", spec, at, wrong)
                     files = f"; {benchmark} is read from {BENCHMARKS[benchmark].files}"
                     findings += [(where, message, hint + files) for where, message, hint in wrong]
-                    self._read(benchmark, changed[benchmark], path, findings)
+                    self._read(benchmark, changed[benchmark], at, findings)
+                    findings += [(at, *both) for both in benchmark_findings(changed[benchmark].source, benchmark)]
             changed["tasks"] = tuple(
                 self._pinned_as("benchmark", task, (name, "tasks", task.name, "source"), findings)
                 if task.source
                 else task
                 for task in value.tasks
             )
+            for task in changed["tasks"]:
+                path: Path = (name, "tasks", task.name, "source")
+                findings += [(path, *both) for both in items_findings(task.source, task.name, COLUMNS[task.name])]
             changed["judges"] = tuple(
                 self._pinned_as("judge", judge, (name, "judges", judge.name, "source"), findings)
                 if judge.source

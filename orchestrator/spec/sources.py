@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.spec.cell import BenchmarkSpec, DataSpec, JudgeSpec, MixSpec, TaskSpec
+from orchestrator.spec.hub_sets import NAME
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.pins import FORMATS, WHEELS
 from orchestrator.spec.problems import Mistake, did_you_mean
 
 _WHEEL = re.compile(r"^wheel://([A-Za-z0-9._-]+)(?:==([^/]+))?(?:/(.*))?$")
-_HUB = re.compile(r"^(hub://[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?(?::[\w.-]+)?)(?:@([\w./-]+))?$")
 
 
 def pin(data: DataSpec, folder: Path) -> DataSpec:
@@ -78,6 +78,18 @@ def anywhere_model(model: ModelSpec) -> ModelSpec:
     return model
 
 
+def examples_of(mix: MixSpec) -> DataSpec:
+    """Return the instruction data that examples are mixed in from."""
+    return DataSpec(
+        mix.source,
+        format="instruction",
+        prompt_field=mix.prompt_field,
+        response_field=mix.response_field,
+        revision=mix.revision,
+        digest=mix.digest,
+    )
+
+
 Sourced = TypeVar("Sourced", DataSpec, MixSpec, BenchmarkSpec, JudgeSpec, TaskSpec)
 
 
@@ -89,10 +101,9 @@ def anywhere(spec: Sourced) -> Sourced:
 
 
 def _hub(source: str, revision: str) -> tuple[str, str]:
-    match = _HUB.match(source)
-    if not match:
+    if not NAME.match(source):
         raise Mistake(f"source {source!r} is no hub data set", "write hub://ORG/NAME[:CONFIG]")
-    name, given = match.groups()
+    name, _, given = source.partition("@")
     if given and revision and given != revision:
         raise Mistake(f"source {source!r} names another revision than {revision!r}", "keep one of them")
     if not (given or revision):
