@@ -13,6 +13,7 @@ from orchestrator.report import html
 from orchestrator.report.collect import collect
 from orchestrator.store import Store
 from tests.grid_store import GridStore
+from tests.labs import lab_missing
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
 FLAGS = (
@@ -28,8 +29,15 @@ FLAGS = (
 )
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (Debian: apt-get install --no-install-recommends chromium)")
-def test_the_page_opens_without_a_word_on_the_console(tmp_path: Path) -> None:
+@pytest.fixture
+def chromium() -> str:
+    """The path of a Chromium; where there is none the test is skipped, and fails in CI."""
+    if not CHROMIUM:
+        lab_missing("browser", "no Chromium here (Debian: bash infra/browser/install.sh)")
+    return CHROMIUM
+
+
+def test_the_page_opens_without_a_word_on_the_console(tmp_path: Path, chromium: str) -> None:
     store = Store.open(f"memory://{uuid.uuid4().hex}")
     grid = GridStore(store, probes=True)
     grid.commit_all()
@@ -40,7 +48,7 @@ def test_the_page_opens_without_a_word_on_the_console(tmp_path: Path) -> None:
         "--window-size=400,900",
     ]
     shown = subprocess.run(
-        [CHROMIUM, *FLAGS, *words, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=180, check=True
+        [chromium, *FLAGS, *words, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=180, check=True
     )
     assert "CONSOLE" not in shown.stderr
     for section in ("results", "differences", "training", "loads", "routing", "provenance"):
