@@ -6,9 +6,10 @@ Blobs of a state: `weights.safetensors` and `optimizer.safetensors` (of several 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,18 +33,18 @@ IN_FLIGHT = 2
 SHARD_SECONDS = 1800.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Snapshot:
-    """A training state in host memory, and what its manifest will say."""
+    """A training state in host memory, and what its manifest will say: nothing of it is the training thread's own."""
 
     key: str
     step: int
     weights: Mapping[str, Rows]
     optimizer: Mapping[str, Tensor]
-    state: Mapping[str, Any]
-    rows: tuple[Mapping[str, float], ...]
-    info: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
+    state: bytes  # state.json
+    series: bytes  # series.json
+    info: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     last: bool = False
 
 
@@ -105,20 +106,35 @@ class CheckpointWriter:
             self._pending.pop(0).result()
 
     def submit(
-        self, context: StageContext, work: TrainWork, engine: Engine, snapshot_of: Mapping[str, Any], *, last: bool
+        self,
+        context: StageContext,
+        work: TrainWork,
+        engine: Engine,
+        step: int,
+        state: Mapping[str, Any],
+        rows: Sequence[str],
+        *,
+        info: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        last: bool,
     ) -> None:
-        """Copy the model and optimizer to host memory and hand them to the background.
+        """Copy the state at `step` to host memory and hand the copy to the background.
 
-        `snapshot_of` holds the fields of `Snapshot` besides the tensors. Waits while two snapshots are in flight.
+        `rows` are the segment's logged rows, each as JSON. Waits while two snapshots are in flight.
         """
         slot = self._free.get()
-        rows = engine.weights()
-        copies = slot.fill({name: piece.tensor for name, piece in rows.items()}, "weights/")
+        weights = engine.weights()
+        copies = slot.fill({name: piece.tensor for name, piece in weights.items()}, "weights/")
         snapshot = Snapshot(
-            weights={name: replace(piece, tensor=copies[name]) for name, piece in rows.items()},
+            key=work.key_at(step),
+            step=step,
+            weights={name: replace(piece, tensor=copies[name]) for name, piece in weights.items()},
             optimizer=slot.fill(engine.optimizer_tensors(), "optimizer/"),
+            state=json.dumps(state).encode(),
+            series=f"[{', '.join(rows)}]".encode(),
+            info=copy.deepcopy(dict(info)),
+            metrics=dict(metrics),
             last=last,
-            **snapshot_of,
         )
         self._pending.append(self._executor.submit(self._write, context, work, snapshot, slot))
 
@@ -139,8 +155,8 @@ class CheckpointWriter:
             blobs = [
                 *(one.weights for one in shares),
                 *(one.optimizer for one in shares),
-                context.write_blob("state.json", json.dumps(snapshot.state).encode()),
-                context.write_blob("series.json", json.dumps(snapshot.rows).encode()),
+                context.write_blob("state.json", snapshot.state),
+                context.write_blob("series.json", snapshot.series),
             ]
             parents = {key: context.manifest(key).digest for key in work.parents.values()}
             context.commit_written(work, snapshot.key, tuple(blobs), snapshot.metrics, info, parents)

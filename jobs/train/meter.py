@@ -10,7 +10,7 @@ Two ends of training are seen here, over windows of `log_every` steps:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jobs.train.errors import Diverged, RouterCollapsed
@@ -18,6 +18,8 @@ from jobs.train.errors import Diverged, RouterCollapsed
 DIVERGED_NATS = 3.0
 COLLAPSED_SHARE = 0.02
 COLLAPSED_WINDOWS = 5
+# The meter in a `state.json` of an earlier format was written while training went on: it may hold later steps too.
+STATE_FORMAT = 2
 
 
 def load_entropy(counts_LN: list[list[float]]) -> float:
@@ -55,8 +57,12 @@ class Meter:
         row = {name: total / self.steps for name, total in self.sums.items()}
         if self.counts_LN:
             row["routing/load_balance"] = load_entropy(self.counts_LN)
-        self.steps, self.sums, self.counts_LN = 0, {}, []
+        self.clear()
         return row
+
+    def clear(self) -> None:
+        """Begin a new window."""
+        self.steps, self.sums, self.counts_LN = 0, {}, []
 
     def judge(self, row: Mapping[str, float], vocab_size: int, top_k: int, num_experts: int, router: bool) -> None:
         """Raise Diverged or RouterCollapsed when the window `row` says so; `router`: a router is being trained."""
@@ -81,8 +87,9 @@ class Meter:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the meter as JSON types."""
-        return {"steps": self.steps, "sums": self.sums, "counts": self.counts_LN, "collapsed": self.collapsed}
+        """Return the meter as JSON types; later steps do not change what was returned."""
+        counts = [list(row) for row in self.counts_LN]
+        return {"steps": self.steps, "sums": dict(self.sums), "counts": counts, "collapsed": self.collapsed}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Meter:
@@ -92,3 +99,20 @@ class Meter:
         meter.sums = dict(record["sums"])
         meter.counts_LN = [list(row) for row in record["counts"]]
         return meter
+
+
+def recorded_meter(state: Mapping[str, Any], assignments: Callable[[int], int | None]) -> tuple[Meter, bool]:
+    """Return the meter of a `state.json` and whether it is that of the state's own step; if not, its window is empty.
+
+    Formats before STATE_FORMAT count on in `sums` and `counts`, not in `steps`: the meter is right after no step, and
+    where every layer counted the assignments of the last n steps, which `assignments(n)` returns (None: not known).
+    """
+    meter = Meter.from_json(state["meter"])
+    if state["format"] >= STATE_FORMAT or not (meter.sums or meter.counts_LN):
+        return meter, True
+    expected = assignments(meter.steps) if meter.steps and meter.counts_LN else None
+    if expected is not None and all(sum(row) == expected for row in meter.counts_LN):
+        return meter, True
+    own = meter.steps == 0  # a window that had just begun is empty
+    meter.clear()
+    return meter, own

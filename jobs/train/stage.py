@@ -21,11 +21,12 @@ from jobs.train.engines import Engine, build_engine
 from jobs.train.errors import FrozenMoved
 from jobs.train.freeze import frozen_digest
 from jobs.train.loop import StepResult, Trainer, profiling_sample
-from jobs.train.meter import Meter
+from jobs.train.meter import STATE_FORMAT, Meter, recorded_meter
 from jobs.train.schedule import learning_rates
 from orchestrator.errors import CorruptBlob
 from orchestrator.spec.identity import lineage, state_keys
-from orchestrator.spec.work import TrainWork
+from orchestrator.spec.work import TrainWork, work_from_json
+from orchestrator.store import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Session:
 class Segment:
     """What one run of a stage has seen so far."""
 
-    rows: list[dict[str, float]] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)  # each logged row as JSON
     began: float = field(default_factory=time.monotonic)
     marked: float = field(default_factory=time.monotonic)
     marked_tokens: int = 0
@@ -113,24 +114,21 @@ def train_segment(
             context,
             work,
             engine,
-            {
-                "key": work.key_at(trainer.step),
+            trainer.step,
+            _state(work, trainer, frozen),
+            segment.rows,
+            info={
+                "phase": work.conditions.phase,
                 "step": trainer.step,
-                "state": _state(work, trainer, frozen),
-                "rows": tuple(segment.rows),
-                "metrics": {"train_loss": result.values["train/lm_loss"]},
-                "info": {
-                    "phase": work.conditions.phase,
-                    "step": trainer.step,
-                    "total": train.steps,
-                    "tokens": trainer.tokens,
-                    "tokens_per_second": (trainer.tokens - first) / max(elapsed, 1e-9),
-                    "train_seconds": elapsed,
-                    "steps_run": trainer.step - begun,
-                    "frozen_sha256": frozen,
-                    "mixed_numerics": session.mixed_numerics,
-                },
+                "total": train.steps,
+                "tokens": trainer.tokens,
+                "tokens_per_second": (trainer.tokens - first) / max(elapsed, 1e-9),
+                "train_seconds": elapsed,
+                "steps_run": trainer.step - begun,
+                "frozen_sha256": frozen,
+                "mixed_numerics": session.mixed_numerics,
             },
+            metrics={"train_loss": result.values["train/lm_loss"]},
             last=last,
         )
         saved_step, segment.saved = trainer.step, time.monotonic()
@@ -158,7 +156,7 @@ def _enter(context: StageContext, work: TrainWork, segment: Segment) -> Session:
     step, key = found or (work.start, work.parent)
     session = load_session(context, work, step, key)
     if step > work.start:
-        segment.rows = json.loads(context.fetch(key, "series.json").read_bytes())
+        segment.rows = [json.dumps(row) for row in json.loads(context.fetch(key, "series.json").read_bytes())]
     log.info("%s: going on from step %d", context.label, step)
     return session
 
@@ -181,8 +179,27 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
     if step > 0:
         state = json.loads(context.fetch(key, "state.json").read_bytes())
         engine.load_optimizer(fetch_shards(context, key, "optimizer"))
-        session.tokens, session.meter = state["tokens"], Meter.from_json(state["meter"])
+        session.tokens = state["tokens"]
+        session.meter, sound = recorded_meter(state, lambda steps: _assignments(context, manifest, engine, step, steps))
+        if not sound:
+            log.warning(
+                "%s: the state at step %d, of an earlier version, may have counted later steps in its window of the "
+                "series: the next logged row is a mean over the steps from here on",
+                context.label,
+                step,
+            )
     return session
+
+
+def _assignments(context: StageContext, manifest: Manifest, engine: Engine, step: int, steps: int) -> int | None:
+    """Return how many tokens each layer assigned to experts in the `steps` steps before `step`, times k, if fixed."""
+    made, moe = work_from_json(manifest.spec), engine.model.spec.moe
+    if moe.preset == "dense" or moe.choice != "token" or not isinstance(made, TrainWork) or step - steps < made.start:
+        return None
+    source, train = _source(context, made), made.conditions.train
+    batches = ((at, index) for at in range(step - steps, step) for index in range(train.accumulation))
+    tokens = sum(int(source.micro_batch(*batch, train.micro_batch).attention_mask.sum()) for batch in batches)
+    return moe.top_k * tokens
 
 
 def _latest(context: StageContext, work: TrainWork) -> tuple[int, str] | None:
@@ -262,7 +279,7 @@ def _observe(
         row |= {} if even is None else {"train/aux_loss_balanced": even}
     observed = {"train/tokens_per_second": rate, "system/rss_gb": _resident_gb()}
     context.series(trainer.step, row | observed)
-    segment.rows.append({"step": trainer.step, "time": time.time(), **row, **observed})
+    segment.rows.append(json.dumps({"step": trainer.step, "time": time.time(), **row, **observed}))
     moe = trainer.engine.model.spec.moe
     routed = moe.choice == "token" and moe.preset != "dense"
     vocabulary = vocabulary_size(context, work.tokenizer)
@@ -273,7 +290,7 @@ def _state(work: TrainWork, trainer: Trainer, frozen: str) -> dict[str, Any]:
     """Return `state.json`: no times, so that equal bits make an equal file."""
     lr, router_lr = learning_rates(work.conditions.train, max(0, trainer.step - 1))
     return {
-        "format": 1,
+        "format": STATE_FORMAT,
         "phase": work.conditions.phase,
         "step": trainer.step,
         "total": work.conditions.train.steps,
