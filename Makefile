@@ -101,9 +101,9 @@ $(VENV)/.python:
 # torch first and exactly: a looser request would fetch another build.
 $(VENV)/.ready: $(VENV)/.python pyproject.toml constraints.txt
 	@$(BIN)/pip install -qq -c constraints.txt torch==2.13.0
-	@$(BIN)/pip install -qq -c constraints.txt -e .
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[train]'
 	@touch $@
 
 $(VENV)/.ready-%: $(VENV)/.ready
-	@$(BIN)/pip install -qq -c constraints.txt -e '.[$*]'
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[train,$*]'
 	@touch $@

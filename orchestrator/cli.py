@@ -96,6 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--grace", type=_amount, default=7.0, metavar="DAYS", help="days between marking and deleting (7)")
     one = add("doctor", "check store, tracker, scheduler, wheels, disk, versions", as_json)
     one.add_argument("--site", default="local")
+    one = add("init", "write a grid and a Makefile to start from")
+    one.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="where (the working directory)")
     add("schema", "write the JSON Schema of grid files to stdout")
     one = add("ui", "open the MLflow UI on this store's runs")
     one.add_argument("--port", type=int, default=5000)
@@ -228,6 +230,10 @@ def command_function(name: str) -> Callable[..., int]:
         from orchestrator.commands import explain
 
         return getattr(explain, name)
+    if name == "init":
+        from orchestrator.commands.init import init
+
+        return init
     if name == "export":
         from orchestrator.commands.export import export
 
@@ -251,7 +257,7 @@ def main(words: Sequence[str] | None = None) -> int:
     debug = "--debug" in words or bool(os.environ.get("MOEGRID_DEBUG"))
     try:
         arguments = parse(words)
-        if arguments.command in ("schema", "doctor"):
+        if arguments.command in ("schema", "doctor", "init"):
             return command_function(arguments.command)(arguments)
         from orchestrator.commands.context import Context
 

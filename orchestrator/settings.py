@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import resources
 from orchestrator.errors import MoegridError
 
 if TYPE_CHECKING:
     from orchestrator.backends.base import Backend
 
-ROOT = Path(__file__).resolve().parents[1]
-SITES = ROOT / "infra" / "sites"
 NO_TRACKER = "none"
 
 
@@ -36,28 +36,53 @@ def store_url(given: str | None) -> str:
 
 
 def tracking_uri(given: str | None, store: str) -> str:
-    """Return the tracker's URI, "" for none: MOEGRID_TRACKING, MLFLOW_TRACKING_URI, else sqlite beside the store."""
+    """Return the tracker's URI: MOEGRID_TRACKING, MLFLOW_TRACKING_URI, else sqlite beside the store.
+
+    "" is none: asked for, or nothing was named and mlflow is not installed.
+    """
     uri = given or os.environ.get("MOEGRID_TRACKING") or os.environ.get("MLFLOW_TRACKING_URI") or ""
     if uri == NO_TRACKER:
         return ""
     if uri:
+        if not installed("mlflow"):
+            raise MoegridError(
+                f"the tracker {uri} cannot be used: mlflow is not installed",
+                hint="pip install 'moegrid[mlflow]', or --tracking none: moegrid sync fills a tracker later",
+            )
         return uri
+    if not installed("mlflow"):
+        return ""
     folder = Path(store.removeprefix("file://")) if "://" not in store or store.startswith("file://") else Path.cwd()
     return f"sqlite:///{folder}/mlflow.db"
 
 
+def installed(module: str) -> bool:
+    """Return whether a module of the data plane can be imported, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def require(module: str, why: str) -> None:
+    """Raise MoegridError with the command that installs it when `module` is missing here."""
+    if not installed(module):
+        raise MoegridError(
+            f"{module} is not installed",
+            cause=f"{why}, which needs what the extra [train] brings",
+            hint="pip install 'moegrid[train]', or make setup in a clone",
+        )
+
+
 def load_site(name: str) -> Site:
-    """Read `infra/sites/<name>.yaml`, or the YAML file `name`; raises MoegridError with what is wrong."""
+    """Read the site `name`, or the YAML file `name`; raises MoegridError with what is wrong."""
     import yaml
 
-    path = Path(name) if name.endswith((".yaml", ".yml")) else SITES / f"{name}.yaml"
-    if not path.is_file():
+    path = Path(name) if name.endswith((".yaml", ".yml")) else resources.find("site", name)
+    if path is None or not path.is_file():
         from orchestrator.ui.console import did_you_mean
 
-        known = sorted(p.stem for p in SITES.glob("*.yaml"))
+        known = sorted(resources.files("site"))
         raise MoegridError(
             f"unknown site {name!r}",
-            cause=f"there is no {path}",
+            cause=f"there is no {path or f'infra/sites/{name}.yaml'}",
             hint=did_you_mean(name, known) or f"sites: {', '.join(known)}",
         )
     try:
@@ -108,5 +133,6 @@ def open_backend(site: Site, store: str = "") -> Backend:
 
 
 def module_environment() -> dict[str, str]:
-    """Return the environment in which another process finds this project's modules."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+    """Return the environment in which another process finds this project's modules, wherever it is started."""
+    path = [str(resources.ROOT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), "PYTHONSAFEPATH": "1"}

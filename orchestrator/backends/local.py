@@ -33,9 +33,9 @@ from orchestrator.backends.base import (
     SchedulerUnreachable,
 )
 from orchestrator.errors import MoegridError
+from orchestrator.resources import ROOT
 from orchestrator.spec.cell import THREADS, Resources
 
-ROOT = Path(__file__).resolve().parents[2]
 # The shell leaves its process id (the job's own: exec keeps it) before anything else can happen.
 _LAUNCH = (
     'record=$1; shift; { cat /proc/$$/stat 2>/dev/null || echo "$$"; } > "$record.tmp" '
@@ -219,6 +219,7 @@ class LocalBackend:
         environment.update(dict.fromkeys(THREADS, str(job.resources.cores)))
         inherited = environment.get("PYTHONPATH", "")
         environment["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), inherited) if part)
+        environment["PYTHONSAFEPATH"] = "1"  # a folder named jobs where the user stands is not ours
         environment["PYTHONUNBUFFERED"] = "1"
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in gpus)
         environment.update(batch.environment)

@@ -92,7 +92,12 @@ class Processes:
 
     def _start(self, local_rank: int, output: int) -> subprocess.Popen[bytes]:
         job = self._job
-        environment = {**os.environ, **dict.fromkeys(THREADS, str(job.cores)), "PYTHONUNBUFFERED": "1"}
+        environment = {
+            **os.environ,
+            **dict.fromkeys(THREADS, str(job.cores)),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONSAFEPATH": "1",
+        }
         if not job.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         if job.project:

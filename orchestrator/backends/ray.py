@@ -37,9 +37,9 @@ from orchestrator.backends.base import (
 )
 from orchestrator.backends.processes import NodeJob, Processes, ending, patience
 from orchestrator.errors import MoegridError
+from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Resources
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "moegrid"
 DRIVER_KEYS = frozenset({"backend", "tick_seconds", "lease_seconds"})
 # Seconds for an answer of an actor that is known to run, and of one that may still wait for its resources.

@@ -12,9 +12,9 @@ from typing import Any
 
 from orchestrator.backends.base import Batch
 from orchestrator.errors import MoegridError
+from orchestrator.resources import ROOT
 from orchestrator.spec.cell import THREADS, Resources
 
-ROOT = Path(__file__).resolve().parents[2]
 # Keys of a site file that are the driver's business, not the backend's.
 DRIVER_KEYS = frozenset({"backend", "tick_seconds", "lease_seconds"})
 # Seconds that the other ranks of a job get after the first one has ended: they may still be saving.
@@ -180,7 +180,7 @@ def _setup(site: SlurmSite, resources: Resources) -> list[str]:
         lines += [f'export TMPDIR="{site.scratch}"', 'mkdir -p "$TMPDIR"']
     lines += [f"export {name}={resources.cores}" for name in THREADS]
     path = shlex.quote(site.project or str(ROOT)) + "${PYTHONPATH:+:$PYTHONPATH}"
-    lines += ["export PYTHONUNBUFFERED=1", f"export PYTHONPATH={path}"]
+    lines += ["export PYTHONUNBUFFERED=1", "export PYTHONSAFEPATH=1", f"export PYTHONPATH={path}"]
     if not resources.gpus:
         lines.append("export CUDA_VISIBLE_DEVICES=")
     lines += [f"export {name}={shlex.quote(str(value))}" for name, value in site.environment.items()]

@@ -111,7 +111,7 @@ def _packages(arguments: argparse.Namespace) -> Iterator[Check]:
 
 
 def _constraints() -> dict[str, str]:
-    from orchestrator.settings import ROOT
+    from orchestrator.resources import ROOT
 
     path = ROOT / "constraints.txt"
     lines = path.read_text().splitlines() if path.exists() else []

@@ -7,6 +7,7 @@ import sys
 
 from orchestrator.commands.context import Context, cell_ids, take_cell
 from orchestrator.errors import EXIT_DONE, MoegridError
+from orchestrator.settings import module_environment, require
 
 
 def export(context: Context) -> int:
@@ -27,9 +28,10 @@ def export(context: Context) -> int:
             f"cell {graph.cell(wanted[0]).name!r} has no final state in {context.store.url}",
             hint=f"moegrid run {arguments.grid}",
         )
+    require("torch", "moegrid export writes a model")
     # The data plane does it, in a process of its own: the control plane never imports torch.
     command = [sys.executable, "-m", "jobs.models.export", "--store", context.store.url, "--state", state]
-    code = subprocess.run([*command, arguments.folder], check=False).returncode
+    code = subprocess.run([*command, arguments.folder], env=module_environment(), check=False).returncode
     if code == EXIT_DONE:
         context.console.print(f"{graph.cell(wanted[0]).name}: written to {arguments.folder}")
     return code

@@ -27,7 +27,7 @@ from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.needs import missing_keys
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.root import root_document
-from orchestrator.settings import load_site, module_environment, open_backend
+from orchestrator.settings import load_site, module_environment, open_backend, require
 from orchestrator.ui.console import plural
 from orchestrator.ui.live import Progress, stage_name
 from orchestrator.ui.plan_view import show_plan
@@ -73,6 +73,8 @@ def run(context: Context) -> int:
     show_plan(plan, console, parallel=_cores(backend), adaptive=context.told_seeds(graph))
     if plan.settled and not plan.keys("blocked"):
         return _nothing_to_do(context, graph)
+    if backend.name == "local":
+        require("torch", "the site local trains and evaluates on this machine")
     if arguments.detach:
         return tick(context, engine, graph)
     results = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from orchestrator.backends.ray_tune import Outcome, run_trials, rungs
 from orchestrator.commands.context import Context
 from orchestrator.errors import EXIT_DONE, EXIT_FAILED, MoegridError
 from orchestrator.plan.graph import StageGraph, build_graph
+from orchestrator.settings import module_environment
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.search import SearchSpec
 from orchestrator.store import Store
@@ -151,7 +151,10 @@ def trial_overrides(values: Mapping[str, Any], fractions: Sequence[float]) -> li
 def search(context: Context, spec: SearchSpec, name: str) -> int:
     """Run the search, show its trials from the best on, write them to the store; return the exit code."""
     arguments, console = context.arguments, context.console
-    environment = {"RAY_ADDRESS": "local", **os.environ}  # a trial on site ray must not settle in Tune's own Ray
+    environment = {
+        "RAY_ADDRESS": "local",
+        **module_environment(),
+    }  # a trial on site ray must not settle in Tune's own Ray
     keys = ("grid", "scale", "site", "retry", "overrides", "only", "seeds")
     run = TrialRun(
         name=name,

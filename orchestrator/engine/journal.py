@@ -19,6 +19,7 @@ from orchestrator.backends.base import Handle
 from orchestrator.engine.driver import batch_of
 from orchestrator.engine.failures import Failure
 from orchestrator.plan.graph import StageGraph
+from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.identity import plain
 from orchestrator.spec.work import work_to_json
@@ -203,10 +204,9 @@ def describe_job(
 @lru_cache(maxsize=1)
 def code_digest() -> str:
     """Return a digest of the code that decides a result, the same in every clone of one version."""
-    root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for folder in ("jobs", "orchestrator/spec", "orchestrator/store"):
-        for path in sorted((root / folder).rglob("*.py")):
-            digest.update(json.dumps(str(path.relative_to(root))).encode())
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(json.dumps(str(path.relative_to(ROOT))).encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from orchestrator import resources
 from orchestrator.report.collect import Results, Setting
 from orchestrator.report.statistics import summary
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "grids" / "reference"
+FOLDER = resources.project("grids/reference")
 # The published learning rate that the router_lr rows of the fine-tuning tables relate to.
 PUBLISHED_LR = 2e-5
 LABELS = ("setting", "backbone", "granularity", "shared_expert", "router", "regularisation", "scale", "method", "task")

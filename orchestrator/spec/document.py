@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
+from orchestrator import resources
 from orchestrator.spec.files import COMMAND_LINE, GRIDS, NAME, show
 from orchestrator.spec.problems import Problems, brief, did_you_mean
 from orchestrator.spec.yaml_positions import Document, Path, parse_yaml
@@ -156,15 +157,15 @@ class Loader:
         """Lay the recipe's fields down first; return its name, its phase and what its plain seed means."""
         section = self.top.get("base", Section("", {(): f"{grid}:1"}))
         base = section.data
-        recipes = sorted(path.stem for path in (GRIDS / "recipes").glob("*.yaml"))
+        recipes = resources.files("recipe")
         if not base:
-            hint = f"add base: one of {', '.join(recipes)}"
+            hint = f"add base: one of {', '.join(sorted(recipes))}"
             self.problems.add("base is missing: it names the recipe", section.place(), "base", hint)
         elif base not in recipes:
-            hint = did_you_mean(base, recipes, "recipes")
+            hint = did_you_mean(base, sorted(recipes), "recipes")
             self.problems.add(f"recipe {base!r} does not exist", section.place(), "base", hint)
         else:
-            document = self._read(GRIDS / "recipes" / f"{base}.yaml")
+            document = self._read(recipes[base])
             self.complete = True
             self._layer({key: value for key, value in document.data.items() if key not in RECIPE}, document.places)
             return base, str(document.data["phase"]), str(document.data["plain_seed"])
@@ -189,7 +190,7 @@ class Loader:
 
     def _scale(self, scale: str, inside: set[str], grid: str) -> None:
         """Apply the scale's own file; what it sets for a phase that the recipe does not have is left out."""
-        files = {path.stem: path for path in (GRIDS / "scales").glob("*.yaml")}
+        files = resources.files("scale")
         if scale in files:
             document = self._read(files[scale])
             absent = [key for key, value in self.layers[0].data.items() if value is None] if self.layers else []

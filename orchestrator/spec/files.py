@@ -1,4 +1,4 @@
-"""Where grids, recipes and scales lie, and how their paths are shown."""
+"""Which file a grid's name means, and how paths are shown."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import os
 import re
 from pathlib import Path
 
+from orchestrator import resources
 from orchestrator.errors import GridError, Problem
 from orchestrator.spec.problems import did_you_mean
 
-PROJECT = Path(__file__).resolve().parents[2]
-GRIDS = PROJECT / "grids"
+GRIDS = resources.project("grids")
 COMMAND_LINE = "command line"
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
 
 
 def find_grid(name_or_path: str) -> Path:
-    """Return the file of a grid given by name (`quickstart`, sought in grids/) or by path. Raises GridError."""
+    """Return the file of a grid given by name (`quickstart`) or by path. Raises GridError."""
     given = Path(name_or_path)
     if given.suffix in (".yaml", ".yml") or os.sep in name_or_path:
         if given.is_file():
             return given.resolve()
-        raise GridError([Problem(f"grid file {name_or_path!r} does not exist", hint=_known(given.stem, GRIDS))])
-    for folder in (Path.cwd() / "grids", GRIDS):
-        if (folder / f"{name_or_path}.yaml").is_file():
-            return (folder / f"{name_or_path}.yaml").resolve()
-    raise GridError([Problem(f"grid {name_or_path!r} does not exist", hint=_known(name_or_path, GRIDS))])
+        raise GridError([Problem(f"grid file {name_or_path!r} does not exist", hint=_known(given.stem))])
+    found = resources.find("grid", name_or_path)
+    if found is None:
+        raise GridError([Problem(f"grid {name_or_path!r} does not exist", hint=_known(name_or_path))])
+    return found.resolve()
 
 
 def grid_names() -> tuple[str, ...]:
@@ -33,13 +33,13 @@ def grid_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in GRIDS.glob("*.yaml")))
 
 
-def _known(name: str, folder: Path) -> str:
-    return did_you_mean(name, sorted(path.stem for path in folder.glob("*.yaml")))
+def _known(name: str) -> str:
+    return did_you_mean(name, sorted(resources.files("grid")))
 
 
 def show(path: Path) -> str:
     """Return `path` relative to the project or the working directory where it lies inside, else in full."""
-    for root in (PROJECT, Path.cwd()):
+    for root in (resources.ROOT, Path.cwd()):
         if path.is_relative_to(root):
             return str(path.relative_to(root))
     return str(path)

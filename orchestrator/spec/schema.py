@@ -7,11 +7,11 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from orchestrator import resources
 from orchestrator.spec import cell as cells
 from orchestrator.spec.cell import SUITES, Cell
 from orchestrator.spec.factors import GRANULARITY, PHASES, factor_field, find_factor, not_factors, short_names
 from orchestrator.spec.fields import Field, dataclass_in, field_paths, fields_of
-from orchestrator.spec.files import GRIDS
 from orchestrator.spec.rules import STAGE_RESOURCES, Rule
 from orchestrator.spec.search import KINDS
 from orchestrator.spec.suites import JUDGES
@@ -83,7 +83,7 @@ def grid_schema() -> Schema:
         "additionalProperties": False,
         "properties": {
             "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"},
-            "base": {"enum": sorted(path.stem for path in (GRIDS / "recipes").glob("*.yaml"))},
+            "base": {"enum": sorted(resources.files("recipe"))},
             "include": {"anyOf": [{"type": "string"}, NAMES]},
             "scales": {"type": "object", "additionalProperties": {"$ref": "#/$defs/overlay"}},
             **sections,

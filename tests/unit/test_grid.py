@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import GridError
+from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Cell
 from orchestrator.spec.fields import dataclass_in, fields_of
-from orchestrator.spec.files import GRIDS, PROJECT, grid_names
+from orchestrator.spec.files import GRIDS, grid_names
 from orchestrator.spec.grid import Grid, load_grid
 from orchestrator.spec.rules import RULES
 from orchestrator.spec.suites import BENCHMARKS
@@ -94,7 +95,7 @@ def test_an_exclusion_may_be_idle_at_a_scale_with_fewer_values(load: Load) -> No
 
 
 def test_the_example_of_the_documentation_loads(load: Load) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (PROJECT / "docs" / "grids.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "grids.md").read_text(), re.DOTALL)
     assert len(load(blocks[0]).cells) == 7
     assert len(load(blocks[0], scale="small").cells) == 16
     assert load(f"base: finetune\n{blocks[1]}").adaptive is not None

@@ -11,8 +11,9 @@ import pytest
 from jobs.data.corpora import Example
 from jobs.data.sources import read_rows
 from orchestrator.errors import GridError, SourceError
+from orchestrator.resources import ROOT
 from orchestrator.spec.cell import DataSpec
-from orchestrator.spec.files import GRIDS, PROJECT, grid_names
+from orchestrator.spec.files import GRIDS, grid_names
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.hub_sets import HUB_MODELS, HUB_SETS, hub_name
 from orchestrator.spec.suites import BENCHMARKS
@@ -71,8 +72,8 @@ def test_columns_named_prompt_and_response_win_over_a_conversation(tmp_path: Pat
 
 def test_every_hub_source_that_the_project_names_is_known() -> None:
     named = set()
-    tasks = PROJECT / "jobs" / "evaluate" / "tasks"
-    for path in (*GRIDS.rglob("*.yaml"), *tasks.glob("*.yaml"), *(PROJECT / "docs").glob("*.md")):
+    tasks = ROOT / "jobs" / "evaluate" / "tasks"
+    for path in (*GRIDS.rglob("*.yaml"), *tasks.glob("*.yaml"), *(ROOT / "docs").glob("*.md")):
         text = path.read_text()
         named |= {hub_name(f"hub://{found}").name for found in re.findall(r"hub://([\w./:-]+/[\w./:-]+)", text)}
         named |= set(re.findall(r"^dataset_path: (\S+/\S+)$", text, re.M))

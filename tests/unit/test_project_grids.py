@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.resources import ROOT
 from orchestrator.spec.fields import field_paths
-from orchestrator.spec.files import GRIDS, PROJECT, grid_names
+from orchestrator.spec.files import GRIDS, grid_names
 from orchestrator.spec.grid import Grid, load_grid
 from orchestrator.spec.pins import WHEELS
 from orchestrator.spec.problems import Problems
@@ -113,7 +114,7 @@ def test_a_recipe_sets_every_field(recipe: str) -> None:
 
 def test_grids_hold_no_paths_of_a_machine() -> None:
     for path in GRIDS.rglob("*.yaml"):
-        assert str(PROJECT) not in path.read_text()
+        assert str(ROOT) not in path.read_text()
 
 
 def test_sources_carry_the_pinned_digests() -> None:
