@@ -40,7 +40,7 @@ class MoegridError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong in a grid file: what, where (`file:line`), which key, and the remedy."""
+    """One thing wrong in a file: what, where (`file:line`), which key, and the remedy."""
 
     message: str
     where: str = ""
@@ -54,11 +54,12 @@ class Problem:
 
 
 class GridError(MoegridError):
-    """All problems of a grid file at once."""
+    """All problems of the files of a grid, or of a site, at once."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__(f"{len(self.problems)} problem(s) in the grid")
+        hint = self.problems[0].hint if len(self.problems) == 1 else ""
+        super().__init__(f"{len(self.problems)} problem(s) in what was written", hint=hint)
 
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)

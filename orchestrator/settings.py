@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +14,29 @@ from orchestrator.errors import MoegridError
 if TYPE_CHECKING:
     from orchestrator.backends.base import Backend
 
+BACKENDS = ("local", "slurm", "ray")
 NO_TRACKER = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where jobs run: the fields of `infra/sites/<name>.yaml`."""
+    """Where jobs run. `settings` are those of its backend, `path` the file that says so."""
 
     name: str
     backend: str
+    settings: Any
     tick_seconds: float = 0.5
     lease_seconds: float = 30.0
-    options: Mapping[str, Any] = field(default_factory=dict)
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Driving:
+    """What a site file says to the driver."""
+
+    backend: str
+    tick_seconds: float = field(default=0.5, metadata={"least": 0.01})
+    lease_seconds: float = field(default=30.0, metadata={"least": 1})
 
 
 def store_url(given: str | None) -> str:
@@ -72,64 +82,69 @@ def require(module: str, why: str) -> None:
 
 
 def load_site(name: str) -> Site:
-    """Read the site `name`, or the YAML file `name`; raises MoegridError with what is wrong."""
-    import yaml
+    """Read the site `name`, or the YAML file `name`; raises MoegridError with everything that is wrong."""
+    from orchestrator.spec.files import show
+    from orchestrator.spec.problems import Problems, did_you_mean
+    from orchestrator.spec.site_fields import SettingsReader
+    from orchestrator.spec.yaml_positions import read_mapping
 
-    path = Path(name) if name.endswith((".yaml", ".yml")) else resources.find("site", name)
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else resources.find("site", name)
     if path is None or not path.is_file():
-        from orchestrator.ui.console import did_you_mean
-
-        known = sorted(resources.files("site"))
         raise MoegridError(
             f"unknown site {name!r}",
             cause=f"there is no {path or f'infra/sites/{name}.yaml'}",
-            hint=did_you_mean(name, known) or f"sites: {', '.join(known)}",
+            hint=did_you_mean(name, sorted(resources.files("site")), "sites"),
         )
-    try:
-        document = yaml.safe_load(path.read_text()) or {}
-        fields = dict(document)
-        return Site(
-            name=path.stem,
-            backend=str(fields.pop("backend")),
-            tick_seconds=float(fields.pop("tick_seconds", 0.5)),
-            lease_seconds=float(fields.pop("lease_seconds", 30.0)),
-            options=fields,
-        )
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise MoegridError(
-            f"site {name!r} cannot be used", cause=f"{path}: {error}", hint="see infra/sites/local.yaml"
-        ) from error
+    path, problems = path.resolve(), Problems()
+    document = read_mapping(path, show(path), problems)
+    if not document.data:
+        problems.raise_if_any()
+    backend = document.data.get("backend")
+    settings, lists = _settings_type(str(backend or "local"))
+    if backend is not None and settings is None:
+        hint = did_you_mean(backend, BACKENDS, "backends")
+        problems.add(f"backend {backend!r} does not exist", document.place(("backend",)), "backend", hint)
+        problems.raise_if_any()
+    reader = SettingsReader(document, problems, lists)
+    driving = reader.read(_Driving, frozenset(item.name for item in fields(settings)))
+    made = reader.read(settings, frozenset(item.name for item in fields(_Driving)))
+    problems.raise_if_any()
+    assert driving is not None
+    return Site(path.stem, driving.backend, made, driving.tick_seconds, driving.lease_seconds, str(path))
+
+
+def _settings_type(backend: str) -> tuple[Any, str]:
+    """Return the dataclass of a backend's settings, and who lists them; (None, ...) where there is no such backend."""
+    if backend == "local":
+        from orchestrator.backends import local
+
+        return local.LocalSite, local.LISTS
+    if backend == "slurm":
+        from orchestrator.backends import slurm_script
+
+        return slurm_script.SlurmSite, slurm_script.LISTS
+    if backend == "ray":
+        from orchestrator.backends import ray
+
+        return ray.RaySite, ray.LISTS
+    return None, ""
 
 
 def open_backend(site: Site, store: str = "") -> Backend:
     """Return the backend of a site for jobs of the store with this URL."""
-    if site.backend == "local":
-        from orchestrator.backends.local import Budget, LocalBackend
-
-        options = dict(site.options)
-        if unknown := sorted(options.keys() - {"cores", "memory_gb", "gpus"}):
-            raise MoegridError(
-                f"site {site.name!r} has an unknown field {unknown[0]!r}", hint="fields: cores, memory_gb, gpus"
-            )
-        gpus = options.get("gpus")
-        budget = Budget.of_machine(
-            cores=int(options.get("cores", 0)),
-            memory_gb=float(options.get("memory_gb", 0)),
-            gpus=None if gpus is None else int(gpus),
-        )
-        return LocalBackend(budget=budget, store=store)
     if site.backend == "slurm":
-        from orchestrator.backends.slurm import SlurmBackend, SlurmSite
+        from orchestrator.backends.slurm import SlurmBackend
 
-        return SlurmBackend(SlurmSite.of(site.options))
+        return SlurmBackend(site.settings)
     if site.backend == "ray":
-        from orchestrator.backends.ray import RayBackend, RaySite
+        from orchestrator.backends.ray import RayBackend
 
-        return RayBackend(RaySite.of(site.options))
-    raise MoegridError(
-        f"site {site.name!r} asks for the backend {site.backend!r}, which does not exist",
-        hint="backends: local, slurm, ray",
-    )
+        return RayBackend(site.settings)
+    from orchestrator.backends.local import Budget, LocalBackend
+
+    given = site.settings
+    budget = Budget.of_machine(cores=given.cores, memory_gb=given.memory_gb, gpus=given.gpus)
+    return LocalBackend(budget=budget, store=store)
 
 
 def module_environment() -> dict[str, str]:

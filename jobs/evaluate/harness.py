@@ -16,7 +16,7 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,16 @@ from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.tasks._yaml_loader import _import_func_in_yml, load_yaml
 
 from jobs.evaluate.encoding import Encode, Encodings, Request
 from jobs.evaluate.results import Outcome
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.cell import TaskSpec
+from orchestrator.spec.files import show
+from orchestrator.spec.problems import Problems
 from orchestrator.spec.suites import TEMPLATES
+from orchestrator.spec.yaml_positions import read_mapping
 
 datasets.disable_progress_bars()
 # It warns about every default that its own task files rely on.
@@ -91,10 +94,19 @@ def load_config(name: str) -> dict[str, Any]:
             cause=f"the tasks are {', '.join(known)}",
             hint="a new one is a YAML file in jobs/evaluate/tasks with `include: lm_eval:<shipped file>`",
         )
-    own: dict[str, Any] = load_yaml(path, recursive=False)
+    own = read_task(path)
     include = own.pop("include", "")
     shipped = load_yaml(_SHIPPED / include.removeprefix("lm_eval:")) if include else {}
     return {**shipped, **own, "task": name}
+
+
+def read_task(path: Path) -> dict[str, Any]:
+    """Return a task file of this project, its `!function` tags resolved. Raises GridError with what is wrong."""
+    problems = Problems()
+    functions = {"!function": partial(_import_func_in_yml, base_dir=path.parent)}
+    document = read_mapping(path, show(path), problems, functions)
+    problems.raise_if_any()
+    return dict(document.data)
 
 
 def read_rows(directory: Path, name: str, limit: int, group_by: str, evaluated: str) -> dict[str, list[Row]]:

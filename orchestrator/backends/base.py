@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.spec.cell import Resources
 
+# Settings of a site file that are the driver's business, not the backend's.
+DRIVER_KEYS = frozenset({"backend", "tick_seconds", "lease_seconds"})
 QUEUED, RUNNING, ENDED, ABSENT, ELSEWHERE = "queued", "running", "ended", "absent", "elsewhere"
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,19 @@ _LAUNCH = (
     'record=$1; shift; { cat /proc/$$/stat 2>/dev/null || echo "$$"; } > "$record.tmp" '
     '&& mv "$record.tmp" "$record" && exec "$@"'
 )
+LISTS = "infra/sites/local.yaml lists and explains the settings: cores, memory_gb, gpus"
 _STARTING_SECONDS = 10.0
 _KEEP_SECONDS = 7 * 86400.0
 _SUFFIXES = (".log", ".exit", ".pid", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSite:
+    """What a site file (`infra/sites/local.yaml`) says about a machine; 0 = all that it has."""
+
+    cores: int = field(default=0, metadata={"least": 0})
+    memory_gb: float = field(default=0.0, metadata={"least": 0})
+    gpus: int | None = field(default=None, metadata={"least": 0})
 
 
 @dataclass(frozen=True, slots=True)

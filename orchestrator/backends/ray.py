@@ -8,7 +8,6 @@ SIGTERM and save their state.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 import importlib.util
 import os
@@ -20,11 +19,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.backends.base import (
+    DRIVER_KEYS,
     ELSEWHERE,
     ENDED,
     QUEUED,
@@ -39,9 +39,10 @@ from orchestrator.backends.processes import NodeJob, Processes, ending, patience
 from orchestrator.errors import MoegridError
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Resources
+from orchestrator.spec.site_fields import settings_of, variables
 
 NAMESPACE = "moegrid"
-DRIVER_KEYS = frozenset({"backend", "tick_seconds", "lease_seconds"})
+LISTS = "infra/sites/ray.yaml lists and explains the settings"
 # Seconds for an answer of an actor that is known to run, and of one that may still wait for its resources.
 ANSWER_SECONDS, FIRST_ANSWER_SECONDS = 20.0, 0.5
 LOG_BYTES = 1 << 20
@@ -59,20 +60,12 @@ class RaySite:
     environment: Mapping[str, str] = field(default_factory=dict)
     pass_environment: tuple[str, ...] = ("AWS_*", "MOEGRID_*", "MLFLOW_*", "HF_*")
     custom_resources: Mapping[str, float] = field(default_factory=dict)
-    max_jobs: int = 256
+    max_jobs: int = field(default=256, metadata={"least": 1})
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> RaySite:
-        """Build from a site file's content; an empty value means the default. Raises MoegridError on an unknown key."""
-        known = {item.name for item in fields(cls)}
-        for key in settings.keys() - known - DRIVER_KEYS:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else "infra/sites/ray.yaml lists and explains the keys"
-            raise MoegridError(f"site ray has no setting {key!r}", hint=hint)
-        chosen: dict[str, Any] = {key: value for key, value in settings.items() if key in known and value is not None}
-        if "pass_environment" in chosen:
-            chosen["pass_environment"] = tuple(chosen["pass_environment"])
-        return cls(**chosen)
+        """Build from plain settings; an empty value means the default. Raises GridError with what is wrong."""
+        return settings_of(cls, settings, LISTS, DRIVER_KEYS)
 
 
 class NodeActor:
@@ -245,7 +238,7 @@ class RayBackend:
                 world=resources.nodes * resources.processes,
                 cores=resources.cores,
                 gpus=resources.gpus,
-                environment={**passed, **self.site.environment, **batch.environment},
+                environment={**passed, **variables(self.site.environment), **batch.environment},
                 project=self.site.project or str(ROOT),
                 log_directory=self.site.log_directory,
             )

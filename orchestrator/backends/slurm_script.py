@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backends.base import Batch
+from orchestrator.backends.base import DRIVER_KEYS, Batch
 from orchestrator.errors import MoegridError
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import THREADS, Resources
+from orchestrator.spec.site_fields import asked, settings_of, variables
 
-# Keys of a site file that are the driver's business, not the backend's.
-DRIVER_KEYS = frozenset({"backend", "tick_seconds", "lease_seconds"})
 # Seconds that the other ranks of a job get after the first one has ended: they may still be saving.
 RANK_PATIENCE = 300
 # Where the master listens: below the ephemeral ports, so that no outgoing connection can hold it.
@@ -32,6 +30,11 @@ export MASTER_ADDR=${{MASTER_ADDR:-$node}} MASTER_PORT=$(({port} + SLURM_JOB_ID 
 rank='export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"'
 srun --unbuffered {arguments} /bin/sh -c "$rank" rank {command} --job "$job"
 """.strip()
+
+
+# Options of sbatch by which jobs are submitted and found again.
+OWN_OPTIONS = frozenset({"array", "job-name", "parsable", "test-only", "wrap"})
+LISTS = "infra/sites/slurm.yaml lists and explains the settings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +56,19 @@ class SlurmSite:
     scratch: str = ""
     proxy: str = ""
     log_directory: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, metadata={"own": OWN_OPTIONS})
     srun_options: tuple[str, ...] = ()
     requeue: bool = True
-    signal_seconds: int = 120
-    max_jobs: int = 0
-    max_array: int = 1000
-    array_parallelism: int = 0
-    command_timeout: float = 30.0
+    signal_seconds: int = field(default=120, metadata={"least": 0})
+    max_jobs: int = field(default=0, metadata={"least": 0})
+    max_array: int = field(default=1000, metadata={"least": 1})
+    array_parallelism: int = field(default=0, metadata={"least": 0})
+    command_timeout: float = field(default=30.0, metadata={"least": 0.1})
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> SlurmSite:
-        """Build from a site file's content; an empty value means the default. Raises MoegridError on an unknown key."""
-        known = {item.name for item in fields(cls)}
-        for key in settings.keys() - known - DRIVER_KEYS:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else "infra/sites/slurm.yaml lists and explains the keys"
-            raise MoegridError(f"site slurm has no setting {key!r}", hint=hint)
-        chosen: dict[str, Any] = {key: value for key, value in settings.items() if key in known and value is not None}
-        for key in ("modules", "setup", "srun_options"):
-            if key in chosen:
-                chosen[key] = tuple(chosen[key])
-        return cls(**chosen)
+        """Build from plain settings; an empty value means the default. Raises GridError with what is wrong."""
+        return settings_of(cls, settings, LISTS, DRIVER_KEYS)
 
 
 def load_submitit() -> Any:
@@ -166,9 +160,16 @@ def script(
         stderr_to_stdout=True,
         use_srun=False,
         setup=[*_setup(site, resources), f"job=$((SLURM_ARRAY_TASK_ID + {chunk * site.max_array}))"],
-        additional_parameters={**forced, **site.options},
+        additional_parameters={**forced, **_options(site)},
     )
     return str(text)
+
+
+def _options(site: SlurmSite) -> dict[str, Any]:
+    """Return the site's further sbatch options as submitit calls its own, so that they replace those."""
+    names = {name: name.lstrip("-").replace("-", "_") for name in site.options}
+    given = {names[name]: value for name, value in asked(site.options).items()}
+    return {"open-mode" if name == "open_mode" else name: value for name, value in given.items()}
 
 
 def _setup(site: SlurmSite, resources: Resources) -> list[str]:
@@ -183,5 +184,5 @@ def _setup(site: SlurmSite, resources: Resources) -> list[str]:
     lines += ["export PYTHONUNBUFFERED=1", "export PYTHONSAFEPATH=1", f"export PYTHONPATH={path}"]
     if not resources.gpus:
         lines.append("export CUDA_VISIBLE_DEVICES=")
-    lines += [f"export {name}={shlex.quote(str(value))}" for name, value in site.environment.items()]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in variables(site.environment).items()]
     return [*lines, *site.setup]

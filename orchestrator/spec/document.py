@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator import resources
 from orchestrator.spec.files import COMMAND_LINE, GRIDS, NAME, show
 from orchestrator.spec.problems import Problems, brief, did_you_mean
-from orchestrator.spec.yaml_positions import Document, Path, parse_yaml
+from orchestrator.spec.yaml_positions import Document, Path, parse_yaml, read_mapping
 
 MERGED = ("factors", "baseline", "when", "with", "set")
 REPLACED = ("description", "also", "exclude", "priority", "evaluate", "at", "primary", "search", "adaptive", "runnable")
@@ -104,18 +104,7 @@ class Loader:
         )
 
     def _read(self, path: FilePath) -> Document:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            self.problems.add(f"cannot read {show(path)}: {error}", show(path))
-            return Document({})
-        before = len(self.problems.found)
-        document = parse_yaml(text, show(path), self.problems)
-        if not isinstance(document.data, dict):
-            if len(self.problems.found) == before:
-                self.problems.add("the file must be a mapping of sections", f"{show(path)}:1")
-            document.data = {}
-        return document
+        return read_mapping(path, show(path), self.problems)
 
     def _chain(self, path: FilePath, above: tuple[FilePath, ...]) -> list[Document]:
         """Return the included documents, in order, and last the document itself."""

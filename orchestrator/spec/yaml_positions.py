@@ -1,13 +1,15 @@
 """Safe YAML with the line of every key: no tags, no code, no duplicate keys.
 
 Scalars follow YAML 1.2 (`1e-5` is a number; `no`, `off`, `1:30` and dates are text). A sequence as a key, as in
-`[a, b]: [[1, 2], [3, 4]]`, reads as the text "a, b".
+`[a, b]: [[1, 2], [3, 4]]`, reads as the text "a, b". Every YAML file of the project is read here.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
@@ -57,13 +59,41 @@ if yaml.__with_libyaml__:
 
 @dataclass(slots=True)
 class Document:
-    """The data of one YAML text and the place (`file:line`) of every key and list item, by path."""
+    """The data of one YAML text and the place (`file:line`) of every key and list item, by path.
+
+    `written` has the text of each number and truth value that Python would write otherwise: `012345`, `1.10`, `true`.
+    """
 
     data: Any = None
     places: dict[Path, str] = field(default_factory=dict)
+    written: dict[Path, str] = field(default_factory=dict)
+
+    def place(self, path: Path) -> str:
+        """Return the place of `path`, or of its nearest ancestor."""
+        return next((self.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.places), "")
 
 
-def parse_yaml(text: str, name: str, problems: Problems) -> Document:
+# What a tag (`!function`) makes of the text behind it.
+Tags = Mapping[str, Callable[[str], Any]]
+
+
+def read_mapping(path: FilePath, name: str, problems: Problems, tags: Tags | None = None) -> Document:
+    """Return the document of a YAML file, called `name` in messages, whose data are a mapping: {} if it is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.add(f"cannot read {name}: {error}", name)
+        return Document({})
+    before = len(problems.found)
+    document = parse_yaml(text, name, problems, tags)
+    if not isinstance(document.data, dict):
+        if len(problems.found) == before:
+            problems.add("the file must be a mapping of sections", f"{name}:1")
+        document.data = {}
+    return document
+
+
+def parse_yaml(text: str, name: str, problems: Problems, tags: Tags | None = None) -> Document:
     """Return the document in `text`; what is wrong with it goes to `problems` with `name`:line."""
     try:
         node = _compose(text)
@@ -77,15 +107,17 @@ def parse_yaml(text: str, name: str, problems: Problems) -> Document:
         return Document()
     document = Document()
     if node is not None:
-        document.data = _Reader(name, problems, document.places).value(node, ())
+        document.data = _Reader(name, problems, document, tags or {}).value(node, ())
     return document
 
 
 class _Reader:
-    def __init__(self, name: str, problems: Problems, places: dict[Path, str]) -> None:
+    def __init__(self, name: str, problems: Problems, document: Document, tags: Tags) -> None:
         self.name = name
         self.problems = problems
-        self.places = places
+        self.places = document.places
+        self.written = document.written
+        self.tags = tags
         self.nodes = 0
 
     def value(self, node: yaml.Node, path: Path) -> Any:
@@ -97,13 +129,18 @@ class _Reader:
                 self.problems.add("the YAML is nested too deeply or too large", where, hint="check its anchors")
                 self.nodes = 2 * MAX_NODES
             return None
+        if isinstance(node, yaml.ScalarNode) and node.tag in self.tags:
+            return self._tagged(node, where)
         if not isinstance(node, yaml.ScalarNode) and node.tag not in (_MAP, _SEQ):
             self._bad_tag(node.tag, where)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
-        return self._scalar(node, where)
+        value = self._scalar(node, where)
+        if node.tag in (_BOOL, _INT, _FLOAT) and str(value) != node.value:
+            self.written[path] = str(node.value)
+        return value
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -147,6 +184,13 @@ class _Reader:
                 return None
         self._bad_tag(node.tag, where)
         return text
+
+    def _tagged(self, node: yaml.ScalarNode, where: str) -> Any:
+        try:
+            return self.tags[node.tag](str(node.value))
+        except (ValueError, AttributeError, ImportError, OSError) as error:
+            self.problems.add(f"{node.tag} {node.value}: {error}", where)
+            return None
 
     def _bad_tag(self, tag: str, where: str) -> None:
         self.problems.add(f"the YAML tag {tag!r} is not allowed", where, hint="write plain values")
