@@ -84,15 +84,16 @@ def oom_kills() -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
-def run_directory() -> Path:
+def run_directory(*, make: bool = True) -> Path:
     """Return the directory in which this machine's drivers keep track of their processes, private to the user.
 
-    Raises MoegridError when it belongs to somebody else.
+    Without `make` it need not exist. Raises MoegridError when it belongs to somebody else.
     """
     named = os.environ.get("MOEGRID_RUN_DIR")
     path = Path(named) if named else Path(tempfile.gettempdir()) / f"moegrid-{os.getuid()}"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
+    if make:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_uid != os.getuid():
         raise MoegridError(
             f"{path} belongs to another user",
             cause="processes are recorded there, so it must be yours alone",

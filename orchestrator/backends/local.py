@@ -104,8 +104,7 @@ class LocalBackend:
     ) -> None:
         """`store` is the URL of the store whose jobs share the budget; "" = of all stores."""
         self.budget = budget or Budget.of_machine()
-        self._records = host.run_directory() / "jobs"
-        self._records.mkdir(exist_ok=True)
+        self._records = host.run_directory(make=False) / "jobs"
         self._store = store
         self._program = tuple(program)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -185,6 +184,7 @@ class LocalBackend:
 
     def _start(self, batch: Batch, job: Job) -> Handle:
         cores, memory, gpus = demand(job.resources)
+        host.run_directory()
         log = self._records / f"{job.attempt}.log"
         record: dict[str, Any] = {
             "attempt": job.attempt,
@@ -199,6 +199,7 @@ class LocalBackend:
             "log": str(log),
         }
         try:
+            self._records.mkdir(exist_ok=True)
             _write(self._records / f"{job.attempt}.json", record)
             process_record = self._records / f"{job.attempt}.pid"
             self._oom_kills[job.attempt] = host.oom_kills()

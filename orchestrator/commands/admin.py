@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator.commands.context import Context
 from orchestrator.errors import EXIT_DONE, EXIT_UNREACHABLE, MoegridError
 from orchestrator.settings import load_site, open_backend, store_url, tracking_uri
-from orchestrator.store import Store
+from orchestrator.store import Objects, Store
 from orchestrator.ui.console import Console, duration
 
 DAY = 86400.0
@@ -34,7 +34,7 @@ def gc(context: Context) -> int:
     if arguments.json and not arguments.delete:
         context.emit(plan.to_json())
         return EXIT_DONE
-    console.print(f"{len(plan.keep)} artifacts are needed by a grid that was planned in this store")
+    console.print(f"{len(plan.keep)} artifacts are needed by a grid that was run in this store")
     console.print(f"{len(plan.mark)} are not and would be marked; {len(plan.delete)} were marked long enough ago")
     console.print(f"{len(plan.strays)} stray objects; {plan.delete_bytes / 2**20:.1f} MiB can be freed now")
     if not arguments.delete:
@@ -121,13 +121,23 @@ def _constraints() -> dict[str, str]:
 
 def _store(arguments: argparse.Namespace) -> Iterator[Check]:
     url = store_url(arguments.store)
+    exists = Store.peek(url, patience=5.0).exists
+    if not exists and ("://" not in url or url.startswith("file://")):
+        folder = _nearest(Path(url.removeprefix("file://")))
+        writable = folder.is_dir() and os.access(folder, os.W_OK)
+        found = f"there is none at {url} yet: a run makes it" + ("" if writable else f", but cannot write in {folder}")
+        remedy = f"make {folder} writable, or choose another folder with STORE= or --store"
+        yield Check("store", writable, found, remedy)
+        return
     began = time.monotonic()
-    store = Store.open(url, patience=5.0)
-    store.put_json("control/doctor.json", {})
-    store.objects.delete("control/doctor.json")
+    objects = Objects.open(url, patience=5.0)
+    objects.create("doctor.json", b"{}")
+    objects.delete("doctor.json")
     took = time.monotonic() - began
-    yield Check("store", True, f"{url} can be written ({took * 1000:.0f} ms)")
-    skew = abs(time.time() - store.objects.now())
+    yield Check("store", True, f"{url} can be written ({took * 1000:.0f} ms)" + ("" if exists else "; a run makes it"))
+    skew = abs(time.time() - objects.now())
+    if not exists:
+        objects.delete("clock")
     yield Check(
         "clock",
         skew < MOST_SKEW_SECONDS,
@@ -142,7 +152,7 @@ def _disk(arguments: argparse.Namespace) -> Iterator[Check]:
     if "://" not in url:
         places["store"] = Path(url)
     for name, path in places.items():
-        existing = next(p for p in (path, *path.parents) if p.exists())
+        existing = _nearest(path)
         free = shutil.disk_usage(existing).free / 2**30
         writable = os.access(existing, os.W_OK)
         found = f"{free:.0f} GiB free in {path}" + ("" if writable else ", not writable")
@@ -168,7 +178,7 @@ def _tracker(arguments: argparse.Namespace) -> Iterator[Check]:
             yield Check("tracker", False, f"{uri}: {error}", remedy)
         return
     path = Path(uri.removeprefix("sqlite:///"))
-    existing = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+    existing = _nearest(path)
     yield Check("tracker", os.access(existing, os.W_OK), uri, f"make {existing} writable, or set MLFLOW_TRACKING_URI")
 
 
@@ -193,6 +203,11 @@ def _wheels(arguments: argparse.Namespace) -> Iterator[Check]:
             f"{wheel.version} in {files[0].parent}" if files else f"{wheel.version} not fetched yet, a run fetches it"
         )
         yield Check(f"wheel {wheel.name}", True, found)
+
+
+def _nearest(path: Path) -> Path:
+    """Return `path`, or the nearest folder above it that exists."""
+    return next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
 
 
 def _cache() -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.engine.failures import Failure
 from orchestrator.engine.journal import Journal
 from orchestrator.engine.retry import decide
-from orchestrator.errors import MoegridError
+from orchestrator.errors import MoegridError, StoreError
 from orchestrator.plan.cost import Clock
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import Plan, make_plan
@@ -27,6 +27,9 @@ from orchestrator.ui.console import Console
 if TYPE_CHECKING:
     from orchestrator.report.adaptive import Seeds
 
+# Commands that write into a store which is there, and that need one; a run makes it, all others only read.
+WRITES = ("cancel", "sync")
+NEEDS = (*WRITES, "paper")
 # Finished stages looked at for time estimates, per phase and suite.
 SAMPLES = 24
 
@@ -43,9 +46,29 @@ class Context:
 
     @classmethod
     def open(cls, arguments: argparse.Namespace) -> Context:
-        """Open the store; raises StoreError (exit code 3) with the remedy."""
-        url = store_url(arguments.store)
-        return cls(arguments, Console(), Store.open(url), tracking_uri(arguments.tracking, url))
+        """Open the store as the command needs it; raises StoreError (exit code 3) with the remedy.
+
+        A command that reads changes nothing in it; a run makes it and writes into it when it begins (`begin_writing`).
+        """
+        url, command = store_url(arguments.store), arguments.command
+        context = cls(arguments, Console(), Store.peek(url), tracking_uri(arguments.tracking, url))
+        deletes = command == "gc" and arguments.delete
+        if context.store.exists:
+            if command in WRITES or deletes:
+                context.begin_writing()
+            return context
+        if command in NEEDS or deletes or (command == "report" and not arguments.output):
+            raise StoreError(
+                f"there is no store at {url}",
+                hint="moegrid run GRID makes one; --store or MOEGRID_STORE (STORE= of make) names another",
+            )
+        if command in ("status", "table"):
+            context.console.print(f"there is no store at {url} yet: a run makes it")
+        return context
+
+    def begin_writing(self) -> None:
+        """Open the store to be written to, and make it if it does not exist yet."""
+        self.store = Store.open(self.store.url)
 
     def load_grid(self) -> Grid:
         """Load the grid that the arguments name; raises GridError with all its problems."""

@@ -22,7 +22,6 @@ def explain(context: Context) -> int:
     document = records.with_sections(root_document(graph))
     known = records.documents(context.store, graph.grid.name) if _known(context, graph.grid.name) else []
     earlier = [d for d in known if d["digest"] != document["digest"] and d["scale"] == document["scale"]]
-    context.write_root(graph)
     plan = context.plan(graph, Journal(context.store))
     wanted = cell_ids(graph, cell_name) if cell_name else [c.id for c in graph.grid.cells]
     answers = []
@@ -134,9 +133,9 @@ def _why(
     cell: Mapping[str, Any], before: Mapping[str, Any] | None, changes: list[Any], any_earlier: bool, new: bool
 ) -> str:
     if before is None:
-        return "new: this grid was never planned before" if new and not any_earlier else "new" if new else "done"
+        return "new: this grid was never run in this store" if new and not any_earlier else "new" if new else "done"
     if not changes:
-        return "not finished; nothing changed since it was planned before" if new else "done; unchanged"
+        return "not finished; nothing changed since it was run before" if new else "done; unchanged"
     count = f"{len(changes)} field{'s' if len(changes) > 1 else ''}"
     if before["name"] == cell["name"]:
         return f"{'new' if new else 'done'}: {count} changed since the version before"

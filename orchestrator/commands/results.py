@@ -70,6 +70,12 @@ def ui(context: Context) -> int:
     if uri.startswith(("http://", "https://")):
         context.console.print(f"the tracker is a server already: {uri}")
         return EXIT_DONE
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not database.exists():
+        raise MoegridError(
+            f"there is nothing to show yet: {database} does not exist",
+            hint="a run writes it; moegrid sync fills it from a store that is there",
+        )
     context.console.print(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", port, "--workers", "1"]

@@ -21,6 +21,7 @@ from orchestrator.commands.results import show_results, try_report
 from orchestrator.engine import driver
 from orchestrator.engine.audit import heal
 from orchestrator.engine.failures import Failure
+from orchestrator.engine.journal import Journal
 from orchestrator.engine.loop import Engine, Options, Snapshot
 from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, MoegridError
 from orchestrator.plan.graph import StageGraph
@@ -52,11 +53,11 @@ def run(context: Context) -> int:
             cause=graph.grid.runnable,
             hint="moegrid plan shows it; run it with --site slurm, or take --scale tiny",
         )
+    _refuse(context, graph)
+    context.begin_writing()
     if graph.grid.search is not None:
         from orchestrator.commands.search import search
 
-        if lacking := missing_keys(make_plan(graph, ())):
-            raise lacking
         return search(context, graph.grid.search, graph.grid.name)
     context.write_root(graph)
     audit = heal(context.store, graph, thorough=arguments.verify)
@@ -99,6 +100,17 @@ def run(context: Context) -> int:
         if not snapshot.plan.pending:
             results = _results(context, graph, attachments)
     return _conclude(context, graph, engine, snapshot.plan, results)
+
+
+def _refuse(context: Context, graph: StageGraph) -> None:
+    """Raise what a run of the grid would be refused for, before anything of it is written down."""
+    limit = context.arguments.max_gpu_hours
+    if limit is None and missing_keys(make_plan(graph, ())) is None:
+        return
+    plan = context.plan(graph, Journal(context.store))
+    _within_budget(plan, limit)
+    if lacking := missing_keys(plan):
+        raise lacking
 
 
 def _observers(graph: StageGraph, view: Progress, report: LiveReport | None) -> Callable[[Snapshot], None]:
@@ -152,10 +164,10 @@ def tick(context: Context, engine: Engine | None = None, graph: StageGraph | Non
     """Do one tick and leave: for cron, or a login node. Exit code 130 while there is more to do."""
     graph = graph or context.load_graph()
     if engine is None:
+        _refuse(context, graph)
+        context.begin_writing()
         context.write_root(graph)
         engine, _ = open_engine(context, graph)
-        if lacking := missing_keys(context.plan(graph, engine.journal)):
-            raise lacking
     console = context.console
     snapshot = engine.tick()
     for label in snapshot.submitted:

@@ -33,7 +33,6 @@ def plan(context: Context) -> int:
 
     load_site(context.arguments.site)  # a site that does not exist is a mistake also where nothing runs yet
     graph = context.load_graph()
-    context.write_root(graph)
     result = context.plan(graph, Journal(context.store))
     if context.arguments.json:
         seeds = {"adaptive": [{**plain(s), "state": s.state} for s in context.seeds]} if graph.grid.adaptive else {}

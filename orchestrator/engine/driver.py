@@ -24,6 +24,8 @@ class Driver:
     def __init__(self) -> None:
         self.id = f"{time.strftime('%y%m%d%H%M%S', time.gmtime())}{secrets.token_hex(3)}"
         self._batches = itertools.count()
+        host.run_directory()
+        _registry().mkdir(exist_ok=True)
         self._path = _registry() / f"{self.id}.json"
         pid = os.getpid()
         self._path.write_text(json.dumps({"host": host.host_id(), "pid": pid, "started": host.start_time(pid)}))
@@ -77,6 +79,4 @@ def _runs(pid: int, started: str) -> bool:
 
 
 def _registry() -> Path:
-    path = host.run_directory() / "drivers"
-    path.mkdir(exist_ok=True)
-    return path
+    return host.run_directory(make=False) / "drivers"

@@ -23,16 +23,22 @@ SCHEMA = 1
 class Store:
     """One open store: `objects`, `artifacts`, `claims`, JSON documents and the grids that keep artifacts alive."""
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, *, reading: bool = False) -> None:
+        """`reading`: leave a store that does not exist yet as it is; it reads as empty."""
         self.objects = objects
         self.artifacts = Artifacts(objects)
         self.claims = Claims(objects)
-        self._check_schema()
+        self.exists = self._check_schema(make=not reading)
 
     @classmethod
     def open(cls, url: str, *, patience: float = PATIENCE) -> Store:
         """Open (and on first use prepare) the store at `url`; StoreError if it cannot be used."""
         return cls(Objects.open(url, patience=patience))
+
+    @classmethod
+    def peek(cls, url: str, *, patience: float = PATIENCE) -> Store:
+        """Open the store at `url` to be read, `exists` or not: nothing is made, and writing raises StoreError."""
+        return cls(Objects.peek(url, patience=patience), reading=True)
 
     @property
     def url(self) -> str:
@@ -70,9 +76,14 @@ class Store:
         documents = self.objects.parallel(self.get_json, paths)
         return {path: document for path, document in zip(paths, documents, strict=True) if document is not None}
 
-    def _check_schema(self) -> None:
-        """Create `store.json` once; it also proves that the store honours put-if-absent, on which commits stand."""
+    def _check_schema(self, *, make: bool) -> bool:
+        """Return whether there is a store, after creating `store.json` if it is to be made.
+
+        That also proves that the store honours put-if-absent, on which commits stand.
+        """
         document = self.get_json("store.json")
+        if document is None and not make:
+            return False
         if document is None:
             body = json.dumps({"schema": SCHEMA, "program": "moegrid"}).encode()
             self.objects.create("store.json", body)
@@ -87,3 +98,4 @@ class Store:
                 f"the store {self.url} has schema {document.get('schema')}; this moegrid knows {SCHEMA}",
                 hint="use the moegrid version that made it, or a new store",
             )
+        return True

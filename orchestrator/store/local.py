@@ -44,15 +44,17 @@ def _lasting(path: str) -> bool:
 class LocalObjects(Objects):
     """Objects as files below one folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, prepare: bool = True) -> None:
+        """`prepare` makes the folder; without it nothing may be written."""
         self.root = Path(os.path.abspath(root))
         super().__init__(str(self.root))
         self._own = self.root / ".moegrid"
         self._prefix = str(self.root) + "/"
         with self._errors("open"):
-            for folder in ("tmp", "locks"):
+            for folder in ("tmp", "locks") if prepare else ():
                 (self._own / folder).mkdir(parents=True, exist_ok=True)
-            self._touch()
+            if prepare:
+                self._touch()
 
     def local_path(self, path: str) -> Path | None:
         return Path(self._file(path))

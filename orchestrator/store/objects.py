@@ -80,6 +80,17 @@ class Objects(ABC):
         Credentials for S3 come from the environment or the standard AWS files and roles, never from `url`.
         `patience`: seconds to retry an unreachable bucket before an operation raises StoreError.
         """
+        return cls._open(url, patience, prepare=True)
+
+    @classmethod
+    def peek(cls, url: str, *, patience: float = PATIENCE) -> Objects:
+        """Open what lies at `url` to be read: a folder that does not exist is not made, and nothing can be written."""
+        from orchestrator.store.reading import ReadOnlyObjects
+
+        return ReadOnlyObjects(cls._open(url, patience, prepare=False))
+
+    @classmethod
+    def _open(cls, url: str, patience: float, *, prepare: bool) -> Objects:
         if not url:
             raise StoreError("no store was given", hint="set STORE= or --store to a folder or s3://bucket/prefix")
         scheme = url.split("://", 1)[0] if "://" in url else ""
@@ -88,7 +99,8 @@ class Objects(ABC):
 
             if scheme and urlsplit(url).netloc not in ("", "localhost"):
                 raise StoreError(f"{url} names a folder of another host", hint="write file:///folder or the plain path")
-            return LocalObjects(Path(unquote(urlsplit(url).path)) if scheme else Path(os.path.expanduser(url)))
+            folder = unquote(urlsplit(url).path) if scheme else os.path.expanduser(url)
+            return LocalObjects(Path(folder), prepare=prepare)
         if scheme in ("memory", "s3"):
             from orchestrator.store.bucket import BucketObjects
 

@@ -61,7 +61,7 @@ class Collected:
 
 
 def grid_roots(store: Store) -> set[str]:
-    """Return the artifact keys of every grid version that was ever planned in this store."""
+    """Return the artifact keys of every grid version that was ever run in this store."""
     return {key for document in store.roots().values() for key in document.get("keys", ())}
 
 

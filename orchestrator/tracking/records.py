@@ -1,4 +1,4 @@
-"""What the store says about a grid: its planned versions, its attempts, their failures and series.
+"""What the store says about a grid: its versions that were run, its attempts, their failures and series.
 
 Root documents and manifests are the truth; submissions, failures and live series are advisory and may be absent.
 """
@@ -43,7 +43,7 @@ class Failure:
 
 
 def grid_names(store: Store) -> list[str]:
-    """Return the names of all grids that were ever planned in this store."""
+    """Return the names of all grids that were ever run in this store."""
     return sorted({entry.path.split("/")[1] for entry in store.objects.list("grids")})
 
 
@@ -59,19 +59,19 @@ def with_sections(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def versions(store: Store, name: str) -> list[tuple[str, float]]:
-    """Return (path, time) of every planned version of the grid, oldest first; one listing."""
+    """Return (path, time) of every version of the grid that was run, oldest first; one listing."""
     entries = sorted(store.objects.list(f"grids/{name}"), key=lambda entry: (entry.modified, entry.path))
     return [(entry.path, entry.modified) for entry in entries]
 
 
 def documents(store: Store, name: str) -> list[dict[str, Any]]:
-    """Return every planned version of the grid, oldest first."""
+    """Return every version of the grid that was run, oldest first."""
     bodies = _read_all(store, [path for path, _ in versions(store, name)])
     return [with_sections(json.loads(body)) for body in bodies if body is not None]
 
 
 def document(store: Store, name: str, digest: str = "") -> dict[str, Any]:
-    """Return one planned version of the grid, the newest unless `digest` (or its beginning) names one.
+    """Return one version of the grid that was run, the newest unless `digest` (or its beginning) names one.
 
     Raises MoegridError when the store knows no such grid.
     """
@@ -80,8 +80,8 @@ def document(store: Store, name: str, digest: str = "") -> dict[str, Any]:
         known = ", ".join(grid_names(store)) or "none"
         raise MoegridError(
             f"the store has no grid {name!r}" + (f" with digest {digest}" if digest else ""),
-            cause=f"grids planned in {store.objects.url}: {known}",
-            hint=f"plan it first: moegrid plan {name}",
+            cause=f"grids that were run in {store.objects.url}: {known}",
+            hint=f"run it first: moegrid run {name}",
         )
     return found[-1]
 

@@ -14,6 +14,10 @@ import pytest
 from orchestrator import cli
 from orchestrator.commands.context import grid_of
 from orchestrator.errors import EXIT_PENDING, EXIT_UNREACHABLE, EXIT_USAGE
+from orchestrator.plan.graph import build_graph
+from orchestrator.plan.root import root_digest, root_document
+from orchestrator.spec.grid import load_grid
+from orchestrator.store import Store
 
 ROOT = Path(cli.__file__).resolve().parents[1]
 
@@ -137,7 +141,8 @@ def test_export_wants_one_cell_that_is_done(capsys: pytest.CaptureFixture[str], 
 
 
 def test_explain_names_the_field_that_changed(capsys: pytest.CaptureFixture[str]) -> None:
-    answer(capsys, "plan", "quickstart")
+    graph = build_graph(load_grid("quickstart"))
+    Store.open(os.environ["MOEGRID_STORE"]).write_root("quickstart", root_digest(graph), root_document(graph))
     code, out, _ = answer(capsys, "explain", "quickstart:freeze=none", "--json", "set.finetune.lr=1e-5")
     assert code == 0
     (cell,) = json.loads(out)["cells"]
