@@ -18,7 +18,7 @@ from jobs.preemption import Signals
 from jobs.provenance import provenance
 from jobs.reporter import Reporter
 from jobs.watchdog import Watchdog
-from orchestrator.errors import CorruptBlob, LeaseLost, MoegridError, StoreError
+from orchestrator.errors import ArtifactMissing, CorruptBlob, LeaseLost, StoreError
 from orchestrator.spec.cell import Execution, Resources
 from orchestrator.spec.work import Work, work_to_json
 from orchestrator.store import Blob, Manifest, Store
@@ -28,8 +28,10 @@ T = TypeVar("T")
 
 # How long a node waits for a store that is away before it gives up what it wanted to write or read.
 PATIENCE_SECONDS = 900.0
-# A full or read-only disk does not mend by waiting.
-_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+# A full disk does not mend by waiting; one that refuses to be written seldom does.
+_HOPELESS = (errno.ENOSPC, errno.EDQUOT)
+_SELDOM = (errno.EROFS, errno.EACCES, errno.EPERM)
+SELDOM_SECONDS = 60.0
 CACHE_BYTES = 20 * 2**30
 # Blobs of one artifact that are fetched and verified at a time.
 FETCHES = 4
@@ -37,17 +39,17 @@ FETCHES = 4
 
 def patiently(action: Callable[[], T], what: str, patience: float | None = None) -> T:
     """Return `action()`, tried again with growing pauses while the store is unreachable."""
-    give_up = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
-    pause = 1.0
+    patience = PATIENCE_SECONDS if patience is None else patience
+    began, pause = time.monotonic(), 1.0
     while True:
         try:
             return action()
         except CorruptBlob:
             raise
         except StoreError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _HOPELESS:
-                raise
-            if time.monotonic() + pause > give_up:
+            number = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+            limit = min(patience, SELDOM_SECONDS) if number in _SELDOM else patience
+            if number in _HOPELESS or time.monotonic() - began + pause > limit:
                 raise
             log.warning("%s: %s; trying again in %.0f s", what, error.error, pause)
             time.sleep(pause)
@@ -73,6 +75,7 @@ class Job:
     local_rank: int = 0
     world_size: int = 1
     live: dict[str, Any] = field(default_factory=dict)
+    todo: list[str] = field(default_factory=list)  # keys of the stages that this process has to make
     manifests: dict[str, Manifest] = field(default_factory=dict)
     files: dict[tuple[str, str], Path] = field(default_factory=dict)
     finishers: list[Callable[[], None]] = field(default_factory=list)
@@ -112,13 +115,13 @@ class StageContext:
             raise LeaseLost(f"stage {self.stage[:12]} holds no lease")
 
     def manifest(self, key: str) -> Manifest:
-        """Return the manifest of the artifact `key`; raises MoegridError when there is none."""
+        """Return the manifest of the artifact `key`; raises ArtifactMissing when there is none."""
         known = self.job.manifests.get(key)
         if known is not None:
             return known
         found = patiently(lambda: self.store.artifacts.get(key), f"manifest {key[:12]}")
         if found is None:
-            raise MoegridError(
+            raise ArtifactMissing(
                 f"artifact {key[:12]} does not exist",
                 cause=f"stage {self.label or self.stage[:12]} was started before its parent was committed",
                 hint="run the grid again: the plan will make the parent first",
@@ -138,7 +141,7 @@ class StageContext:
         blob = manifest.blob(name)
         path = self.store.objects.local_path(blob.path)
         if path is not None:
-            self.store.artifacts.verify_blob(blob)
+            patiently(lambda: self.store.artifacts.verify_blob(blob), f"blob {name}")
         else:
             path = self._cached(manifest, blob)
         self.job.files[key, name] = path

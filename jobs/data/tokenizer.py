@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.data.spans import SpanTables
 from jobs.data.wheels import WheelData
-from orchestrator.errors import SourceError
+from orchestrator.errors import SourceAway, SourceError
 from orchestrator.spec.cell import TokenizerSpec
 from orchestrator.spec.work import TokenizerWork
 
@@ -131,7 +131,7 @@ def _from_hub(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name).backend_tokenizer
     except (OSError, ValueError) as error:
-        raise SourceError(
+        raise SourceAway(
             f"tokenizer {name} could not be loaded", cause=str(error), hint="check name and network"
         ) from None
 

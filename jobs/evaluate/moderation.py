@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.errors import MoegridError
+from orchestrator.errors import MoegridError, ServiceAway
 from orchestrator.spec.suites import MODERATION_KEY
 
 BASE_URL = "https://api.openai.com/v1"
@@ -109,13 +109,13 @@ class Moderation:
                     ) from None
                 asked = _seconds(error.headers.get("Retry-After"))
             except ValueError as error:
-                raise MoegridError("the moderation server did not answer in JSON", cause=str(error)) from None
+                raise ServiceAway("the moderation server did not answer in JSON", cause=str(error)) from None
             except OSError as error:  # urllib.error.URLError is one
                 said = str(error)
             if attempt + 1 < ATTEMPTS:
                 self.sleep(min(max(pause, asked), LONGEST_PAUSE))
                 pause *= 2
-        raise MoegridError(
+        raise ServiceAway(
             f"the moderation server could not be asked, {ATTEMPTS} times",
             cause=said,
             hint="the responses are kept: moegrid resume asks again",

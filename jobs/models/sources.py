@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator.errors import SourceError
+from orchestrator.errors import SourceAway, SourceError
 
 # GGUF's names of a Llama layer -> transformers' names.
 _GGUF_LAYER = {
@@ -64,7 +64,7 @@ def _from_hub(source: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the client raises many unrelated types for "not there" and "no network"
-        raise SourceError(
+        raise SourceAway(
             f"{source} could not be loaded from the hub",
             cause=f"{type(error).__name__}: {error}",
             hint="check the name and the network, or fetch it to a folder and use file://",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs import numerics
-from jobs.context import StageContext
+from jobs.context import StageContext, patiently
 from jobs.data.packing import open_batches
 from jobs.models.backbones import CausalLM, build_model, load_canonical
 from jobs.models.shards import fetch_shards
@@ -23,7 +23,7 @@ from jobs.train.freeze import frozen_digest
 from jobs.train.loop import StepResult, Trainer, profiling_sample
 from jobs.train.meter import STATE_FORMAT, Meter, recorded_meter
 from jobs.train.schedule import learning_rates
-from orchestrator.errors import CorruptBlob
+from orchestrator.errors import ArtifactMissing, CorruptBlob
 from orchestrator.spec.identity import lineage, state_keys
 from orchestrator.spec.work import TrainWork, work_from_json
 from orchestrator.store import Manifest
@@ -209,11 +209,11 @@ def _latest(context: StageContext, work: TrainWork) -> tuple[int, str] | None:
         return None
     *history, (conditions, start, _) = lineage(work.spans)
     keys = dict(zip(state_keys(work.init, history, conditions, start, steps), steps, strict=True))
-    existing = context.store.artifacts.keys() & keys.keys()
+    existing = patiently(context.store.artifacts.keys, "list of states") & keys.keys()
     for step, key in sorted(((keys[key], key) for key in existing), reverse=True):
         try:
             context.fetch_all(key, [blob.name for blob in context.manifest(key).blobs])
-        except CorruptBlob as error:
+        except (CorruptBlob, ArtifactMissing) as error:
             log.warning("%s: the state at step %d is damaged (%s); taking an earlier one", context.label, step, error)
             if context.rank == 0:
                 context.store.artifacts.heal(key)

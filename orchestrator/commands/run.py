@@ -38,9 +38,9 @@ TAIL_LINES = 8
 MOST_CELLS_SHOWN = 500
 # Kinds whose message and hint say it all; of the others the last lines of the log are shown.
 EXPLAINED = frozenset(
-    {"source", "unreachable", "disk_full", "import", "numerics", "nan", "diverged", "router_collapsed"}
+    {"source", "source_away", "unreachable", "disk_full", "import", "numerics", "nan", "diverged", "router_collapsed"}
 )
-UNREACHABLE = frozenset({"source", "unreachable", "disk_full"})
+UNREACHABLE = frozenset({"source_away", "unreachable", "disk_full"})
 
 
 def run(context: Context) -> int:

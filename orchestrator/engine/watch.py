@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from orchestrator.backends.base import ABSENT, ELSEWHERE, ENDED, RUNNING, Backend, Handle, JobState
 from orchestrator.engine import driver as drivers
 from orchestrator.engine.driver import Driver, batch_of, driver_of
-from orchestrator.engine.failures import Failure, classify, tail
+from orchestrator.engine.failures import Failure, classify, spoken, tail
 from orchestrator.engine.journal import Journal, code_digest
 from orchestrator.errors import EXIT_DONE
 from orchestrator.store import ClaimState
@@ -158,13 +158,15 @@ class Watch:
     def _record(
         self, attempt: str, handle: Handle | None, state: JobState, missing: list[str], memory_gb: float
     ) -> None:
-        report = self._journal.report(attempt)
         log = self._journal.log(attempt, self._backend.log(handle) if handle else None)
+        report = self._journal.report(attempt) or spoken(log, attempt)
         beat = self._journal.heartbeat(attempt)
         if state.exit_code is None and not state.signal:
             # Nobody saw the process end; its last heartbeat tells how, if it could.
             state = replace(state, phase=ENDED, exit_code=beat.get("exit_code"))
-        verdict = classify(state, report, log, memory_gb)
+        # A node ends with 0 only after it saw its commits; its last heartbeat is gone where the whole store is.
+        committed = beat.get("exit_code", EXIT_DONE if not beat else None) == EXIT_DONE
+        verdict = classify(state, report, log, memory_gb, committed=committed)
         if verdict.kind == "lease_lost":
             return
         told = str(report.get("stage", "")) if report else ""

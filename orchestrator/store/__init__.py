@@ -7,15 +7,19 @@ Layout: `store.json` (schema), `artifacts/<key>.json`, `blobs/<attempt>/`, `atte
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.errors import StoreError
 from orchestrator.store.artifacts import Artifacts, Blob, Manifest
 from orchestrator.store.claims import Claims, ClaimState, Lease
+from orchestrator.store.documents import parse, seal
 from orchestrator.store.objects import PATIENCE, Entry, Objects
 
 __all__ = ["Artifacts", "Blob", "ClaimState", "Claims", "Entry", "Lease", "Manifest", "Objects", "Store"]
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 
@@ -46,14 +50,27 @@ class Store:
         return self.objects.url
 
     def get_json(self, path: str) -> Any | None:
-        """Return a JSON document, or None if it is absent; StoreError if it is not JSON."""
+        """Return a JSON document, or None if it is absent or empty; StoreError if it is damaged."""
         data = self.objects.get(path)
         if not data:
             return None  # a power cut can leave an empty file
         try:
-            return json.loads(data)
+            return parse(data)
         except ValueError as error:
             raise StoreError(f"{path} in {self.url} is damaged", cause=str(error), hint=f"delete {path}") from error
+
+    def find_json(self, path: str) -> dict[str, Any] | None:
+        """Return a JSON object that can be done without; None as well, with a warning, if it is damaged."""
+        try:
+            found = self.get_json(path)
+        except StoreError as error:
+            if not isinstance(error.__cause__, ValueError):
+                raise
+            found = error
+        if found is None or isinstance(found, dict):
+            return found
+        log.warning("%s in %s is damaged: it counts as absent", path, self.url)
+        return None
 
     def put_json(self, path: str, value: Any) -> None:
         """Write or overwrite an advisory JSON document."""
@@ -61,11 +78,11 @@ class Store:
 
     def create_json(self, path: str, value: Any) -> bool:
         """Write a JSON document if it is absent; False if it exists."""
-        return self.objects.create(path, json.dumps(value).encode())
+        return self.objects.create(path, seal(value))
 
     def write_root(self, name: str, digest: str, document: Mapping[str, Any]) -> None:
         """Record a grid version, whose `keys` stay alive from now on; before a plan reads anything."""
-        path, data = f"grids/{name}/{digest}.json", json.dumps(dict(document)).encode()
+        path, data = f"grids/{name}/{digest}.json", seal(document)
         if not self.objects.create(path, data):
             # Written again, so that the version planned last is the newest one.
             self.objects.put(path, data)
@@ -87,12 +104,20 @@ class Store:
         if document is None:
             body = json.dumps({"schema": SCHEMA, "program": "moegrid"}).encode()
             self.objects.create("store.json", body)
+            if (found := self.objects.get_versioned("store.json")) is not None and not found[0]:
+                self.objects.replace("store.json", body, found[1])  # a power cut had emptied it
             if self.objects.create("store.json", body):
                 raise StoreError(
                     f"{self.url} cannot be used as a store",
                     cause="it overwrites an object that was to be written only if absent",
                     hint="use a store that honours If-None-Match and If-Match",
                 )
+        elif not isinstance(document, dict):
+            raise StoreError(
+                f"store.json in {self.url} is damaged",
+                cause=f"it holds {json.dumps(document)[:80]}",
+                hint="delete store.json: the next command writes it again",
+            )
         elif document.get("schema") != SCHEMA:
             raise StoreError(
                 f"the store {self.url} has schema {document.get('schema')}; this moegrid knows {SCHEMA}",

@@ -146,11 +146,12 @@ class LocalObjects(Objects):
     def sweep(self, older_than: float) -> int:
         """Delete what killed writers left under `.moegrid/tmp` before the store time `older_than`; return the count."""
         swept = 0
-        for entry in os.scandir(self._own / "tmp"):
-            with contextlib.suppress(FileNotFoundError):
-                if entry.stat().st_mtime < older_than:
-                    os.unlink(entry.path)
-                    swept += 1
+        with self._errors("sweep", ".moegrid/tmp"):
+            for entry in os.scandir(self._own / "tmp"):
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat().st_mtime < older_than:
+                        os.unlink(entry.path)
+                        swept += 1
         return swept
 
     def _walk(self, folder: str, base: str) -> Iterator[Entry]:
@@ -165,9 +166,12 @@ class LocalObjects(Objects):
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(entry.path, f"{base}{entry.name}/")
                 continue
-            with contextlib.suppress(FileNotFoundError):
-                status = entry.stat()
-                yield Entry(base + entry.name, status.st_size, status.st_mtime)
+            with self._errors("list", base):
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue
+            yield Entry(base + entry.name, status.st_size, status.st_mtime)
 
     def _touch(self) -> float:
         clock = self._own / "clock"

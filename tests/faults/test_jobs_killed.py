@@ -109,12 +109,14 @@ def test_one_cell_that_fails_does_not_stop_the_others(lab: Lab, reference: dict[
     assert_sound(lab, reference, once=False)
 
 
-def test_an_import_error_fails_at_once_and_resume_tries_again(lab: Lab, reference: dict[str, Any]) -> None:
+def test_an_import_error_fails_at_once_and_is_the_works_own(lab: Lab, reference: dict[str, Any]) -> None:
     lab.order({"label": "tokenizer", "do": "import", "times": 1})
     code, said = lab.drive()
     assert code == 1, said
     assert "a_package_that_does_not_exist" in said
-    code, said = lab.drive("resume")
+    assert lab.drive("resume")[0] == 1
+    assert len(lab.executions()) == len({line["stage"] for line in lab.executions()}), "it was tried again"
+    code, said = lab.drive("resume", "--retry", "all")
     assert code == 0, said
     assert_sound(lab, reference, once=False)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
 
 from orchestrator.backends.base import ENDED, JobState
-from orchestrator.engine.failures import HINTS, Failure, classify, signature, tail
+from orchestrator.engine.failures import HINTS, Failure, classify, signature, spoken, tail
 from orchestrator.engine.retry import RULES, decide, pardoned
 
 LINES = [
@@ -33,6 +34,19 @@ LINES = [
     ("AssertionError: shapes differ", "assertion"),
     ("urllib3.exceptions: [Errno 111] Connection refused", "unreachable"),
     ("ValueError: nothing known about this", ""),
+    ("OSError: [Errno 116] Stale file handle: '/nfs/store/artifacts'", "unreachable"),
+    ("OSError: [Errno 5] Input/output error", "unreachable"),
+    ("ImportError: /nfs/env/lib/libx.so: cannot read file data: Input/output error", "unreachable"),
+    ("safetensors_rust.SafetensorError: I/O error: Connection timed out (os error 110)", "unreachable"),
+    ("OSError: [Errno 30] Read-only file system: '/scratch/x'", "unreachable"),
+    ("bash: /nfs/env/bin/python: Transport endpoint is not connected", "unreachable"),
+    ("error: cannot write artifacts/a.json in s3://b/p", "unreachable"),
+    ("error: store.json in s3://b is damaged", "unreachable"),
+    ("error: there is no submission submissions/x.json in s3://b", "unreachable"),
+    ("PermissionError: [Errno 13] Permission denied: '/data/mine.jsonl'", ""),
+    ("FileNotFoundError: [Errno 2] No such file or directory: '/data/mine.jsonl'", ""),
+    ("loss 2.3100 and 12 lines of information", ""),
+    ("hint: check that the connection was not refused: connection refused", ""),
 ]
 
 
@@ -74,6 +88,7 @@ def test_an_unspecific_report_is_refined_by_its_traceback() -> None:
     [
         (JobState(ENDED, 75), "preempted"),
         (JobState(ENDED, 76), "lease_lost"),
+        (JobState(ENDED, 69), "unreachable"),
         (JobState(ENDED, None), "killed"),
         (JobState(ENDED, None, signal.SIGTERM), "killed"),
         (JobState(ENDED, None, signal.SIGSEGV), "crash"),
@@ -83,6 +98,74 @@ def test_an_unspecific_report_is_refined_by_its_traceback() -> None:
 )
 def test_exit_codes_and_signals(state: JobState, kind: str) -> None:
     assert classify(state, None).kind == kind
+
+
+SERVER = "http://10.0.0.1:9000"
+# What a store says in an error's cause while it is away.
+CAUSES = (
+    f"{SERVER} could not be reached: operation timed out",
+    f"{SERVER} could not be reached: client error (Connect)",
+    f"{SERVER} could not be reached: connection closed before message completed",
+    f"{SERVER} answered 500 InternalError",
+    f"{SERVER} answered 503 SlowDown",
+    f"{SERVER} answered 400 ExpiredToken",
+    f"{SERVER} refused the credentials",
+    f"{SERVER} refused the credentials (ExpiredToken)",
+    f"no credentials were found for {SERVER}",
+    "the bucket does not exist",
+    "the file system is read-only: [Errno 30] Read-only file system",
+    "no permission: [Errno 13] Permission denied: '/store/claims'",
+    "[Errno 116] Stale file handle",
+    "[Errno 5] Input/output error",
+    "Expecting value: line 1 column 1 (char 0)",
+    "it has no store.json",
+)
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_store_that_is_away_is_a_reason_to_try_again_and_is_told_by_its_error(cause: str) -> None:
+    log = f"starting\nerror: cannot read store.json in s3://b\ncause: {cause}\nhint: look at it; then: moegrid resume\n"
+    for code in (1, 69):
+        verdict = classify(JobState(ENDED, code), None, log)
+        assert verdict.kind == "unreachable"
+        assert RULES[verdict.kind].outside
+        assert verdict.message == f"exit code {code}: cannot read store.json in s3://b ({cause})"
+        assert verdict.hint == "look at it; then: moegrid resume"
+
+
+def test_the_record_in_the_log_comes_before_what_the_log_says() -> None:
+    record = {"attempt": "a-0", "kind": "nan", "message": "the loss is not finite", "hint": "lower the rate"}
+    log = f"3: moegrid-failure {json.dumps(record)}\nfailure not recorded: http://x could not be reached: timed out\n"
+    verdict = classify(JobState(ENDED, 1), None, log)
+    assert (verdict.kind, verdict.message, verdict.hint) == ("nan", "the loss is not finite", "lower the rate")
+    assert spoken(log, "a-0") == record
+    assert spoken(log, "another-0") is None
+    assert spoken("moegrid-failure {broken}\n") is None
+
+
+def test_what_the_work_raised_is_not_refined_by_what_it_quotes() -> None:
+    report = {"kind": "error", "own": True, "message": "ValueError: row 3: 'connection refused' is no number"}
+    assert classify(JobState(ENDED, 1), report).kind == "error"
+    trace = 'Traceback (most recent call last):\n    raise ValueError("connection refused")\nValueError: bad\n'
+    assert (
+        classify(JobState(ENDED, 1), {"kind": "error", "message": "ValueError: bad", "traceback": trace}).kind
+        == "error"
+    )
+
+
+def test_an_artifact_that_was_committed_and_is_gone_is_no_fault_of_its_stage() -> None:
+    verdict = classify(JobState(ENDED, 0), None, committed=True)
+    assert verdict.kind == "corrupt"
+    assert RULES[verdict.kind].outside
+    assert "without committing" not in verdict.message
+
+
+@pytest.mark.parametrize(
+    "kind", ["assertion", "import", "bad_spec", "nan", "diverged", "router_collapsed", "source", "error"]
+)
+def test_resume_leaves_the_works_own_faults_alone(kind: str) -> None:
+    assert not pardoned(failure(kind), retry="outside", code="c")
+    assert pardoned(failure(kind), retry="all", code="c")
 
 
 def test_every_kind_has_a_rule() -> None:

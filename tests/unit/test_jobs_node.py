@@ -13,10 +13,24 @@ import pytest
 from jobs import failures, numerics
 from jobs.context import StageContext, patiently, prune_cache
 from jobs.preemption import Preempted, Signals
+from jobs.run import run_job
 from jobs.train.errors import NotFinite
 from jobs.world import World, world_from
-from orchestrator.errors import CorruptBlob, LeaseLost, NumericsError, SourceError, StoreError
+from orchestrator.backends.base import ENDED, JobState
+from orchestrator.engine.failures import classify, spoken
+from orchestrator.errors import (
+    EXIT_AWAY,
+    ArtifactMissing,
+    CorruptBlob,
+    LeaseLost,
+    NumericsError,
+    ServiceAway,
+    SourceAway,
+    SourceError,
+    StoreError,
+)
 from orchestrator.spec.cell import Execution, Resources
+from orchestrator.store import Store
 from tests.training import ROOT, TOKENIZER, init_work, key, make_job, prepare
 
 
@@ -29,8 +43,21 @@ from tests.training import ROOT, TOKENIZER, init_work, key, make_job, prepare
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
         (ModuleNotFoundError("No module named 'x'"), "import"),
         (CorruptBlob("a" * 64, "blobs/x", "size"), "corrupt"),
-        (SourceError("no wheel"), "source"),
+        (SourceError("no column 'text'"), "source"),
+        (SourceError("row 3 is no JSON", cause="it reads: connection refused, no space left on device"), "source"),
+        (SourceAway("the wheel could not be fetched"), "source_away"),
+        (ServiceAway("the moderation server could not be asked"), "unreachable"),
+        (ArtifactMissing("artifact abc does not exist"), "parent_missing"),
         (StoreError("away"), "unreachable"),
+        (OSError(errno.ESTALE, "Stale file handle"), "unreachable"),
+        (OSError(errno.EIO, "Input/output error"), "unreachable"),
+        (OSError(errno.EROFS, "Read-only file system"), "unreachable"),
+        (RuntimeError("I/O error: Stale file handle (os error 116)"), "unreachable"),
+        (TimeoutError("timed out"), "unreachable"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/data/mine.jsonl"), "error"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/mine.jsonl"), "error"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "error"),
+        (KeyError("connection refused"), "error"),
         (LeaseLost("gone"), "lease_lost"),
         (AssertionError("x"), "assertion"),
         (ValueError("x"), "error"),
@@ -39,7 +66,8 @@ from tests.training import ROOT, TOKENIZER, init_work, key, make_job, prepare
 def test_failure_kinds(error: BaseException, kind: str) -> None:
     record = failures.describe("s" * 64, error)
     assert record["kind"] == kind
-    assert record["exit_code"] == (76 if kind == "lease_lost" else 1)
+    away = ("unreachable", "disk_full", "corrupt", "parent_missing", "source_away")
+    assert record["exit_code"] == (76 if kind == "lease_lost" else 69 if kind in away else 1)
     assert (record.get("artifact") == "a" * 64) == (kind == "corrupt")
 
 
@@ -47,6 +75,56 @@ def test_cause_of_an_error_decides_its_kind() -> None:
     error = RuntimeError("could not save")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     assert failures.kind_of(error) == "disk_full"
+
+
+def test_an_error_that_hides_its_cause_is_judged_by_itself() -> None:
+    error = ValueError("the answer has no field 'text'")
+    error.__context__ = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+    assert failures.kind_of(error) == "unreachable"
+    error.__suppress_context__ = True  # raise ... from None
+    assert failures.kind_of(error) == "error"
+
+
+@pytest.mark.parametrize("damage", [b"", b"<html>busy</html>", b"[]", b'{"jobs": 3}', b'{"jobs": [{}]}'])
+def test_a_submission_that_cannot_be_read_is_no_fault_of_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
+) -> None:
+    monkeypatch.setattr("jobs.opening.START_PATIENCE_SECONDS", 0.0)
+    store = Store.open(str(tmp_path))
+    store.objects.put("submissions/b.json", damage)
+    assert run_job(str(tmp_path), "b", 0, Signals()) == EXIT_AWAY
+    report = store.get_json("attempts/b-0/failure.json")
+    assert (report["kind"], report["exit_code"]) == ("unreachable", EXIT_AWAY)
+
+
+def test_a_flipped_byte_of_a_submission_is_no_bad_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.opening.START_PATIENCE_SECONDS", 0.0)
+    store = Store.open(str(tmp_path))
+    job = {"attempt": "b-0", "stages": [{"key": "k" * 64, "label": "one", "work": {"kind": "data"}}]}
+    store.create_json("submissions/b.json", {"jobs": [job]})
+    body = store.objects.get("submissions/b.json")
+    assert body is not None
+    store.objects.put("submissions/b.json", body.replace(b"data", b"dat!"))
+    assert run_job(str(tmp_path), "b", 0, Signals()) == EXIT_AWAY
+
+
+@pytest.mark.parametrize("gone", ["folder", "store"])
+def test_a_store_that_is_not_mounted_is_not_made_by_a_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], gone: str
+) -> None:
+    monkeypatch.setattr("jobs.opening.START_PATIENCE_SECONDS", 0.0)
+    target = tmp_path / "mount"
+    if gone == "store":
+        target.mkdir()
+    assert run_job(str(target), "b", 0, Signals()) == EXIT_AWAY
+    assert not target.exists() or not any(target.iterdir())
+    log = capfd.readouterr().err
+    told = spoken(log, "b-0")
+    assert told is not None
+    assert (told["kind"], told["exit_code"]) == ("unreachable", EXIT_AWAY)
+    verdict = classify(JobState(ENDED, EXIT_AWAY), None, log)
+    assert verdict.kind == "unreachable"
+    assert "there is no store in" in verdict.message
 
 
 def test_numerics_are_compared_field_by_field() -> None:
