@@ -22,7 +22,7 @@ OPTIONS := --scale $(SCALE) --site $(SITE) $(if $(SEEDS),--seeds $(SEEDS)) $(if 
 EXTRA := $(if $(filter slurm,$(SITE)),slurm)$(if $(filter ray,$(SITE)),ray)
 READY := $(VENV)/.ready$(if $(EXTRA),-$(EXTRA))
 
-.PHONY: help grid plan resume status report ui test check bench faults doctor lab-up lab-down clean setup
+.PHONY: help grid plan resume status report ui test check docs bench faults doctor lab-up lab-down clean setup
 
 help:  ## explain the targets
 	@echo 'moegrid: controlled experiments on Mixture-of-Experts language models'
@@ -82,6 +82,9 @@ check: $(VENV)/.ready-dev  ## style, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+docs: $(VENV)/.ready-dev  ## build the documentation site into build/site
+	@$(BIN)/mkdocs build -q -f infra/docs.yml
 
 bench: $(VENV)/.ready-dev  ## run the benchmarks that README quotes
 	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
