@@ -10,6 +10,9 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from tests import store_keys  # noqa: E402
 from tests.s3_lab import proxy, s3, s3_server  # noqa: E402, F401 (fixtures)
 
 pytest_plugins = ["tests.lab_slurm", "tests.lab_ray"]
+
+store_keys.watch_every_store()

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from jobs.models.backbones import CausalLM, build_model, canonical_state
+from jobs.models.shards import write_tensors
 from jobs.models.sources import Checkpoint, open_checkpoint
 from jobs.moe.block import dense_width
 from orchestrator.errors import MoegridError, SourceError
@@ -176,7 +176,7 @@ def export_checkpoint(model: CausalLM, directory: Path, special: Mapping[str, in
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     tensors = {name: tensor.contiguous().clone() for name, tensor in _public_tensors(model)}
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(tensors, directory / "model.safetensors", {"format": "pt"})
 
 
 def _public_config(model: CausalLM) -> dict[str, Any]:

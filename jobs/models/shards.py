@@ -1,8 +1,9 @@
-"""Weights and optimizer tensors in pieces: the shards that ranks write, read back as one mapping, and their digest."""
+"""Weights and optimizer tensors in files: the shards that ranks write, read back as one mapping, and their digest."""
 
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator.store import Manifest
@@ -43,6 +45,14 @@ def shard_names(manifest: Manifest, kind: str) -> list[str]:
     """Return the blobs of a state that are shards of `kind`, in the order of their ranks; MoegridError if none is."""
     names = sorted(blob.name for blob in manifest.blobs if blob.name.startswith((f"{kind}.", f"{kind}-")))
     return names or [manifest.blob(shard_name(kind, 0, 1)).name]
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file of contiguous tensors, readable by whom the umask says: the library leaves it 0600."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def dealt(tensors: Mapping[str, Tensor], rank: int, world_size: int) -> dict[str, Tensor]:

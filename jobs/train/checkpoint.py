@@ -17,11 +17,10 @@ from queue import LifoQueue
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from jobs.context import StageContext
-from jobs.models.shards import Rows, digest_text, rows_digest, shard_name
+from jobs.models.shards import Rows, digest_text, rows_digest, shard_name, write_tensors
 from jobs.train.engines import Engine
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Blob
@@ -168,7 +167,7 @@ class CheckpointWriter:
 
     def _upload(self, context: StageContext, folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> Blob:
         path = folder / shard_name(kind, context.rank, context.world_size)
-        save_file(dict(tensors), path)
+        write_tensors(tensors, path)
         blob = context.write_blob(path.name, path)
         path.unlink()
         return blob

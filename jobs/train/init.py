@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from safetensors.torch import save_file
-
 from jobs.context import StageContext
 from jobs.models.backbones import canonical_state, weights_sha256
+from jobs.models.shards import write_tensors
 from jobs.models.upcycle import initial_model
 from jobs.train.randomness import reseed
 from jobs.train.stage import vocabulary_size
@@ -17,7 +16,7 @@ def run(context: StageContext, work: InitWork) -> None:
     reseed(work.seed, "init")
     model = initial_model(work.model, vocabulary_size(context, work.tokenizer), work.seed)
     path = context.scratch / "weights.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in canonical_state(model).items()}, path)
+    write_tensors(canonical_state(model), path)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     info = {"weights_sha256": weights_sha256(model), "parameters": parameters}
     context.commit(work, blobs={path.name: path}, info=info)

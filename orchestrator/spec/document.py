@@ -138,7 +138,9 @@ class Loader:
             f"name {section.data!r} is not a plain name",
             section.place(),
             "name",
-            "use letters, digits, _ . and -: names and paths from a grid cannot leave the store's prefix",
+            "leave .json out of it: a key of the store would also be a folder"
+            if str(section.data).endswith(".json")
+            else "use letters, digits, _ . and -: names and paths from a grid cannot leave the store's prefix",
         )
         return path.stem
 
@@ -150,8 +152,8 @@ class Loader:
         if not base:
             hint = f"add base: one of {', '.join(sorted(recipes))}"
             self.problems.add("base is missing: it names the recipe", section.place(), "base", hint)
-        elif base not in recipes:
-            hint = did_you_mean(base, sorted(recipes), "recipes")
+        elif str(base) not in recipes:
+            hint = did_you_mean(str(base), sorted(recipes), "recipes")
             self.problems.add(f"recipe {base!r} does not exist", section.place(), "base", hint)
         else:
             document = self._read(recipes[base])

@@ -12,7 +12,8 @@ from orchestrator.spec.problems import did_you_mean
 
 GRIDS = resources.project("grids")
 COMMAND_LINE = "command line"
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+# No name ends in .json: `searches/NAME/` would be a folder and, as the record of another grid, an object as well.
+NAME = re.compile(r"^(?!.*\.json$)[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
 
 
 def find_grid(name_or_path: str) -> Path:

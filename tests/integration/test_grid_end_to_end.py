@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.store import Store
 from tests.small_grid import GRID, jobs_of, made_up_text, moegrid, wait_for_training, weights
+from tests.store_keys import keys_that_are_folders
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,17 @@ def shared(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     store = tmp_path_factory.mktemp("shared") / "store"
     moegrid("run", str(grid), "--store", str(store), "--tracking", "none")
     return grid, store, weights(grid, store)
+
+
+def test_no_key_is_a_folder_and_what_others_read_follows_the_umask(shared: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, store, _ = shared
+    keys = [entry.path for entry in Store.open(str(store)).objects.list("")]
+    assert len(keys) > 20
+    assert not keys_that_are_folders(keys)
+    plain = store.parent / "plain"
+    plain.touch()
+    files = [path for path in store.parent.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in files} == {plain.stat().st_mode}
 
 
 def test_no_sharing_ends_with_the_same_bits(shared: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:

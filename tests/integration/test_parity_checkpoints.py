@@ -167,6 +167,11 @@ def test_a_trained_state_goes_to_transformers_with_its_tokenizer(
     training.run_chain(store, [init, work])
 
     assert export.main(["--store", store.url, "--state", work.key(), str(tmp_path / "out")]) == 0
+    (tmp_path / "plain").touch()
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert modes == dict.fromkeys(modes, (tmp_path / "plain").stat().st_mode), (
+        "others may read what the umask lets them"
+    )
     public = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("w7")["input_ids"] == [7]
     assert public.config.eos_token_id == public.generation_config.eos_token_id == 1

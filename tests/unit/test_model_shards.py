@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jobs.models.shards import (
@@ -18,6 +19,7 @@ from jobs.models.shards import (
     shard_name,
     shard_names,
     tensors_digest,
+    write_tensors,
 )
 from orchestrator.errors import MoegridError
 from orchestrator.store import Blob, Manifest
@@ -91,3 +93,23 @@ def test_what_every_rank_holds_is_dealt_by_bytes() -> None:
     assert sorted(name for share in shares for name in share) == sorted(tensors)
     sizes = [sum(tensor.nbytes for tensor in share.values()) for share in shares]
     assert max(sizes) - min(sizes) <= 120
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_written_file_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_tensors(TENSORS, tmp_path / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_what_is_written_is_contiguous_and_the_same(tmp_path: Path) -> None:
+    turned = {name: tensor.T if tensor.dim() == 2 else tensor for name, tensor in TENSORS.items()}
+    turned["every other"] = torch.arange(10.0)[::2]
+    write_tensors(turned, tmp_path / "model.safetensors")
+    read = load_file(tmp_path / "model.safetensors")
+    assert read.keys() == turned.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in turned.items())
