@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import SourceError
+from orchestrator.errors import SourceAway, SourceError
 from orchestrator.spec import benchmark_files as files
 from orchestrator.spec.benchmark_files import Row, Splits, read_benchmark
 from orchestrator.spec.cell import DataSpec
@@ -36,7 +36,7 @@ def benchmark_splits(data: DataSpec, tasks: Iterable[str]) -> Iterator[tuple[str
 
 
 def _loader(source: str) -> Load:
-    from jobs.data.sources import load_hub
+    from jobs.data.hub import load_hub
 
     def load(config: str, split: str) -> Iterable[Row]:
         base, at, revision = source.partition("@")
@@ -56,6 +56,8 @@ def _xstest(load: Load, tasks: list[str]) -> dict[str, Splits]:
     for split in ("test", "train"):
         try:
             rows = list(load("", split))
+        except SourceAway:
+            raise
         except SourceError as error:
             failed = error
             continue

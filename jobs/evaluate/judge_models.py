@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jobs.data.hub import TOKENIZER_FILES, snapshot
 from jobs.evaluate.encoding import Encoder
 from jobs.evaluate.prefix_lm import PrefixLM, window
 from orchestrator.errors import MoegridError, SourceError
@@ -31,18 +32,7 @@ def local_folder(judge: JudgeSpec) -> Path:
         if not (folder / "config.json").is_file():
             raise SourceError(f"{judge.source} is no checkpoint", cause=f"{folder / 'config.json'} does not exist")
         return folder
-    from huggingface_hub import snapshot_download
-
-    name = judge.source.removeprefix("hub://").partition("@")[0]
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    try:
-        return Path(snapshot_download(name, revision=judge.revision or None, allow_patterns=patterns))
-    except Exception as error:  # the client raises many unrelated types for "not there" and "no network"
-        raise SourceError(
-            f"judge {judge.source} could not be loaded from the hub",
-            cause=f"{type(error).__name__}: {error}",
-            hint="check the name and the network, or fetch it to a folder and use file://",
-        ) from None
+    return snapshot(judge.source, [*TOKENIZER_FILES, "*.safetensors"], revision=judge.revision)
 
 
 def load_checkpoint(judge: JudgeSpec, kind: str, device: str) -> tuple[Any, Any]:

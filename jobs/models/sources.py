@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator.errors import SourceAway, SourceError
+from orchestrator.errors import SourceError
 
 # GGUF's names of a Llama layer -> transformers' names.
 _GGUF_LAYER = {
@@ -58,17 +58,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 
 def _from_hub(source: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from jobs.data.hub import snapshot
 
-    name, _, revision = source.removeprefix("hub://").partition("@")
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the client raises many unrelated types for "not there" and "no network"
-        raise SourceAway(
-            f"{source} could not be loaded from the hub",
-            cause=f"{type(error).__name__}: {error}",
-            hint="check the name and the network, or fetch it to a folder and use file://",
-        ) from None
+    return snapshot(source, ["*.json", "*.safetensors"])
 
 
 def _from_wheel(source: str) -> Checkpoint:

@@ -34,11 +34,10 @@ class HubSet:
 
 @dataclass(frozen=True, slots=True)
 class HubModel:
-    """A checkpoint with its tokenizer, or a judge. `weights`: its default branch has safetensors."""
+    """A checkpoint with its tokenizer, or a judge."""
 
     licence: str
     gated: bool = False
-    weights: bool = True
 
 
 _PAIR = ("premise", "hypothesis", "label")
@@ -110,7 +109,7 @@ HUB_MODELS: dict[str, HubModel] = {
     "allenai/OLMoE-1B-7B-0924": HubModel("Apache-2.0"),
     "deepseek-ai/deepseek-moe-16b-base": HubModel("DeepSeek licence"),
     "llama-moe/LLaMA-MoE-v1-3_5B-2_8": HubModel("Apache-2.0"),
-    "openlm-research/open_llama_3b_v2": HubModel("Apache-2.0", weights=False),
+    "openlm-research/open_llama_3b_v2": HubModel("Apache-2.0"),
     "meta-llama/LlamaGuard-7b": HubModel("Llama 2 Community License", gated=True),
 }
 

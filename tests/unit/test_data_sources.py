@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.data import sources, wheels
+from jobs.data import hub, wheels
 from jobs.data.corpora import Document
 from jobs.data.overlap import overlapping, shared_fraction
 from jobs.data.sources import item_blobs, parquet, parse_wheel, read_rows, split_rows
@@ -234,13 +234,13 @@ def test_a_benchmark_of_the_hub_is_asked_by_configuration_split_and_revision(mon
             {**PAIR, **dict.fromkeys(("sentence", "question", "question1", "question2", "sentence1", "sentence2"), "x")}
         ]
 
-    monkeypatch.setattr(sources, "load_hub", load)
+    monkeypatch.setattr(hub, "load_hub", load)
     blobs, _ = item_blobs(DataSpec("hub://o/n@r", format="benchmark"), [task])
     assert (source, split) in asked
     (name,) = blobs
     assert name.startswith(f"{task}/")
     row = json.loads(blobs[name].splitlines()[0])
     assert row.items() <= {**HUB[task, source, split][0]}.items()
-    monkeypatch.setattr(sources, "load_hub", lambda *_: [{"text": "no such column"}])
+    monkeypatch.setattr(hub, "load_hub", lambda *_: [{"text": "no such column"}])
     with pytest.raises(SourceError, match="has no '"):
         item_blobs(DataSpec("hub://o/n@r", format="benchmark"), [task])
