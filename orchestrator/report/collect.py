@@ -10,11 +10,11 @@ from functools import cached_property
 from typing import Any
 
 from orchestrator.errors import CorruptBlob
+from orchestrator.spec.model import is_causal
 from orchestrator.spec.suites import item_scores
 from orchestrator.store import Manifest, Store
 from orchestrator.tracking import records
 from orchestrator.tracking.records import Failure
-from orchestrator.tracking.tracker import is_causal
 
 DONE, FAILED, BLOCKED, RUNNING, PENDING = "done", "failed", "blocked", "running", "pending"
 ITEMS_BLOB = "items.parquet"

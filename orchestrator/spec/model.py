@@ -202,9 +202,15 @@ def resolve_model(model: ModelSpec) -> ModelSpec:
     return dataclasses.replace(model, moe=resolve_moe(model.moe))
 
 
-def is_causal(moe: MoESpec) -> bool:
-    """Return whether no later token can change an earlier token's routing, in training and in evaluation."""
-    moe = resolve_moe(moe)
+def is_causal(moe: MoESpec | Mapping[str, Any]) -> bool:
+    """Return whether no later token can change an earlier token's routing, in training and in evaluation.
+
+    `moe` may be the fields as a root document holds them; those of another version that are not known are left out.
+    """
+    if not isinstance(moe, MoESpec):
+        names = {field.name for field in dataclasses.fields(MoESpec)}
+        moe = MoESpec(**{name: value for name, value in moe.items() if name in names})
+    moe = resolve_moe(moe) if moe.preset in PRESETS else moe
     if moe.choice == "expert":
         return moe.train_select == moe.eval_select == "threshold"
     return moe.unit == "token" or moe.pool != "full_mean"

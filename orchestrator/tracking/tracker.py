@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.spec.identity import digest
+from orchestrator.spec.model import is_causal
 from orchestrator.store.artifacts import Manifest
 from orchestrator.tracking.records import Attempt, Failure, Row, values
 
@@ -146,14 +147,6 @@ def project(
     runs = [run for cell in view.cells.values() if (run := view.cell_run(cell)) is not None]
     shown = {run.key for run in runs}
     return runs + [run for key in view.stages if (run := view.stage_run(key, shown)) is not None]
-
-
-def is_causal(moe: Mapping[str, Any]) -> bool:
-    """Return whether no later token can change an earlier one's output under this resolved MoE block."""
-    leaky_choice = moe.get("choice") == "expert" and not (
-        moe.get("train_select") == "threshold" and moe.get("eval_select") == "threshold"
-    )
-    return not leaky_choice and moe.get("pool") != "full_mean"
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:

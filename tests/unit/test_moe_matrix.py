@@ -14,6 +14,7 @@ from jobs.moe import build_block
 from jobs.moe.balance import balance_loss
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import BalanceSpec
+from orchestrator.spec.identity import plain
 from orchestrator.spec.model import BACKBONES, PRESETS, ModelSpec, MoESpec, is_causal, resolve_moe
 from orchestrator.spec.validity import model_problems, moe_problems
 
@@ -134,7 +135,7 @@ def train_save_and_load(moe: MoESpec, backbone: str, tmp_path: Path) -> None:
     with torch.no_grad():
         losses = [m.eval()(**batch(9)).loss.item() for m in (model, loaded)]
     assert losses[0] == losses[1]
-    assert model.causal == is_causal(moe)
+    assert model.causal == is_causal(moe) == is_causal(plain(resolve_moe(moe)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -119,18 +119,28 @@ def test_accuracies_at_chance_are_marked_and_never_ranked(store: Store) -> None:
     assert best(results, "arc_easy/acc") == ""
 
 
-def test_leaky_routers_are_not_ranked_by_their_loss(store: Store) -> None:
+@pytest.mark.parametrize(
+    ("moe", "ranked"),
+    [
+        ({"choice": "expert", "train_select": "topc", "eval_select": "topc"}, False),
+        ({"preset": "expert_choice"}, False),
+        ({"preset": "expert_choice", "train_select": "threshold", "eval_select": "threshold"}, True),
+        ({"unit": "sentence", "pool": "full_mean"}, False),
+        ({"unit": "token", "pool": "full_mean"}, True),
+        ({"preset": "of another version", "choice": "expert", "train_select": "topc", "newer": 1}, False),
+    ],
+)
+def test_leaky_routers_are_not_ranked_by_their_loss(store: Store, moe: dict[str, object], ranked: bool) -> None:
     grid = GridStore(store, effects=EFFECTS, seeds=(0, 1, 2, 3))
     grid.commit_all()
-    leaky = {"moe": {"choice": "expert", "train_select": "topc", "eval_select": "topc"}}
     cells = [
-        {**c, "resolved": {**c["resolved"], "model": leaky}} if c["factors"]["freeze"] == "router" else c
+        {**c, "resolved": {**c["resolved"], "model": {"moe": moe}}} if c["factors"]["freeze"] == "router" else c
         for c in grid.cells
     ]
     results = collect({**grid.document, "cells": cells}, store)
-    assert best(results, "bits_per_byte") != "freeze=router"
+    assert (best(results, "bits_per_byte") == "freeze=router") == ranked
     row = next(entries for labels, entries in tables.headline(results).rows if labels[0] == "router")
-    assert row[1].mark == "~"
+    assert (row[1].mark == "~") != ranked
 
 
 def test_all_forms_show_the_same_numbers(store: Store, tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from orchestrator.tracking.tracker import (
     Recorded,
     Run,
     TrackerAway,
-    is_causal,
 )
 from tests.grid_store import FINETUNE_STEPS, LOG_EVERY, GridStore
 
@@ -323,10 +322,3 @@ def test_an_unknown_grid_names_the_known_ones(store: Store) -> None:
     with pytest.raises(MoegridError) as caught:
         sync(store, "dmo", URI, tracker=FakeTracker())
     assert "demo" in str(caught.value)
-
-
-def test_leaky_routers_are_marked() -> None:
-    assert is_causal({"choice": "token"})
-    assert not is_causal({"choice": "expert", "train_select": "topc", "eval_select": "threshold"})
-    assert is_causal({"choice": "expert", "train_select": "threshold", "eval_select": "threshold"})
-    assert not is_causal({"choice": "token", "unit": "sentence", "pool": "full_mean"})
