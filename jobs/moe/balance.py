@@ -25,19 +25,29 @@ def balanced_value(variant: str, top_k: int, num_ids: int) -> float | None:
     return None if variant in ("sigmoid_raw", "heterogeneous") else 1.0
 
 
+def collective(balance: BalanceSpec) -> bool:
+    """Return whether the loss is summed over ranks: then every rank must compute it equally often."""
+    return balance.aux_scope == "global" and (LOAD_VARIANTS[balance.aux_variant] or balance.aux_group) != "sequence"
+
+
 def load_balance(
-    routings: Sequence[Routing], variant: str = "switch", group: str = "batch", scope: str = "micro_batch"
+    routings: Sequence[Routing],
+    variant: str = "switch",
+    group: str = "batch",
+    scope: str = "micro_batch",
+    *,
+    spare: bool = False,
 ) -> Tensor:
     """Return the load-balance loss with coefficient 1, a mean over layers unless the group is `pooled`.
 
     `scope: global` takes f from the assignments of all data-parallel ranks, where f is not a sequence's; P stays the
-    rank's own. Sources: MoE-Bench
+    rank's own. What a rank routes as a `spare` it adds to no f. Sources: MoE-Bench
     eq. 2 (`paper`), Switch Transformer (`switch`), transformers (`olmoe_hf`), LibMoE (`sigmoid_raw`, `top1_squared`),
     MoE++ (`heterogeneous`).
     """
     group = LOAD_VARIANTS[variant] or group
     # Per layer: f and P as [groups, N]; the loss of a group is a dot product.
-    parts = [_shares(routing, variant, group == "sequence", scope == "global") for routing in routings]
+    parts = [_shares(routing, variant, group == "sequence", scope == "global", spare) for routing in routings]
     if group == "pooled":
         f = torch.stack([f for f, _, _ in parts]).mean(0)
         p = torch.stack([p for _, p, _ in parts]).mean(0)
@@ -66,7 +76,9 @@ def _scaled(value: Tensor, variant: str, routing: Routing) -> Tensor:
     return value * (num / k)
 
 
-def _shares(routing: Routing, variant: str, per_sequence: bool, reduce: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _shares(
+    routing: Routing, variant: str, per_sequence: bool, reduce: bool, spare: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return f [G,N], P [G,N] and each group's share of the mean [G] (groups without a real token have none)."""
     groups = routing.batch if per_sequence else 1
     if variant == "sigmoid_raw":
@@ -94,9 +106,9 @@ def _shares(routing: Routing, variant: str, per_sequence: bool, reduce: bool) ->
     mean = total / tokens.clamp_min(1)
     # A sequence lies on one rank: its f is complete there.
     if reduce and not per_sequence and torch.distributed.is_available() and torch.distributed.is_initialized():
-        counts, tokens = counts.clone(), tokens.clone()
-        torch.distributed.all_reduce(counts)
-        torch.distributed.all_reduce(tokens)
+        summed = torch.cat([counts, tokens], dim=1) * float(not spare)
+        torch.distributed.all_reduce(summed)
+        counts, tokens = summed.split([num, 1], dim=1)
     return counts / tokens.clamp_min(1), mean, share
 
 
@@ -163,10 +175,13 @@ def layer_losses(routing: Routing) -> dict[str, Tensor]:
     return losses
 
 
-def balance_loss(routings: Sequence[Routing], balance: BalanceSpec) -> tuple[Tensor, dict[str, Tensor]]:
+def balance_loss(
+    routings: Sequence[Routing], balance: BalanceSpec, *, spare: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return (sum of coefficient * loss, losses by name with coefficient 1), each a mean over layers.
 
-    The load-balance and z losses are always among the parts, others only when they are used.
+    The load-balance and z losses are always among the parts, others only when they are used. `spare`: the routings
+    count nothing in what is summed over ranks.
     """
     if not routings:
         return torch.zeros(()), {}
@@ -180,7 +195,7 @@ def balance_loss(routings: Sequence[Routing], balance: BalanceSpec) -> tuple[Ten
             total = total + coefficient * value
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and bool(balance.aux_coef)):
-        aux = load_balance(routings, balance.aux_variant, balance.aux_group, balance.aux_scope)
+        aux = load_balance(routings, balance.aux_variant, balance.aux_group, balance.aux_scope, spare=spare)
     add("aux_loss", balance.aux_coef, aux)
     with torch.set_grad_enabled(torch.is_grad_enabled() and bool(balance.z_coef)):
         z = torch.stack([z_loss(routing) for routing in routings]).mean()

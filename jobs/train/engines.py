@@ -39,6 +39,7 @@ class Engine(Protocol):
     rank: int
     world_size: int
     lockstep: bool  # forward and backward passes are collective: every rank must run equally many
+    loss_scale: float  # by which the losses' gradients are multiplied until they are summed over ranks
 
     def freeze(self, frozen: str) -> None:
         """Freeze the roles that the schedule's word names, train all others."""
@@ -85,6 +86,7 @@ class TorchEngine:
     """
 
     lockstep = False
+    loss_scale = 1.0
 
     def __init__(self, model: CausalLM, train: TrainSpec, rank: int = 0, world_size: int = 1) -> None:
         self.model = model

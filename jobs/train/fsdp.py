@@ -48,6 +48,7 @@ class FsdpEngine:
         self._frozen: str | None = None
         self._turns = -(-train.accumulation // world_size)
         self._turn = 0
+        self.loss_scale = float(world_size)
         self._optimizer: FreezableAdamW | None = None
         self._waiting: Mapping[str, Tensor] = {}
         device = next(model.parameters()).device.type
@@ -90,7 +91,7 @@ class FsdpEngine:
         self._turn += 1
         self.model.set_requires_gradient_sync(self._turn == self._turns)  # type: ignore[operator]
         # FSDP averages over ranks; the loss is already every micro-batch's share of one sum.
-        (loss * self.world_size).backward()
+        (loss * self.loss_scale).backward()
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         dist.all_reduce(values)

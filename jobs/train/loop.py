@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jobs.data.packing import IGNORED, Batch, Batches
 from jobs.models.backbones import Output
-from jobs.moe.balance import balance_loss
+from jobs.moe.balance import balance_loss, collective
 from jobs.moe.routing import Routing
 from jobs.train.engines import Engine
 from jobs.train.errors import NotFinite
@@ -23,15 +23,21 @@ from orchestrator.spec.work import Conditions
 
 # Co-activations of this many micro-batches make C2R's lists.
 PROFILE_BATCHES = 16
+# Sums over ranks that are no series of their own.
+UNLOGGED = frozenset({"requests", "counts", "cutoffs", "passed"})
 
 
 @dataclass
 class StepResult:
-    """One optimizer step: values by series name, expert counts [L, N], and what any rank asked for."""
+    """One optimizer step: values by series name, expert counts [L, N], and what any rank asked for.
+
+    `once` are values of this step alone, of which no mean over a window is taken.
+    """
 
     values: dict[str, float]
     counts_LN: list[list[float]]
     requests: list[bool]
+    once: dict[str, float] = field(default_factory=dict)
 
 
 class Sums:
@@ -98,14 +104,15 @@ class Trainer:
         device = batches[0][1].input_ids.device
         sums.add("requests", torch.tensor([float(request) for request in requests]).to(device))
         watched: list[Tensor] = []
+        together = engine.lockstep or collective(train.balance)
         for index, batch, weight in batches:
-            if not weight and self._layout and not engine.lockstep:
+            if not weight and self._layout and not together:
                 continue  # it would add zeros
             reseed(self.conditions.seed, self.conditions.phase, self.step, index)
             output = self._forward(batch)
             lm_sum = output.loss
             assert lm_sum is not None
-            balance, parts = balance_loss(output.routings, train.balance)
+            balance, parts = balance_loss(output.routings, train.balance, spare=not weight)
             if router_gradient:
                 watched += _watch_logits(output.routings)
             engine.backward(weight * (lm_sum / tokens + balance / train.accumulation))
@@ -117,10 +124,10 @@ class Trainer:
             del output, lm_sum, balance
         self._layout = self._layout or sums.layout()
         sums.fill(self._layout, device)
+        if router_gradient:
+            sums.add("passed", _square_of_gradients(watched, device), engine.loss_scale**-2)
         tensors, lists, norm = sums.reduce(engine, engine.gradient_norm())
-        values = {
-            f"train/{name}": value[0] for name, value in lists.items() if name not in ("requests", "counts", "cutoffs")
-        }
+        values = {f"train/{name}": value[0] for name, value in lists.items() if name not in UNLOGGED}
         values["train/loss"] += values["train/lm_loss"]
         if not (math.isfinite(values["train/loss"]) and math.isfinite(norm)):
             engine.drop_gradients()
@@ -129,8 +136,7 @@ class Trainer:
                 hint="lower lr or raise warmup_ratio; the step was not applied and the last committed state is kept",
             )
         values["train/grad_norm"] = norm
-        if watched:
-            values["train/router_passed_grad_norm"] = _norm_of_gradients(watched)
+        once = {"train/router_passed_grad_norm": math.sqrt(lists["passed"][0])} if router_gradient else {}
         engine.step(min(1.0, train.clip / (norm + 1e-6)) if train.clip > 0 else 1.0)
         self._update_blocks(tensors)
         self.step += 1
@@ -138,13 +144,13 @@ class Trainer:
         experts = tensors["counts"].shape[1] if "counts" in tensors else 1
         counts = lists.get("counts", [])
         rows = [counts[first : first + experts] for first in range(0, len(counts), experts)]
-        return StepResult(values, rows, [total > 0 for total in lists["requests"]])
+        return StepResult(values, rows, [total > 0 for total in lists["requests"]], once)
 
     def _micro_batches(self) -> Iterator[tuple[int, Batch, float]]:
         """Yield (index, batch, weight) of this rank's micro-batches; every rank yields equally many.
 
-        They are dealt in turn. A rank whose turn has no micro-batch left gets the first one with weight 0: it has to
-        run it under an engine whose forward passes are collective, and once to learn what is summed.
+        They are dealt in turn. A rank whose turn has no micro-batch left gets the first one as a spare of weight 0: it
+        has to run it where forward passes or losses are collective, and once to learn what is summed.
         """
         train, engine = self.conditions.train, self.engine
         device = next(engine.model.parameters()).device
@@ -221,6 +227,9 @@ def _watch_logits(routings: Sequence[Routing]) -> list[Tensor]:
     return watched
 
 
-def _norm_of_gradients(tensors: Sequence[Tensor]) -> float:
+def _square_of_gradients(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return the sum of squares of all gradients."""
     gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))) if gradients else 0.0
+    if not gradients:
+        return torch.zeros(1, device=device)
+    return torch.stack(torch._foreach_norm(gradients)).double().square().sum().reshape(1)

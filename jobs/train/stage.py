@@ -272,7 +272,7 @@ def _observe(
         return
     segment.marked, segment.marked_tokens = now, trainer.tokens
     lr, router_lr = learning_rates(train, trainer.step - 1)
-    row = trainer.meter.take()
+    row = trainer.meter.take() | result.once
     row |= {"train/lr": lr, "train/router_lr": router_lr, "train/tokens": float(trainer.tokens)}
     for block in trainer.engine.model.moe_blocks[:1]:
         even = balanced_value(train.balance.aux_variant, block.moe.top_k, block.router.num_ids)

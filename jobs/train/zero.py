@@ -53,6 +53,7 @@ class ZeroEngine:
         self._frozen: str | None = None
         self._turns = -(-train.accumulation // world_size)
         self._turn = 0
+        self.loss_scale = float(world_size)
         self._engine: Any = None
 
     def freeze(self, frozen: str) -> None:
@@ -82,7 +83,7 @@ class ZeroEngine:
 
     def backward(self, loss: Tensor) -> None:
         # DeepSpeed averages over ranks; the loss is already every micro-batch's share of one sum.
-        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+        self._engine.backward(loss * self.loss_scale, scale_wrt_gas=False)
         self._turn += 1
         if self._turn < self._turns:
             self._engine.step()  # counts the micro-batch, changes nothing before the last one

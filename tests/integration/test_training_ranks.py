@@ -8,20 +8,47 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from jobs.models.backbones import build_model, parameter_roles
+from jobs.data.packing import open_batches
+from jobs.models.backbones import build_model, load_canonical, parameter_roles
 from jobs.models.shards import Shards, shard_names
-from orchestrator.spec.cell import Resources
+from jobs.train.meter import load_entropy
+from orchestrator.spec.cell import BalanceSpec, Resources
+from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Store
-from tests.training import EXECUTION, MODEL, TRAIN, failure, init_work, prepare, segments, start, state_bits, submit
+from tests.training import (
+    EXECUTION,
+    MODEL,
+    TRAIN,
+    failure,
+    init_work,
+    key,
+    prepare,
+    segments,
+    start,
+    state_bits,
+    submit,
+)
 
 TWO = Resources(processes=2)
-LONG = dataclasses.replace(TRAIN, steps=50, expert_dropout=0.0)
+# Of three micro-batches one rank has two: in every step the other has a turn without one.
+LONG = dataclasses.replace(TRAIN, steps=50, expert_dropout=0.0, accumulation=3)
 CUTS = (("", 0, 12), ("router", 12, 50))
+SERIES = (
+    "train/lm_loss",
+    "train/aux_loss",
+    "train/z_loss",
+    "train/grad_norm",
+    "train/router_passed_grad_norm",
+    "train/tokens",
+    "routing/load_balance",
+)
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="extra deepspeed is absent")
 CASES = [
     ("torch", "fp32"),
@@ -42,7 +69,7 @@ def run(
     engine: str,
     resources: Resources = TWO,
     code: int = 0,
-    **more: bool,
+    **more: Any,
 ) -> None:
     execution = dataclasses.replace(EXECUTION, engine=engine, **more)
     process = start(submit(store, works, name, resources=resources, execution=execution))
@@ -50,12 +77,22 @@ def run(
     assert process.returncode == code, output
 
 
-def fresh(path: Path, name: str) -> Store:
+def fresh(path: Path, name: str, model: ModelSpec = MODEL) -> Store:
     from tests.training import run_chain
 
     store = prepare(str(path / name))
-    run_chain(store, [init_work()], "init")
+    run_chain(store, [init_work(model)], "init")
     return store
+
+
+def blobs(store: Store, key: str, folder: Path) -> Path:
+    """Copy the blobs of an artifact to `folder` and return it."""
+    folder.mkdir()
+    manifest = store.artifacts.get(key)
+    assert manifest is not None
+    for blob in manifest.blobs:
+        store.artifacts.fetch(manifest, blob.name, folder)
+    return folder
 
 
 def losses(store: Store, works: list[TrainWork]) -> list[float]:
@@ -64,7 +101,7 @@ def losses(store: Store, works: list[TrainWork]) -> list[float]:
         manifest = store.artifacts.get(work.key())
         assert manifest is not None
         rows += json.loads(store.artifacts.read(manifest.blob("series.json")))
-    return [row["train/lm_loss"] for row in rows]
+    return [row[name] for row in rows for name in SERIES if name in row]
 
 
 def tensors(store: Store, key: str) -> dict[str, torch.Tensor]:
@@ -125,6 +162,44 @@ def test_engine(tmp_path: Path, engine: str, precision: str, data_parallel: Stor
     assert process.returncode == 75, output
     run(cut, works[1:], "cut-2", engine)
     assert state_bits(cut, works[1].key()) == state_bits(straight, works[1].key())
+
+
+AUX_FREE = dataclasses.replace(MODEL, moe=dataclasses.replace(MODEL.moe, preset="aux_free"))
+GLOBAL = dataclasses.replace(LONG, steps=3, balance=BalanceSpec(aux_coef=1.0, aux_scope="global", bias_rate=0.01))
+
+
+@pytest.mark.parametrize(
+    "engine", ["torch", "fsdp", pytest.param("deepspeed:2", marks=[needs_deepspeed, pytest.mark.faults])]
+)
+def test_a_turn_without_a_micro_batch_adds_nothing_to_what_ranks_sum(tmp_path: Path, engine: str) -> None:
+    (work,) = segments((("", 0, 3),), GLOBAL, model=AUX_FREE)
+    store = fresh(tmp_path, "store", AUX_FREE)
+    run(store, [work], "two-0", engine, log_every=1, hang_seconds=60.0)
+    (row, _, last) = json.loads((blobs(store, work.key(), tmp_path / "state") / "series.json").read_bytes())
+    loss, counts_LN = expected_at_first(store, tmp_path)
+    assert row["train/aux_loss"] == pytest.approx(loss, rel=1e-5)
+    assert row["routing/load_balance"] == pytest.approx(load_entropy(counts_LN), rel=1e-6)
+    assert last["train/tokens"] == 3 * 3 * GLOBAL.micro_batch * GLOBAL.sequence_length
+
+
+def expected_at_first(store: Store, folder: Path) -> tuple[float, list[list[float]]]:
+    """Return the load loss of the first step by its definition, f over the micro-batches of a turn, and its counts."""
+    model = build_model(AUX_FREE, 64)
+    load_canonical(model, load_file(blobs(store, init_work(AUX_FREE).key(), folder / "init") / "weights.safetensors"))
+    source = open_batches("text", blobs(store, key("text"), folder / "text"), GLOBAL.sequence_length, 0, accumulation=3)
+    ids = [source.micro_batch(0, index, GLOBAL.micro_batch).input_ids for index in range(3)]
+    layers = range(AUX_FREE.num_layers)
+    with torch.no_grad():
+        routed = [model(each).routings for each in ids]
+    losses = []
+    for turn in ((0, 1), (2,)):
+        for own in turn:
+            for layer in layers:
+                counts = sum(routed[index][layer].counts for index in turn).double()
+                p = routed[own][layer].logits.double().softmax(-1).mean(0)
+                losses.append(float((counts / sum(ids[index].numel() for index in turn) * p).sum() * 4 / 2))
+    counts_LN = [sum(each[layer].counts for each in routed).tolist() for layer in layers]
+    return sum(losses) / len(losses), counts_LN
 
 
 def test_another_world_size_is_refused_unless_allowed(tmp_path: Path, one_process: list[float]) -> None:

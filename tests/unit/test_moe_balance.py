@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from jobs.moe.balance import balance_loss, balanced_value, layer_losses, load_balance
+from jobs.moe.balance import balance_loss, balanced_value, collective, layer_losses, load_balance
 from jobs.moe.block import build_block
 from jobs.moe.routing import Routing
 from orchestrator.errors import MoegridError
@@ -195,3 +196,28 @@ def test_only_a_share_of_the_whole_batch_is_summed_over_ranks(variant: str, monk
     monkeypatch.setattr(torch.distributed, "all_reduce", summed.append)
     load_balance([record()], variant, scope="global")
     assert bool(summed) == (variant == "switch")
+
+
+def test_a_spare_counts_nothing_in_what_ranks_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = record(), record(1)
+    total = torch.cat([own.counts, torch.tensor([B * S])]).float()
+    added: list[Tensor] = []
+
+    def of_two_ranks(value: Tensor) -> None:
+        added.append(value.clone())
+        value += total
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", of_two_ranks)
+    balance = BalanceSpec(aux_scope="global", aux_coef=1.0, z_coef=0.0)
+    for spare in (True, False):
+        _, parts = balance_loss([other], balance, spare=spare)
+        counts = own.counts + (0 if spare else other.counts)
+        f = counts.double() / (B * S * (1 if spare else 2))
+        assert parts["aux_loss"].item() == pytest.approx((N / K * (f * other.scores.mean(0)).sum()).item(), rel=1e-5)
+    assert not added[0].any()
+    assert added[1].flatten()[-1] == B * S
+    assert collective(balance)
+    assert not collective(dataclasses.replace(balance, aux_group="sequence"))
+    assert not collective(dataclasses.replace(balance, aux_variant="sigmoid_raw"))
+    assert not collective(BalanceSpec())

@@ -79,6 +79,17 @@ def series(store: Store, work: TrainWork) -> list[dict[str, float]]:
     return list(rows)
 
 
+def test_what_is_measured_at_one_step_is_no_mean_over_the_window(tmp_path: Path) -> None:
+    (work,) = segments([("router", 0, 8)], dataclasses.replace(TRAIN, steps=8))
+    measured = []
+    for log_every in (1, 4):
+        store = fresh(tmp_path, f"every-{log_every}")
+        run_chain(store, [work], execution=dataclasses.replace(EXECUTION, log_every=log_every))
+        measured.append({row["step"]: row["train/router_passed_grad_norm"] for row in series(store, work)})
+    assert set(measured[1]) == {1, 4, 8}
+    assert {step: measured[0][step] for step in measured[1]} == measured[1]
+
+
 def test_chain_separate_jobs_and_extra_cuts_agree(tmp_path: Path) -> None:
     whole = segments([("", 0, 8), ("router", 8, 16)])
     cut = segments([("", 0, 4), ("", 4, 8), ("router", 8, 12), ("router", 12, 16)])
