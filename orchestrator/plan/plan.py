@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.plan.cost import Clock, flops, parameters, state_bytes, tokens_of
 from orchestrator.plan.graph import StageGraph
-from orchestrator.plan.needs import missing_benchmarks
+from orchestrator.plan.needs import gates, missing_benchmarks
 from orchestrator.plan.stages import Stage
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.work import TrainWork
@@ -195,6 +195,7 @@ class Plan:
             "phases": self.phases(),
             "groups": self.groups(),
             "models": self.models(),
+            "gated": [{"name": gate.name, "stages": gate.stages, "hint": gate.hint} for gate in gates(self)],
             "left_out": [
                 {"suite": left.suite, "tasks": list(left.tasks), "hint": left.hint} for left in missing_benchmarks(grid)
             ],

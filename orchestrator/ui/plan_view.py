@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.plan.needs import missing_keys
+from orchestrator.plan.needs import has_hub_token, missing_keys
 from orchestrator.plan.plan import Plan
 from orchestrator.ui.console import Console, columns, duration, plural, quantity
 
@@ -59,6 +59,10 @@ def show_plan(plan: Plan, console: Console, *, parallel: int = 1, adaptive: str 
         tasks = ", ".join(left["tasks"])
         console.print(f"  {console.style('!', 'yellow')} {left['suite']} without {tasks}: no source")
         console.print(f"      {left['hint']}")
+    for gate in data["gated"]:
+        mark, token = ("yellow", "") if has_hub_token() else ("red", ", and this machine has no HF_TOKEN")
+        console.print(f"  {console.style('!', mark)} hub://{gate['name']} is gated{token}")
+        console.print(f"      {gate['hint']}")
     if lacking := missing_keys(plan):
         console.print(f"  {console.style('!', 'red')} {lacking.error}: {lacking.cause}")
         console.print(f"      {lacking.hint}")

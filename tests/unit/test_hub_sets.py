@@ -10,7 +10,8 @@ import pytest
 
 from jobs.data.corpora import Example
 from jobs.data.sources import read_rows
-from orchestrator.errors import GridError, SourceError
+from orchestrator import cli
+from orchestrator.errors import EXIT_DONE, GridError, SourceError
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import DataSpec
 from orchestrator.spec.files import GRIDS, grid_names
@@ -163,3 +164,25 @@ def test_the_columns_of_lima_are_fields_too(load: Load) -> None:
         "prompt_field: conversations.0, response_field: conversations.1}}"
     )
     assert grid.cells
+
+
+def test_a_plan_names_the_gated_repositories_that_it_reads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    arguments = ["plan", "safety_freeze", "--scale", "paper", "--store", str(tmp_path / "store")]
+    assert cli.main(arguments) == EXIT_DONE
+    said = capsys.readouterr().err
+    for name in ("GAIR/lima", "meta-llama/LlamaGuard-7b"):
+        assert f"hub://{name} is gated, and this machine has no HF_TOKEN" in said
+    assert "allenai/OLMoE-1B-7B-0924 is gated" not in said
+    monkeypatch.setenv("HF_TOKEN", "hf_made_up")
+    assert cli.main([*arguments, "--json"]) == EXIT_DONE
+    assert {gate["name"] for gate in json.loads(capsys.readouterr().out)["gated"]} == {
+        "GAIR/lima",
+        "meta-llama/LlamaGuard-7b",
+    }
+    assert cli.main(arguments) == EXIT_DONE
+    assert "hub://GAIR/lima is gated\n" in capsys.readouterr().err
