@@ -172,7 +172,9 @@ def test_a_plan_names_the_gated_repositories_that_it_reads(
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    arguments = ["plan", "safety_freeze", "--scale", "paper", "--store", str(tmp_path / "store")]
+    prompts = ["set.evaluate.safety.source=hub://made/prompts", "set.evaluate.safety.revision=main"]
+    arguments = ["plan", "safety_freeze", *prompts, "--scale", "paper", "--store", str(tmp_path / "store")]
+    monkeypatch.setenv("OPENAI_API_KEY", "made up")
     assert cli.main(arguments) == EXIT_DONE
     said = capsys.readouterr().err
     for name in ("GAIR/lima", "meta-llama/LlamaGuard-7b"):
