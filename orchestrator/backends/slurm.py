@@ -30,8 +30,8 @@ from orchestrator.backends.base import (
     JobState,
     SchedulerUnreachable,
 )
-from orchestrator.backends.slurm_records import LIVE, REST, WAITING, Record, Refused
-from orchestrator.backends.slurm_script import SlurmSite, array_name, job_id_of, load_submitit, log_path, ranges, script
+from orchestrator.backends.slurm_records import OVER, REST, WAITING, Record, Refused
+from orchestrator.backends.slurm_script import SlurmSite, array_name, load_submitit, log_path, ranges, script
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import Resources
 
@@ -112,12 +112,9 @@ class SlurmBackend:
         queued = self._queued(handles)
         self._start_requeued(queued.values())
         known = {handle.attempt: _mine(queued, handle) for handle in handles}
-        over = [handle for handle in handles if (found := known[handle.attempt]) is None or found.state not in LIVE]
-        past: dict[tuple[str, int], Record] = {}
-        if over:
-            since = _clock(min(handle.details["submitted"] for handle in over) - 3600)
-            jobs = {_place(handle)[0] for handle in over}
-            past = records.accounts(timeout=self.site.command_timeout, jobs=jobs, since=since)
+        over = [handle for handle in handles if (found := known[handle.attempt]) is None or found.state in OVER]
+        past = self._past(over, needed=any(known[handle.attempt] is None for handle in over)) if over else {}
+        self._confirm(one for one in over if known[one.attempt] is None and not _ended(_mine(past, one)))
         for handle in handles:
             states[handle.attempt] = self._state(handle, known[handle.attempt], _mine(past, handle))
             if states[handle.attempt].phase in (ENDED, ABSENT):
@@ -175,10 +172,9 @@ class SlurmBackend:
             records.accounts(timeout=timeout, jobs={"1"})
         except OSError as error:
             raise MoegridError(f"cannot write {self._logs}", cause=str(error), hint="set log_directory") from error
-        except Refused as refused:
-            raise MoegridError(
-                "sacct does not work", cause=refused.cause, hint="ask for access to accounting"
-            ) from refused
+        except SchedulerUnreachable as away:
+            hint = "ask for access to accounting"
+            raise SchedulerUnreachable("sacct does not work", cause=away.cause, hint=hint) from away
         return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more lines of sinfo" if len(lines) > 3 else "")
 
     def _handle(self, batch: str, job_id: str, chunk: int, task: int, processes: int, submitted: float) -> Handle:
@@ -204,8 +200,7 @@ class SlurmBackend:
                 hint="name a directory that the nodes share as `log_directory` in infra/sites/slurm.yaml",
             ) from error
         environment = {**os.environ, **batch.environment}
-        answer = records.call(["sbatch", str(path)], timeout=self.site.command_timeout, environment=environment)
-        return job_id_of(answer)
+        return records.submit(str(path), timeout=self.site.command_timeout, environment=environment)
 
     def _refuse(self, batch: str, chunk: int, task: int, refused: Refused) -> Handle:
         """Return the handle of a job that SLURM does not take (more memory than any node has): it ends at once."""
@@ -220,11 +215,36 @@ class SlurmBackend:
         found = records.queue(timeout=self.site.command_timeout, jobs=jobs)
         return {(record.job, record.task): record for record in found}
 
+    def _past(self, handles: Sequence[Handle], *, needed: bool) -> dict[tuple[str, int], Record]:
+        """Return what accounting knows; unless `needed`, the controller's own records will do while it is away."""
+        since = _clock(min(handle.details["submitted"] for handle in handles) - 3600)
+        jobs = {_place(handle)[0] for handle in handles}
+        try:
+            return records.accounts(timeout=self.site.command_timeout, jobs=jobs, since=since)
+        except SchedulerUnreachable:
+            if needed:
+                raise
+            return {}
+
+    def _confirm(self, handles: Iterable[Handle]) -> None:
+        """Ask the controller itself for jobs that squeue does not tell of: on its word alone nothing is done again."""
+        held: dict[str, set[tuple[int, str]]] = {}
+        for handle in handles:
+            job, task = _place(handle)
+            if job not in held:
+                held[job] = records.held(job, timeout=self.site.command_timeout)
+            name = handle.details["name"]
+            if (task, name) in held[job] or (REST, name) in held[job]:
+                raise SchedulerUnreachable(
+                    f"squeue does not tell of job {handle.id}, which the controller holds",
+                    hint="jobs go on, it is asked again; if it stays so, run squeue by hand",
+                )
+
     def _state(self, handle: Handle, queued: Record | None, past: Record | None) -> JobState:
-        if queued and queued.state in LIVE:
+        if queued and queued.state not in OVER:
             phase = QUEUED if queued.state in WAITING else RUNNING
             return JobState(phase, reason=queued.reason if phase == QUEUED else "", host=queued.nodes)
-        if queued is None and past and past.state in LIVE:
+        if queued is None and past and past.state not in OVER:
             # Accounting lags behind a controller that has forgotten the job; a record that stays so is never closed.
             since = self._unseen.setdefault(handle.attempt, time.monotonic())
             if time.monotonic() - since < ACCOUNTING_LAG:
@@ -274,8 +294,7 @@ class SlurmBackend:
         if not tasks:
             return
         chosen = [f"{job}_[{ranges(numbers)}]" for job, numbers in tasks.items()]
-        with contextlib.suppress(Refused):  # what has ended in the meantime needs no cancelling
-            records.call(["scancel", "--quiet", *options, *chosen], timeout=self.site.command_timeout)
+        records.cancel(["scancel", "--quiet", *options, *chosen], timeout=self.site.command_timeout)
 
 
 def _is_refused(handle: Handle) -> bool:
@@ -285,6 +304,10 @@ def _is_refused(handle: Handle) -> bool:
 def _is_slurm(handle: Handle) -> bool:
     """Is this a job that SLURM took, or that of a cell which was begun at another site?"""
     return "name" in handle.details and not _is_refused(handle)
+
+
+def _ended(record: Record | None) -> bool:
+    return record is not None and record.state in OVER
 
 
 def _place(handle: Handle) -> tuple[str, int]:

@@ -1,11 +1,13 @@
 """What squeue and sacct say, read into records; and the one way in which SLURM commands are called.
 
-Every command has a time limit: SLURM's clients hang when the controller is away.
+Every command has a time limit: SLURM's clients hang when the controller is away. An answer counts only if it shows that
+it is one: squeue and sacct are asked for their heading too, so that nothing is no answer.
 """
 
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import signal
 import subprocess
@@ -14,11 +16,15 @@ from dataclasses import dataclass, replace
 
 from orchestrator.backends.base import SchedulerUnreachable
 from orchestrator.errors import MoegridError
+from orchestrator.spec.launchers import outside
 
 WAITING = frozenset(
     ("CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 )
-LIVE = WAITING | {"COMPLETING", "RESIZING", "RUNNING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
+# A state of another name, which a later SLURM may have, is no end.
+OVER = frozenset(
+    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY")
+) | {"PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"}
 
 _AWAY = re.compile(
     r"unable to contact slurm|connection (refused|reset|timed out)|socket timed out|transport endpoint|zero bytes"
@@ -26,7 +32,18 @@ _AWAY = re.compile(
     r"|controller is (down|in standby)|unable to resolve|slurm_persist_conn_open|configuration source",
     re.IGNORECASE,
 )
-_NO_SUCH_JOB = re.compile(r"invalid job id", re.IGNORECASE)
+_NO_SUCH_JOB = re.compile(r"invalid job id|job \S+ not found", re.IGNORECASE)
+_TOO_LATE = re.compile(r"invalid job id|already complet", re.IGNORECASE)
+# What slurmctld and sbatch itself say of a submission that they will never take, and what only sounds like it.
+_NEVER = re.compile(
+    r"\binvalid\b|not permitted|permission denied|access denied|not available\b|not in this partition|no partition"
+    r"|can ?not be satisfied|needs to be provided|more processors|violates accounting|unspecified error"
+    r"|unrecognized option|requires an argument|is ambiguous|unable to open|not (supported|allowed)",
+    re.IGNORECASE,
+)
+_LATER = re.compile(r"authentication|credential|protocol|try again|temporarily|unexpected message|now$", re.IGNORECASE)
+_SUBMITTED = re.compile(r"^Submitted batch job (\d+)", re.MULTILINE)
+_HELD = re.compile(r"\bArrayJobId=(\d+) ArrayTaskId=(\S+).*? JobName=(\S+)")
 _NO_ACCOUNTING = re.compile(r"accounting storage is disabled|accounting_storage/none", re.IGNORECASE)
 _QUEUE_FIELDS = (
     "ArrayJobID",
@@ -72,7 +89,7 @@ class Record:
 
 
 def call(command: Sequence[str], *, timeout: float, environment: Mapping[str, str] | None = None) -> str:
-    """Run one SLURM command and return its output.
+    """Run one SLURM command, outside every job that this process is a part of, and return its output.
 
     Raises SchedulerUnreachable when SLURM does not answer, Refused when it answers with an error.
     """
@@ -81,10 +98,12 @@ def call(command: Sequence[str], *, timeout: float, environment: Mapping[str, st
             list(command),
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=timeout,
             check=False,
             stdin=subprocess.DEVNULL,
-            env=None if environment is None else dict(environment),
+            # Long lists of tasks are not to be cut in answers.
+            env=outside(environment) if environment else {**outside(os.environ), "SLURM_BITSTR_LEN": "0"},
         )
     except FileNotFoundError as error:
         raise SchedulerUnreachable(
@@ -98,6 +117,8 @@ def call(command: Sequence[str], *, timeout: float, environment: Mapping[str, st
             cause="the controller is down or overloaded",
             hint="jobs go on without it; try again later, or raise `command_timeout` in the site file",
         ) from error
+    except OSError as error:
+        raise SchedulerUnreachable(f"{command[0]} cannot be started", cause=str(error)) from error
     if answer.returncode:
         text = " ".join(answer.stderr.split()) or f"exit code {answer.returncode}"
         if _AWAY.search(text):
@@ -110,9 +131,70 @@ def call(command: Sequence[str], *, timeout: float, environment: Mapping[str, st
     return answer.stdout
 
 
+def ask(command: Sequence[str], *, timeout: float, nothing: re.Pattern[str]) -> str | None:
+    """Return what a command that only asks answers, None where its error is the answer `nothing`.
+
+    Raises SchedulerUnreachable for every other error: it is asked again later.
+    """
+    try:
+        return call(command, timeout=timeout)
+    except Refused as refused:
+        if nothing.search(refused.cause):
+            return None
+        raise _no_answer(command[0], refused.cause) from refused
+
+
+def submit(path: str, *, timeout: float, environment: Mapping[str, str]) -> str:
+    """Return the job id of a submission file that sbatch took.
+
+    Raises Refused when SLURM will never take it, SchedulerUnreachable when nobody knows: it may have been taken.
+    """
+    try:
+        answer = call(["sbatch", path], timeout=timeout, environment=environment)
+    except Refused as refused:
+        if _NEVER.search(refused.cause) and not _LATER.search(refused.cause):
+            raise
+        raise _no_answer("sbatch", refused.cause) from refused
+    found = _SUBMITTED.search(answer)
+    if not found:
+        raise _no_answer("sbatch", f"it said {answer[:200]!r}")
+    return found[1]
+
+
+def cancel(command: Sequence[str], *, timeout: float) -> None:
+    """Run scancel; what has ended in the meantime needs no cancelling."""
+    ask(command, timeout=timeout, nothing=_TOO_LATE)
+
+
+def held(job: str, *, timeout: float) -> set[tuple[int, str]]:
+    """Return (task, name) of what the controller holds of an array job; REST for tasks that are not all told."""
+    text = ask(["scontrol", "--oneliner", "show", "job", job], timeout=timeout, nothing=_NO_SUCH_JOB)
+    if text is None:
+        return set()
+    if "JobId=" not in text:
+        raise _no_answer("scontrol", f"it said {text[:200]!r}")
+    return {(task, name) for array, tasks, name in _HELD.findall(text) if array == job for task in expand(tasks)}
+
+
+def _no_answer(command: str, cause: str) -> SchedulerUnreachable:
+    return SchedulerUnreachable(
+        f"{command} gave no answer that can be read",
+        cause=cause,
+        hint="jobs go on, it is asked again; if it stays so, run it by hand",
+    )
+
+
+def _lines(text: str, command: str, count: int) -> list[list[str]]:
+    """Return the fields of each record; raises SchedulerUnreachable when neither heading nor record is there."""
+    lines = [fields for line in text.splitlines() if len(fields := line.split("|")) >= count]
+    if not lines:
+        raise _no_answer(command, f"it said {text[:200]!r}")
+    return [fields for fields in lines if fields[0].strip()[:1].isdigit()]
+
+
 def queue(*, timeout: float, jobs: Iterable[str] = (), names: Iterable[str] = ()) -> list[Record]:
     """Return what the controller knows of `jobs` (array job ids) or of jobs called `names`: live or just ended."""
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--Format={_QUEUE_FORMAT}"]
+    command = ["squeue", "--array", "--states=all", f"--Format={_QUEUE_FORMAT}"]
     chosen = ",".join(sorted(jobs))
     if names:
         command += [f"--user={getpass.getuser()}", f"--name={','.join(names)}"]
@@ -120,17 +202,11 @@ def queue(*, timeout: float, jobs: Iterable[str] = (), names: Iterable[str] = ()
         command.append(f"--jobs={chosen}")
     else:
         command.append(f"--user={getpass.getuser()}")
-    try:
-        text = call(command, timeout=timeout)
-    except Refused as refused:
-        if _NO_SUCH_JOB.search(refused.cause):
-            return []
-        raise
+    text = ask(command, timeout=timeout, nothing=_NO_SUCH_JOB)
+    if text is None:
+        return []
     records = []
-    for line in text.splitlines():
-        fields = line.split("|")
-        if len(fields) < len(_QUEUE_FIELDS):
-            continue
+    for fields in _lines(text, "squeue", len(_QUEUE_FIELDS)):
         job, tasks, name, state, status, reason, restarts, processes, nodes = (field.strip() for field in fields[:9])
         code, number = divmod(_integer(status), 256)
         record = Record(
@@ -147,7 +223,7 @@ def accounts(
 
     An empty answer where accounting is switched off. `since` (a sacct time) bounds a search by `names`.
     """
-    command = ["sacct", "--noheader", "--parsable2", "--duplicates", f"--format={','.join(_ACCOUNT_FIELDS)}"]
+    command = ["sacct", "--parsable2", "--duplicates", f"--format={','.join(_ACCOUNT_FIELDS)}"]
     chosen = ",".join(sorted(jobs))
     if names:
         command += [f"--name={','.join(names)}", f"--starttime={since}"]
@@ -155,18 +231,12 @@ def accounts(
         command.append(f"--jobs={chosen}")
     else:
         command.append(f"--starttime={since}")
-    try:
-        text = call(command, timeout=timeout)
-    except Refused as refused:
-        if _NO_ACCOUNTING.search(refused.cause):
-            return {}
-        raise
+    text = ask(command, timeout=timeout, nothing=_NO_ACCOUNTING)
+    if text is None:
+        return {}
     found: dict[tuple[str, int], Record] = {}
     current: list[tuple[str, int]] = []
-    for line in text.splitlines():
-        fields = line.split("|")
-        if len(fields) < len(_ACCOUNT_FIELDS):
-            continue
+    for fields in _lines(text, "sacct", len(_ACCOUNT_FIELDS)):
         identifier, name, state, exit_code, nodes, rss = fields[:6]
         whole, _, step = identifier.partition(".")
         if step:  # a line of the job above it: how much memory its processes held

@@ -84,11 +84,6 @@ def load_submitit() -> Any:
     return submitit
 
 
-def job_id_of(answer: str) -> str:
-    """Return the job id in sbatch's answer."""
-    return str(load_submitit().SlurmExecutor._get_job_id_from_submission_command(answer))
-
-
 def array_name(name: str, chunk: int) -> str:
     """Return how array number `chunk` of a batch is called."""
     return f"{name}+{chunk}" if chunk else name

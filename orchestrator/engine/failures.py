@@ -33,6 +33,7 @@ _SCHEDULER = {
     "OUT_OF_MEMORY": "oom",
     "TIMEOUT": "timeout",
     "DEADLINE": "timeout",
+    "REFUSED": "refused",
 }
 
 # (pattern, kind), first match wins: what a library prints when the machine, not the science, is the reason.
@@ -81,6 +82,7 @@ HINTS = {
     "disk_full": "free space on the disk of the store and the scratch directory, then run: moegrid resume",
     "timeout": "raise execution.resources.<phase>.minutes or checkpoint more often",
     "import": "install the project with its pinned constraints where the jobs run, then: moegrid resume --retry all",
+    "refused": "change execution.resources or the site file, then run: moegrid resume",
     "unreachable": "check store and network with: moegrid doctor",
     "nan": "the last good state is kept; lower the learning rate or check the data of this cell",
     "diverged": "the last good state is kept; lower the learning rate or check the data of this cell",
@@ -170,6 +172,8 @@ def classify(
     `committed`: the node ended well, so what is missing was committed and is damaged or gone since.
     """
     told = _SCHEDULER.get(state.reason.split(" ")[0].upper())
+    if told == "refused":
+        return Verdict(told, f"the scheduler does not take it: {_last_words(log)[0]}"[:500], HINTS[told])
     if told:
         return Verdict(told, f"the scheduler says {state.reason}", HINTS.get(told, ""))
     if not report and state.exit_code not in (EXIT_DONE, EXIT_PREEMPTED, EXIT_NOT_MINE):

@@ -38,6 +38,7 @@ RULES: dict[str, Rule] = {
     "oom": Rule(retries=2, outside=True, memory_factor=2.0),
     "timeout": Rule(retries=1, outside=True, needs_progress=True),
     "disk_full": Rule(retries=0, outside=True),
+    "refused": Rule(retries=0, outside=True),
     "source_away": Rule(retries=0, outside=True),
     "numerics": Rule(retries=0, outside=True),
     "crash": Rule(retries=1, outside=True),

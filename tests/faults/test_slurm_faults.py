@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.backends.slurm_records import expand
 from tests.faults.harness import HERE, SITE, Lab, assert_sound, graph
+from tests.faults.unsound_slurm import calls, unsound
 from tests.lab_slurm import SlurmLab, eventually
 
 PRETRAIN = next(key for key, stage in graph().stages.items() if stage.phase == "pretrain")
@@ -63,6 +66,43 @@ def test_a_preempted_job_saves_its_state_and_goes_on(
     said = finish(driver)
     assert_sound(cluster, reference, once=False)
     assert times_trained(cluster) == 2, said
+
+
+def submitted(cluster: Lab) -> list[str]:
+    """Return the stages of every job that sbatch was handed, each as often as it was."""
+    stages = []
+    for path in cluster.folder.glob("logs/*/submission-*.sh"):
+        (tasks,) = re.findall(r"#SBATCH --array=(\S+)", path.read_text())
+        jobs = (cluster.store().get_json(f"submissions/{path.parent.name}.json") or {})["jobs"]
+        stages += [stage["key"] for task in expand(tasks) for stage in jobs[task]["stages"]]
+    return stages
+
+
+UNSOUND = {
+    "all": {
+        "sbatch": ["silent", "lost"],
+        "squeue": ["ok", "nothing", "garbage", "words", "ok", "heading"],
+        "sacct": ["words", "nothing"],
+    },
+    "squeue": {"squeue": ["ok", *["nothing", "garbage", "heading"] * 4]},
+    "sacct": {"sacct": ["words", "nothing", "garbage"] * 4},
+}
+
+
+@pytest.mark.parametrize(
+    "case", ["all", *(pytest.param(case, marks=pytest.mark.faults) for case in ("squeue", "sacct"))]
+)
+def test_commands_that_answer_nonsense_lose_nothing_and_submit_nothing_twice(
+    slurm_lab: SlurmLab, cluster: Lab, reference: dict[str, Any], case: str
+) -> None:
+    folder = unsound(cluster.folder / "bin", UNSOUND[case])
+    code, said = cluster.drive(PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
+    assert code == 0, said
+    assert_sound(cluster, reference)
+    stages = submitted(cluster)
+    assert len(stages) == len(set(stages)), said
+    for name in UNSOUND[case]:
+        assert any(not call.startswith("ok") for call in calls(folder, name)), name
 
 
 @pytest.mark.faults

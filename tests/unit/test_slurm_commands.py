@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
-import stat
 from pathlib import Path
 
 import pytest
@@ -21,75 +19,14 @@ from orchestrator.backends.base import (
     Handle,
     Job,
     JobState,
-    SchedulerUnreachable,
 )
-from orchestrator.backends.slurm import SlurmBackend
-from orchestrator.backends.slurm_records import REST, Record, Refused
+from orchestrator.backends.slurm_records import REST, Record
 from orchestrator.backends.slurm_script import RANK_PATIENCE, SlurmSite, ranges
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import Resources
+from tests.fake_slurm import Scheduler, backend_in, batch_of, queue_line, scheduler
 
-
-class Scheduler:
-    """Fake commands: each prints a file, exits with a code, and writes down how it was called."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo", "srun"):
-            path = directory / name
-            path.write_text(
-                f'#!/bin/sh\necho "{name} $*" >> "{directory}/calls"\ncat "{directory}/{name}.out" 2>/dev/null\n'
-                f'cat "{directory}/{name}.err" >&2 2>/dev/null || exit 0\nexit 1\n'
-            )
-            path.chmod(path.stat().st_mode | stat.S_IEXEC)
-        self.says(sbatch="Submitted batch job 7\n")
-
-    def says(self, **answers: str) -> None:
-        for name, text in answers.items():
-            (self.directory / f"{name}.out").write_text(text)
-            (self.directory / f"{name}.err").unlink(missing_ok=True)
-
-    def fails(self, **answers: str) -> None:
-        for name, text in answers.items():
-            (self.directory / f"{name}.err").write_text(text)
-
-    @property
-    def calls(self) -> list[str]:
-        path = self.directory / "calls"
-        found = path.read_text().splitlines() if path.exists() else []
-        path.unlink(missing_ok=True)
-        return found
-
-
-@pytest.fixture
-def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
-    directory = tmp_path / "bin"
-    directory.mkdir()
-    monkeypatch.setenv("PATH", f"{directory}{os.pathsep}{os.environ['PATH']}")
-    return Scheduler(directory)
-
-
-def backend_in(tmp_path: Path, **settings: object) -> SlurmBackend:
-    return SlurmBackend(SlurmSite.of(settings), log_directory=tmp_path / "logs")
-
-
-def batch_of(count: int, resources: Resources | None = None, name: str = "d-0") -> Batch:
-    jobs = tuple(Job(f"{name}-{index}", index, "", resources or Resources()) for index in range(count))
-    return Batch(name, "/a store/with 'quotes'", jobs)
-
-
-def queue_line(
-    task: object,
-    state: str,
-    *,
-    job: int = 7,
-    name: str = "d-0",
-    status: int = 0,
-    reason: str = "None",
-    restarts: int = 0,
-    nodes: str = "n1",
-) -> str:
-    return f"{job}|{task}|{name}|{state}|{status}|{reason}|{restarts}|1|{nodes}|\n"
+__all__ = ["scheduler"]
 
 
 def test_a_tick_costs_two_calls_however_many_jobs(scheduler: Scheduler, tmp_path: Path) -> None:
@@ -255,31 +192,6 @@ def test_cancelling_signals_what_runs_and_drops_what_waits(scheduler: Scheduler,
     assert [call for call in scheduler.calls if call.startswith("scancel")] == ["scancel --quiet 7_[0-5]"]
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
-        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
-        "sacct: error: slurm_persist_conn_open_without_init: failed to open persistent connection: Connection refused",
-        "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation",
-    ],
-)
-def test_a_scheduler_that_is_away_is_told_apart_from_one_that_refuses(
-    scheduler: Scheduler, tmp_path: Path, message: str
-) -> None:
-    backend = backend_in(tmp_path)
-    handles = list(backend.submit(batch_of(1)).values())
-    scheduler.fails(sbatch=message, squeue=message, sacct=message)
-    for action in (lambda: backend.poll(handles), lambda: backend.find("d-0"), lambda: backend.submit(batch_of(1))):
-        with pytest.raises(SchedulerUnreachable):
-            action()
-    scheduler.fails(sbatch="sbatch: error: Batch job submission failed: Invalid account or account/partition")
-    backend = backend_in(tmp_path)
-    with pytest.raises(Refused, match="sbatch failed") as refused:
-        backend.submit(batch_of(1))
-    assert "Invalid account" in refused.value.cause
-
-
 def test_a_job_that_no_node_can_take_fails_alone(scheduler: Scheduler, tmp_path: Path) -> None:
     backend = backend_in(tmp_path)
     taken = backend.submit(batch_of(1))
@@ -292,21 +204,6 @@ def test_a_job_that_no_node_can_take_fails_alone(scheduler: Scheduler, tmp_path:
     assert log is not None
     assert "Memory specification" in log.read_text()
     backend.cancel(list(refused.values()), now=True)
-
-
-def test_a_client_that_hangs_is_cut_off(scheduler: Scheduler, tmp_path: Path) -> None:
-    (scheduler.directory / "squeue").write_text("#!/bin/sh\nexec sleep 20\n")
-    with pytest.raises(SchedulerUnreachable, match="did not answer within"):
-        records.queue(timeout=0.3, jobs={"7"})
-
-
-def test_forgotten_ids_and_missing_accounting_are_no_errors(scheduler: Scheduler, tmp_path: Path) -> None:
-    backend = backend_in(tmp_path)
-    handles = list(backend.submit(batch_of(1)).values())
-    scheduler.fails(
-        squeue="slurm_load_jobs error: Invalid job id specified", sacct="Slurm accounting storage is disabled"
-    )
-    assert backend.poll(handles)["d-0-0"].phase == ABSENT
 
 
 def test_handles_of_another_site_are_elsewhere(scheduler: Scheduler, tmp_path: Path) -> None:
