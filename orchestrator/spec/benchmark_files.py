@@ -8,11 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SourceError
+from orchestrator.spec.answers import check
 from orchestrator.spec.suites import BENCHMARKS, GLUE, SAFETY_SETS, STYLES
 
 Row = dict[str, Any]
@@ -53,10 +55,14 @@ def prompt_rows(name: str, where: str, rows: Iterable[Any]) -> list[Row]:
             if column is None:
                 raise _lacks(name, f"{where}, row {number}", "prompt", row)
             text = row[column]
-        if not isinstance(text, str) or not text.strip():
-            raise SourceError(f"{where}, row {number}: a prompt must be text, not {text!r:.60}", hint=_expected(name))
-        found.append({"prompt": text.strip()})
+        found.append({"prompt": _prompt(name, f"{where}, row {number}", text)})
     return found
+
+
+def _prompt(name: str, where: str, text: Any) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise SourceError(f"{where}: a prompt must be text, not {text!r:.60}", hint=_expected(name))
+    return text.strip()
 
 
 def xstest_rows(where: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
@@ -64,30 +70,31 @@ def xstest_rows(where: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     found = []
     for number, row in enumerate(rows, 1):
         _require("xstest", f"{where}, row {number}", row, ("prompt", "type"))
-        label = row.get("label") or ("unsafe" if str(row["type"]).startswith("contrast") else "safe")
+        label = row.get("label", "unsafe" if str(row["type"]).startswith("contrast") else "safe")
         if label not in ("safe", "unsafe"):
-            raise SourceError(f"{where}, row {number}: label {label!r} is neither safe nor unsafe")
+            raise SourceError(f"{where}, row {number}: column 'label' is {label!r}, neither safe nor unsafe")
+        _prompt("xstest", f"{where}, row {number}", row["prompt"])
         found.append({"prompt": row["prompt"], "label": label, "type": row["type"]})
     return found
 
 
 def glue_rows(name: str, task: str, where: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Return the rows of a GLUE task with whole-number labels; unlabelled rows (-1) are dropped."""
+    """Return the rows of a GLUE task with whole-number labels; SourceError where one says no answer of the task."""
     columns = _GLUE_COLUMNS[task]
     found = []
     for number, row in enumerate(rows, 1):
         _require(name, f"{where}, row {number}", row, columns)
         made = {column: row[column] for column in columns}
         made["label"] = _label(row["label"], name, f"{where}, row {number}", {})
-        if made["label"] >= 0:
-            found.append(made)
+        check(task, made, f"{where}, row {number}")
+        found.append(made)
     return found
 
 
 def inference_rows(name: str, where: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Return premise, hypothesis and label (0 entailment, 1 neutral, 2 contradiction) of ANLI or SNLI rows.
 
-    Pairs without a gold label (-1 or "-") are dropped.
+    SNLI publishes pairs on which its annotators did not agree ("-", on the hub -1): they are no items.
     """
     found = []
     for number, row in enumerate(rows, 1):
@@ -99,9 +106,11 @@ def inference_rows(name: str, where: str, rows: Iterable[Mapping[str, Any]]) -> 
             premise, hypothesis, label = row.get("premise", row.get("context")), row["hypothesis"], row["label"]
         if premise is None or hypothesis is None:
             raise _lacks(name, here, "premise" if premise is None else "hypothesis", row)
-        if label not in ("-", -1):
-            number_ = _label(label, name, here, _ENTAILMENT)
-            found.append({"premise": premise, "hypothesis": hypothesis, "label": number_})
+        if name == "snli" and label in ("-", -1):
+            continue
+        made = {"premise": premise, "hypothesis": hypothesis, "label": _label(label, name, here, _ENTAILMENT)}
+        check("snli", made, here)
+        found.append(made)
     return found
 
 
@@ -114,8 +123,12 @@ def truthfulqa_rows(where: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
         for column in ("mc1_targets", "mc2_targets"):
             targets = row[column]
             _require("truthfulqa", f"{here}, {column}", targets, ("choices", "labels"))
-            if len(targets["choices"]) != len(targets["labels"]) or 1 not in targets["labels"]:
-                raise SourceError(f"{here}: {column} needs one label a choice, and a true one")
+            choices, labels = targets["choices"], targets["labels"]
+            lists = isinstance(choices, list) and isinstance(labels, list) and len(choices) == len(labels)
+            if not lists or 1 not in labels or any(type(label) is not int or label not in (0, 1) for label in labels):
+                raise SourceError(f"{here}: {column} needs one label a choice, 0 or 1, and a true one")
+            if any(not isinstance(choice, str) or not choice.strip() for choice in choices):
+                raise SourceError(f"{here}: {column} has a choice without text")
         if row["mc1_targets"]["labels"][0] != 1:
             raise SourceError(f"{here}: the first choice of mc1_targets must be the true one")
         found.append({column: row[column] for column in ("question", "mc1_targets", "mc2_targets")})
@@ -128,7 +141,9 @@ def question_rows(where: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     for number, row in enumerate(rows, 1):
         _require("nq_open", f"{where}, row {number}", row, ("question", "answer"))
         answer = row["answer"]
-        found.append({"question": row["question"], "answer": [answer] if isinstance(answer, str) else list(answer)})
+        made = {"question": row["question"], "answer": [answer] if isinstance(answer, str) else answer}
+        check("nq_open", made, f"{where}, row {number}")
+        found.append({**made, "answer": list(made["answer"])})
     return found
 
 
@@ -278,9 +293,9 @@ def _label(value: Any, name: str, where: str, words: Mapping[str, int]) -> int:
     text = str(value)
     if text in words:
         return words[text]
-    if text.lstrip("-").isdigit():
+    if re.fullmatch("-?[0-9]{1,9}", text):
         return int(text)
-    raise SourceError(f"{where}: label {value!r} is none of the task's", hint=_expected(name))
+    raise SourceError(f"{where}: column 'label' is {value!r}, none of the task's answers", hint=_expected(name))
 
 
 def _require(name: str, where: str, row: Any, columns: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from orchestrator.spec.cell import TaskSpec
 
 # MoE-Bench Table 2.
@@ -45,5 +47,33 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "sciq": ("question", "distractor1", "distractor2", "distractor3", "correct_answer", "support"),
     "boolq": ("question", "passage", "label"),
 }
+# The splits that the harness reads: the one that is evaluated, then those that shots come from, the first there is.
+SPLITS: dict[str, tuple[str, ...]] = {
+    "winogrande": ("validation", "train"),
+    "hellaswag": ("validation", "train"),
+    "arc_easy": ("test", "train", "validation"),
+    "arc_challenge": ("test", "train", "validation"),
+    "piqa": ("validation", "train"),
+    "mmlu": ("test", "dev"),
+    "lambada_openai": ("test",),
+    "blimp": ("train",),
+    "cbt": ("test", "validation"),
+    "race": ("test",),
+    "social_iqa": ("validation", "train"),
+    "commonsense_qa": ("validation", "train"),
+    "openbookqa": ("test", "train", "validation"),
+    "sciq": ("validation",),
+    "boolq": ("validation", "train"),
+}
+
+
+def splits_read(task: str, present: Collection[str]) -> tuple[str, ...]:
+    """Return which of the splits that are there a task reads; all of them where that is not known."""
+    if task not in SPLITS:
+        return tuple(present)
+    evaluated, *shots = SPLITS[task]
+    return tuple(split for split in (evaluated, *[s for s in shots if s in present][:1]) if split in present)
+
+
 # Not in the pinned wheel: their items come from a file:// source.
 FROM_FILES = frozenset({"blimp", "cbt", "race"})

@@ -120,11 +120,14 @@ def test_unknown_sources_are_named():
 
 def test_items_of_a_folder_keep_their_splits(tmp_path):
     (tmp_path / "lambada_openai").mkdir()
-    (tmp_path / "lambada_openai" / "validation.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    (tmp_path / "lambada_openai" / "test.jsonl").write_text('{"text": "a a"}\n{"text": "b b"}\n')
     (tmp_path / "lambada_openai" / "train.jsonl").write_text('{"text": "c"}\n')
     blobs, counts = item_blobs(DataSpec(source=f"file://{tmp_path}"), ["lambada_openai"])
-    assert counts == {"lambada_openai": {"train": 1, "validation": 2}}
+    assert counts == {"lambada_openai": {"train": 1, "test": 2}}
     assert blobs["lambada_openai/train.jsonl"] == b'{"text": "c"}\n'
+    (tmp_path / "lambada_openai" / "test.jsonl").rename(tmp_path / "lambada_openai" / "dev.jsonl")
+    with pytest.raises(SourceError, match=r"no lambada_openai/test\.jsonl: that split is evaluated"):
+        item_blobs(DataSpec(source=f"file://{tmp_path}"), ["lambada_openai"])
     with pytest.raises(SourceError, match="no items of task 'arc_easy'"):
         item_blobs(DataSpec(source=f"file://{tmp_path}"), ["arc_easy"])
 
@@ -138,23 +141,28 @@ def test_a_zip_file_named_after_its_task_holds_one_file_for_each_sub_task(tmp_pa
     assert [json.loads(line)["UID"] for line in blobs["blimp/train.jsonl"].splitlines()] == ["agreement", "island"]
 
 
+PROBLEMS = repr([{"question": "Who?", "answer": "A", "options": ["Ann", "Bea", "Cy", "Dan"]}])
+
+
 def test_a_task_may_have_a_source_of_its_own(tmp_path):
     for folder, answer in (("here", "ran"), ("there", "sat")):
         (tmp_path / folder / "race").mkdir(parents=True)
-        (tmp_path / folder / "race" / "test.jsonl").write_text(json.dumps({"article": answer, "problems": "[]"}) + "\n")
+        row = {"article": answer, "problems": PROBLEMS}
+        (tmp_path / folder / "race" / "test.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "here" / "lambada_openai.jsonl").write_text(json.dumps({"text": "a b"}) + "\n")
     own = {"race": DataSpec(source=f"file://{tmp_path}/there", format="items")}
     blobs, counts = item_blobs(DataSpec(source=f"file://{tmp_path}/here"), ["race", "lambada_openai"], own)
-    assert counts == {"lambada_openai": {"train": 1}, "race": {"test": 1}}
+    assert counts == {"lambada_openai": {"test": 1}, "race": {"test": 1}}
     assert json.loads(blobs["race/test.jsonl"])["article"] == "sat"
 
 
 def test_items_without_a_column_of_the_task_are_refused(tmp_path):
     path = tmp_path / "race.jsonl"
-    path.write_text(json.dumps({"article": "a", "problems": "[]"}) + "\n" + json.dumps({"article": "a"}) + "\n")
-    with pytest.raises(SourceError, match="'race', split 'train', row 2 have no column 'problems'") as raised:
+    path.write_text(json.dumps({"article": "a", "problems": PROBLEMS}) + "\n" + json.dumps({"article": "a"}) + "\n")
+    with pytest.raises(SourceError, match=r"race\.jsonl, row 2 has no column 'problems'") as raised:
         item_blobs(DataSpec(source=f"file://{path.parent}"), ["race"])
-    assert raised.value.cause == "they have article"
+    assert raised.value.cause == "it has article"
+    assert "'race' reads the columns article, problems" in raised.value.hint
 
 
 @pytest.fixture
