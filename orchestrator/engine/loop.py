@@ -139,8 +139,7 @@ class Engine:
                 if key not in busy
                 and key not in waiting
                 and all(p in present for p in self.graph.stages[key].parents)
-                # What has been used up and collected is not made again for a guard's sake.
-                and not any(plan.actions[guard].name == "run" for guard in self.graph.guards(key))
+                and not plan.guarded(key)
             ]
             submitted = self._submit(ready, present, {*busy, *waiting, *failed}, decisions)
         news = [f for own in failures.values() for f in own if (f.stage, f.attempt) not in self._told]

@@ -24,6 +24,7 @@ class StageGraph:
     shared: bool = True
     _children: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     _by_id: Mapping[str, GridCell] = field(default_factory=dict)
+    _guards: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
     def children(self, key: str) -> tuple[str, ...]:
         """Return the keys of the stages that need the artifact `key`."""
@@ -37,14 +38,12 @@ class StageGraph:
         """Return the resources of the stage's phase."""
         return self.execution(key).resources.get(self.stages[key].phase, Resources())
 
-    def guards(self, key: str) -> tuple[str, ...]:
-        """Return the evaluation items that must be there before GPUs train for the cell: bad items are found first.
+    def guards(self, key: str) -> tuple[tuple[str, ...], ...]:
+        """Return, for each cell that needs a training stage, what must be prepared first: all that is cheap can fail.
 
-        They are no parents: they change nothing in what a training stage makes.
+        They are no parents: they change nothing in what the stage makes. Cells with equal preparation count once.
         """
-        if not self.stages[key].steps or not self.resources(key).gpus:
-            return ()
-        return self.cells[self.users[key][0]].items
+        return self._guards.get(key, ())
 
     def cell(self, cell_id: str) -> GridCell:
         """Return the grid's cell with this id."""
@@ -135,6 +134,7 @@ def build_graph(grid: Grid, *, share: bool = True) -> StageGraph:
     cells: dict[str, CellStages] = {}
     users: dict[str, list[str]] = {}
     children: dict[str, list[str]] = {}
+    guards: dict[str, dict[tuple[str, ...], None]] = {}
     private = {item.id: "" if share else item.id for item in grid.cells}
     for item in grid.cells:
         lowering.gather(item.cell, private=private[item.id])
@@ -148,6 +148,8 @@ def build_graph(grid: Grid, *, share: bool = True) -> StageGraph:
                 for parent in stage.parents:
                     children.setdefault(parent, []).append(stage.key)
             users[stage.key].append(item.id)
+            if stage.steps:
+                guards.setdefault(stage.key, {})[lowered.prepared] = None
     return StageGraph(
         grid=grid,
         stages=stages,
@@ -156,4 +158,5 @@ def build_graph(grid: Grid, *, share: bool = True) -> StageGraph:
         shared=share,
         _children={key: tuple(keys) for key, keys in children.items()},
         _by_id={item.id: item for item in grid.cells},
+        _guards={key: tuple(found) for key, found in guards.items()},
     )

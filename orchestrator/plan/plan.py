@@ -49,6 +49,15 @@ class Plan:
         """Nothing to do: everything is done or blocked."""
         return not self.pending
 
+    def guarded(self, key: str) -> bool:
+        """Return whether a training stage still waits for preparation: no cell that needs it has all of its own.
+
+        What has been used up and collected is not made again for this.
+        """
+        guards = self.graph.guards(key)
+        waiting = ("run", "blocked")
+        return bool(guards) and all(any(self.actions[guard].name in waiting for guard in own) for own in guards)
+
     def counts(self) -> dict[str, int]:
         """Return action -> number of stages, all four actions present."""
         counter = Counter(action.name for action in self.actions.values())
@@ -236,7 +245,8 @@ def make_plan(
     stale_keys, begun = set(stale), set(attempted)
     needed = _needed(graph, present, stale_keys)
     actions: dict[str, Action] = {}
-    for key, stage in graph.stages.items():
+    # Preparation first: training waits for that of its cells, which may stand behind it.
+    for key, stage in sorted(graph.stages.items(), key=lambda item: item[1].phase != "prepare"):
         if key in needed:
             actions[key] = _action(graph, stage, present, failed, stale_keys, begun, actions)
         else:
@@ -258,6 +268,10 @@ def _needed(graph: StageGraph, present: Collection[str], stale: Collection[str])
     return needed
 
 
+def _blocked(key: str, actions: Mapping[str, Action]) -> bool:
+    return key in actions and actions[key].name == "blocked"
+
+
 def _action(
     graph: StageGraph,
     stage: Stage,
@@ -271,11 +285,14 @@ def _action(
         return Action("done")
     if stage.key in failed:
         return Action("blocked", failed[stage.key])
-    for parent in (*stage.parents, *graph.guards(stage.key)):
-        if parent in actions and actions[parent].name == "blocked":
-            reason = actions[parent].reason
-            by = reason if reason.startswith("blocked by ") else f"blocked by {graph.stages[parent].label}: {reason}"
-            return Action("blocked", by)
+    blocking = [parent for parent in stage.parents if _blocked(parent, actions)]
+    guards = [[guard for guard in guards if _blocked(guard, actions)] for guards in graph.guards(stage.key)]
+    if guards and all(guards):
+        blocking += guards[0]
+    if blocking:
+        reason = actions[blocking[0]].reason
+        by = reason if reason.startswith("blocked by ") else f"blocked by {graph.stages[blocking[0]].label}: {reason}"
+        return Action("blocked", by)
     if stage.key in begun and isinstance(stage.work, TrainWork):
         step = latest_step(stage.work, present)
         if step > stage.work.start:

@@ -71,16 +71,12 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class CellStages:
-    """The stages of one cell in the order they are needed."""
+    """The stages of one cell in the order they are needed; `prepared` are the keys of those before any training."""
 
     stages: tuple[Stage, ...]
     final: str
     results: tuple[Result, ...]
-
-    @property
-    def items(self) -> tuple[str, ...]:
-        """The keys of the evaluation items that its results are measured on."""
-        return tuple(stage.key for stage in self.stages if isinstance(stage.work, DataWork) and stage.work.tasks)
+    prepared: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -120,6 +116,7 @@ class _Base:
     tokens: Mapping[str, str]  # phase -> key of its tokens
     items: str
     benchmarks: Mapping[tuple[str, str], tuple[Use, str, str]]  # (suite, benchmark) -> use, its items, clean items
+    prepared: tuple[str, ...]
 
 
 class Lowering:
@@ -173,7 +170,7 @@ class Lowering:
                 history = before
         assert train is not None, "a cell trains in at least one phase"
         results = self._evaluations(stages, cell, train, states, base)
-        return CellStages(tuple(stages), state, results)
+        return CellStages(tuple(stages), state, results, base.prepared)
 
     def _base(self, cell: Cell, private: str) -> _Base:
         seed = cell.seed
@@ -224,7 +221,8 @@ class Lowering:
                 own = self._items(stages, use.name, use.data, use.tasks if use.clean_data else (*use.tasks, *use.clean))
                 clean = self._items(stages, use.name, use.clean_data, use.clean) if use.clean_data else ""
                 benchmarks[suite, use.name] = (use, own, clean)
-        return _Base(tuple(dict.fromkeys(stages)), tokenizer, init, tokens, items, benchmarks)
+        prepared = tuple(dict.fromkeys(stage.key for stage in stages))
+        return _Base(tuple(dict.fromkeys(stages)), tokenizer, init, tokens, items, benchmarks, prepared)
 
     def _items(self, stages: list[Stage], name: str, data: DataSpec, tasks: Sequence[TaskSpec]) -> str:
         work = DataWork(data, 0, tuple(task.name for task in tasks))

@@ -215,34 +215,57 @@ def test_what_the_grid_wants_first_is_submitted_first(store: Store, tmp_path: Pa
     assert [batch.jobs[0].label for batch in backend.batches] == ["init seed 2", "init seed 0"]
 
 
-def test_gpus_train_only_when_the_evaluation_items_are_there(store: Store) -> None:
-    """A data set without a column is found before GPU time is spent; on a CPU nothing waits."""
-    for gpus in (1, 0):
-        setting = f"set.execution.resources.pretrain.gpus={gpus}"
-        found = build_graph(load_grid("quickstart", overrides=[setting, "factors.freeze=[none,router]"]))
-        scheduler = Scheduler()
-        here = Store.open(f"{store.url}-{gpus}")
-        (items,) = (key for key in keys(found, "prepare") if found.stages[key].label == "evaluation items")
-        commit(here, found, *(key for key in keys(found, "prepare") if key != items))
-        driver = engine(found, here, scheduler)
-        driver.tick()
-        started = {found.stages[key].phase for job in submitted(here, scheduler) for key in job}
-        assert started == ({"prepare"} if gpus else {"prepare", "pretrain"})
-        if gpus:
-            commit(here, found, items)
-            driver.tick()
-            assert "pretrain" in {found.stages[key].phase for job in submitted(here, scheduler) for key in job}
+@pytest.mark.parametrize("gpus", [0, 1])
+@pytest.mark.parametrize("last", ["data instructions", "tokens of instructions", "evaluation items"])
+def test_nothing_trains_before_all_that_is_cheap_and_can_fail(store: Store, last: str, gpus: int) -> None:
+    """A data set that cannot be read is found before time is spent on training for it."""
+    setting = f"set.execution.resources.pretrain.gpus={gpus}"
+    found = build_graph(load_grid("quickstart", overrides=[setting, "factors.freeze=[none,router]"]))
+    scheduler = Scheduler()
+    (missing,) = (key for key in keys(found, "prepare") if found.stages[key].label == last)
+    ready = {key for key in keys(found, "prepare") if missing not in (key, *found.stages[key].parents)}
+    commit(store, found, *ready)
+    driver = engine(found, store, scheduler)
+    driver.tick()
+    assert {found.stages[key].phase for job in submitted(store, scheduler) for key in job} == {"prepare"}
+    commit(store, found, *keys(found, "prepare"))
+    driver.tick()
+    assert "pretrain" in {found.stages[key].phase for job in submitted(store, scheduler) for key in job}
 
 
-def test_bad_evaluation_items_block_training_on_gpus() -> None:
-    overrides = ["set.execution.resources.pretrain.gpus=1", "factors.freeze=[none,router]"]
-    found = build_graph(load_grid("quickstart", overrides=overrides))
+@pytest.mark.parametrize("bad", ["data instructions", "tokens of instructions", "evaluation items"])
+def test_what_cannot_be_prepared_blocks_the_training_for_it(bad: str) -> None:
+    found = build_graph(load_grid("quickstart", overrides=["factors.freeze=[none,router]"]))
     prepared = set(keys(found, "prepare"))
-    (items,) = (key for key in prepared if found.stages[key].label == "evaluation items")
-    actions = make_plan(found, prepared - {items}, failed={items: "row 1 has no 'question'"}).actions
+    (items,) = (key for key in prepared if found.stages[key].label == bad)
+    prepared -= {items, *found.children(items)}
+    actions = make_plan(found, prepared, failed={items: "row 1 has no 'question'"}).actions
     (pretrain,) = keys(found, "pretrain")
     assert actions[pretrain].name == "blocked"
-    assert actions[pretrain].reason == "blocked by evaluation items: row 1 has no 'question'"
+    assert actions[pretrain].reason == f"blocked by {bad}: row 1 has no 'question'"
     # Results that exist need no items, and training for them goes on.
-    done = prepared - {items} | set(keys(found, "evaluate"))
+    done = prepared | set(keys(found, "evaluate"))
     assert make_plan(found, done).actions[pretrain].name == "run"
+
+
+def test_shared_pretraining_goes_on_for_the_cells_whose_data_can_be_read(tmp_path: Path) -> None:
+    for name in ("bad", "good"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"prompt": "{name}", "response": "b"}}\n' * 3)
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "base: finetune\nfactors: {finetune.data.source: ['file://bad.jsonl', 'file://good.jsonl']}\n"
+        "set: {finetune.data.holdout: 0.0}\n"
+    )
+    found = build_graph(load_grid(str(file)))
+    prepared = keys(found, "prepare")
+    bad, good = (next(k for k in prepared if found.stages[k].label == f"data {n}.jsonl") for n in ("bad", "good"))
+    (pretrain,) = {key for key in keys(found, "pretrain") if found.stages[key].steps}
+    others = set(prepared) - {key for key in prepared if {bad, good} & {key, *found.stages[key].parents}}
+    waiting = make_plan(found, others, failed={bad: "not JSON"})
+    assert waiting.actions[pretrain].name == "run"
+    assert waiting.guarded(pretrain), "the other cell's data are not there yet"
+    ready = make_plan(found, set(prepared) - {bad}, failed={bad: "not JSON"})
+    assert not ready.guarded(pretrain)
+    neither = make_plan(found, others, failed={bad: "not JSON", good: "not text"})
+    assert neither.actions[pretrain].reason == "blocked by data bad.jsonl: not JSON"
+    assert neither.settled or pretrain not in neither.pending
