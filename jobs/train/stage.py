@@ -10,7 +10,8 @@ from typing import Any
 
 from jobs import numerics
 from jobs.context import StageContext, patiently
-from jobs.data.packing import open_batches
+from jobs.data.packing import InstructionBatches, open_batches
+from jobs.data.sources import check_epoch
 from jobs.models.backbones import CausalLM, build_model, load_canonical
 from jobs.models.shards import fetch_shards
 from jobs.moe.balance import balanced_value
@@ -229,7 +230,7 @@ def _engine(context: StageContext, work: TrainWork, model: CausalLM) -> Engine:
 
 def _source(context: StageContext, work: TrainWork) -> Any:
     train = work.conditions.train
-    return open_batches(
+    batches = open_batches(
         train.data.format,
         context.directory(work.conditions.tokens),
         train.sequence_length,
@@ -238,6 +239,9 @@ def _source(context: StageContext, work: TrainWork) -> Any:
         loss=train.loss,
         pad=int(context.manifest(work.conditions.tokens).info.get("pad", 0)),
     )
+    if isinstance(batches, InstructionBatches):
+        check_epoch(train.data, batches.examples)
+    return batches
 
 
 def vocabulary_size(context: StageContext, tokenizer: str) -> int:

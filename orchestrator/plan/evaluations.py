@@ -14,8 +14,7 @@ MEASURING = ("evaluate", "judge")
 LANGUAGE_MODEL_SUITE = "lm"
 EFFICIENCY_SUITE = "efficiency"
 PROBE_SUITE = "probe"
-# Suites that read `evaluate.tasks`; and tasks whose answers are generated.
-TASKED = ("reasoning", EFFICIENCY_SUITE, PROBE_SUITE)
+# Tasks whose answers are generated.
 GENERATED = ("nq_open",)
 
 

@@ -10,7 +10,6 @@ from orchestrator.plan.evaluations import (
     EFFICIENCY_SUITE,
     LANGUAGE_MODEL_SUITE,
     MEASURING,
-    TASKED,
     benchmark_works,
     evaluation,
 )
@@ -18,7 +17,7 @@ from orchestrator.spec.cell import Cell, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.identity import Span, state_key
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.schedule import Phase, freeze_phases, step_at
-from orchestrator.spec.suites import Use, uses
+from orchestrator.spec.suites import TASKED, Use, uses
 from orchestrator.spec.work import (
     Conditions,
     DataWork,
@@ -88,7 +87,7 @@ def constant_part(train: TrainSpec, frozen: str) -> TrainSpec:
     router_lr = train.lr * train.router_lr_ratio if train.router_lr is None else train.router_lr
     if frozen == "router":
         router_lr = train.lr
-    data = DataSpec(source="", format=train.data.format, holdout=0.0)
+    data = DataSpec(source="", format=train.data.format, holdout=0.0, examples=train.data.examples)
     return dataclasses.replace(train, freeze=frozen, router_lr=router_lr, router_lr_ratio=1.0, data=data)
 
 

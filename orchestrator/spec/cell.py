@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from orchestrator.spec.identity import NEUTRAL
+from orchestrator.spec.identity import DERIVED, NEUTRAL
 from orchestrator.spec.model import ModelSpec
 
 DEFAULT_SUITES = ("lm", "reasoning", "efficiency")
@@ -67,6 +67,7 @@ class DataSpec:
     revision: str = ""
     digest: str = ""
     mix: MixSpec = field(default_factory=MixSpec, metadata=NEUTRAL)
+    examples: int = field(default=0, metadata=DERIVED)  # of an epoch, where the steps are so many epochs
 
 
 @dataclass(frozen=True, slots=True)

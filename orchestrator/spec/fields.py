@@ -52,10 +52,11 @@ def _distinct(values: tuple[Any, ...]) -> None:
 
 @cache
 def fields_of(owner: type) -> dict[str, Field]:
-    """Return the fields of the dataclass `owner` by name."""
+    """Return the fields of the dataclass `owner` that a grid may set, by name."""
     hints = typing.get_type_hints(owner)
     rules = RULES.get(owner.__name__, {})
-    return {f.name: Field(owner, f.name, hints[f.name], rules.get(f.name)) for f in dataclasses.fields(owner)}
+    own = [f.name for f in dataclasses.fields(owner) if not f.metadata.get("derived")]
+    return {name: Field(owner, name, hints[name], rules.get(name)) for name in own}
 
 
 def dataclass_in(hint: Any) -> type | None:

@@ -27,6 +27,8 @@ KIND_VERSIONS: dict[str, int] = {
     "judge": 1,
 }
 NEUTRAL: Mapping[str, bool] = MappingProxyType({"neutral": True})
+# A field that the plan fills in for the node to check: no field of a grid, and in no key.
+DERIVED: Mapping[str, bool] = MappingProxyType({"derived": True})
 
 
 @cache
@@ -53,8 +55,9 @@ _ATOMS = frozenset((str, int, float, bool, type(None)))
 
 @cache
 def _fields_in_order(cls: type) -> tuple[tuple[str, str], ...]:
-    """Return (name, `"name":`) of the fields in the order of canonical JSON."""
-    return tuple((name, f'"{name}":') for name in sorted(_field_names(cls)))
+    """Return (name, `"name":`) of the hashed fields in the order of canonical JSON."""
+    hashed = (field.name for field in dataclasses.fields(cls) if not field.metadata.get("derived"))
+    return tuple((name, f'"{name}":') for name in sorted(hashed))
 
 
 @cache

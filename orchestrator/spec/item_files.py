@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from orchestrator.errors import SourceError
 from orchestrator.spec.answers import check
-from orchestrator.spec.rows import Row, json_rows
+from orchestrator.spec.rows import Row, json_rows, placed
 from orchestrator.spec.tasks import SPLITS, splits_read
 
 _Open = Callable[[], BinaryIO]
@@ -47,11 +47,6 @@ def checked(task: str, rows: Iterable[tuple[str, Row]]) -> Iterator[Row]:
     for where, row in rows:
         check(task, row, where)
         yield row
-
-
-def placed(name: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
-    """Yield (where, row) of rows that are told by their number."""
-    return ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def read_splits(task: str, splits: Mapping[str, Iterable[tuple[str, Row]]]) -> dict[str, list[dict[str, Any]]]:

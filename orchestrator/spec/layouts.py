@@ -36,7 +36,11 @@ def field_text(row: Mapping[str, Any], name: str, where: str) -> str:
                 hint=_fields_of(row),
             ) from None
     if not isinstance(value, str):
-        hint = _fields_of(row) if isinstance(value, (list, dict)) else ""
+        hint = (
+            _fields_of(row)
+            if isinstance(value, (list, dict))
+            else "write it as text, leave the row out, or name another"
+        )
         raise SourceError(f"column {name!r} of {where} is {type(value).__name__}, not text", hint=hint)
     return value
 

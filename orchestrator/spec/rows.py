@@ -30,22 +30,29 @@ def data_files(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
 
 
-def read_file(path: Path, text_field: str = "text") -> Iterator[Row]:
-    """Yield the rows of a Parquet, JSON-lines, JSON (a list of objects) or text file (one document)."""
+def read_file(path: Path, text_field: str = "text") -> Iterator[tuple[str, Row]]:
+    """Yield (where, row) of a Parquet, JSON-lines, JSON (a list of objects) or text file (one document)."""
     try:
         if path.suffix == ".parquet":
-            yield from _parquet_rows(path)
+            yield from placed(str(path), _parquet_rows(path))
         elif path.suffix in (".jsonl", ".json"):
             with path.open("rb") as file:
-                yield from json_rows(file, str(path))
+                yield from placed(str(path), json_rows(file, str(path)))
         elif path.suffix in (".txt", ".md"):
-            yield {text_field: path.read_text(encoding="utf-8")}
+            yield str(path), {text_field: path.read_text(encoding="utf-8")}
         else:
             raise SourceError(f"{path} has an unknown format", hint=f"use {', '.join(FORMATS)}")
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not UTF-8 text", cause=str(error), hint="save it as UTF-8") from None
     except OSError as error:
-        raise SourceError(f"{path} cannot be read", cause=error.strerror or str(error)) from None
+        raise SourceError(
+            f"{path} cannot be read", cause=error.strerror or str(error), hint="check its rights"
+        ) from None
+
+
+def placed(name: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
+    """Yield (where, row) of rows that are told by their number."""
+    return ((f"{name}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def json_rows(lines: Iterable[bytes], name: str) -> Iterator[Row]:
@@ -92,4 +99,4 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         for batch in pq.ParquetFile(path).iter_batches(batch_size=_BATCH):
             yield from batch.to_pylist()
     except pa.ArrowException as error:
-        raise SourceError(f"{path} is not a Parquet file", cause=str(error)) from None
+        raise SourceError(f"{path} is not a Parquet file", cause=str(error), hint="write it anew") from None

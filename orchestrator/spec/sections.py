@@ -8,6 +8,7 @@ from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
 from orchestrator.errors import SourceError
+from orchestrator.spec import local_data
 from orchestrator.spec.axes import Choice
 from orchestrator.spec.benchmark_files import read_benchmark
 from orchestrator.spec.cell import BenchmarkSpec, Cell, DataSpec, EvaluateSpec, JudgeSpec, MixSpec, TaskSpec, TrainSpec
@@ -15,10 +16,11 @@ from orchestrator.spec.factors import replace_path
 from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.hub_sets import benchmark_findings, items_findings, layout_findings
 from orchestrator.spec.identity import digest
+from orchestrator.spec.local_data import told
 from orchestrator.spec.model import ModelSpec, resolve_model
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.sources import anywhere, anywhere_model, examples_of, pin, pin_checkpoint
-from orchestrator.spec.suites import BENCHMARKS
+from orchestrator.spec.suites import BENCHMARKS, TASKED
 from orchestrator.spec.tasks import COLUMNS
 from orchestrator.spec.units import Length
 from orchestrator.spec.validate import Finding, normal_train, section_findings
@@ -51,6 +53,9 @@ class Sections:
         self._built: dict[str, dict[Any, Built]] = {name: {} for name in SECTIONS}
         self._pinned: dict[DataSpec, tuple[DataSpec, Mistake | None]] = {}
         self._readable: set[tuple[str, str]] = set()  # benchmarks and the digests of their files that were read
+        self._looked_at: dict[DataSpec, list[tuple[Path, tuple[str, str]]]] = {}
+        self._items_seen: dict[tuple[str, str, int], list[tuple[str, str]]] = {}
+        self._epochs: dict[DataSpec, int] = {}
 
     def get(self, name: str, choices: Choice | tuple[Choice, ...] = ()) -> Built:
         """Return the section `name` with what `choices` set in it."""
@@ -98,16 +103,20 @@ class Sections:
             except ValueError:
                 return value  # section_findings says why
         if isinstance(value, TrainSpec):
-            steps = value.steps
-            if length is not None:
-                try:
-                    steps = length.steps(value)
-                except Mistake as mistake:
-                    findings.append(((name, "steps"), mistake.message, mistake.hint))
             data = self._pin(value.data, (name, "data", "source"), findings)
             data = dataclasses.replace(data, mix=self._mix(data.mix, (name, "data", "mix", "source"), findings))
             for part, spec in (((), data), (("mix",), examples_of(data.mix))):
                 findings += [((name, "data", *part, at), wrong, hint) for at, wrong, hint in layout_findings(spec)]
+            heads = self._heads(data)
+            findings += [((name, "data", *part, "source"), *both) for part, both in heads]
+            steps = value.steps
+            if length is not None and not (heads and length.unit == "epochs"):
+                try:
+                    examples = self._examples(data, length) if length.unit == "epochs" else 0
+                    steps = length.steps(value, examples)
+                    data = dataclasses.replace(data, examples=examples)
+                except Mistake as mistake:
+                    findings.append(((name, "steps"), mistake.message, mistake.hint))
             return dataclasses.replace(value, steps=steps, data=data)
         if isinstance(value, EvaluateSpec):
             items = DataSpec(source=value.source, format="items", digest=value.digest)
@@ -131,6 +140,10 @@ class Sections:
             for task in changed["tasks"]:
                 path: Path = (name, "tasks", task.name, "source")
                 findings += [(path, *both) for both in items_findings(task.source, task.name, COLUMNS[task.name])]
+                if set(TASKED) & set(value.suites):
+                    own = task.source or pinned.source
+                    place: Path = path if task.source else (name, "source")
+                    findings += [(place, *both) for both in self._items(own, task, task.digest or pinned.digest)]
             changed["judges"] = tuple(
                 self._pinned_as("judge", judge, (name, "judges", judge.name, "source"), findings)
                 if judge.source
@@ -162,7 +175,34 @@ class Sections:
                 read_benchmark(name, FilePath(spec.source.removeprefix("file://")))
                 self._readable.add((name, spec.digest))
             except SourceError as error:
-                findings.append((path, error.error + (f" ({error.cause})" if error.cause else ""), error.hint))
+                findings.append((path, *told(error)))
+
+    def _heads(self, data: DataSpec) -> list[tuple[Path, tuple[str, str]]]:
+        """Return what is wrong with the heads of the files that training data come from, at `()` or `("mix",)`."""
+        if data not in self._looked_at:
+            own: list[tuple[Path, tuple[str, str]]] = [((), both) for both in local_data.head_findings(data)]
+            self._looked_at[data] = own + [(("mix",), both) for both in local_data.mix_findings(data)]
+        return self._looked_at[data]
+
+    def _items(self, source: str, task: TaskSpec, digest: str) -> list[tuple[str, str]]:
+        """Return what is wrong with the items of a task in a file of this machine."""
+        if not source.startswith("file://") or not digest:
+            return []
+        asked = (digest, task.name, task.shots)
+        if asked not in self._items_seen:
+            self._items_seen[asked] = list(local_data.items_findings(source, task))
+        return self._items_seen[asked]
+
+    def _examples(self, data: DataSpec, length: Length) -> int:
+        """Return the examples of an epoch; Mistake that says which length asks for it."""
+        if data not in self._epochs:
+            try:
+                self._epochs[data] = local_data.training_examples(data)
+            except Mistake as mistake:
+                raise Mistake(f"{length.text!r} {mistake.message}", mistake.hint) from None
+            except SourceError as error:
+                raise Mistake(*told(error)) from None
+        return self._epochs[data]
 
     def _pin(self, data: DataSpec, path: Path, findings: list[Finding]) -> DataSpec:
         """Return `data` with the digest of its source; a problem with it goes to `findings`."""

@@ -23,10 +23,10 @@ class Length:
     unit: str
     text: str
 
-    def steps(self, train: TrainSpec) -> int:
+    def steps(self, train: TrainSpec, epoch: int = 0) -> int:
         """Return the optimizer steps of this length under `train`'s batch, rounded up to a whole step.
 
-        Raises Mistake when an epoch is asked for and `data.rows` is unknown, or the length is under one step.
+        `epoch` is how many examples one has. Raises Mistake when the length is under one step.
         """
         sequences = train.micro_batch * train.accumulation
         if self.unit == "steps":
@@ -36,10 +36,7 @@ class Length:
         elif self.unit == "tokens":
             exact = self.amount / (sequences * train.sequence_length)
         else:
-            if train.data.rows < 1:
-                raise Mistake(f"{self.text!r} needs to know how many rows the data has", "set data.rows")
-            kept = train.data.rows - math.floor(train.data.rows * train.data.holdout + 0.5)
-            exact = self.amount * kept / sequences
+            exact = self.amount * epoch / sequences
         # 1e-9 forgives the float error of an amount that is a whole number of steps.
         steps = math.ceil(exact - 1e-9)
         if steps < 1:

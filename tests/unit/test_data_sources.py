@@ -16,6 +16,7 @@ from jobs.data.overlap import overlapping, shared_fraction
 from jobs.data.sources import item_blobs, parquet, parse_wheel, read_rows, split_rows
 from orchestrator.errors import SourceError
 from orchestrator.spec.cell import DataSpec
+from tests.benchmark_samples import PROBLEMS
 
 WORDS = [f"w{i}" for i in range(400)]
 
@@ -139,9 +140,6 @@ def test_a_zip_file_named_after_its_task_holds_one_file_for_each_sub_task(tmp_pa
     blobs, counts = item_blobs(DataSpec(source=f"file://{tmp_path}/blimp.zip"), ["blimp"])
     assert counts == {"blimp": {"train": 2}}
     assert [json.loads(line)["UID"] for line in blobs["blimp/train.jsonl"].splitlines()] == ["agreement", "island"]
-
-
-PROBLEMS = repr([{"question": "Who?", "answer": "A", "options": ["Ann", "Bea", "Cy", "Dan"]}])
 
 
 def test_a_task_may_have_a_source_of_its_own(tmp_path):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.spec.grid import Grid, load_grid
+from tests.benchmark_samples import PROBLEMS
 
 Load = Callable[..., Grid]
 
@@ -52,7 +54,7 @@ def test_equal_sections_are_one_object(load: Load) -> None:
 
 def test_a_file_source_is_pinned_by_its_content(load: Load, tmp_path: Path) -> None:
     data = tmp_path / "mine.jsonl"
-    data.write_text('{"prompt": "a", "response": "b"}\n')
+    data.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "c", "response": "d"}\n')
     text = "set: {finetune.data.source: 'file://mine.jsonl'}\n"
     first = load(text).cells[0]
     assert first.cell.finetune is not None
@@ -61,18 +63,20 @@ def test_a_file_source_is_pinned_by_its_content(load: Load, tmp_path: Path) -> N
     moved = tmp_path / "elsewhere.jsonl"
     moved.write_bytes(data.read_bytes())
     assert load(text.replace("mine", "elsewhere")).cells[0].id == first.id
-    data.write_text('{"prompt": "a", "response": "c"}\n')
+    data.write_text('{"prompt": "a", "response": "c"}\n{"prompt": "c", "response": "d"}\n')
     assert load(text).cells[0].id != first.id
 
 
 def test_a_folder_of_items_is_pinned_by_its_files(load: Load, tmp_path: Path) -> None:
     (tmp_path / "items" / "race").mkdir(parents=True)
     rows = tmp_path / "items" / "race" / "test.jsonl"
-    rows.write_text("{}\n")
-    text = "set: {evaluate: {source: 'file://items', tasks: {race: {}}}}\n"
+    row = json.dumps({"article": "Ann came.", "problems": PROBLEMS})
+    rows.write_text(f"{row}\n")
+    others = "winogrande: false, hellaswag: false, arc_easy: false, arc_challenge: false, piqa: false, mmlu: false"
+    text = f"set: {{evaluate: {{source: 'file://items', tasks: {{race: {{}}, {others}}}}}}}\n"
     first = load(text).cells[0]
     assert first.cell.evaluate.source == f"file://{tmp_path}/items"
-    rows.write_text("{ }\n")
+    rows.write_text(f"{row} \n")
     assert load(text).cells[0].cell.evaluate.digest != first.cell.evaluate.digest
 
 

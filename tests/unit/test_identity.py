@@ -105,7 +105,7 @@ def test_every_field_of_a_work_is_in_its_key(kind: str) -> None:
 def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
     if not dataclasses.is_dataclass(value):
         return [(path, value)]
-    fields = dataclasses.fields(value)
+    fields = [field for field in dataclasses.fields(value) if not field.metadata.get("derived")]
     return [leaf for field in fields for leaf in leaves(getattr(value, field.name), (*path, field.name))]
 
 

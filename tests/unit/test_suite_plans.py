@@ -18,7 +18,7 @@ from orchestrator.spec.benchmark_files import read_benchmark
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.suites import BENCHMARKS, contrasted_layers, item_scores
 from orchestrator.spec.work import EvaluateWork, GenerateWork, JudgeWork
-from tests.benchmark_samples import SAMPLES, safety, truthfulqa, xstest
+from tests.benchmark_samples import PROBLEMS, SAMPLES, safety, truthfulqa, xstest
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -197,7 +197,7 @@ def test_judges_follow_the_responses_in_one_job(tmp_path: Path) -> None:
 
 def test_one_task_may_come_from_elsewhere_and_is_known_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "race").mkdir()
-    (tmp_path / "race" / "test.jsonl").write_text(json.dumps({"article": "a", "problems": "[]"}) + "\n")
+    (tmp_path / "race" / "test.jsonl").write_text(json.dumps({"article": "a", "problems": PROBLEMS}) + "\n")
 
     def found(folder: Path) -> StageGraph:
         return graph("evaluate=[reasoning]", f"set.evaluate.tasks.race={{source: 'file://{folder}', limit: 5}}")
@@ -211,7 +211,7 @@ def test_one_task_may_come_from_elsewhere_and_is_known_by_its_content(tmp_path: 
     there = found(moved.parent)
     assert here.stages.keys() == there.stages.keys()
     assert [item.id for item in here.grid.cells] == [item.id for item in there.grid.cells]
-    (moved / "test.jsonl").write_text(json.dumps({"article": "b", "problems": "[]"}) + "\n")
+    (moved / "test.jsonl").write_text(json.dumps({"article": "b", "problems": PROBLEMS}) + "\n")
     changed = found(moved.parent)
     different = {stage.label for key, stage in changed.stages.items() if key not in here.stages}
     assert different == {"evaluation items", "reasoning at 1"}
