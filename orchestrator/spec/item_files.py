@@ -63,7 +63,7 @@ def _rows(files: Iterable[tuple[str, _Open]]) -> Iterator[tuple[str, Row]]:
         try:
             with opened() as lines:
                 yield from placed(name, json_rows(lines, name))
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        except (FileNotFoundError, PermissionError, zipfile.BadZipFile, zlib.error) as error:
             raise SourceError(f"{name} cannot be read", cause=str(error)) from None
 
 

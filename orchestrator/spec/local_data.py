@@ -110,7 +110,7 @@ def head_findings(data: DataSpec) -> Iterator[tuple[str, str]]:
         elif held_out(rows_kept, data.holdout) >= rows_kept:
             message = f"{data.source} leaves no training rows: {rows_kept} of {rows_kept} are held out"
             yield message, "lower data.holdout or add rows"
-    except SourceError as error:
+    except (SourceError, OSError) as error:
         yield told(error)
 
 
@@ -124,7 +124,7 @@ def mix_findings(data: DataSpec) -> Iterator[tuple[str, str]]:
     if not found:
         try:
             rows = known_rows(source) or 0
-        except SourceError as error:
+        except (SourceError, OSError) as error:
             yield told(error)
             return
         if rows < data.mix.rows:
@@ -141,7 +141,7 @@ def items_findings(source: str, task: TaskSpec) -> Iterator[tuple[str, str]]:
             if not count:
                 yield f"{source} has no items of task {task.name!r}, split {split!r}", "write one JSON object a line"
                 return
-    except SourceError as error:
+    except (SourceError, OSError) as error:
         yield told(error)
         return
     evaluated, *pools = read
@@ -158,8 +158,10 @@ def items_findings(source: str, task: TaskSpec) -> Iterator[tuple[str, str]]:
         yield message + f"{task.shots} shots", f"it needs {needed} rows, or fewer shots"
 
 
-def told(error: SourceError) -> tuple[str, str]:
+def told(error: SourceError | OSError) -> tuple[str, str]:
     """Return what an error of a source says, and its remedy."""
+    if isinstance(error, OSError):
+        return f"{error.filename} cannot be read ({error.strerror or error})", "check the disk that it lies on"
     return error.error + (f" ({error.cause})" if error.cause else ""), error.hint
 
 

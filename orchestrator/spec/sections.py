@@ -200,7 +200,7 @@ class Sections:
                 self._epochs[data] = local_data.training_examples(data)
             except Mistake as mistake:
                 raise Mistake(f"{length.text!r} {mistake.message}", mistake.hint) from None
-            except SourceError as error:
+            except (SourceError, OSError) as error:
                 raise Mistake(*told(error)) from None
         return self._epochs[data]
 
