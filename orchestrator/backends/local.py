@@ -45,6 +45,8 @@ LISTS = "infra/sites/local.yaml lists and explains the settings: cores, memory_g
 _STARTING_SECONDS = 10.0
 _KEEP_SECONDS = 7 * 86400.0
 _SUFFIXES = (".log", ".exit", ".pid", ".json")
+# What other drivers read of a job's record; one without it is damaged.
+_RECORDED = frozenset({"attempt", "batch", "store", "host", "driver", "time", "gpus", "cores", "memory_gb", "log"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class LocalBackend:
             while not pid and time.time() - record.get("time", 0.0) < _STARTING_SECONDS / 10:
                 time.sleep(0.01)  # its driver may have died a moment ago, before the shell could leave its id
                 pid, started = self._process(path.stem)
-            if record.get("batch") == batch and pid:
+            if record.get("batch") == batch and record.keys() >= _RECORDED and pid:
                 found[path.stem] = self._handle(record, pid, started)
         return found
 
@@ -170,7 +172,7 @@ class LocalBackend:
         live = []
         for path in self._records.glob("*.json"):
             record = _read(path)
-            if record.get("host") != host.host_id():
+            if record.get("host") != host.host_id() or not record.keys() >= _RECORDED:
                 continue
             pid, started = self._process(path.stem)
             age = time.time() - record["time"]
@@ -252,7 +254,10 @@ class LocalBackend:
             text = self._records.joinpath(f"{attempt}.pid").read_text()
         except OSError:
             return 0, ""
-        pid = int(text.split(maxsplit=1)[0])
+        first = text.split(maxsplit=1)[:1]
+        if not first or not first[0].isdigit():
+            return 0, ""  # written this moment, or damaged
+        pid = int(first[0])
         fields = text.rpartition(")")[2].split()
         return pid, fields[19] if len(fields) > 19 else host.start_time(pid)
 
@@ -307,10 +312,12 @@ def _signal(pid: int, started: str, number: int) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return a record, {} when it is absent or damaged."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

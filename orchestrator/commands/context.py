@@ -101,7 +101,8 @@ class Context:
         """Record this version of the grid, before anything of the store is read for a plan."""
         name, digest = graph.grid.name, root_digest(graph)
         versions = sorted((entry.modified, entry.path) for entry in self.store.objects.list(f"grids/{name}"))
-        if not versions or versions[-1][1] != f"grids/{name}/{digest}.json":
+        newest = versions[-1][1] if versions else ""
+        if newest != f"grids/{name}/{digest}.json" or not self.store.has_root(name, digest):
             self.store.write_root(name, digest, root_document(graph))
 
     def plan(self, graph: StageGraph, journal: Journal) -> Plan:

@@ -129,8 +129,8 @@ def begun_folder(name: str) -> str:
 def begun_trials(store: Store, name: str, spec: SearchSpec) -> list[dict[str, Any]]:
     """Return the values of the trials that this search has begun, in their order; a changed space drops some."""
     entries = sorted((entry.modified, entry.path) for entry in store.objects.list(begun_folder(name)))
-    found = [dict(item["values"]) for _, path in entries if (item := store.get_json(path))]
-    return [values for values in found if _inside(spec, values)][: spec.trials]
+    found = [(store.find_json(path) or {}).get("values") for _, path in entries]
+    return [dict(values) for values in found if isinstance(values, dict) and _inside(spec, values)][: spec.trials]
 
 
 def _inside(spec: SearchSpec, values: Mapping[str, Any]) -> bool:

@@ -99,7 +99,8 @@ def logs(context: Context) -> int:
 
 def _ranks(journal: Journal, attempt: str) -> int:
     job = journal.job(attempt)
-    return job["resources"]["nodes"] * job["resources"]["processes"] if job else 1
+    resources = job.get("resources", {}) if job else {}
+    return int(resources.get("nodes", 1)) * int(resources.get("processes", 1))
 
 
 def _log_of_rank(context: Context, attempt: str, rank: int) -> str:
@@ -107,7 +108,8 @@ def _log_of_rank(context: Context, attempt: str, rank: int) -> str:
     objects, folder = context.store.objects, f"attempts/{attempt}/log/"
     data = objects.get(f"{folder}{rank}.txt")
     if data is None and not context.arguments.follow:
-        known = sorted(int(entry.path.removeprefix(folder).removesuffix(".txt")) for entry in objects.list(folder))
+        names = (entry.path.removeprefix(folder).removesuffix(".txt") for entry in objects.list(folder))
+        known = sorted(int(name) for name in names if name.isdigit())
         raise MoegridError(
             f"attempt {attempt} has no log of rank {rank}",
             hint=f"ranks with a log: {', '.join(map(str, known)) or 'none yet'}",
@@ -128,7 +130,7 @@ def cancel(context: Context) -> int:
     for attempt in sorted(flying):
         handle, submission = journal.handle(attempt), journal.submission(attempt.rsplit("-", 1)[0])
         if handle is not None and submission is not None and not is_alive(driver_of(attempt)):
-            orphans.setdefault(submission["site"], []).append(handle)
+            orphans.setdefault(submission.get("site", "local"), []).append(handle)
     for site, handles in orphans.items():
         open_backend(load_site(site)).cancel(handles, now=context.arguments.now)
     context.console.print(f"asked {len(flying)} running jobs to save their states and stop; go on with: moegrid resume")

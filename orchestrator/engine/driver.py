@@ -51,20 +51,23 @@ def batch_of(attempt: str) -> str:
 
 def is_dead(driver: str) -> bool:
     """Is it certain that this driver does not run any more? False for a driver of another machine."""
-    try:
-        record = json.loads(_registry().joinpath(f"{driver}.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return record["host"] == host.host_id() and not _runs(record["pid"], record["started"])
+    return _lives_here(driver) is False
 
 
 def is_alive(driver: str) -> bool:
     """Is it certain that this driver runs on this machine?"""
+    return _lives_here(driver) is True
+
+
+def _lives_here(driver: str) -> bool | None:
+    """Whether a driver of this machine runs; None when this machine does not know it, or its record is damaged."""
     try:
         record = json.loads(_registry().joinpath(f"{driver}.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return record["host"] == host.host_id() and _runs(record["pid"], record["started"])
+        if record["host"] != host.host_id():
+            return None
+        return _runs(int(record["pid"]), str(record["started"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def sweep() -> None:

@@ -125,6 +125,17 @@ class Failure:
     def from_json(cls, data: Mapping[str, Any]) -> Failure:
         return cls(**{field.name: data[field.name] for field in fields(cls) if field.name in data})
 
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Failure | None:
+        """Return the failure, None when `data` is no record of one (damaged)."""
+        texts = ("stage", "attempt", "kind", "message", "hint", "artifact", "state", "code", "tail")
+        numbers = ("step", "time", "exit_code")
+        if not all(isinstance(data.get(name, ""), str) for name in texts) or not {"kind", "message"} <= data.keys():
+            return None
+        if not all(isinstance(data.get(name), (int, float, type(None))) for name in numbers):
+            return None
+        return cls.from_json(data)
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

@@ -23,7 +23,7 @@ from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.identity import plain
 from orchestrator.spec.work import work_to_json
-from orchestrator.store import ClaimState, Lease, Store
+from orchestrator.store import ClaimState, Store
 
 LOG_BYTES = 256 * 1024
 FORMAT = 1
@@ -58,10 +58,7 @@ class Journal:
 
     def evict(self, stage: str, attempt: str) -> None:
         """Release a claim whose attempt is known to be over; nothing if it changed hands meanwhile."""
-        body = self.store.get_json(f"claims/{stage}.json")
-        if body and body["attempt"] == attempt and not body["released"]:
-            lease = Lease(stage, attempt, int(body["token"]), body["nonce"], float(body["ttl"]))
-            self.store.claims.release(lease)
+        self.store.claims.evict(stage, attempt)
         self._claims.pop(stage, None)
 
     def submit(self, batch: str, header: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> None:
@@ -71,10 +68,10 @@ class Journal:
         self._submissions[batch] = document
 
     def submission(self, batch: str) -> dict[str, Any] | None:
-        """Return what a batch was asked to run; None when its driver died before it wrote that down."""
+        """Return what a batch was asked to run; None when that was never written down, or is damaged."""
         if batch not in self._submissions:
-            found = self.store.get_json(f"submissions/{batch}.json")
-            if found is None:
+            found = self.store.find_json(f"submissions/{batch}.json")
+            if found is None or not _describes_jobs(found):
                 return None
             self._submissions[batch] = found
         return self._submissions[batch]
@@ -86,7 +83,8 @@ class Journal:
     def job(self, attempt: str) -> dict[str, Any] | None:
         """Return the job that an attempt was to run."""
         submission = self.submission(batch_of(attempt))
-        return submission["jobs"][int(attempt.rsplit("-", 1)[1])] if submission else None
+        jobs = submission["jobs"] if submission else []
+        return next((job for job in jobs if job["attempt"] == attempt), None)
 
     def record_handles(self, handles: Iterable[Handle]) -> None:
         """Write down how the scheduler calls its jobs."""
@@ -97,19 +95,25 @@ class Journal:
     def handle(self, attempt: str) -> Handle | None:
         """Return how the scheduler calls an attempt, if that was written down."""
         if attempt not in self._handles:
-            found = self.store.get_json(f"attempts/{attempt}/handle.json")
-            if found is None:
+            found = self.store.find_json(f"attempts/{attempt}/handle.json")
+            handle = None if found is None else Handle.parse(found)
+            if handle is None:
                 return None
-            self._handles[attempt] = Handle.from_json(found)
+            self._handles[attempt] = handle
         return self._handles[attempt]
 
     def heartbeat(self, attempt: str) -> dict[str, Any]:
-        """Return the last heartbeat of an attempt, {} before the first."""
-        return self.store.get_json(f"attempts/{attempt}/heartbeat.json") or {}
+        """Return the last heartbeat of an attempt, {} before the first; a number that is none is left out."""
+        beat = self.store.find_json(f"attempts/{attempt}/heartbeat.json") or {}
+        return {
+            name: value
+            for name, value in beat.items()
+            if name not in _NUMBERS or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        }
 
     def report(self, attempt: str) -> dict[str, Any] | None:
         """Return the node's own `failure.json`."""
-        return self.store.get_json(f"attempts/{attempt}/failure.json")
+        return self.store.find_json(f"attempts/{attempt}/failure.json")
 
     def log(self, attempt: str, path: Path | None) -> str:
         """Return the end of an attempt's log: from this machine's file, else as the node shipped it."""
@@ -140,11 +144,14 @@ class Journal:
             if kind == "pardon":
                 self._pardons.add((stage, attempt))
             elif stage in stages and attempt not in self._failures.get(stage, {}):
-                found = self.store.get_json(entry.path)
-                if found is not None:
+                # Of a record that is damaged the node's own is left.
+                for found in (self.store.find_json(entry.path), self.report(attempt)):
+                    failure = Failure.parse({**(found or {}), "stage": stage, "attempt": attempt})
+                    if failure is not None:
+                        break
+                if failure is not None:
                     # The store's clock orders the failures of several drivers.
-                    failure = replace(Failure.from_json(found), time=entry.modified)
-                    self._failures.setdefault(stage, {})[attempt] = failure
+                    self._failures.setdefault(stage, {})[attempt] = replace(failure, time=entry.modified)
         result = {}
         for stage, known in self._failures.items():
             kept = [f for f in known.values() if (stage, f.attempt) not in self._pardons]
@@ -169,7 +176,23 @@ class Journal:
             self._pardons.add((failure.stage, failure.attempt))
 
 
+# Fields of a heartbeat that are computed with.
+_NUMBERS = frozenset({"step", "total", "time", "loss", "exit_code", "tokens_per_second", "train/tokens_per_second"})
 _NO_CLAIM = ClaimState(attempt="", token=0, live=False, entered=False, age=0.0, released=True)
+
+
+def _describes_jobs(submission: Mapping[str, Any]) -> bool:
+    """Return whether a submission has the shape that `submit` gave it."""
+    jobs = submission.get("jobs")
+    return (
+        isinstance(submission.get("site", ""), str)
+        and isinstance(jobs, list)
+        and all(isinstance(job, dict) and isinstance(job.get("attempt"), str) for job in jobs)
+        and all(isinstance(job.get("stages"), list) and isinstance(job.get("resources", {}), dict) for job in jobs)
+        and all(
+            isinstance(stage, dict) and isinstance(stage.get("key"), str) for job in jobs for stage in job["stages"]
+        )
+    )
 
 
 def describe_job(

@@ -139,8 +139,11 @@ class Watch:
         keys = [stage["key"] for stage in job["stages"]] if job else stages
         missing = [key for key in keys if store.artifacts.get(key) is None]
         entered = state.phase != ABSENT or bool(self._journal.heartbeat(attempt))
-        if missing and job is not None and entered and not (given_back and self._ended_well(attempt, state)):
-            self._record(attempt, handle, state, missing, float(job["resources"]["memory_gb"]))
+        # A submission that is damaged leaves the node's own word.
+        known = job is not None or self._journal.report(attempt) is not None
+        if missing and known and entered and not (given_back and self._ended_well(attempt, state)):
+            memory = (job or {}).get("resources", {}).get("memory_gb", 0.0)
+            self._record(attempt, handle, state, missing, float(memory))
         for key in missing:
             self._journal.evict(key, attempt)
         if handle is not None:
@@ -180,7 +183,7 @@ class Watch:
             exit_code=state.exit_code,
             artifact=artifact,
             state=str(beat.get("state") or ""),
-            step=int(beat.get("step") or 0),
+            step=int(beat.get("step", 0)),
             code=code_digest(),
             tail=tail(log),
         )

@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.errors import StoreError
 from orchestrator.store.artifacts import Artifacts, Blob, Manifest
 from orchestrator.store.claims import Claims, ClaimState, Lease
-from orchestrator.store.documents import parse, seal
+from orchestrator.store.documents import parse, seal, sound
 from orchestrator.store.objects import PATIENCE, Entry, Objects
 
 __all__ = ["Artifacts", "Blob", "ClaimState", "Claims", "Entry", "Lease", "Manifest", "Objects", "Store"]
@@ -87,11 +87,27 @@ class Store:
             # Written again, so that the version planned last is the newest one.
             self.objects.put(path, data)
 
+    def has_root(self, name: str, digest: str) -> bool:
+        """Return whether this grid version is recorded, undamaged."""
+        data = self.objects.get(f"grids/{name}/{digest}.json")
+        return data is not None and sound(data)
+
     def roots(self) -> dict[str, dict[str, Any]]:
-        """Return every grid version by its path."""
+        """Return every grid version by its path.
+
+        StoreError naming those that are damaged: what they keep alive is unknown, which is not the same as nothing.
+        """
         paths = [entry.path for entry in self.objects.list("grids")]
-        documents = self.objects.parallel(self.get_json, paths)
-        return {path: document for path, document in zip(paths, documents, strict=True) if document is not None}
+        documents = self.objects.parallel(self.find_json, paths)
+        found = dict(zip(paths, documents, strict=True))
+        damaged = [path for path, document in found.items() if not _names_keys(document)]
+        if damaged:
+            raise StoreError(
+                f"{len(damaged)} of {len(paths)} grid versions in {self.url} are damaged: {', '.join(damaged[:3])}",
+                cause="what they keep cannot be told, so nothing is collected",
+                hint="moegrid run GRID writes its present version again; delete the file of a version nobody needs",
+            )
+        return {path: document for path, document in found.items() if document is not None}
 
     def _check_schema(self, *, make: bool) -> bool:
         """Return whether there is a store, after creating `store.json` if it is to be made.
@@ -124,3 +140,8 @@ class Store:
                 hint="use the moegrid version that made it, or a new store",
             )
         return True
+
+
+def _names_keys(document: dict[str, Any] | None) -> bool:
+    keys = None if document is None else document.get("keys")
+    return isinstance(keys, list) and all(isinstance(key, str) for key in keys)

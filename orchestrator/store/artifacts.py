@@ -8,6 +8,7 @@ compare-and-swap on one object, and a listing with sizes is enough to tell what 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -146,10 +147,7 @@ class Artifacts:
         data = self._objects.get(_path(key))
         if data is None or len(data) < _MARKER_LIMIT:
             return None
-        manifest = Manifest.from_bytes(data)
-        if manifest is None:
-            self._discard_damaged(key)
-        return manifest
+        return Manifest.from_bytes(data) or self._discard_damaged(key)
 
     def load_many(self, keys: Iterable[str]) -> dict[str, Manifest]:
         """Return what `load` finds for each of `keys`."""
@@ -309,10 +307,17 @@ class Artifacts:
         for blob in manifest.blobs:
             self.verify_blob(blob)
 
-    def _discard_damaged(self, key: str) -> None:
+    def _discard_damaged(self, key: str) -> Manifest | None:
+        """Put a marker in the place of a damaged manifest; return the manifest if it reads well the second time."""
         found = self._objects.get_versioned(_path(key))
-        if found and len(found[0]) >= _MARKER_LIMIT and Manifest.from_bytes(found[0]) is None:
-            self._objects.replace(_path(key), _marker(found[0]), found[1])
+        if found is None or len(found[0]) < _MARKER_LIMIT:
+            return None
+        manifest = Manifest.from_bytes(found[0])
+        if manifest is None:
+            # A store that is only read, or that refuses at this moment: the next reader meets the damage again.
+            with contextlib.suppress(StoreError):
+                self._objects.replace(_path(key), _marker(found[0]), found[1])
+        return manifest
 
     def _blob_path(self, attempt: str, name: str) -> str:
         with self._lock:

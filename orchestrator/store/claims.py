@@ -101,6 +101,13 @@ class Claims:
         except LeaseLost:
             return
 
+    def evict(self, stage: str, attempt: str) -> None:
+        """Release a claim whose attempt is known to be over; nothing if it is released, another's or damaged."""
+        found = self._objects.read(_path(stage))
+        body = _parse(found.data) if found else {}
+        if body and body["attempt"] == attempt and not body["released"]:
+            self.release(_lease(stage, body))
+
     def states(self, stages: Iterable[str] | None = None) -> dict[str, ClaimState]:
         """Return the claims of `stages` (None: of all) that exist."""
         if stages is None:
@@ -185,14 +192,26 @@ def _body(lease: Lease, *, entered: str = "") -> bytes:
     ).encode()
 
 
+# The fields of a claim that are read, with their types.
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "attempt": str,
+    "token": int,
+    "nonce": str,
+    "ttl": (int, float),
+    "released": bool,
+    "entered": str,
+}
+
+
 def _parse(data: bytes) -> dict[str, Any]:
-    """A claim's fields; one that a power cut emptied counts as released, for leases are told apart by their nonces."""
+    """A claim's fields; one that is damaged counts as released, for leases are told apart by their nonces."""
     try:
         body = json.loads(data)
-        assert {"attempt", "token", "nonce", "ttl", "released", "entered"} <= body.keys()
-    except (ValueError, AssertionError, AttributeError):
-        return {"attempt": "", "token": 0, "nonce": "", "ttl": 0.0, "released": True, "entered": "unknown"}
-    return dict(body)
+    except ValueError:
+        body = None
+    if isinstance(body, dict) and all(isinstance(body.get(name), kind) for name, kind in _FIELDS.items()):
+        return dict(body)
+    return {"attempt": "", "token": 0, "nonce": "", "ttl": 0.0, "released": True, "entered": "unknown"}
 
 
 def _lease(stage: str, body: dict[str, Any]) -> Lease:

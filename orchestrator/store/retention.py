@@ -170,10 +170,11 @@ def _unfinished(store: Store, manifests: Mapping[str, Manifest]) -> bool:
         name = entry.path.split("/")[1]
         if name not in newest or entry.modified >= newest[name].modified:
             newest[name] = entry
+    documents = store.roots() if newest else {}
     for entry in newest.values():
-        document = store.get_json(entry.path) or {}
+        document = documents.get(entry.path, {"keys": ()})
         stages = document.get("stages", {})
-        for key in document.get("keys", ()):
+        for key in document["keys"]:
             if key not in manifests and stages.get(key, {}).get("kind", "train") == "train":
                 return True
     return False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +65,14 @@ def versions(store: Store, name: str) -> list[tuple[str, float]]:
 
 
 def documents(store: Store, name: str) -> list[dict[str, Any]]:
-    """Return every version of the grid that was run, oldest first."""
-    bodies = _read_all(store, [path for path, _ in versions(store, name)])
-    return [with_sections(json.loads(body)) for body in bodies if body is not None]
+    """Return every planned version of the grid, oldest first, without those that are damaged."""
+    found = store.objects.parallel(store.find_json, [path for path, _ in versions(store, name)])
+    return [with_sections(body) for body in found if body is not None and _is_root(body)]
+
+
+def _is_root(body: Mapping[str, Any]) -> bool:
+    lists = all(isinstance(body.get(name), list) for name in ("cells", "keys"))
+    return lists and isinstance(body.get("digest"), str) and all(isinstance(cell, dict) for cell in body["cells"])
 
 
 def document(store: Store, name: str, digest: str = "") -> dict[str, Any]:
@@ -98,18 +103,22 @@ class Submissions:
         """Return every attempt that was submitted until now."""
         entries = sorted(self._store.objects.list("submissions"), key=lambda entry: (entry.modified, entry.path))
         new = [entry.path for entry in entries if entry.path not in self._known]
-        for path, body in zip(new, _read_all(self._store, new), strict=True):
+        for path, body in zip(new, self._store.objects.parallel(self._store.find_json, new), strict=True):
             if body is not None:
-                self._known[path] = self._parse(json.loads(body))
+                self._known[path] = self._parse(body)
         return [attempt for entry in entries for attempt in self._known.get(entry.path, ())]
 
     def _parse(self, batch: Mapping[str, Any]) -> list[Attempt]:
         if batch.get("grid") != self._grid:
             return []
-        site, name = str(batch.get("site", "")), str(batch["batch"])
-        return [
-            Attempt(job["attempt"], tuple(stage["key"] for stage in job["stages"]), site, name) for job in batch["jobs"]
-        ]
+        site, name = str(batch.get("site", "")), str(batch.get("batch", ""))
+        try:
+            return [
+                Attempt(str(job["attempt"]), tuple(str(stage["key"]) for stage in job["stages"]), site, name)
+                for job in batch["jobs"]
+            ]
+        except (LookupError, TypeError):
+            return []  # damaged: what it asked for is told by claims and failures alone
 
 
 def failures(store: Store, stages: Collection[str]) -> dict[str, Failure]:
@@ -124,9 +133,8 @@ def failures(store: Store, stages: Collection[str]) -> dict[str, Failure]:
         and entry.path.removesuffix(".json") not in pardoned
     ]
     found: dict[str, Failure] = {}
-    for path, body in zip(wanted, _read_all(store, wanted), strict=True):
-        if body is not None:
-            record = json.loads(body)
+    for path, record in zip(wanted, store.objects.parallel(store.find_json, wanted), strict=True):
+        if record is not None:
             stage, attempt = path.split("/")[1], path.split("/")[2].removesuffix(".json")
             texts = [str(record.get(name, "")) for name in ("kind", "message", "hint")]
             found[stage] = Failure(stage, texts[0], texts[1], texts[2], attempt, str(record.get("tail", "")))
@@ -157,10 +165,9 @@ class LiveSeries:
             prefix = f"attempts/{attempt.id}/series"
             seen = self._seen.get(attempt.id, "")
             new = sorted(entry.path for entry in self._store.objects.list(prefix) if entry.path > seen)
-            for path, body in zip(new, _read_all(self._store, new), strict=True):
-                if body is None:
-                    break
-                chunk = json.loads(body)
+            for path, chunk in zip(new, self._store.objects.parallel(self._store.find_json, new), strict=True):
+                if chunk is None or not _is_chunk(chunk):
+                    continue  # damaged: the committed series will have its rows
                 rows = self._rows.setdefault(chunk["stage"], {})
                 for row in chunk["rows"]:
                     # A resumed attempt repeats the steps after its checkpoint: the first telling stays.
@@ -188,10 +195,12 @@ def values(row: Row) -> dict[str, float]:
     }
 
 
+def _is_chunk(chunk: Mapping[str, Any]) -> bool:
+    rows = chunk.get("rows")
+    steps = isinstance(rows, list) and all(isinstance(r, dict) and isinstance(r.get("step"), int) for r in rows)
+    return steps and isinstance(chunk.get("stage"), str)
+
+
 def _rows(body: Any) -> list[Row]:
     rows: list[Row] = body["rows"] if isinstance(body, dict) else body
     return rows
-
-
-def _read_all(store: Store, paths: Sequence[str]) -> Sequence[bytes | None]:
-    return store.objects.parallel(store.objects.get, paths)

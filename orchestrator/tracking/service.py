@@ -112,8 +112,8 @@ def follow(
 
 def published(store: Store, grid: str, tracking_uri: str) -> bool:
     """Return whether an earlier sync already showed all that the store holds of `grid` (cheap; advisory)."""
-    body = store.objects.get(_marker(grid, tracking_uri))
-    if body is None or json.loads(body).get("signature") != _signature(store, grid):
+    known = store.find_json(_marker(grid, tracking_uri)) or {}
+    if known.get("signature") != _signature(store, grid):
         return False
     path = tracking_uri.removeprefix("sqlite:///")
     return path == tracking_uri or os.path.exists(path)
