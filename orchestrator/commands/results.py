@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import socket
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from orchestrator.commands.context import Context
+from orchestrator.commands.guard import serve
 from orchestrator.errors import EXIT_DONE, MoegridError
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.root import root_document
+from orchestrator.settings import module_environment
 
 UI_PORT = 5000
 
@@ -76,11 +77,22 @@ def ui(context: Context) -> int:
             f"there is nothing to show yet: {database} does not exist",
             hint="a run writes it; moegrid sync fills it from a store that is there",
         )
+    _check_port(int(port))
     context.console.print(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
     # Its runner of background jobs is seven more processes that showing runs does not need.
-    return subprocess.call(command, env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ})
+    return serve(command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **module_environment()})
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            hint = "end what listens there, or name another with --port"
+            raise MoegridError(f"port {port} cannot be used", cause=str(error), hint=hint) from error
 
 
 def show_results(context: Context, graph: StageGraph, results: Any = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -245,3 +246,42 @@ def wait_for(condition, seconds: float = 900.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.2)
+
+
+def processes_naming(text: str) -> set[int]:
+    """Return the ids of the processes whose command line or environment holds `text`."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if text.encode() in (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes():
+                found.add(int(entry.name))
+        except OSError:
+            continue
+    return found - {os.getpid()}
+
+
+def test_a_ui_that_is_killed_leaves_no_server_behind(server: Server, tmp_path: Path) -> None:
+    shutil.copy(server.folder / "mlflow.db", tmp_path / "mlflow.db")
+    shown = Server(tmp_path)  # it only has a free port and an address here
+    words = ["ui", "--store", str(tmp_path), "--tracking", f"sqlite:///{tmp_path}/mlflow.db", "--port", str(shown.port)]
+    command = subprocess.Popen([sys.executable, "-m", "orchestrator", *words], start_new_session=True)
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"{shown.uri}/health", timeout=1):
+                return True
+        except OSError:
+            assert command.poll() is None
+            return False
+
+    wait_for(answers, START_SECONDS)
+    mine = str(tmp_path / "mlflow.db")
+    assert len(processes_naming(mine)) >= 3  # the command, its guard, the server
+    command.kill()
+    command.wait(60)
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", shown.port)) == 0
+
+    wait_for(lambda: not processes_naming(mine) and not listens(), 60)
