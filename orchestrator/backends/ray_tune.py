@@ -26,17 +26,6 @@ class Outcome:
     error: str = ""
 
 
-def rungs(spec: SearchSpec) -> tuple[float, ...]:
-    """Return the fractions of its steps at which a trial is judged."""
-    if spec.scheduler.name == "fifo":
-        return (1.0,)
-    fractions, rung = [], spec.scheduler.grace
-    while rung < 1.0:
-        fractions.append(rung)
-        rung *= spec.scheduler.reduction
-    return (*fractions, 1.0)
-
-
 def run_trials(spec: SearchSpec, trial: Trial, folder: Path, begun: Sequence[Mapping[str, Any]] = ()) -> list[Outcome]:
     """Run the trials of a search, `concurrency` at a time, and return how they ended.
 

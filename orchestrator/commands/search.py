@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backends.ray_tune import Outcome, run_trials, rungs
+from orchestrator.backends.ray_tune import Outcome, run_trials
 from orchestrator.commands.context import Context
 from orchestrator.errors import EXIT_DONE, EXIT_FAILED, MoegridError
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.settings import module_environment
+from orchestrator.spec.files import find_grid
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.search import SearchSpec
 from orchestrator.store import Store
@@ -45,6 +47,7 @@ class TrialRun:
     tracking: str
     metric: str
     fractions: tuple[float, ...]
+    folder: str  # where the command was given: relative paths of sites, trackers and caches are meant from there
     environment: Mapping[str, str]
 
     def __call__(self, values: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
@@ -57,6 +60,7 @@ class TrialRun:
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(
                 [*self.program, *self.words(overrides)],
+                cwd=self.folder,
                 env=dict(self.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
@@ -151,6 +155,8 @@ def trial_overrides(values: Mapping[str, Any], fractions: Sequence[float]) -> li
 def search(context: Context, spec: SearchSpec, name: str) -> int:
     """Run the search, show its trials from the best on, write them to the store; return the exit code."""
     arguments, console = context.arguments, context.console
+    # Tune's workers have working directories of their own: what is named here is named in full, and run from here.
+    grid = str(find_grid(arguments.grid))
     environment = {
         "RAY_ADDRESS": "local",
         **module_environment(),
@@ -159,11 +165,12 @@ def search(context: Context, spec: SearchSpec, name: str) -> int:
     run = TrialRun(
         name=name,
         program=PROGRAM,
-        arguments={key: getattr(arguments, key) for key in keys},
+        arguments={key: getattr(arguments, key) for key in keys} | {"grid": grid},
+        folder=os.getcwd(),
         store=context.store.url,
         tracking=context.tracking_uri,
         metric=spec.metric,
-        fractions=rungs(spec),
+        fractions=spec.fractions,
         environment=environment,
     )
     console.print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from orchestrator.spec.adaptive import Adaptive, more_seeds, read_adaptive
 from orchestrator.spec.axes import AxisReader, Condition, read_condition, show_value
 from orchestrator.spec.build import Builder
 from orchestrator.spec.cell import Cell
+from orchestrator.spec.columns import every_column, sourced, unknown_column
 from orchestrator.spec.document import GridDocument, Section
 from orchestrator.spec.expand import Expander, GridCell, holds
 from orchestrator.spec.factors import seed_names
@@ -77,6 +78,7 @@ class Reading:
                     hint = "remove it or correct its values"
                     self.problems.add(f"exclude {{{condition.text}}} matches no cell", condition.place, "exclude", hint)
         self._check_baseline(found.values())
+        self._check_columns([item.cell for item in found.values()])
         if not found and not self.problems:
             self.problems.add("every cell is excluded", self.document.path, "exclude")
         return list(found.values())
@@ -203,6 +205,32 @@ class Reading:
             text = ", ".join(f"{name}: {show_value(value)}" for name, value in self.baseline.items())
             hint = "name values of this grid's factors"
             self.problems.add(f"baseline {{{text}}} matches no cell", section.place(), "baseline", hint)
+
+    def _check_columns(self, cells: Sequence[Cell]) -> None:
+        """Report a named metric that no evaluation of the grid makes; none of them would be noticed before its end."""
+        if self.problems or not cells:
+            return
+        alike = {(id(cell.evaluate), cell.model.moe.preset == "dense"): cell for cell in cells}
+        known = [sourced(cell) for cell in alike.values()]
+        for i, name in enumerate(self.names("primary")):
+            hint = unknown_column(name, known)
+            # On the command line fewer suites may be evaluated than the grid's columns are from.
+            if hint is not None and not (self.document.narrowed and name in every_column()):
+                section = self.document.sections["primary"]
+                message = f"primary names {name!r}, which no evaluation of this grid makes"
+                self.problems.add(message, section.place(i), "primary", hint)
+        wanted: list[tuple[str, str, float | None]] = []
+        if self.search is not None:
+            wanted += [("search", self.search.metric, at) for at in self.search.fractions]
+        if self.adaptive is not None:
+            wanted.append(("adaptive", self.adaptive.metric, None))
+        for key, name, at in wanted:
+            hint = unknown_column(name, cells, at)
+            if hint is not None:
+                when = f" at {at:g} of its steps" if at is not None and at < 1.0 else ""
+                message = f"{key}.metric {name!r} is made by no evaluation of this grid{when}"
+                self.problems.add(message, self.document.sections[key].place("metric"), f"{key}.metric", hint)
+                break
 
     def text(self, key: str) -> str:
         """Return a section that is one text."""

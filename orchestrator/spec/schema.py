@@ -185,7 +185,7 @@ def _search(values: Schema) -> Schema:
         "type": "object",
         "properties": {
             "name": {"enum": ["fifo", "asha"]},
-            "grace": {"type": "number", "minimum": 0, "maximum": 1},
+            "grace": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
             "reduction": {"type": "integer", "minimum": 2, "maximum": 16},
         },
         "additionalProperties": False,

@@ -22,7 +22,7 @@ from orchestrator.spec.document import Section
 from orchestrator.spec.factors import Factor, factor_field
 from orchestrator.spec.fields import typed
 from orchestrator.spec.problems import Mistake, did_you_mean
-from orchestrator.spec.rules import FRACTION, NATURAL, POSITIVE, Rule, one_of
+from orchestrator.spec.rules import NATURAL, POSITIVE, Rule, one_of
 
 LISTS = ("grid", "choice")
 RANGES = ("uniform", "loguniform")
@@ -66,6 +66,17 @@ class SearchSpec:
     sampler: str = "random"  # random | optuna (learns from the trials before; the package must be installed)
     scheduler: Scheduler = field(default_factory=Scheduler)
 
+    @property
+    def fractions(self) -> tuple[float, ...]:
+        """The fractions of its steps at which a trial is judged."""
+        if self.scheduler.name == "fifo":
+            return (1.0,)
+        fractions, rung = [], self.scheduler.grace
+        while rung < 1.0:
+            fractions.append(rung)
+            rung *= self.scheduler.reduction
+        return (*fractions, 1.0)
+
 
 _RULES = {
     "mode": one_of("min", "max"),
@@ -74,7 +85,7 @@ _RULES = {
     "seed": NATURAL,
     "sampler": one_of("random", "optuna"),
     "name": one_of("fifo", "asha"),
-    "grace": FRACTION,
+    "grace": Rule(above=0, high=1),
     "reduction": Rule(low=2, high=16),
 }
 _TYPES = {"metric": str, "mode": str, "sampler": str, "name": str, "grace": float}

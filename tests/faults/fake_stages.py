@@ -36,7 +36,7 @@ def run(context: StageContext, work: Work) -> None:
     body = seen.digest()
     metrics = {}
     if isinstance(work, EvaluateWork):
-        metrics = {f"{work.suite}_score": int.from_bytes(body[:4]) / 2**32}
+        metrics = {"val_loss" if work.suite == "lm" else work.suite: int.from_bytes(body[:4]) / 2**32}
     context.commit(work, blobs={"out.bin": body * 64}, metrics=metrics)
 
 

@@ -20,8 +20,8 @@ factors: {freeze: [none, router], seed: [0, 1]}
 baseline: {freeze: none}
 evaluate: [lm]
 at: [1.0]
-primary: [lm_score]
-adaptive: {metric: lm_score, halfwidth: 0.45, max_seeds: 6}
+primary: [val_loss]
+adaptive: {metric: val_loss, halfwidth: 0.45, max_seeds: 6}
 """
 
 
@@ -53,13 +53,13 @@ def test_seeds_are_added_until_every_interval_is_narrow_or_the_limit_is_reached(
     values: dict[str, list[float]] = {}
     for cell in json.loads(text)["cells"]:
         assert cell["state"] == "done"
-        values.setdefault(f"freeze={cell['factors']['freeze']}", []).append(cell["metrics"]["lm_score"])
+        values.setdefault(f"freeze={cell['factors']['freeze']}", []).append(cell["metrics"]["val_loss"])
     assert {setting: len(found) for setting, found in values.items()} == taken
     for state in states:
         found = values[state.setting]
         assert len(found) == seeds_asked_for(found, 2, grid.adaptive, 6)
         assert state.state == ("enough" if state.halfwidth is not None and state.halfwidth <= 0.45 else "limit")
-    assert "adaptive: seeds are added until the 95 % interval of lm_score is ±0.45 or narrower" in said
+    assert "adaptive: seeds are added until the 95 % interval of val_loss is ±0.45 or narrower" in said
 
     # A driver that dies in a later round leaves nothing that the next one does not find again.
     again = Lab(lab.folder / "again")

@@ -21,7 +21,8 @@ from jobs.data.wheels import WheelData, fetch_pinned
 from jobs.evaluate.scoring import Scorer
 from jobs.preemption import Preempted, Signals
 from jobs.run import run_job
-from orchestrator.spec.cell import DataSpec, TaskSpec, TokenizerSpec
+from orchestrator.spec.cell import DataSpec, EvaluateSpec, TaskSpec, TokenizerSpec
+from orchestrator.spec.columns import suite_columns
 from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
 from orchestrator.spec.pins import WHEELS
 from orchestrator.spec.tasks import COLUMNS
@@ -192,6 +193,7 @@ def test_heldout_loss_is_that_of_a_plain_forward_pass(made):
             nats -= float(values[torch.arange(len(window) - 1), window[1:]].sum())
             count += len(window) - 1
     used = sizes[: manifest.info["documents"]].sum()
+    assert set(manifest.metrics) == suite_columns(EvaluateSpec(), "lm")
     assert manifest.metrics["val_loss"] == pytest.approx(nats / count, rel=1e-5)
     assert manifest.metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / used, rel=1e-5)
     assert manifest.info["tokens"] == count
@@ -239,6 +241,7 @@ def test_reasoning_results_carry_their_errors_and_chance(made):
     (manifest,) = run_stages(made.store, [work])
     metrics, info = manifest.metrics, manifest.info
     assert {"arc_easy/acc", "hellaswag/acc_norm", "piqa/answer_bpb", "reasoning_avg", "answer_bpb"} <= set(metrics)
+    assert set(metrics) == suite_columns(EvaluateSpec(tasks=TASKS), "reasoning")
     assert set(info["stderr"]) == set(info["n"]) == set(metrics)
     assert info["chance"]["piqa/acc"] == 0.5
     assert info["tasks"]["arc_easy"]["shots_asked"] == 25
@@ -266,7 +269,7 @@ def test_efficiency_stays_inside_its_bounds(made):
     assert 0 < metrics["load_balance"] <= 2
     assert 0 <= metrics["collaboration"] <= math.log2(3)
     assert -1 <= metrics["capacity"] <= 1
-    assert set(metrics) == set(manifest.info["stderr"])
+    assert set(metrics) == set(manifest.info["stderr"]) == suite_columns(EvaluateSpec(), "efficiency")
     counts = np.array(manifest.info["expert_counts"])
     assert [int(e) for e in counts.argmin(axis=1)] == [manifest.info["removed_experts"][str(i)] for i in range(2)]
     table = pq.read_table(io.BytesIO(_items(made.store, manifest))).to_pylist()

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.backends.ray_tune import rungs
 from orchestrator.spec.search import Scheduler, SearchAxis, SearchSpec
 from orchestrator.store import Store
 from tests.faults.harness import HERE, SITE
@@ -31,7 +30,7 @@ evaluate: [lm]
 search:
   space:
     router_lr: {loguniform: [1e-6, 1e-3]}
-  metric: lm_score
+  metric: val_loss
   trials: 2
   concurrency: 2
   scheduler: {name: asha, grace: 0.25, reduction: 2}
@@ -45,8 +44,10 @@ scales:
 
 def test_the_fractions_at_which_trials_are_judged() -> None:
     axis = SearchAxis("lr", "uniform", (), 0.0, 1.0)
-    assert rungs(SearchSpec((axis,), "m")) == (1.0,)
-    assert rungs(SearchSpec((axis,), "m", scheduler=Scheduler("asha", 0.1, 3))) == pytest.approx((0.1, 0.3, 0.9, 1.0))
+    assert SearchSpec((axis,), "m").fractions == (1.0,)
+    assert SearchSpec((axis,), "m", scheduler=Scheduler("asha", 0.1, 3)).fractions == pytest.approx(
+        (0.1, 0.3, 0.9, 1.0)
+    )
 
 
 @dataclass
@@ -64,7 +65,8 @@ class Search:
         """Start the command in a session of its own."""
         grid = self.folder / "lr_search.yaml"
         grid.write_text(self.text)
-        words = ["run", str(grid), "--store", self.store.url, "--site", str(SITE), "--tracking", "none"]
+        # By a path relative to where the command is given: the workers of Tune have other working directories.
+        words = ["run", grid.name, "--store", self.store.url, "--site", str(SITE), "--tracking", "none"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {"MOEGRID_RUN_DIR": str(self.folder / "run"), "FAKE_LOG": str(self.folder / "log")}
         environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -73,6 +75,7 @@ class Search:
         code += f"search.PROGRAM = {program}; sys.exit(cli.main({words!r}))"
         return subprocess.Popen(
             [sys.executable, "-c", code],
+            cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -28,6 +28,7 @@ from orchestrator.spec.cell import (
     TaskSpec,
     TokenizerSpec,
 )
+from orchestrator.spec.columns import suite_columns
 from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
 from orchestrator.spec.suites import Use, uses
 from orchestrator.spec.work import DataWork, EvaluateWork, GenerateWork, InitWork, JudgeWork, TokenizerWork, Work
@@ -78,6 +79,12 @@ def items_of(made: Made, name: str, **spec: int) -> tuple[Use, DataWork, DataWor
     if todo:
         run_stages(made.store, todo)
     return use, items, clean
+
+
+def columns(made: Made, suite: str, **spec: object) -> frozenset[str]:
+    """Return the columns that the control plane expects of a suite whose benchmarks are the samples."""
+    sources = {name: BenchmarkSpec(f"file://{made.folder}", digest=DIGEST) for name in SAMPLES}
+    return suite_columns(EvaluateSpec(**sources, **spec), suite)
 
 
 SUITES = ("safety", "over_refusal", "hallucination", "adversarial", "ood")
@@ -207,6 +214,7 @@ def test_a_judge_says_who_judged_what(made: Made) -> None:
         "controversial_labels": 7.0,
         "safety_labels": 4.0,
     }
+    assert manifest.metrics.keys() == columns(made, "safety", judges=(judge.judge,))
     assert manifest.info["generation"]["new_tokens"] == 8
     assert {(row["judge"], row["revision"]) for row in table(made, judge)} == {("labels", DIGEST)}
     refusals = JudgeWork("safety", texts.key(), JudgeSpec("refusal_rate"))
@@ -220,6 +228,7 @@ def test_over_refusal_keeps_safe_and_unsafe_prompts_apart(made: Made) -> None:
     verdict = JudgeWork("over_refusal", texts.key(), JudgeSpec("refusal_rate"))
     manifest = run_stages(made.store, [texts, verdict])[1]
     assert set(manifest.metrics) == {"xstest_safe_refusal", "xstest_unsafe_refusal", "xstest_empty"}
+    assert manifest.metrics.keys() == columns(made, "over_refusal")
     assert manifest.info["n"] == {"xstest_safe_refusal": 4, "xstest_unsafe_refusal": 3, "xstest_empty": 7}
 
 
@@ -240,6 +249,8 @@ def test_a_drop_is_clean_minus_shifted_accuracy(made: Made) -> None:
     (glue,) = run_stages(made.store, [evaluation(made, "adversarial", "advglue")])
     assert {"sst2/acc", "rte/acc", "advglue_rte/drop", "advglue_qqp/acc"} <= set(glue.metrics)
     assert "advglue_qqp/drop" not in glue.metrics, "it has no clean twin here"
+    assert glue.metrics.keys() | clean.metrics.keys() == columns(made, "adversarial")
+    assert metrics.keys() == columns(made, "ood")
 
 
 def test_mixed_rows_are_added_to_training_alone(made: Made, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_grid_keeps_its_cells_and_holds_further_seeds_in_reserve(tmp_path: Pat
     assert "freeze=none" not in {item.setting for item in load_grid(str(path), only=("seed=0",)).reserve}
 
 
-def test_results_in_the_store_decide_and_a_misspelt_metric_is_told(tmp_path: Path) -> None:
+def test_results_in_the_store_decide_and_a_metric_that_they_lack_is_told(tmp_path: Path) -> None:
     path = tmp_path / "g.yaml"
     text = "base: finetune\nfactors: {freeze: [none, router], seed: [0, 1, 2]}\nevaluate: [lm]\nat: [1.0]\n"
     path.write_text(f"{text}adaptive: {{metric: val_loss, halfwidth: 0.1, max_seeds: 9}}\n")
@@ -99,10 +99,9 @@ def test_results_in_the_store_decide_and_a_misspelt_metric_is_told(tmp_path: Pat
     full, states = grown(grid, store)
     assert [(s.now, s.state) for s in states] == [(3, "enough"), (6, "waiting")]
     assert [item.name for item in full.cells[6:]] == [f"freeze=router seed={seed}" for seed in (3, 4, 5)]
-    path.write_text(f"{text}adaptive: {{metric: val_los, halfwidth: 0.1, max_seeds: 9}}\n")
-    with pytest.raises(MoegridError, match="no metric of this grid's results") as caught:
+    path.write_text(f"{text}adaptive: {{metric: bits_per_byte, halfwidth: 0.1, max_seeds: 9}}\n")
+    with pytest.raises(MoegridError, match="no metric of this grid's results"):
         grown(load_grid(str(path)), store)
-    assert "did you mean 'val_loss'" in str(caught.value)
     assert load_grid(str(path), seeds=[0]).reserve == ()  # seeds named on the command line are all there are
 
 

@@ -170,7 +170,7 @@ def test_a_missing_key_is_said_before_anything_is_submitted(tmp_path: Path, monk
     assert missing_keys(make_plan(found, ())) is None
 
 
-SEARCH = "search={space: {router_lr: {choice: [1e-5, 1e-4]}}, metric: refusal_rate}"
+SEARCH = "search={space: {router_lr: {choice: [1e-5, 1e-4]}}, metric: safety_refusal}"
 
 
 @pytest.mark.parametrize("command", [["run"], ["tick"], ["run", SEARCH]], ids=["run", "tick", "search"])

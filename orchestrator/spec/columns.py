@@ -1,0 +1,136 @@
+"""The columns that a cell's evaluations make: what `primary`, `search.metric` and `adaptive.metric` may name.
+
+The data plane computes them (jobs/evaluate, jobs/probe); a test compares the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+from orchestrator.spec.cell import SUITES, Cell, EvaluateSpec, JudgeSpec
+from orchestrator.spec.problems import did_you_mean
+from orchestrator.spec.suites import BENCHMARKS, COLUMNS, JUDGES, SAFETY_SETS, Use, uses
+from orchestrator.spec.tasks import TASKS
+
+# Tasks for which lm-eval reports accuracy by characters too.
+NORMALISED = frozenset({"hellaswag", "arc_easy", "arc_challenge", "piqa", "openbookqa", "sciq"})
+LANGUAGE_MODEL = ("val_loss", "bits_per_byte")
+EFFICIENCY = ("load_balance", "collaboration", "capacity", "specialization", "capacity_bpb", "specialization_bpb")
+ROUTING = (
+    "probe_load_balance",
+    "probe_collaboration",
+    "expert_allocation_entropy",
+    "expert_weight_entropy",
+    "router_margin",
+)
+DISTURBED = ("drop_top1", "drop_top12", "temperature_1", "temperature_0.1", "temperature_10")
+SIMILARITY = ("expert_weight_similarity", "expert_output_similarity")
+GENERATED = ("nq_open",)  # answers that are generated have no likelihood
+
+
+def columns_of(cell: Cell, at: float | None = None) -> frozenset[str]:
+    """Return the columns that the cell has when it is evaluated at the fraction `at`, by default its last one."""
+    at = max(cell.evaluate.at) if at is None else at
+    dense = cell.model.moe.preset == "dense"
+    found: set[str] = set()
+    for suite in cell.evaluate.suites:
+        # Interventions are for the final state of a model that has experts.
+        if suite != "efficiency" or (at == 1.0 and not dense):
+            found |= suite_columns(cell.evaluate, suite)
+    return frozenset(found)
+
+
+def suite_columns(evaluate: EvaluateSpec, suite: str) -> frozenset[str]:
+    """Return the columns of one suite, as `evaluate` sets its tasks, benchmarks and judges."""
+    names = [task.name for task in evaluate.tasks]
+    if suite == "lm":
+        return frozenset(LANGUAGE_MODEL)
+    if suite == "reasoning":
+        return frozenset(_reasoning(evaluate))
+    if suite == "efficiency":
+        return frozenset(EFFICIENCY)
+    if suite == "probe":
+        disturbed = DISTURBED if names else ()
+        own = {f"{task}/{name}" for task in names for name in (*ROUTING, *DISTURBED, "routing_distance", "null_share")}
+        return frozenset({*ROUTING, "null_share", *SIMILARITY, *disturbed, *own})
+    found: set[str] = set()
+    for use in uses(evaluate, suite):
+        found |= set(_judged(evaluate, suite) if suite in ("safety", "over_refusal") else _benchmark(use))
+    return frozenset(found)
+
+
+def unknown_column(name: str, cells: Sequence[Cell], at: float | None = None) -> str | None:
+    """Return None when the evaluations of some cell make the column `name`, else how to mend it."""
+    made = _made(cells, at)
+    if name in made:
+        return None
+    near = did_you_mean(name, sorted(made), "")
+    if near.startswith("did you mean") and name not in every_column():
+        return near
+    suites = [suite for suite, columns in _every().items() if name in columns]
+    if suites and name in _made(cells, 1.0):
+        return "it is measured at the end of training alone: add 1.0 to at, or use scheduler: fifo"
+    if suites:
+        task = name.partition("/")[0]
+        where = f" with the task {task}" if task in TASKS else ""
+        return f"the suite {suites[0]!r}{where} makes it: evaluate that, or name another column"
+    plain = [column for column in sorted(made) if "/" not in column]
+    return f"columns: {', '.join(plain)}" if plain else "evaluate a suite that makes it"
+
+
+def sourced(cell: Cell) -> Cell:
+    """Return the cell with a source for every benchmark: what it lacks the plan says, and its columns are right."""
+    lacking = {name: spec for name in BENCHMARKS if not (spec := getattr(cell.evaluate, name)).source}
+    sources = {name: dataclasses.replace(spec, source="file://") for name, spec in lacking.items()}
+    return dataclasses.replace(cell, evaluate=dataclasses.replace(cell.evaluate, **sources))
+
+
+def every_column() -> frozenset[str]:
+    """Return every column that some suite makes with its known tasks, benchmarks and judges."""
+    return frozenset().union(*_every().values())
+
+
+@cache
+def _every() -> dict[str, frozenset[str]]:
+    sources = {name: dataclasses.replace(getattr(EvaluateSpec(), name), source="file://") for name in BENCHMARKS}
+    judges = tuple(JudgeSpec(name) for name in JUDGES)
+    whole = EvaluateSpec(tasks=tuple(TASKS.values()), judges=judges, **sources)
+    return {suite: suite_columns(whole, suite) for suite in SUITES}
+
+
+def _made(cells: Sequence[Cell], at: float | None) -> frozenset[str]:
+    sections = {(id(cell.evaluate), cell.model.moe.preset == "dense"): cell for cell in cells}
+    return frozenset().union(*(columns_of(cell, at) for cell in sections.values()))
+
+
+def _reasoning(evaluate: EvaluateSpec) -> Iterator[str]:
+    for task in evaluate.tasks:
+        yield from (f"{task.name}/acc", f"{task.name}/{task.metric}", f"{task.name}/answer_bpb")
+        if task.name in NORMALISED:
+            yield f"{task.name}/acc_norm"
+    if evaluate.tasks:
+        yield from ("reasoning_avg", "answer_bpb")
+
+
+def _judged(evaluate: EvaluateSpec, suite: str) -> Iterator[str]:
+    if suite == "over_refusal":
+        yield from ("xstest_safe_refusal", "xstest_unsafe_refusal", "xstest_empty")
+        return
+    yield "safety_empty"
+    for judge in evaluate.judges:
+        yield from (f"{prompts}_{JUDGES[judge.name].column}" for prompts in ("safety", *SAFETY_SETS))
+
+
+def _benchmark(use: Use) -> Iterator[str]:
+    twins = BENCHMARKS[use.name].twins
+    clean = {task.name for task in use.clean}
+    for task in (*use.tasks, *use.clean):
+        yield COLUMNS.get(task.name, f"{task.name}/acc")
+        if task.name not in GENERATED:
+            yield f"{task.name}/answer_bpb"
+        if twins.get(task.name) in clean:
+            yield from (f"{task.name}/drop", f"{use.name}_drop", f"{use.name}_clean_acc")
+    if any(task.name in twins for task in use.tasks):
+        yield from (f"{use.name}_acc", f"{use.name}_answer_bpb")
