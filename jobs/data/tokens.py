@@ -2,8 +2,9 @@
 
 Text: `<split>_tokens.npy` is one stream of `<bos> document <eos>`, `<split>_docs.npy` where each document begins,
 `<split>_bytes.npy` its size in UTF-8 bytes. Instructions: `<split>_offsets.npy` [examples + 1] cuts the stream into
-examples `prompt response <eos>`, `<split>_loss_mask.npy` is true on responses. Both: `<split>_spans_word.npy` and
-`<split>_spans_sentence.npy` are true where a word or a sentence begins. `span_tables.npy` serves new text.
+examples `prompt response <eos>`, with `<bos>` before them where the tokenizer adds one; `<split>_loss_mask.npy` is
+true on responses. Both: `<split>_spans_word.npy` and `<split>_spans_sentence.npy` are true where a word or a sentence
+begins. `span_tables.npy` serves new text.
 """
 
 from __future__ import annotations
@@ -88,12 +89,13 @@ def instruction_arrays(parquet: Path, vocabulary: Vocabulary, max_length: int = 
     mask: list[bool] = []
     offsets = [0]
     for prompts, responses in _batches(parquet, ["prompt", "response"]):
-        pairs = zip(vocabulary.encode_many(prompts), vocabulary.encode_many(responses), strict=True)
-        for prompt, response in pairs:
+        for prompt, response in vocabulary.encode_pairs(prompts, responses):
             answer = [*response, vocabulary.eos]
             if max_length:
                 answer = answer[: max_length - 1]
-                prompt = prompt[max(0, len(prompt) + len(answer) - max_length) :]
+                cut = max(0, len(prompt) + len(answer) - max_length)
+                first = 1 if cut and vocabulary.adds_bos else 0
+                prompt = prompt[:first] + prompt[first + cut :]
             tokens += prompt + answer
             mask += [False] * len(prompt) + [True] * len(answer)
             offsets.append(len(tokens))

@@ -21,7 +21,7 @@ def export_state(store: Store, key: str, folder: Path) -> None:
 
     Raises MoegridError when there is no such state, or when no public architecture computes what its model does.
     """
-    from jobs.data.tokenizer import transformers_tokenizer
+    from jobs.data.tokenizer import save_tokenizer, transformers_tokenizer
     from jobs.models.backbones import build_model, load_canonical
     from jobs.models.convert import export_checkpoint
     from jobs.models.shards import Shards, shard_names
@@ -41,7 +41,7 @@ def export_state(store: Store, key: str, folder: Path) -> None:
         tokenizer = transformers_tokenizer(scratch)
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         export_checkpoint(model, folder, {name: getattr(tokenizer, name) for name in names})
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def _manifest(store: Store, key: str) -> Manifest:

