@@ -265,7 +265,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except MoegridError as error:
         if debug:
             raise
-        print(error, file=sys.stderr)
+        from orchestrator.ui.typed import as_typed
+
+        print(as_typed(str(error)), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_DETACHED

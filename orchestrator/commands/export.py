@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from orchestrator.commands import again
 from orchestrator.commands.context import Context, cell_ids, take_cell
 from orchestrator.errors import EXIT_DONE, MoegridError
 from orchestrator.settings import module_environment, require
@@ -26,7 +27,7 @@ def export(context: Context) -> int:
     if context.store.artifacts.get(state) is None:
         raise MoegridError(
             f"cell {graph.cell(wanted[0]).name!r} has no final state in {context.store.url}",
-            hint=f"moegrid run {arguments.grid}",
+            hint=again.command(arguments, "run"),
         )
     require("torch", "moegrid export writes a model")
     # The data plane does it, in a process of its own: the control plane never imports torch.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from orchestrator import resources
 from orchestrator.errors import EXIT_DONE, MoegridError
+from orchestrator.ui.typed import as_typed
 
 # file that comes with the project -> where it goes in the new folder
 _FILES = {"infra/init/my_grid.yaml": "grids/my_grid.yaml", "infra/init/Makefile": "Makefile"}
@@ -32,5 +33,5 @@ def init(arguments: argparse.Namespace) -> int:
             raise MoegridError(f"{target} cannot be written", cause=str(error), hint="name another folder") from error
         print(target)
     go = "" if folder == Path(".") else f"cd {folder} && "
-    print(f"next: {go}moegrid plan my_grid   (then: moegrid run my_grid)")
+    print(as_typed(f"next: {go}moegrid plan my_grid   (then: moegrid run my_grid)"))
     return EXIT_DONE

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from orchestrator.commands import again
 from orchestrator.commands.context import Context
 from orchestrator.commands.guard import serve
 from orchestrator.errors import EXIT_DONE, MoegridError
@@ -115,9 +117,8 @@ def show_results(context: Context, graph: StageGraph, results: Any = None) -> No
     if not context.arguments.no_report and path.exists():
         console.print(f"report: {path}")
     if context.tracking_uri:
-        console.print(
-            f"MLflow: experiment {graph.grid.name!r} in {context.tracking_uri}   (look at it with: moegrid ui)"
-        )
+        look = shlex.join(["moegrid", "ui", *again.place_words(context.arguments)])
+        console.print(f"MLflow: experiment {graph.grid.name!r} in {context.tracking_uri}   (look at it with: {look})")
 
 
 def try_report(context: Context, results: Any) -> Path | None:

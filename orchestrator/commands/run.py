@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from orchestrator.backends.base import Backend
+from orchestrator.commands import again
 from orchestrator.commands.context import Context
 from orchestrator.commands.live_report import LiveReport, live_report
 from orchestrator.commands.results import show_results, try_report
@@ -32,6 +32,7 @@ from orchestrator.settings import load_site, module_environment, open_backend, r
 from orchestrator.ui.console import plural
 from orchestrator.ui.live import Progress, stage_name
 from orchestrator.ui.plan_view import show_plan
+from orchestrator.ui.typed import as_typed
 
 FINAL_SYNC_SECONDS = 120.0
 TAIL_LINES = 8
@@ -81,8 +82,8 @@ def run(context: Context) -> int:
     results = None
     with (
         _sidecar(context, graph) as attachments,
-        _ctrl_c(engine, detached=backend.name != "local"),
-        live_report(_words(context), context.store.url, wanted=not arguments.no_report) as report,
+        _ctrl_c(engine, as_typed(again.command(arguments, "resume")), detached=backend.name != "local"),
+        live_report(again.grid_words(arguments), context.store.url, wanted=not arguments.no_report) as report,
     ):
         while True:
             with Progress(graph, console, engine.journal.heartbeat, engine.journal.site) as view:
@@ -156,7 +157,7 @@ def _nothing_to_do(context: Context, graph: StageGraph) -> int:
     if len(grid.cells) <= MOST_CELLS_SHOWN:
         show_results(context, graph)
     else:
-        console.print(f"results: moegrid table {_command_line(context)}")
+        console.print(f"results: {again.command(context.arguments, 'table')}")
     return EXIT_DONE
 
 
@@ -181,7 +182,7 @@ def tick(context: Context, engine: Engine | None = None, graph: StageGraph | Non
     if snapshot.settled and _more_seeds(context, graph) is None:
         _publish_rest(context, graph)
         return EXIT_FAILED if snapshot.plan.keys("blocked") else EXIT_DONE
-    console.print(f"more to do; carry on with: moegrid tick {_command_line(context)}")
+    console.print(f"more to do; carry on with: {again.command(context.arguments, 'tick')}")
     return EXIT_DETACHED
 
 
@@ -218,14 +219,14 @@ def _within_budget(plan: Plan, limit: float | None) -> None:
 
 
 @contextlib.contextmanager
-def _ctrl_c(engine: Engine, *, detached: bool) -> Iterator[None]:
+def _ctrl_c(engine: Engine, resume: str, *, detached: bool) -> Iterator[None]:
     """Ctrl-C (or SIGTERM) once: running stages save their states; twice: end them now. On a cluster jobs go on."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         again = engine.stopped
         engine.stop(now=again, leave_jobs=detached)
         if detached:
-            text = "detaching: jobs go on; carry on with moegrid resume"
+            text = f"detaching: jobs go on; carry on with: {resume}"
         elif again:
             text = "ending the running stages now"
         else:
@@ -273,9 +274,7 @@ def _sidecar(context: Context, graph: StageGraph) -> Iterator[Path | None]:
         attachments.cleanup()
         if publisher.returncode != 0:
             lines = said.decode(errors="replace").strip().splitlines() or ["the publisher ended early"]
-            context.console.print(
-                f"the tracker is not up to date ({lines[-1]}); nothing is lost: moegrid sync {graph.grid.name}"
-            )
+            _not_published(context, lines[-1])
 
 
 def _publish_rest(context: Context, graph: StageGraph) -> None:
@@ -288,9 +287,12 @@ def _publish_rest(context: Context, graph: StageGraph) -> None:
         if not published(context.store, graph.grid.name, context.tracking_uri):
             sync(context.store, graph.grid.name, context.tracking_uri)
     except MoegridError as error:
-        context.console.print(
-            f"the tracker is not up to date ({error.error}); nothing is lost: moegrid sync {graph.grid.name}"
-        )
+        _not_published(context, error.error)
+
+
+def _not_published(context: Context, why: str) -> None:
+    sync = again.command(context.arguments, "sync")
+    context.console.print(f"the tracker is not up to date ({why}); nothing is lost: {sync}")
 
 
 def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan, results: Any) -> int:
@@ -304,7 +306,7 @@ def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan, r
         console.print(
             f"{console.style('stopped', 'yellow')}: {counts['done']} stages done, {len(plan.pending)} to do, {where}"
         )
-        console.print(f"go on with: moegrid resume {_command_line(context)}")
+        console.print(f"go on with: {again.command(context.arguments, 'resume')}")
         return EXIT_DETACHED
     cells = [cell.id for cell in graph.grid.cells if not set(graph.cells[cell.id].keys) & set(blocked)]
     console.print(
@@ -313,7 +315,9 @@ def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan, r
     )
     show_results(context, graph, results)
     if blocked:
-        console.print(f"go on with: moegrid resume {_command_line(context)}   (--retry all tries every failure again)")
+        console.print(
+            f"go on with: {again.command(context.arguments, 'resume')}   (--retry all tries every failure again)"
+        )
         kinds = {own[-1].kind for own in failures.values()}
         return EXIT_UNREACHABLE if kinds <= UNREACHABLE else EXIT_FAILED
     return EXIT_DONE
@@ -338,28 +342,3 @@ def show_failures(context: Context, graph: StageGraph, failures: Mapping[str, Se
                 console.print(console.style(f"    | {line}", "dim"))
         if same[-1].hint:
             console.print(f"  hint: {same[-1].hint}")
-
-
-def _command_line(context: Context) -> str:
-    """Return the arguments that mean this grid again, as one types them."""
-    return shlex.join(_words(context))
-
-
-def _words(context: Context) -> list[str]:
-    """Return the arguments that mean this grid again."""
-    arguments = context.arguments
-    words = [arguments.grid, *arguments.written]
-    if arguments.scale != "tiny":
-        words += ["--scale", arguments.scale]
-    if arguments.site != "local":
-        words += ["--site", arguments.site]
-    if arguments.seeds is not None:
-        words += ["--seeds", ",".join(map(str, arguments.seeds))]
-    if arguments.no_share:
-        words.append("--no-share")
-    for name in ("nodes", "processes"):
-        if getattr(arguments, name):
-            words += [f"--{name}", str(getattr(arguments, name))]
-    for only in arguments.only:
-        words += ["--only", only]
-    return words

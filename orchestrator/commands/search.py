@@ -6,6 +6,7 @@ begun), and what their cells reached is in the store.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.backends.ray_tune import Outcome, run_trials
+from orchestrator.commands import again
 from orchestrator.commands.context import Context
 from orchestrator.errors import EXIT_DONE, EXIT_FAILED, MoegridError
 from orchestrator.plan.graph import StageGraph, build_graph
@@ -90,13 +92,15 @@ class TrialRun:
         grid = load_grid(
             known["grid"], scale=known["scale"], overrides=overrides, only=known["only"], seeds=known["seeds"]
         )
-        return build_graph(grid)
+        return build_graph(grid, share=not known["no_share"])
 
     def words(self, overrides: Sequence[str]) -> list[str]:
         """Return the command line of the trial."""
         known = self.arguments
         words = ["run", known["grid"], "--scale", known["scale"], "--site", known["site"], "--no-report"]
         words += ["--store", self.store, "--tracking", self.tracking or "none", "--retry", known["retry"]]
+        words += ["--max-jobs", str(known["max_jobs"])]
+        words += [f"--{name.replace('_', '-')}" for name in ("no_share", "allow_numerics") if known[name]]
         words += [part for value in known["only"] for part in ("--only", value)]
         words += [part for value in overrides for part in ("--set", value)]
         if known["seeds"] is not None:
@@ -161,7 +165,7 @@ def search(context: Context, spec: SearchSpec, name: str) -> int:
         "RAY_ADDRESS": "local",
         **module_environment(),
     }  # a trial on site ray must not settle in Tune's own Ray
-    keys = ("grid", "scale", "site", "retry", "overrides", "only", "seeds")
+    keys = ("grid", "scale", "site", "retry", "overrides", "only", "seeds", "no_share", "allow_numerics", "max_jobs")
     run = TrialRun(
         name=name,
         program=PROGRAM,
@@ -187,10 +191,9 @@ def search(context: Context, spec: SearchSpec, name: str) -> int:
     best = ranked[0]
     if best.metric is None:
         return EXIT_FAILED
-    chosen = " ".join(f"--set '{text}'" for text in trial_overrides(best.values, (1.0,)))
-    console.print(
-        f"the best trial is an ordinary grid: moegrid run {arguments.grid} --scale {arguments.scale} {chosen}"
-    )
+    written = [*arguments.written, *trial_overrides(best.values, (1.0,))]
+    chosen = again.command(argparse.Namespace(**{**vars(arguments), "written": written}), "run")
+    console.print(f"the best trial is an ordinary grid: {chosen}")
     return EXIT_FAILED if any(one.error for one in outcomes) else EXIT_DONE
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.backends.base import Handle
+from orchestrator.commands import again
 from orchestrator.commands.context import Context, cell_ids, take_cell
 from orchestrator.engine.driver import driver_of, is_alive
 from orchestrator.engine.journal import Journal
@@ -72,7 +73,7 @@ def logs(context: Context) -> int:
     if not chosen:
         raise MoegridError(
             f"there is no attempt at {wanted_name or 'any stage'} yet",
-            hint=f"run it first: moegrid run {context.arguments.grid}",
+            hint=f"run it first: {again.command(context.arguments, 'run')}",
         )
     rank = context.arguments.rank
     # A cell's newest attempt may be an evaluation by one process: the newest one that has this rank is meant.
@@ -133,7 +134,8 @@ def cancel(context: Context) -> int:
             orphans.setdefault(submission.get("site", "local"), []).append(handle)
     for site, handles in orphans.items():
         open_backend(load_site(site)).cancel(handles, now=context.arguments.now)
-    context.console.print(f"asked {len(flying)} running jobs to save their states and stop; go on with: moegrid resume")
+    resume = again.command(context.arguments, "resume")
+    context.console.print(f"asked {len(flying)} running jobs to save their states and stop; go on with: {resume}")
     return EXIT_DONE
 
 

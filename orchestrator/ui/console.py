@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from orchestrator.ui.typed import as_typed
+
 _CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "dim": "2", "bold": "1"}
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -23,7 +25,7 @@ class Console:
     def print(self, text: str = "") -> None:
         """Write a line; a reader that went away is no error."""
         try:
-            print(text, file=self.stream, flush=True)
+            print(as_typed(text), file=self.stream, flush=True)
         except BrokenPipeError:
             self.stream = open(os.devnull, "w")  # noqa: SIM115 (lives as long as the process)
 
