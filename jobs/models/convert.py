@@ -1,10 +1,8 @@
-"""Import of public checkpoints into our models, and export back to the layout that transformers loads."""
+"""Import of public checkpoints into our models; their way back is jobs.models.public."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +10,17 @@ import torch
 from torch import Tensor
 
 from jobs.models.backbones import CausalLM, build_model, canonical_state
-from jobs.models.shards import write_tensors
+from jobs.models.public import export_checkpoint
 from jobs.models.sources import Checkpoint, open_checkpoint
-from jobs.moe.block import dense_width
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.model import ModelSpec, MoESpec
 
+__all__ = ["export_checkpoint", "import_checkpoint", "load_checkpoint", "spec_of"]
+
 _EXPERT = re.compile(r"(model\.layers\.\d+)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 _FUSED = re.compile(r"(model\.layers\.\d+)\.mlp\.experts\.(gate_up|down)_proj")
-_SHARED = re.compile(r"(model\.layers\.\d+)\.mlp\.shared_experts\.(gate|up|down)_proj\.weight")
+_SHARED = re.compile(r"(model\.layers\.\d+)\.mlp\.shared_experts?\.(gate|up|down)_proj\.weight")
+_SHARED_GATE = re.compile(r"model\.layers\.\d+\.mlp\.shared_expert_gate\.weight")
 _DENSE = re.compile(r"(model\.layers\.\d+)\.mlp\.(gate|up|down)_proj\.weight")
 _ROUTER = re.compile(r"(model\.layers\.\d+)\.mlp\.gate\.(weight|e_score_correction_bias)")
 
@@ -41,22 +41,37 @@ _SUPPORTED_DEEPSEEK: dict[str, tuple[Any, ...]] = {
     "q_lora_rank": (None,),
     "kv_lora_rank": (None,),
 }
-_NORM_EPS = {"olmoe": 1e-5, "deepseek": 1e-6, "llama": 1e-6}  # where config.json leaves it to its class
+_SUPPORTED_QWEN: dict[str, tuple[Any, ...]] = {
+    "qkv_bias": (False,),
+    "use_sliding_window": (None, False),
+    "decoder_sparse_step": (None, 1),
+}
+_SUPPORTED_OF = {"deepseek": _SUPPORTED_DEEPSEEK, "qwen2_moe": _SUPPORTED_QWEN}
+_NORM_EPS = {
+    "olmoe": 1e-5,
+    "deepseek": 1e-6,
+    "llama": 1e-6,
+    "qwen2_moe": 1e-6,
+}  # where config.json leaves it to its class
 
 
 def spec_of(config: dict[str, Any]) -> ModelSpec:
-    """Return the ModelSpec of a transformers config (olmoe, deepseek 16B, llama); SourceError for other types."""
+    """Return the ModelSpec of a transformers config (olmoe, deepseek 16B, llama, our qwen2_moe), else SourceError."""
     kind = config.get("model_type")
     rope = config.get("rope_parameters") or {}
-    supported = {**_SUPPORTED, **(_SUPPORTED_DEEPSEEK if kind == "deepseek" else {})}
+    supported = {**_SUPPORTED, **_SUPPORTED_OF.get(str(kind), {})}
     unsupported = [f"{name} {config[name]!r}" for name, known in supported.items() if config.get(name) not in known]
     for scaling in (config.get("rope_scaling") or {}, rope):
         if (scaling.get("rope_type") or scaling.get("type") or "default") != "default":
             unsupported.append(f"rope scaling {scaling}")
-    if kind not in ("olmoe", "deepseek", "llama") or unsupported:
+    dense_layers = config.get("mlp_only_layers") or []
+    if kind == "qwen2_moe" and dense_layers != list(range(len(dense_layers))):
+        unsupported.append(f"mlp_only_layers {dense_layers}")
+    if kind not in _NORM_EPS or unsupported:
         raise SourceError(
             f"a checkpoint of type {kind!r} cannot be imported",
-            cause="; ".join(unsupported) or "known types are olmoe, deepseek (16B layout) and llama",
+            cause="; ".join(unsupported)
+            or "known types are olmoe, deepseek (16B layout), llama, and qwen2_moe as moegrid exports it",
         )
 
     def number(name: str) -> int:
@@ -91,6 +106,17 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
             renormalise=bool(config.get("norm_topk_prob", False)),
         )
         return ModelSpec(backbone="olmoe", moe=moe, **shape)
+    if kind == "qwen2_moe":
+        moe = MoESpec(
+            preset="deepseek_moe",
+            top_k=number("num_experts_per_tok"),
+            num_experts=number("num_experts"),
+            shared_experts=number("shared_expert_intermediate_size") // number("moe_intermediate_size"),
+            expert_width=number("moe_intermediate_size"),
+            renormalise=bool(config.get("norm_topk_prob", False)),
+        )
+        width = number("intermediate_size") if dense_layers else 0
+        return ModelSpec(backbone="deepseek_moe", dense_layers=len(dense_layers), dense_width=width, moe=moe, **shape)
     moe = MoESpec(
         preset="deepseek_moe",
         top_k=number("num_experts_per_tok"),
@@ -126,6 +152,13 @@ def load_checkpoint(model: CausalLM, checkpoint: Checkpoint) -> None:
     for name, tensor in checkpoint.tensors():
         if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and model.spec.tie_embeddings):
             continue
+        if _SHARED_GATE.fullmatch(name):
+            if tensor.any():
+                raise MoegridError(
+                    f"the checkpoint {checkpoint.name} cannot be imported",
+                    cause=f"{name} is not zero: its shared expert is gated, ours are not",
+                )
+            continue
         target, place = _place(own, name, model.spec.moe.expert_width)
         if target not in own or place is None or place.shape != tensor.shape:
             found = "" if place is None else f"; the model's is {tuple(place.shape)}"
@@ -134,7 +167,8 @@ def load_checkpoint(model: CausalLM, checkpoint: Checkpoint) -> None:
                 cause=f"{name} has shape {tuple(tensor.shape)}{found}",
                 hint="set the model's fields to the checkpoint's config.json",
             )
-        place.copy_(tensor)
+        # A gate of zero halves what comes out of a shared expert.
+        place.copy_(tensor / 2 if name.endswith("shared_expert.down_proj.weight") else tensor)
         missing.discard(target)
     if missing:
         raise MoegridError(
@@ -164,78 +198,3 @@ def _place(own: dict[str, Tensor], name: str, width: int) -> tuple[str, Tensor |
     else:
         target = f"backbone.{name}"
     return target, own.get(target)
-
-
-def export_checkpoint(model: CausalLM, directory: Path, special: Mapping[str, int | None] | None = None) -> None:
-    """Write config.json and model.safetensors so that transformers loads the same model.
-
-    `special` are ids for config.json (`eos_token_id`, ...): where generation ends, and what pads. Raises MoegridError
-    when no public architecture computes what the model does.
-    """
-    config = {**_public_config(model), **(special or {})}
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    tensors = {name: tensor.contiguous().clone() for name, tensor in _public_tensors(model)}
-    write_tensors(tensors, directory / "model.safetensors", {"format": "pt"})
-
-
-def _public_config(model: CausalLM) -> dict[str, Any]:
-    spec, moe = model.spec, model.spec.moe
-    plain = moe.score == "softmax" and moe.choice == "token" and moe.unit == "token" and moe.expert == "swiglu"
-    plain = plain and moe.n_group == 1 and not moe.collaboration_top and not moe.balance_bias
-    plain = plain and moe.preset not in ("dense", "moepp", "tc_moe") and moe.temperature == 1.0
-    config: dict[str, Any] = model.config.to_dict()
-    config["rope_theta"], config["dtype"] = spec.rope_theta, str(next(model.parameters()).dtype).removeprefix("torch.")
-    widths = {dense_width(moe), *([spec.dense_width] if spec.dense_layers else [])}
-    if moe.preset == "dense" and spec.backbone != "olmoe" and moe.expert == "swiglu" and len(widths) == 1:
-        return {**config, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-    if (
-        plain
-        and spec.backbone == "olmoe"
-        and not moe.shared_experts
-        and not spec.dense_layers
-        and moe.routed_scaling == 1
-    ):
-        return {**config, "architectures": ["OlmoeForCausalLM"], "model_type": "olmoe"}
-    if plain and spec.backbone == "deepseek_moe" and moe.combine == "sum" and moe.shared_experts:
-        return {
-            **config,
-            "architectures": ["DeepseekForCausalLM"],
-            "model_type": "deepseek",
-            "n_routed_experts": moe.num_experts,
-            "n_shared_experts": moe.shared_experts,
-            "num_experts_per_tok": moe.top_k,
-            "moe_intermediate_size": moe.expert_width,
-            "first_k_dense_replace": spec.dense_layers,
-            "moe_layer_freq": 1,
-            "norm_topk_prob": moe.renormalise,
-            "routed_scaling_factor": moe.routed_scaling,
-            "scoring_func": "softmax",
-        }
-    raise MoegridError(
-        f"preset {moe.preset!r} on backbone {spec.backbone!r} has no public layout",
-        cause="no architecture of transformers computes the same",
-        hint="olmoe without shared experts, deepseek_moe, and dense Llama models (swiglu) can be exported",
-    )
-
-
-def _public_tensors(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
-    width = model.spec.moe.expert_width
-    for name, tensor in canonical_state(model).items():
-        public = name.removeprefix("backbone.")
-        layer, _, part = public.partition(".mlp.block.")
-        if not part:
-            yield public, tensor
-        elif part == "router.weight":
-            yield f"{layer}.mlp.gate.weight", tensor
-        elif part.startswith("experts."):
-            for expert, matrix in enumerate(tensor):
-                stem = f"{layer}.mlp.experts.{expert}"
-                if part == "experts.down":
-                    yield f"{stem}.down_proj.weight", matrix
-                else:
-                    yield f"{stem}.gate_proj.weight", matrix[:width]
-                    yield f"{stem}.up_proj.weight", matrix[width:]
-        else:
-            group = "mlp.shared_experts" if part.startswith("shared.") else "mlp"
-            yield f"{layer}.{group}.{part.rpartition('.')[2]}_proj.weight", tensor

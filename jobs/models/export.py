@@ -23,13 +23,14 @@ def export_state(store: Store, key: str, folder: Path) -> None:
     """
     from jobs.data.tokenizer import save_tokenizer, transformers_tokenizer
     from jobs.models.backbones import build_model, load_canonical
-    from jobs.models.convert import export_checkpoint
+    from jobs.models.public import export_checkpoint, public_layout
     from jobs.models.shards import Shards, shard_names
 
     manifest = _manifest(store, key)
     work = work_from_json(manifest.spec)
     if not isinstance(work, TrainWork):
         raise MoegridError(f"artifact {key[:12]} is no training state but of kind {manifest.kind!r}")
+    public_layout(work.model)  # said before gigabytes are read
     words = _manifest(store, work.tokenizer)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)

@@ -12,7 +12,7 @@ from orchestrator.settings import module_environment, require
 
 
 def export(context: Context) -> int:
-    """Write the final state of one cell in the layout of its public architecture (OLMoE, DeepSeek 16B, Llama)."""
+    """Write the final state of one cell in the layout of an architecture of transformers that computes the same."""
     arguments = context.arguments
     cell_name = take_cell(arguments)
     graph = context.load_graph()

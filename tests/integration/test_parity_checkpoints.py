@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from jobs.models import export
-from jobs.models.backbones import build_model, load_canonical, weights_sha256
+from jobs.models.backbones import CausalLM, build_model, canonical_state, load_canonical, weights_sha256
 from jobs.models.convert import export_checkpoint, import_checkpoint, load_checkpoint, spec_of
 from jobs.models.sources import open_checkpoint
 from orchestrator.errors import MoegridError, SourceError
@@ -210,6 +211,46 @@ class DeepseekFeedForward(nn.Module):
         return (chosen * values.unsqueeze(-1)).sum(-2) + self.shared(x)
 
 
+def deepseek_in(folder: Path, model: CausalLM) -> dict[str, Tensor]:
+    """Write a model as the repository of DeepSeekMoE 16B has it; return its tensors."""
+    spec, moe, tensors = model.spec, model.spec.moe, {}
+    for name, tensor in canonical_state(model).items():
+        layer, _, part = name.removeprefix("backbone.").partition(".mlp.block.")
+        if not part:
+            tensors[layer] = tensor
+        elif part == "router.weight":
+            tensors[f"{layer}.mlp.gate.weight"] = tensor
+        elif part.startswith("experts."):
+            for i, matrix in enumerate(tensor):
+                named = {"down": matrix}
+                if part == "experts.up":
+                    named = {"gate": matrix[: moe.expert_width], "up": matrix[moe.expert_width :]}
+                tensors |= {f"{layer}.mlp.experts.{i}.{piece}_proj.weight": value for piece, value in named.items()}
+        else:
+            group = "shared_experts." if part.startswith("shared.") else ""
+            tensors[f"{layer}.mlp.{group}{part.rpartition('.')[2]}_proj.weight"] = tensor
+    config = {
+        **SHAPE,
+        "model_type": "deepseek",
+        "num_key_value_heads": 4,
+        "max_position_embeddings": spec.context,
+        "intermediate_size": spec.dense_width,
+        "moe_intermediate_size": moe.expert_width,
+        "n_routed_experts": moe.num_experts,
+        "n_shared_experts": moe.shared_experts,
+        "num_experts_per_tok": moe.top_k,
+        "first_k_dense_replace": spec.dense_layers,
+        "moe_layer_freq": 1,
+        "norm_topk_prob": False,
+        "scoring_func": "softmax",
+        "rms_norm_eps": spec.norm_eps,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return tensors
+
+
 @torch.no_grad()
 def test_deepseek_moe_16b_layout_against_a_composed_reference(tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -217,13 +258,11 @@ def test_deepseek_moe_16b_layout_against_a_composed_reference(tmp_path: Path) ->
     spec = ModelSpec(
         backbone="deepseek_moe", hidden_size=32, num_layers=2, init_std=0.3, dense_layers=1, dense_width=40, moe=moe
     )
-    model = build_model(spec, VOCAB).eval()
-    export_checkpoint(model, tmp_path)
-    checkpoint = open_checkpoint(tmp_path)
-    assert checkpoint.config["n_shared_experts"] == 2
-    assert checkpoint.config["first_k_dense_replace"] == 1
-    tensors = dict(checkpoint.tensors())
-    assert weights_sha256(import_checkpoint(tmp_path)) == weights_sha256(model)
+    tensors = deepseek_in(tmp_path, build_model(spec, VOCAB))
+    assert spec_of(open_checkpoint(tmp_path).config).dense_layers == 1
+    model = import_checkpoint(tmp_path).eval()
+    torch.manual_seed(0)
+    assert weights_sha256(model) == weights_sha256(build_model(spec, VOCAB))
 
     config = LlamaConfig(**{**SHAPE, "num_key_value_heads": 4}, intermediate_size=40, rms_norm_eps=1e-5)
     reference = LlamaForCausalLM(config).eval()

@@ -1,0 +1,185 @@
+"""Our models in the layouts of transformers: the architecture there that computes the same, its config, its tensors.
+
+| ours | architecture |
+|---|---|
+| backbone olmoe, softmax top-k | OlmoeForCausalLM |
+| preset dense with swiglu, another backbone | LlamaForCausalLM |
+| softmax top-k with shared experts, another backbone (DeepSeekMoE 16B) | Qwen2MoeForCausalLM |
+| renormalised softmax top-k without shared experts, another backbone (an upcycled dense model) | MixtralForCausalLM |
+
+transformers has no class for DeepSeekMoE 16B: `deepseek_v2` and `deepseek_v3` have another attention. Qwen2-MoE without
+biases is the same model but for a gate, sigmoid(w x), on its shared expert: w = 0 halves it, which twice the weights of
+its last matrix undo, exactly. A factor on the routed experts goes into their last matrices.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import MixtralConfig, PreTrainedConfig, Qwen2MoeConfig
+
+from jobs.models.backbones import CausalLM, canonical_state
+from jobs.models.shards import write_tensors
+from jobs.moe.block import dense_width
+from orchestrator.errors import MoegridError
+from orchestrator.spec.model import DEFAULTS, ModelSpec, resolve_model
+
+# What our block may do that no layout holds; other fields change nothing unless one of these does.
+_OURS = (
+    "score",
+    "choice",
+    "unit",
+    "n_group",
+    "balance_bias",
+    "collaboration_top",
+    "zero_experts",
+    "copy_experts",
+    "constant_experts",
+    "null_experts",
+    "gating_residual",
+    "gating_layers",
+    "temperature",
+    "combine",
+    "expert",
+)
+EXPORTED = (
+    "softmax top-k of swiglu experts is exported: on backbone olmoe without shared experts, on the others with shared"
+    " experts (sum), or renormalised without; and dense models (swiglu) but on backbone olmoe"
+)
+
+
+def public_layout(spec: ModelSpec) -> str:
+    """Return the `model_type` of the architecture of transformers that computes what `spec` does.
+
+    Raises MoegridError that names what none of them has.
+    """
+    spec = resolve_model(spec)
+    moe, llama = spec.moe, spec.backbone != "olmoe"
+    own = [f"{name} {getattr(moe, name)!r}" for name in _OURS if getattr(moe, name) != DEFAULTS[name]]
+    if moe.preset == "dense":
+        if not llama:
+            own.append("dense layers with the attention of OLMoE")
+        if len({dense_width(moe), *([spec.dense_width] if spec.dense_layers else [])}) > 1:
+            own.append(f"dense layers of two widths ({spec.dense_width} and {dense_width(moe)})")
+        layout = "llama"
+    elif not llama:
+        own += [f"{name} {getattr(moe, name)!r}" for name in ("shared_experts",) if moe.shared_experts]
+        own += [f"dense_layers {spec.dense_layers}"] if spec.dense_layers else []
+        own += [f"routed_scaling {moe.routed_scaling}"] if moe.routed_scaling != 1 else []
+        layout = "olmoe"
+    elif moe.shared_experts:
+        layout = "qwen2_moe"
+    else:
+        own += [] if moe.renormalise else ["renormalise False without shared experts"]
+        own += [f"dense_layers {spec.dense_layers} without shared experts"] if spec.dense_layers else []
+        layout = "mixtral"
+    if own:
+        raise MoegridError(
+            f"preset {moe.preset!r} on backbone {spec.backbone!r} has no public layout",
+            cause=f"no architecture of transformers has {', '.join(own)}",
+            hint=EXPORTED,
+        )
+    return layout
+
+
+@torch.no_grad()
+def export_checkpoint(model: CausalLM, directory: Path, special: Mapping[str, int | None] | None = None) -> None:
+    """Write config.json and model.safetensors so that transformers loads the same model.
+
+    `special` are ids for config.json (`eos_token_id`, ...): where generation ends, and what pads. Raises MoegridError
+    when no public architecture computes what the model does.
+    """
+    layout, dtype = public_layout(model.spec), next(model.parameters()).dtype
+    scaling = float(model.spec.moe.routed_scaling or 1.0)
+    if layout != "llama" and dtype != torch.float32 and math.frexp(scaling)[0] != 0.5:
+        raise MoegridError(
+            f"routed_scaling {scaling} cannot be exported in {str(dtype).removeprefix('torch.')}",
+            cause="it goes into the experts' weights, which would be rounded",
+            hint="only powers of two are exact in less than fp32",
+        )
+    config = {
+        **_config(model, layout),
+        "rope_theta": model.spec.rope_theta,
+        "dtype": str(dtype).removeprefix("torch."),
+        **(special or {}),
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    tensors = {name: tensor.contiguous().clone() for name, tensor in _tensors(model, layout)}
+    write_tensors(tensors, directory / "model.safetensors", {"format": "pt"})
+
+
+def _config(model: CausalLM, layout: str) -> dict[str, Any]:
+    spec, moe = model.spec, model.spec.moe
+    if layout in ("olmoe", "llama"):
+        config: PreTrainedConfig = model.config
+        architecture = "OlmoeForCausalLM" if layout == "olmoe" else "LlamaForCausalLM"
+        return {**config.to_dict(), "architectures": [architecture], "model_type": layout}
+    shape: dict[str, Any] = {
+        "vocab_size": int(model.config.vocab_size),
+        "hidden_size": spec.hidden_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "max_position_embeddings": spec.context,
+        "initializer_range": spec.init_std,
+        "rms_norm_eps": spec.norm_eps,
+        "tie_word_embeddings": spec.tie_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        "num_experts_per_tok": moe.top_k,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if layout == "mixtral":
+        config = MixtralConfig(**shape, intermediate_size=moe.expert_width, num_local_experts=moe.num_experts)
+        return {**config.to_dict(), "architectures": ["MixtralForCausalLM"]}
+    config = Qwen2MoeConfig(
+        **shape,
+        intermediate_size=spec.dense_width or moe.expert_width,
+        moe_intermediate_size=moe.expert_width,
+        shared_expert_intermediate_size=moe.expert_width * (moe.shared_experts or 0),
+        num_experts=moe.num_experts,
+        norm_topk_prob=bool(moe.renormalise),
+        mlp_only_layers=list(range(spec.dense_layers)),
+        decoder_sparse_step=1,
+        qkv_bias=False,
+    )
+    return {**config.to_dict(), "architectures": ["Qwen2MoeForCausalLM"]}
+
+
+_MIXTRAL = {"gate": "w1", "up": "w3", "down": "w2"}
+
+
+def _tensors(model: CausalLM, layout: str) -> Iterator[tuple[str, Tensor]]:
+    moe, scaling = model.spec.moe, float(model.spec.moe.routed_scaling or 1.0)
+    block = "block_sparse_moe" if layout == "mixtral" else "mlp"
+    for name, tensor in canonical_state(model).items():
+        public = name.removeprefix("backbone.")
+        layer, _, part = public.partition(".mlp.block.")
+        if not part:
+            yield public, tensor
+        elif part == "router.weight":
+            yield f"{layer}.{block}.gate.weight", tensor
+            if layout == "qwen2_moe":
+                yield f"{layer}.mlp.shared_expert_gate.weight", tensor.new_zeros(1, tensor.shape[1])
+        elif part.startswith("experts."):
+            whole = tensor * scaling if part == "experts.down" else tensor
+            for expert, matrix in enumerate(whole):
+                pieces = {"down": matrix}
+                if part != "experts.down":
+                    pieces = {"gate": matrix[: moe.expert_width], "up": matrix[moe.expert_width :]}
+                for piece, values in pieces.items():
+                    word = _MIXTRAL[piece] if layout == "mixtral" else f"{piece}_proj"
+                    yield f"{layer}.{block}.experts.{expert}.{word}.weight", values
+        else:
+            shared = part.startswith("shared.")
+            piece = part.rpartition(".")[2]
+            values = 2 * tensor if shared and piece == "down" else tensor
+            yield f"{layer}.{'mlp.shared_expert' if shared else 'mlp'}.{piece}_proj.weight", values
