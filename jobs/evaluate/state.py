@@ -10,7 +10,7 @@ import torch
 
 from jobs.data.tokenizer import Vocabulary, transformers_tokenizer
 from jobs.evaluate.scoring import Spans
-from jobs.models.backbones import CausalLM, build_model, load_canonical
+from jobs.models.backbones import CausalLM, build_model, load_canonical, parameter_roles
 from jobs.models.shards import fetch_shards
 from orchestrator.errors import MoegridError
 
@@ -49,10 +49,21 @@ def load_state(context: StageContext, work: EvaluateWork | GenerateWork) -> Stat
     tokenizer = transformers_tokenizer(directory)
     model = build_model(work.model, len(tokenizer))
     load_canonical(model, fetch_shards(context, work.state, "weights"))
-    model.to(device=context.execution.device, dtype=PRECISIONS[work.precision]).eval()
+    model.to(context.execution.device).eval()
+    cast_weights(model, PRECISIONS[work.precision])
     state = State(model, tokenizer, directory, span_function(model, directory))
     live["evaluated"] = (asked, state)
     return state
+
+
+def cast_weights(model: CausalLM, dtype: torch.dtype) -> None:
+    """Round the weights to `dtype`, but for what decides routing: routers, their biases and thresholds stay in fp32.
+
+    Buffers are not weights: rotary tables stay in fp32 too.
+    """
+    for _, parameter, role in parameter_roles(model):
+        if role != "router":
+            parameter.data = parameter.data.to(dtype)
 
 
 def span_function(model: CausalLM, tokenizer_directory: Path) -> Spans | None:

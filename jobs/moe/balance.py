@@ -84,7 +84,7 @@ def _shares(
     if variant == "sigmoid_raw":
         p = routing.scores
     elif variant == "sigmoid_normalised":
-        p = routing.scores / routing.scores.sum(-1, keepdim=True)
+        p = routing.scores / routing.scores.sum(-1, keepdim=True).clamp_min(torch.finfo(routing.scores.dtype).tiny)
     elif variant == "top1_squared":
         p = torch.softmax(routing.logits, dim=-1) if not routing.softmax else routing.scores
     else:
@@ -95,12 +95,13 @@ def _shares(
     else:
         indices = routing.indices[:, :1] if variant == "top1_squared" else routing.indices
         counts = _group_counts(indices, groups, num).to(p.dtype)
+    length = len(p) // max(groups, 1)
     if routing.padded:
-        tokens = routing.mask.view(groups, -1).sum(1, keepdim=True).to(p.dtype)
-        total = torch.where(routing.mask.unsqueeze(-1), p, 0.0).view(groups, -1, num).sum(1)
+        tokens = routing.mask.view(groups, length).sum(1, keepdim=True).to(p.dtype)
+        total = torch.where(routing.mask.unsqueeze(-1), p, 0.0).view(groups, length, num).sum(1)
     else:
-        tokens = torch.full((groups, 1), float(len(p) // groups), device=p.device)
-        total = p.view(groups, -1, num).sum(1)
+        tokens = torch.full((groups, 1), float(length), device=p.device)
+        total = p.view(groups, length, num).sum(1)
     present = (tokens > 0).to(p.dtype)
     share = (present / present.sum().clamp_min(1)).squeeze(-1)
     mean = total / tokens.clamp_min(1)
@@ -115,12 +116,13 @@ def _shares(
 def _group_counts(indices_TK: Tensor, groups: int, num: int) -> Tensor:
     """Return the assignments per group and id [G,N]."""
     first = torch.arange(groups, device=indices_TK.device).view(groups, 1, 1) * num
-    indices = indices_TK.view(groups, -1, indices_TK.shape[1])
+    indices = indices_TK.view(groups, len(indices_TK) // max(groups, 1), indices_TK.shape[1])
     return count(torch.where(indices < 0, -1, first + indices), groups * num).view(groups, num)
 
 
 def _token_mean(values_T: Tensor, routing: Routing) -> Tensor:
-    if not routing.padded:
+    """Return the mean over the real tokens; 0 where there is none."""
+    if not routing.padded and len(values_T):
         return values_T.mean()
     return torch.where(routing.mask, values_T, 0.0).sum() / routing.mask.sum().clamp_min(1)
 
@@ -131,8 +133,8 @@ def z_loss(routing: Routing) -> Tensor:
 
 
 def _mean(p_TN: Tensor, routing: Routing) -> Tensor:
-    """Return the mean over the real tokens [N]."""
-    if not routing.padded:
+    """Return the mean over the real tokens [N]; 0 where there is none."""
+    if not routing.padded and len(p_TN):
         return p_TN.mean(0)
     return torch.where(routing.mask.unsqueeze(-1), p_TN, 0.0).sum(0) / routing.mask.sum().clamp_min(1)
 

@@ -55,6 +55,8 @@ class ExpertChoice(Router):
         passed = (scores_TN >= self.threshold) & context.mask.unsqueeze(-1)
         if self.by_threshold and not self.training:
             return passed, None
+        if not len(scores_TN):
+            return passed, scores_TN.new_zeros(self.num_ids)
         groups = context.batch if self.moe.choice_group == "sequence" else 1
         best, cutoffs = choose_tokens(
             scores_TN.view(groups, -1, self.num_ids), context.mask.view(groups, -1), self.moe.top_k

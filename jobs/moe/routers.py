@@ -156,15 +156,16 @@ class Router(nn.Module):
     def choose(self, logits_TN: Tensor, scores_TN: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the chosen ids [T,k], best first, and which of them are not to be had [T,k] (None = all are)."""
         moe, values = self.moe, scores_TN.detach()
+        grouped = (moe.n_group or 1) > 1
         if moe.balance_bias:
             values = values + self.bias
-        elif self.switches.temperature != 1.0 and moe.group_score != "top2_sum":
+        elif self.switches.temperature != 1.0 and not (grouped and moe.group_score == "top2_sum"):
             # The scores grow with it, and at a low temperature many of them round to the same 0 or 1.
             values = self.tempered(logits_TN.detach())
         if self.switches.removed:
             values = values.masked_fill(self.removed_ids(), float("-inf"))
-        if moe.n_group and moe.n_group > 1:
-            values = limit_groups(values, moe.n_group, moe.topk_group or 1, moe.group_score or "max")
+        if grouped:
+            values = limit_groups(values, moe.n_group or 1, moe.topk_group or 1, moe.group_score or "max")
         if hasattr(self, "allowed"):
             values = limit_collaboration(values, self.allowed)
         drop = self.switches.drop
@@ -208,6 +209,8 @@ class Router(nn.Module):
                 cause="the block was called without `spans`",
                 hint=f"pass spans [B,S] of the data stage (spans_{self.moe.unit})",
             )
+        if not len(logits_TN):
+            return logits_TN
         shape = (context.batch, -1, logits_TN.shape[1])
         states = context.span_states
         pooled, state = pool_spans(

@@ -33,12 +33,16 @@ def _top_k_on_cpu(values: Tensor, k: int) -> Tensor | None:
 
 
 def limit_groups(values_TN: Tensor, n_group: int, topk_group: int, group_score: str) -> Tensor:
-    """Return `values` with -inf outside each token's best `topk_group` groups (DeepSeek-V2: max, V3: top2_sum)."""
-    grouped = values_TN.view(values_TN.shape[0], n_group, -1)
+    """Return `values` with -inf outside each token's best `topk_group` groups (DeepSeek-V2: max, V3: top2_sum).
+
+    Values that are -inf already (removed experts) do not count: one that is left alone stands for both of the best two.
+    """
+    grouped = values_TN.view(len(values_TN), n_group, values_TN.shape[1] // n_group)
     if group_score == "max":
         strength = grouped.amax(-1)
     else:
-        strength = grouped.topk(2, dim=-1).values.sum(-1)
+        first, second = grouped.topk(2, dim=-1).values.unbind(-1)
+        strength = first + torch.where(second == float("-inf"), first, second)
     kept = torch.zeros_like(strength, dtype=torch.bool).scatter_(1, top_k(strength, topk_group), True)
     return grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).view_as(values_TN)
 

@@ -14,6 +14,7 @@ from jobs.moe.block import build_block
 from jobs.moe.routing import Routing
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import LOAD_VARIANTS, BalanceSpec
+from orchestrator.spec.model import PRESETS
 
 N, K, B, S, D = 6, 2, 3, 10, 12
 
@@ -196,6 +197,24 @@ def test_only_a_share_of_the_whole_batch_is_summed_over_ranks(variant: str, monk
     monkeypatch.setattr(torch.distributed, "all_reduce", summed.append)
     load_balance([record()], variant, scope="global")
     assert bool(summed) == (variant == "switch")
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (2, 5)], ids=["no row", "no token", "padding alone"])
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "dense"])
+def test_without_a_token_every_loss_and_its_gradient_is_zero(preset: str, shape: tuple[int, int]) -> None:
+    block = build_block({"preset": preset, "hidden_size": D, "num_experts": N, "top_k": K})
+    x = torch.randn(*shape, D, requires_grad=True)
+    _, routing = block(x, torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool))
+    routings = [routing]
+    if not x.numel():
+        routings.append(block(x, torch.zeros(shape, dtype=torch.long))[1])
+    for record in routings:
+        losses = list(record.losses().values())
+        losses += [load_balance([record], v, g) for v in LOAD_VARIANTS for g in ("batch", "sequence", "pooled")]
+        assert [loss.item() for loss in losses] == [0.0] * len(losses)
+        torch.stack(losses).sum().backward()
+    gradients = [p.grad for p in block.parameters() if p.grad is not None]
+    assert not any(gradient.any() for gradient in gradients)
 
 
 def test_a_spare_counts_nothing_in_what_ranks_sum(monkeypatch: pytest.MonkeyPatch) -> None:

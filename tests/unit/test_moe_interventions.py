@@ -147,6 +147,29 @@ def test_a_low_temperature_changes_no_choice_by_rounding(preset: str) -> None:
         assert torch.equal(block(X)[1].indices, expected)
 
 
+@pytest.mark.parametrize("group_score", ["max", "top2_sum"])
+@pytest.mark.parametrize("n_group", [1, 2, 4])
+@pytest.mark.parametrize("removed", [[0], [2, 3], [1, 4]])
+def test_a_group_is_judged_by_the_experts_that_are_left(group_score: str, n_group: int, removed: list[int]) -> None:
+    fields = {"n_group": n_group, "topk_group": (n_group + 1) // 2, "group_score": group_score}
+    block = block_of(preset="deepseek_moe", variant="v3", **fields)
+    block.router.bias += torch.linspace(-0.2, 0.2, N)
+    with pruned(block, {0: removed}):
+        _, routing = block(X)
+    size = N // n_group
+    for token, h in enumerate(X.view(-1, D) @ block.router.weight.detach().t()):
+        values = {i: float(torch.sigmoid(h[i]) + block.router.bias[i]) for i in range(N) if i not in removed}
+        groups = [[i for i in range(g * size, (g + 1) * size) if i in values] for g in range(n_group)]
+        best = [sorted((values[i] for i in group), reverse=True) for group in groups]
+        number = 1 if group_score == "max" or n_group == 1 else 2
+        strengths = [sum(v[:number]) / len(v[:number]) if v else float("-inf") for v in best]
+        kept = sorted(range(n_group), key=lambda g: -strengths[g])[: (n_group + 1) // 2]
+        allowed = sorted((i for g in kept for i in groups[g]), key=lambda i: -values[i])[:K]
+        assert [i for i in routing.indices[token].tolist() if i >= 0] == allowed
+    served = set(routing.indices.unique().tolist()) - {-1}
+    assert served == set(range(N)) - set(removed)
+
+
 def test_random_routing_of_signed_experts_takes_distinct_ones() -> None:
     block = block_of(preset="tc_moe")
     x = torch.randn(1, 4000, D)
