@@ -231,7 +231,7 @@ def _work_through(job: Any, request: JobRequest, world: World) -> None:
     if world.size > 1:
         from jobs.train.distributed import join
 
-        todo = join(world, request.execution, todo)
+        todo = join(world, request.execution, todo, nodes=request.resources.nodes)
     job.todo = todo
     for stage in request.stages:
         if stage.key not in todo:

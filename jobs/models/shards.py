@@ -115,6 +115,11 @@ def rows_digest(pieces: Mapping[str, Rows]) -> int:
     return total % _MODULUS
 
 
+def digest_bytes(digest: int) -> bytes:
+    """Return a digest as 32 bytes, the most significant first."""
+    return digest.to_bytes(32, "big")
+
+
 def digest_text(parts: Iterable[int]) -> str:
     """Return the digest of a whole whose pieces have the digests `parts`, in hexadecimal."""
     return f"{sum(parts) % _MODULUS:064x}"

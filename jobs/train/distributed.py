@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from jobs.train.sockets import bind_collectives, listen
 from jobs.world import World
 from orchestrator.spec.cell import Execution
 
@@ -22,14 +23,21 @@ POLL_SECONDS = 0.1
 _meeting: dist.TCPStore | None = None
 
 
-def join(world: World, execution: Execution, todo: Sequence[str]) -> list[str]:
+def join(world: World, execution: Execution, todo: Sequence[str], *, nodes: int = 1) -> list[str]:
     """Meet the other ranks and return the keys of the stages that rank 0 decided to run.
 
     Rank 0 calls this after it holds the leases, so no other rank starts work that is not theirs.
     """
     global _meeting
+    listener = listen(world.address, world.port, across_nodes=nodes > 1) if world.rank == 0 else None
+    bind_collectives(world.address, world.port)
     _meeting = dist.TCPStore(
-        world.address, world.port, world.size, world.rank == 0, timeout=timedelta(seconds=MEET_SECONDS)
+        world.address,
+        world.port,
+        world.size,
+        world.rank == 0,
+        timeout=timedelta(seconds=MEET_SECONDS),
+        master_listen_fd=listener,
     )
     if world.rank == 0:
         _meeting.set("stages", json.dumps(list(todo)))

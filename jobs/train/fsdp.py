@@ -18,7 +18,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from jobs.models.backbones import CausalLM, build_model, canonical_state, load_canonical, parameter_roles
-from jobs.models.shards import Rows, dealt, digest_text, rows_digest
+from jobs.models.shards import Rows, dealt, digest_bytes, digest_text, rows_digest
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     FROZEN_ROLES,
@@ -119,10 +119,12 @@ class FsdpEngine:
     def digest(self, names: Collection[str]) -> str:
         wanted = set(names)
         cut, copied = self._split({name: t for name, t in canonical_state(self.model).items() if name in wanted})
-        parts: list[Any] = [None] * self.world_size
-        dist.all_gather_object(parts, rows_digest(cut))
+        own = torch.tensor(list(digest_bytes(rows_digest(cut))), dtype=torch.uint8, device=self._mesh.device_type)
+        parts = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(parts, own)
         # Of what every rank holds each proves its own.
-        return digest_text([*parts, rows_digest({name: Rows.whole(tensor) for name, tensor in copied.items()})])
+        shared = rows_digest({name: Rows.whole(tensor) for name, tensor in copied.items()})
+        return digest_text([*(int.from_bytes(part.tolist(), "big") for part in parts), shared])
 
     def weights(self) -> dict[str, Rows]:
         cut, copied = self._split(canonical_state(self.model))

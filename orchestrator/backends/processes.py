@@ -46,9 +46,9 @@ class NodeJob:
 class Processes:
     """Starts the ranks of a node at once; call it from the thread that lives as long as the supervisor."""
 
-    def __init__(self, job: NodeJob, master: tuple[str, int] | None = None) -> None:
-        """`master` is where rank 0 listens; None: this node has rank 0, and chooses a port."""
-        self.master = master or (_own_address(), _free_port())
+    def __init__(self, job: NodeJob, master: tuple[str, int]) -> None:
+        """`master` is the address and port at which rank 0 listens."""
+        self.master = master
         self._job = job
         folder = Path(job.log_directory or Path(tempfile.gettempdir()) / f"moegrid-{os.getuid()}" / "logs")
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,14 +151,9 @@ def _peak_rss(pid: int) -> float:
     return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
-def _own_address() -> str:
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return "127.0.0.1"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+def free_place(address: str) -> tuple[str, int]:
+    """Return an address of this machine with a port that is free there now."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((address, 0))
+        return address, int(probe.getsockname()[1])

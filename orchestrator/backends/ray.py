@@ -35,7 +35,7 @@ from orchestrator.backends.base import (
     JobState,
     SchedulerUnreachable,
 )
-from orchestrator.backends.processes import NodeJob, Processes, ending, patience
+from orchestrator.backends.processes import NodeJob, Processes, ending, free_place, patience
 from orchestrator.errors import MoegridError
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Resources
@@ -72,11 +72,10 @@ class NodeActor:
     """The supervisor of one node's processes; it becomes a Ray actor. `leader` is the actor of the node with rank 0."""
 
     def __init__(self, job: NodeJob, leader: Any = None) -> None:
-        master = None
-        if leader is not None:
-            import ray
+        import ray
 
-            master = ray.get(leader.master.remote())
+        # By this address the cluster's nodes know each other; a host's name may mean another one.
+        master = ray.get(leader.master.remote()) if leader is not None else free_place(ray.util.get_node_ip_address())
         self._processes = Processes(job, master)
 
     def master(self) -> tuple[str, int]:
