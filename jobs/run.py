@@ -27,7 +27,7 @@ from jobs.context import patiently
 from jobs.opening import START_PATIENCE_SECONDS, JobRequest, StageRequest, described_job, open_store, read_job
 from jobs.preemption import Preempted, Signals
 from jobs.watchdog import Hung, Watchdog
-from jobs.world import World, launch, world_from
+from jobs.world import World, launch, own_world
 from orchestrator.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOT_MINE, EXIT_PREEMPTED, MoegridError, StoreError
 from orchestrator.spec.work import EvaluateWork, Work
 
@@ -106,15 +106,15 @@ def run_job(url: str, batch: str, index: int, signals: Signals, arguments: Seque
             request = read_job(described)
         except (MoegridError, KeyError, TypeError) as error:
             return _give_up(store, attempt, {**failures.describe(stage, error), "kind": "bad_spec"}, error)
-        world = world_from(os.environ)
         ranks = request.resources.nodes * request.resources.processes
-        if world is None and ranks > 1:
+        world = own_world(os.environ, ranks)
+        if world is None:
             return launch(arguments, ranks)
         with contextlib.ExitStack() as stack:
             sweep_scratch(Path(tempfile.gettempdir()))
             scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
             stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-            return _run_stages(store, request, signals, world or World(), scratch)
+            return _run_stages(store, request, signals, world, scratch)
     except Exception as error:
         return _give_up(store, attempt, failures.describe(stage, error), error)
 

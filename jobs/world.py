@@ -13,11 +13,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 from jobs.preemption import STOP_SIGNALS
 from orchestrator.errors import EXIT_PREEMPTED
+from orchestrator.spec.launchers import is_place
 
 # How long the other ranks may take to end after the first one did.
 GRACE_SECONDS = 20.0
@@ -46,6 +47,22 @@ def world_from(environment: Mapping[str, str]) -> World | None:
     else:
         return None
     return World(rank, local, size, environment.get("MASTER_ADDR", ""), int(environment.get("MASTER_PORT", "0")))
+
+
+def own_world(environment: MutableMapping[str, str], ranks: int) -> World | None:
+    """Return this process's place in a job of `ranks` processes, None when it has yet to start them.
+
+    What an outer job says of another world is dropped from `environment`: no library may wait for its ranks.
+    """
+    try:
+        world = world_from(environment)
+    except (KeyError, ValueError):
+        world = None
+    if world is not None and world.size == ranks > 1:
+        return world
+    for name in [name for name in environment if is_place(name)]:
+        del environment[name]
+    return World() if ranks == 1 else None
 
 
 def free_port() -> int:

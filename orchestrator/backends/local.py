@@ -35,6 +35,7 @@ from orchestrator.backends.base import (
 from orchestrator.errors import MoegridError
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import THREADS, Resources
+from orchestrator.spec.launchers import outside
 
 # The shell leaves its process id (the job's own: exec keeps it) before anything else can happen.
 _LAUNCH = (
@@ -228,7 +229,7 @@ class LocalBackend:
         return [*self._program, "--store", batch.store, "--batch", batch.name, "--job", str(job.index)]
 
     def _environment(self, batch: Batch, job: Job, gpus: Sequence[int]) -> dict[str, str]:
-        environment = dict(os.environ)
+        environment = outside(os.environ)
         environment.update(dict.fromkeys(THREADS, str(job.resources.cores)))
         inherited = environment.get("PYTHONPATH", "")
         environment["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), inherited) if part)

@@ -21,6 +21,7 @@ from typing import Any
 from orchestrator.backends import host
 from orchestrator.errors import EXIT_DONE, EXIT_PREEMPTED
 from orchestrator.spec.cell import THREADS
+from orchestrator.spec.launchers import outside
 
 # Seconds that the other ranks get after the first one has ended: they may still be saving, unless it failed.
 RANK_PATIENCE, FAILED_PATIENCE = 300.0, 20.0
@@ -93,7 +94,7 @@ class Processes:
     def _start(self, local_rank: int, output: int) -> subprocess.Popen[bytes]:
         job = self._job
         environment = {
-            **os.environ,
+            **outside(os.environ),
             **dict.fromkeys(THREADS, str(job.cores)),
             "PYTHONUNBUFFERED": "1",
             "PYTHONSAFEPATH": "1",
@@ -103,9 +104,7 @@ class Processes:
         if job.project:
             path = (job.project, environment.get("PYTHONPATH", ""))
             environment["PYTHONPATH"] = os.pathsep.join(part for part in path if part)
-        environment.update(job.environment)
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            environment.pop(name, None)
+        environment.update(outside(job.environment))
         if job.world > 1:
             environment |= {
                 "RANK": str(job.first + local_rank),

@@ -15,6 +15,7 @@ import pytest
 
 from orchestrator.backends.slurm_records import expand
 from tests.faults.harness import HERE, SITE, Lab, assert_sound, graph
+from tests.faults.test_outer_jobs import OUTER
 from tests.faults.unsound_slurm import calls, unsound
 from tests.lab_slurm import SlurmLab, eventually
 
@@ -96,7 +97,7 @@ def test_commands_that_answer_nonsense_lose_nothing_and_submit_nothing_twice(
     slurm_lab: SlurmLab, cluster: Lab, reference: dict[str, Any], case: str
 ) -> None:
     folder = unsound(cluster.folder / "bin", UNSOUND[case])
-    code, said = cluster.drive(PATH=f"{folder}{os.pathsep}{os.environ['PATH']}")
+    code, said = cluster.drive(PATH=f"{folder}{os.pathsep}{os.environ['PATH']}", **OUTER)
     assert code == 0, said
     assert_sound(cluster, reference)
     stages = submitted(cluster)
