@@ -242,9 +242,13 @@ def accounts(
         if step:  # a line of the job above it: how much memory its processes held
             for key in current:
                 found[key] = replace(found[key], rss=max(found[key].rss, gibibytes(rss)))
+                if step == "batch" and found[key].state == "FAILED" and exit_code.endswith(":1"):
+                    found[key] = replace(found[key], code=0, signal=1)  # the job's own line has SIGHUP as exit code 1
             continue
         job, _, tasks = whole.partition("_")
         code, number = (_integer(part) for part in (*exit_code.split(":"), "0")[:2])
+        if state.startswith("FAILED") and not number:
+            code = _restored(code)
         current = [(job, task) for task in expand(tasks)]
         for key in current:
             starts = found[key].restarts + 1 if key in found else 0
@@ -285,6 +289,14 @@ def ending(record: Record) -> tuple[int | None, int]:
         return None, 0
     # SLURM's own signals (53: the output file could not be opened) are no signal of the process.
     return record.code or (1 if record.signal else 0), 0
+
+
+def _restored(code: int) -> int:
+    """Return the exit code of which sacct may have taken 128 off, as SLURM 22.05 does: 137 is 9, 128 is 0.
+
+    1 and 2 are what programs end with; no command of ours ends with what looks like another signal.
+    """
+    return code + 128 if code == 0 or 3 <= code <= 64 else code
 
 
 def _integer(text: str) -> int:

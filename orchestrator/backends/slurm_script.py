@@ -29,6 +29,14 @@ MASTER_ADDR=$(scontrol show node "$node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p
 export MASTER_ADDR=${{MASTER_ADDR:-$node}} MASTER_PORT=$(({port} + SLURM_JOB_ID % {ports}))
 rank='export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS; exec "$@"'
 srun --unbuffered {arguments} /bin/sh -c "$rank" rank {command} --job "$job"
+status=$?
+# Accounting takes 128 off exit codes: what a signal ended ends by that signal here too, unless it only stops or wakes.
+case $status in
+    145|146|147|148|149|150|151|156) exit 1 ;;
+    129|1[3-5][0-9]) ulimit -c 0; {{ sleep 0.2; kill -$((status - 128)) $$; }} & exec sleep 10 ;;
+esac
+[ $status -lt 128 ] || exit 1
+exit $status
 """.strip()
 
 

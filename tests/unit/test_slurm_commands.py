@@ -130,6 +130,17 @@ def test_the_script_holds_the_command_and_the_site_and_no_secret(
         # accounting speaks for what the controller has forgotten, its newest start last
         ("", "7_0|d-0|NODE_FAIL|0:0|n1|\n", JobState(ENDED, None, 0, "NODE_FAIL", "n1")),
         ("", "7_0|d-0|CANCELLED by 0|0:15|n1|\n", JobState(ENDED, None, signal.SIGTERM, "CANCELLED", "n1")),
+        # sacct takes 128 off an exit code: 137, 139, 143, 128, 255; what programs end with stays
+        ("", "7_0|d-0|FAILED|9:0|n1|\n", JobState(ENDED, None, signal.SIGKILL, "FAILED", "n1")),
+        ("", "7_0|d-0|FAILED|11:0|n1|\n", JobState(ENDED, None, signal.SIGSEGV, "FAILED", "n1")),
+        ("", "7_0|d-0|FAILED|15:0|n1|\n", JobState(ENDED, None, signal.SIGTERM, "FAILED", "n1")),
+        ("", "7_0|d-0|FAILED|0:0|n1|\n", JobState(ENDED, 128, 0, "FAILED", "n1")),
+        ("", "7_0|d-0|FAILED|127:0|n1|\n", JobState(ENDED, 127, 0, "FAILED", "n1")),
+        ("", "7_0|d-0|FAILED|1:0|n1|\n", JobState(ENDED, 1, 0, "FAILED", "n1")),
+        ("", "7_0|d-0|FAILED|1:0|n1|\n7_0.batch|batch|CANCELLED|0:1|n1|\n",
+         JobState(ENDED, None, signal.SIGHUP, "FAILED", "n1")),
+        ("", "7_0|d-0|FAILED|75:0|n1|\n", JobState(ENDED, 75, 0, "FAILED", "n1")),
+        ("", "7_0|d-0|FAILED|0:9|n1|\n", JobState(ENDED, None, signal.SIGKILL, "FAILED", "n1")),
         ("", "7_0|d-0|TIMEOUT|0:0|n1|\n7_0.batch|batch|CANCELLED|0:15|n1|1048576K\n",
          JobState(ENDED, None, 0, "TIMEOUT", "n1", 1.0)),
         ("", "7_0|d-0|PREEMPTED|0:0|n1|\n7_0|d-0|COMPLETED|0:0|n2|\n", JobState(ENDED, 0, host="n2")),
