@@ -113,6 +113,11 @@ def load_site(name: str) -> Site:
     return Site(path.stem, driving.backend, made, driving.tick_seconds, driving.lease_seconds, str(path))
 
 
+def default_site(backend: str) -> Site:
+    """Return the site of a backend with its default settings."""
+    return Site(backend, backend, _settings_type(backend)[0]())
+
+
 def _settings_type(backend: str) -> tuple[Any, str]:
     """Return the dataclass of a backend's settings, and who lists them; (None, ...) where there is no such backend."""
     if backend == "local":

@@ -193,6 +193,7 @@ def open_engine(context: Context, graph: StageGraph) -> tuple[Engine, Backend]:
     backend = open_backend(site, context.store.url)
     options = Options(
         site=site.name,
+        site_file=site.path,
         tracking_uri=context.tracking_uri,
         tick_seconds=site.tick_seconds,
         lease_seconds=site.lease_seconds,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.backends.base import Handle
+from orchestrator.backends.base import Backend, Handle
 from orchestrator.commands import again
 from orchestrator.commands.context import Context, cell_ids, take_cell
-from orchestrator.engine.driver import driver_of, is_alive
+from orchestrator.commands.sites import backend_of
+from orchestrator.engine.driver import batch_of, driver_of, is_alive
 from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DONE, EXIT_PENDING, MoegridError
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.root import root_document
-from orchestrator.settings import load_site, open_backend
+from orchestrator.settings import load_site
 from orchestrator.spec.identity import plain
 from orchestrator.store import ClaimState
 from orchestrator.tracking import records
@@ -81,14 +82,14 @@ def logs(context: Context) -> int:
     context.console.print(
         f"attempt {attempt.id} ({', '.join(graph.stages[s].label for s in attempt.stages if s in graph.stages)})"
     )
-    backend = open_backend(load_site(attempt.site or "local")) if rank is None else None
+    backend = _log_backend(context, journal, attempt) if rank is None else None
     shown = ""
     while True:
-        if backend is None:
+        if rank is not None:
             text = _log_of_rank(context, attempt.id, rank)
         else:
             handle = journal.handle(attempt.id)
-            text = journal.log(attempt.id, backend.log(handle) if handle else None)
+            text = journal.log(attempt.id, backend.log(handle) if backend and handle else None)
         # A long log is cut at its head, so what is new is what follows the last line shown.
         fresh = text[len(shown) :] if text.startswith(shown) else text
         print(fresh, end="", flush=True)
@@ -96,6 +97,15 @@ def logs(context: Context) -> int:
         if not context.arguments.follow or (not fresh and _ended(context, journal, attempt.id, attempt.stages)):
             return EXIT_DONE
         time.sleep(0.5)
+
+
+def _log_backend(context: Context, journal: Journal, attempt: records.Attempt) -> Backend | None:
+    """Return who has the attempt's output; None where it cannot be reached: what was shipped to the store is shown."""
+    try:
+        submission = journal.submission(attempt.batch) or {}
+        return backend_of(submission, journal.handle(attempt.id), context.store.url, context.arguments.site)
+    except MoegridError:
+        return None
 
 
 def _ranks(journal: Journal, attempt: str) -> int:
@@ -126,17 +136,50 @@ def cancel(context: Context) -> int:
     journal = Journal(context.store)
     context.store.put_json(f"{CANCEL_FOLDER}/{graph.grid.name}.json", {"time": time.time()})
     missing = frozenset(graph.stages) - context.store.artifacts.keys()
-    flying = {claim.attempt for claim in journal.claims(missing).values() if claim.live}
-    orphans: dict[str, list[Handle]] = {}
-    for attempt in sorted(flying):
-        handle, submission = journal.handle(attempt), journal.submission(attempt.rsplit("-", 1)[0])
-        if handle is not None and submission is not None and not is_alive(driver_of(attempt)):
-            orphans.setdefault(submission.get("site", "local"), []).append(handle)
-    for site, handles in orphans.items():
-        open_backend(load_site(site)).cancel(handles, now=context.arguments.now)
+    # A job that waits for its turn holds a lease that may have run out: it is asked too.
+    claims = [claim for claim in journal.claims(missing).values() if claim.attempt and not claim.released]
+    flying = {claim.attempt for claim in claims if claim.live}
+    batches: dict[str, list[str]] = {}
+    for attempt in sorted({claim.attempt for claim in claims}):
+        if not is_alive(driver_of(attempt)):
+            batches.setdefault(batch_of(attempt), []).append(attempt)
+    unasked: list[MoegridError] = []
+    for (site, _), (backend, handles) in _orphans(context, journal, batches, unasked).items():
+        try:
+            backend.cancel(handles, now=context.arguments.now)
+            flying |= {handle.attempt for handle in handles}
+        except MoegridError as error:
+            context.console.print(f"jobs of site {site} could not be asked")
+            unasked.append(error)
     resume = again.command(context.arguments, "resume")
-    context.console.print(f"asked {len(flying)} running jobs to save their states and stop; go on with: {resume}")
-    return EXIT_DONE
+    context.console.print(f"asked {len(flying)} jobs to save their states and stop; go on with: {resume}")
+    for trouble in unasked:
+        context.console.print(str(trouble))
+    return max((trouble.exit_code for trouble in unasked), default=EXIT_DONE)
+
+
+def _orphans(
+    context: Context, journal: Journal, batches: Mapping[str, Sequence[str]], unasked: list[MoegridError]
+) -> dict[tuple[str, str], tuple[Backend, list[Handle]]]:
+    """Return the jobs of batches without a driver, by site; what cannot be found out goes to `unasked`."""
+    found: dict[tuple[str, str], tuple[Backend, list[Handle]]] = {}
+    for batch, attempts in batches.items():
+        submission = journal.submission(batch) or {}
+        handles = {attempt: journal.handle(attempt) for attempt in attempts}
+        known = {attempt: handle for attempt, handle in handles.items() if handle is not None}
+        place = (str(submission.get("site", "")), str(submission.get("site_file", "")))
+        try:
+            if place not in found:
+                one = next(iter(known.values()), None)
+                found[place] = (backend_of(submission, one, context.store.url, context.arguments.site), [])
+            backend = found[place][0]
+            if len(known) < len(attempts):  # their driver died before it could write down what they are called
+                known = {**backend.find(batch), **known}
+        except MoegridError as error:
+            unasked.append(error)
+        if place in found:
+            found[place][1].extend(known[attempt] for attempt in attempts if attempt in known)
+    return found
 
 
 def _stages(graph: StageGraph, name: str) -> set[str]:

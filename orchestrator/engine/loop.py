@@ -40,6 +40,7 @@ class Options:
     """How a driver works: never what it computes. `max_jobs` 0 = as many as the site takes."""
 
     site: str = "local"
+    site_file: str = ""
     tracking_uri: str = ""
     tick_seconds: float = 0.5
     lease_seconds: float = 30.0
@@ -274,6 +275,8 @@ class Engine:
             "grid_digest": grid.digest,
             "scale": grid.scale,
             "site": self.options.site,
+            "site_file": self.options.site_file,
+            "backend": self.backend.name,
             "tracking_uri": self.options.tracking_uri,
         }
         self.journal.submit(batch, header, jobs)
