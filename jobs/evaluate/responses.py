@@ -12,7 +12,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from jobs.evaluate.harness import Row, read_rows
+from jobs.evaluate.harness import Row, read_rows, splits_in
 from jobs.evaluate.ledger import Ledger
 from jobs.evaluate.prefix_lm import PrefixLM
 from jobs.evaluate.state import load_state
@@ -34,7 +34,8 @@ def run(context: StageContext, work: GenerateWork) -> None:
     directory = context.directory(work.items)
     prompts: list[Row] = []
     for task in work.tasks:
-        for number, row in enumerate(read_rows(directory, task.name, task.limit, "", "test")["test"]):
+        splits_in(directory, task.name, "test")
+        for number, row in enumerate(read_rows(directory, task.name, "test", task.limit)):
             if "prompt" not in row:
                 raise SourceError(f"the items of {task.name!r} have no prompt", cause=f"they have {', '.join(row)}")
             asked = {"prompt": row["prompt"], "label": row.get("label", "")}

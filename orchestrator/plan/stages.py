@@ -18,6 +18,7 @@ from orchestrator.spec.identity import Span, state_key
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.schedule import Phase, freeze_phases, step_at
 from orchestrator.spec.suites import TASKED, Use, uses
+from orchestrator.spec.tasks import POOLED
 from orchestrator.spec.work import (
     Conditions,
     DataWork,
@@ -213,7 +214,10 @@ class Lowering:
                 for task in sorted(evaluate.tasks, key=lambda task: task.name)
                 if task.source
             )
-            items = self._add(stages, DataWork(spec, 0, names, apart), "prepare", "evaluation items")
+            wheel = evaluate.source.startswith("wheel://")
+            drawn = {task.name for task in evaluate.tasks if wheel and task.shots and not task.source}
+            pools = tuple(sorted(drawn & POOLED))
+            items = self._add(stages, DataWork(spec, 0, names, apart, pools), "prepare", "evaluation items")
         benchmarks = {}
         for suite in evaluate.suites:
             for use in uses(evaluate, suite):

