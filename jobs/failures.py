@@ -10,6 +10,7 @@ from orchestrator.errors import (
     EXIT_AWAY,
     EXIT_FAILED,
     EXIT_NOT_MINE,
+    SPOKEN_FAILURE,
     CorruptBlob,
     GridError,
     LeaseLost,
@@ -20,9 +21,6 @@ from orchestrator.errors import (
     StoreError,
 )
 from orchestrator.store.trouble import kind_of_number, kind_of_text
-
-# How a record looks in the log when the store could not take it; the driver reads it there.
-SPOKEN = "moegrid-failure"
 
 _BY_CLASS: tuple[tuple[type[BaseException], str], ...] = (
     (CorruptBlob, "corrupt"),
@@ -128,4 +126,4 @@ def describe(stage: str, error: BaseException) -> dict[str, Any]:
 def spoken(attempt: str, record: dict[str, Any]) -> str:
     """Return the line that tells a log of `record`, for when the store cannot be told."""
     told = {name: value for name, value in record.items() if name != "traceback"}
-    return f"{SPOKEN} {json.dumps({'attempt': attempt, **told})}"
+    return f"{SPOKEN_FAILURE} {json.dumps({'attempt': attempt, **told})}"

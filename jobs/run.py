@@ -28,7 +28,15 @@ from jobs.opening import START_PATIENCE_SECONDS, JobRequest, StageRequest, descr
 from jobs.preemption import Preempted, Signals
 from jobs.watchdog import Hung, Watchdog
 from jobs.world import World, launch, own_world
-from orchestrator.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOT_MINE, EXIT_PREEMPTED, MoegridError, StoreError
+from orchestrator.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_NOT_MINE,
+    EXIT_PREEMPTED,
+    SPOKEN_END,
+    MoegridError,
+    StoreError,
+)
 from orchestrator.spec.work import EvaluateWork, Work
 
 log = logging.getLogger("jobs.run")
@@ -290,6 +298,7 @@ def _check_committed(job: Any, request: JobRequest) -> None:
     for stage in request.stages:
         if stage.key in job.todo and stage.key not in job.manifests:
             raise AssertionError(f"stage {stage.label} ended without committing its artifact")
+    print(f"{SPOKEN_END} {job.attempt}", file=sys.stderr, flush=True)
 
 
 def _record_failure(job: Any, stage: str, error: BaseException) -> None:

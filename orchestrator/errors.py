@@ -17,6 +17,9 @@ EXIT_PREEMPTED = 75
 EXIT_AWAY = 69
 # A node's own exit code when another process has the stage: nothing was done, nothing is tried again.
 EXIT_NOT_MINE = 76
+# What a node says in its log at its end, where the store may not take it: a failure's record, or that all is there.
+SPOKEN_FAILURE = "moegrid-failure"
+SPOKEN_END = "moegrid-committed"
 
 
 class MoegridError(Exception):

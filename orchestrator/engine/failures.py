@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from orchestrator.backends.base import JobState
-from orchestrator.errors import EXIT_AWAY, EXIT_DONE, EXIT_NOT_MINE, EXIT_PREEMPTED
+from orchestrator.errors import EXIT_AWAY, EXIT_DONE, EXIT_NOT_MINE, EXIT_PREEMPTED, SPOKEN_FAILURE
 from orchestrator.store.trouble import AWAY_TEXT, FULL_TEXT, STORE_TEXT
 
 TAIL_LINES = 12
 # Kinds of an exit EXIT_AWAY that the log may tell better than the code.
 _OUTSIDE = ("disk_full", "oom", "node_lost", "hung", "parent_missing", "corrupt")
 NOT_COMMITTED = "it ended without committing its artifact"
-_SPOKEN = re.compile(r"moegrid-failure (\{.*\})\s*$")
+_SPOKEN = re.compile(rf"{SPOKEN_FAILURE} (\{{.*\}})\s*$")
 
 _SCHEDULER = {
     "PREEMPTED": "preempted",

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from orchestrator.backends.base import ABSENT, ELSEWHERE, ENDED, RUNNING, Backend, Handle, JobState
 from orchestrator.engine import driver as drivers
 from orchestrator.engine.driver import Driver, batch_of, driver_of
-from orchestrator.engine.failures import Failure, classify, spoken, tail
+from orchestrator.engine.failures import HINTS, Failure, Verdict, classify, spoken, tail
 from orchestrator.engine.journal import Journal, code_digest
-from orchestrator.errors import EXIT_DONE
+from orchestrator.errors import EXIT_DONE, SPOKEN_END
 from orchestrator.store import ClaimState
 
 SLOW_START = 20
@@ -161,17 +161,22 @@ class Watch:
     def _record(
         self, attempt: str, handle: Handle | None, state: JobState, missing: list[str], memory_gb: float
     ) -> None:
+        store = self._journal.store
         log = self._journal.log(attempt, self._backend.log(handle) if handle else None)
         report = self._journal.report(attempt) or spoken(log, attempt)
         beat = self._journal.heartbeat(attempt)
         if state.exit_code is None and not state.signal:
             # Nobody saw the process end; its last heartbeat tells how, if it could.
             state = replace(state, phase=ENDED, exit_code=beat.get("exit_code"))
-        # A node ends with 0 only after it saw its commits; its last heartbeat is gone where the whole store is.
-        committed = beat.get("exit_code", EXIT_DONE if not beat else None) == EXIT_DONE
+        # A node ends with 0 only after it saw its commits, and says so; all words are gone where the whole store is.
+        committed = not beat or beat.get("exit_code") == EXIT_DONE or f"{SPOKEN_END} {attempt}" in log
         verdict = classify(state, report, log, memory_gb, committed=committed)
         if verdict.kind == "lease_lost":
-            return
+            claims = store.claims.states(missing)
+            if not any(claim.attempt == attempt and not claim.released for claim in claims.values()):
+                return
+            # Nobody took it over: the process could not read its own claim. Without a record it would go on for ever.
+            verdict = Verdict("unreachable", "it lost its lease though nobody took it over", HINTS["unreachable"])
         told = str(report.get("stage", "")) if report else ""
         artifact = str(report.get("artifact", "")) if report else ""
         failure = Failure(
@@ -188,7 +193,7 @@ class Watch:
             tail=tail(log),
         )
         if artifact:
-            self._journal.store.artifacts.heal(artifact)
+            store.artifacts.heal(artifact)
         self._journal.record_failure(failure, log)
         if self.stopping and verdict.kind in ("preempted", "killed"):
             self._journal.pardon([failure])  # a person stopped it: that uses no budget

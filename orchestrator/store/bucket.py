@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+# How long one request may take; large objects go in parts.
+REQUEST_SECONDS = 60.0
 _PART = 8 << 20
 _READ_AHEAD = 6
 _MAX_PARTS = 9_000  # S3 allows 10,000
@@ -283,7 +285,7 @@ def _s3(bucket: str, patience: float, *, retries: int) -> S3Store:
     client: ClientConfig = {
         "allow_http": endpoint.startswith("http://"),
         "connect_timeout": timedelta(seconds=min(5.0, patience)),
-        "timeout": timedelta(seconds=60),
+        "timeout": timedelta(seconds=REQUEST_SECONDS),
     }
     retry: RetryConfig = {
         "max_retries": retries,

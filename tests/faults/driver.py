@@ -3,7 +3,8 @@
 FAULT="kill:37:before" sends this process SIGKILL before its 37th counted call (store write, scheduler call, process
 start), `after` right after it; `refuse:37` makes that call fail as a full disk or a silent scheduler would, and
 `lie:37` makes it fail after it has done its work. FAULT_COUNT names a file with one line per counted call.
-FAKE_HOST pretends to be another machine, FAKE_SKEW shifts this process's clock by seconds.
+FAKE_HOST pretends to be another machine, FAKE_SKEW shifts this process's clock by seconds, FAKE_HURRY waits no longer
+than that many seconds before it tries a stage again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from orchestrator.backends.base import SchedulerUnreachable
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray import RayBackend
 from orchestrator.backends.slurm import SlurmBackend
+from orchestrator.engine import retry
 from orchestrator.errors import StoreError
 from orchestrator.store.local import LocalObjects
 
@@ -75,6 +77,8 @@ def main() -> int:
         setattr(LocalBackend, name, counted(f"scheduler.{name}", getattr(LocalBackend, name)))
     if other := os.environ.get("FAKE_HOST"):
         host.host_id = lambda: other  # type: ignore[assignment]
+    if hurry := os.environ.get("FAKE_HURRY"):
+        retry.LONGEST_DELAY = float(hurry)
     if skew := float(os.environ.get("FAKE_SKEW", "0")):
         real = time.time
         time.time = lambda: real() + skew

@@ -16,6 +16,7 @@ from jobs.context import StageContext
 from jobs.preemption import Preempted
 from orchestrator.errors import TrainingDiverged
 from orchestrator.spec.work import EvaluateWork, TrainWork, Work
+from tests.faults.troubles import happen, reached
 
 CHECKPOINT_STEPS = 10
 
@@ -24,6 +25,8 @@ def run(context: StageContext, work: Work) -> None:
     """Commit bytes that depend on the stage's payload and on every parent's bytes."""
     execution_log(context, "begin")
     misbehave(context)
+    if not isinstance(work, TrainWork):
+        happen(context.label, "middle")
     time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
     if isinstance(work, TrainWork):
         train(context, work)
@@ -58,6 +61,8 @@ def train(context: StageContext, work: TrainWork) -> None:
             step += 1
             state = hashlib.sha256(state + link + step.to_bytes(4)).digest()
             context.progress(step, work.stop, loss=1.0, tokens_per_second=1000.0)
+            if moment := reached(work, step):
+                happen(context.label, moment)
             time.sleep(pause)
             if step == work.stop or step % CHECKPOINT_STEPS == 0 or context.stopping:
                 commit_state(context, work, step, state)
