@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.tracking.database import prepare
 from orchestrator.tracking.tracker import FAILED, FINISHED, KEY_TAG, KILLED, Point, Recorded, Run, TrackerAway
 
 T = TypeVar("T")
@@ -40,10 +41,10 @@ class MlflowTracker:
         self._uri = tracking_uri
         self._experiment = ""
         self._folder = ""
+        self._database: Path | None = None
         if tracking_uri.startswith("sqlite:///"):
-            database = Path(tracking_uri.removeprefix("sqlite:///")).absolute()
-            database.parent.mkdir(parents=True, exist_ok=True)
-            self._folder = (database.parent / "mlartifacts").as_uri()
+            self._database = Path(tracking_uri.removeprefix("sqlite:///")).absolute()
+            self._folder = (self._database.parent / "mlartifacts").as_uri()
         self._client: Any = None
 
     def open(
@@ -107,6 +108,8 @@ class MlflowTracker:
     ) -> dict[str, Recorded]:
         from mlflow.tracking import MlflowClient
 
+        if self._client is None and self._database is not None:
+            prepare(self._database, _make_database, _newest_version)
         client = self._client = self._client or MlflowClient(self._uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -181,8 +184,26 @@ class MlflowTracker:
             raise TrackerAway(
                 f"the tracker {safe_uri(self._uri)} cannot be used",
                 cause=f"{type(error).__name__}: {reason}",
-                hint="nothing is lost: `moegrid sync` fills it in when it is back",
+                hint="nothing is lost: `moegrid sync` fills it in when it is back, and a new one if it is moved away",
             ) from error
+
+
+def _make_database(path: Path) -> None:
+    """Let MLflow make its tables in a new SQLite file."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{path}")
+    client.search_experiments(max_results=1)
+    # The file is about to get another name: no connection may stay open on this one.
+    client._tracking_client.store.engine.dispose()
+
+
+def _newest_version() -> str:
+    """Return the version of a database that this MLflow has finished making."""
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    return str(ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations")).get_current_head())
 
 
 def _view(columns: Sequence[tuple[str, str]]) -> dict[str, Any]:

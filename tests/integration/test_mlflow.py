@@ -285,3 +285,36 @@ def test_a_ui_that_is_killed_leaves_no_server_behind(server: Server, tmp_path: P
             return probe.connect_ex(("127.0.0.1", shown.port)) == 0
 
     wait_for(lambda: not processes_naming(mine) and not listens(), 60)
+
+
+KILLED_MIGRATION = """
+import os, signal, sys
+from alembic.runtime.migration import HeadMaintainer
+real, left = HeadMaintainer.update_to_step, [5]
+def update(self, step):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, step)
+HeadMaintainer.update_to_step = update
+from mlflow.tracking import MlflowClient
+MlflowClient(sys.argv[1]).search_experiments()
+"""
+
+
+def test_a_database_whose_first_migration_was_killed_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.tracking.database.SETTLE_SECONDS", 0.0)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    killed = subprocess.run([sys.executable, "-c", KILLED_MIGRATION, uri], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert (tmp_path / "mlflow.db").stat().st_size
+    store = Store.open(f"memory://{tmp_path.name}")
+    grid = GridStore(store, settings=("none",), seeds=(0,))
+    grid.commit_all()
+    first = sync(store, grid.name, uri)[0]
+    assert first.created
+    assert sync(store, grid.name, uri)[0].points == 0, "the second one finds it all there"
+    assert len(list(tmp_path.glob("mlflow.db.half-made-*[0-9a-f]"))) == 1, "nothing was deleted"
+    assert not list(tmp_path.glob(".mlflow.db.new-*"))
