@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -166,7 +167,7 @@ class StageContext:
     def _cached(self, manifest: Manifest, blob: Blob) -> Path:
         root = cache_directory()
         path = root / blob.sha256 / Path(blob.name).name
-        if path.is_file() and path.stat().st_size == blob.size:
+        if _is_whole(path, blob):
             os.utime(path)
             return path
         fresh = self.job.scratch / "downloads" / blob.sha256
@@ -278,6 +279,17 @@ def cache_directory() -> Path:
     named = os.environ.get("MOEGRID_CACHE")
     base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moegrid"
     return base / "blobs"
+
+
+def _is_whole(path: Path, blob: Blob) -> bool:
+    """Whether a cached file has the blob's bytes: a cache lies on a disk that can be damaged as any other."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size == blob.size and (
+                hashlib.file_digest(file, "sha256").hexdigest() == blob.sha256
+            )
+    except OSError:
+        return False
 
 
 def prune_cache(root: Path, keep: Path, limit: int = CACHE_BYTES) -> None:

@@ -86,7 +86,7 @@ class CorruptBlob(StoreError):
         super().__init__(
             f"artifact {artifact[:12]} is damaged: {path}",
             cause=cause,
-            hint="the next run repairs it: moegrid resume re-makes the artifact from its parents",
+            hint="moegrid resume makes it again from its parents (of a large store: moegrid resume --verify)",
         )
         self.artifact = artifact
         self.path = path

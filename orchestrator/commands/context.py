@@ -119,7 +119,8 @@ class Context:
         attempted = journal.claims(missing)
         every = self.store.artifacts.keys() if attempted else present
         clock = self.clock(graph, present) if missing else Clock()
-        return make_plan(graph, every, failed=failed, attempted=set(attempted), clock=clock)
+        damaged = self.store.artifacts.damaged(missing) if missing else set()
+        return make_plan(graph, every, failed=failed, attempted=set(attempted), damaged=damaged, clock=clock)
 
     def clock(self, graph: StageGraph, present: set[str]) -> Clock:
         """Estimate times from finished stages of the same shape."""

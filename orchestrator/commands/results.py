@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import socket
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 from orchestrator.commands import again
 from orchestrator.commands.context import Context
 from orchestrator.commands.guard import serve
-from orchestrator.errors import EXIT_DONE, MoegridError
+from orchestrator.errors import EXIT_DONE, MoegridError, StoreError
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.root import root_document
 from orchestrator.settings import module_environment
@@ -144,7 +145,23 @@ def write_report(context: Context, results: Any, output: str = "") -> Path:
     path = Path(output) if output else report_path(context, results.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write(results, path)
+    _tell_damage(context, results)
     return path
+
+
+def _tell_damage(context: Context, results: Any) -> None:
+    """Say what the report had to leave out, and let the next run make it again where this command may write."""
+    if not results.damaged:
+        return
+    for key, cause in sorted(results.damaged.items()):
+        label = results.document["stages"][key]["label"]
+        context.console.print(f"{context.console.style('damaged', 'red')} {label} ({key[:12]}): {cause}")
+        with contextlib.suppress(StoreError):
+            context.store.artifacts.heal(key)
+    context.console.print(
+        f"the report leaves out {len(results.damaged)} of its sources; they are made again by: "
+        f"moegrid resume {results.name}"
+    )
 
 
 def _collect(context: Context) -> Any:

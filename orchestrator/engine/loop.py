@@ -94,6 +94,7 @@ class Engine:
         self._plan: Plan | None = None
         self._planned: tuple[frozenset[str], tuple[tuple[str, str], ...]] | None = None
         self._path_seconds: dict[str, float] = {}
+        self._damaged: set[str] = set()
         self._first = True
         self._stopping = self._leave_jobs = False
         self._signalled: set[tuple[str, bool]] = set()
@@ -103,6 +104,7 @@ class Engine:
     def begin(self) -> None:
         """Pardon what a new run tries again. Failures from before it are old news."""
         self._started = self.store.objects.now()
+        self._damaged = self.store.artifacts.damaged(self._stages)
         failures = self.journal.failures(self._stages)
         for own in failures.values():
             if decide(own).retry:
@@ -114,6 +116,7 @@ class Engine:
     def extend(self, graph: StageGraph) -> None:
         """Go on with a version of the grid that has more cells."""
         self.graph, self._stages = graph, frozenset(graph.stages)
+        self._damaged = self.store.artifacts.damaged(self._stages)
         self._plan = self._planned = None
         self._path_seconds = {}
 
@@ -127,6 +130,8 @@ class Engine:
             present = self.store.artifacts.keys() & self._stages
             missing = self._stages - present
             failures = self.journal.failures(missing)
+            self._damaged = self.store.artifacts.damaged(missing)
+            self._planned = None
         decisions = {stage: decide(own) for stage, own in failures.items()}
         failed = {stage: decision.reason for stage, decision in decisions.items() if not decision.retry}
         plan = self._planning(present, failed)
@@ -223,7 +228,7 @@ class Engine:
     def _planning(self, present: set[str], failed: Mapping[str, str]) -> Plan:
         state = (frozenset(present), tuple(sorted(failed.items())))
         if self._plan is None or self._planned != state:
-            self._plan = make_plan(self.graph, present, failed=failed, clock=self._clock)
+            self._plan = make_plan(self.graph, present, failed=failed, damaged=self._damaged, clock=self._clock)
             self._planned = state
         return self._plan
 

@@ -232,18 +232,19 @@ def make_plan(
     failed: Mapping[str, str] | None = None,
     stale: Collection[str] = (),
     attempted: Collection[str] = (),
+    damaged: Collection[str] = (),
     clock: Clock | None = None,
 ) -> Plan:
     """Decide what happens to each stage.
 
     `keys`: artifacts in the store. `failed`: stages that must not be tried again, with the reason; what needs them is
     blocked. `stale`: artifacts whose parents were replaced. `attempted`: stages that some job has begun, the only
-    ones searched for periodic checkpoints to go on from.
+    ones searched for periodic checkpoints to go on from. `damaged`: absent ones that are made again, needed or not.
     """
     present = keys if isinstance(keys, (set, frozenset)) else set(keys)
     failed = failed or {}
     stale_keys, begun = set(stale), set(attempted)
-    needed = _needed(graph, present, stale_keys)
+    needed = _needed(graph, present, stale_keys, damaged)
     actions: dict[str, Action] = {}
     # Preparation first: training waits for that of its cells, which may stand behind it.
     for key, stage in sorted(graph.stages.items(), key=lambda item: item[1].phase != "prepare"):
@@ -254,10 +255,11 @@ def make_plan(
     return Plan(graph, actions, clock or Clock())
 
 
-def _needed(graph: StageGraph, present: Collection[str], stale: Collection[str]) -> set[str]:
-    """Return the cells' wanted artifacts and whatever missing ones must be made from, transitively."""
+def _needed(graph: StageGraph, present: Collection[str], stale: Collection[str], damaged: Collection[str]) -> set[str]:
+    """Return the cells' wanted artifacts, damaged ones, and whatever missing ones must be made from, transitively."""
     needed: set[str] = set()
     waiting = [key for cell in graph.cells.values() for key in (cell.final, *(r.key for r in cell.results))]
+    waiting += [key for key in damaged if key in graph.stages]
     while waiting:
         key = waiting.pop()
         if key in needed:

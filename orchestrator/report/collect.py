@@ -81,6 +81,7 @@ class Results:
     manifests: Mapping[str, Manifest]
     failures: Mapping[str, Failure]
     memory: dict[Any, Any] = field(default_factory=dict)  # what tables and figures compute more than once
+    damaged: dict[str, str] = field(default_factory=dict)  # artifacts that could not be read, with the cause
 
     @property
     def name(self) -> str:
@@ -183,7 +184,7 @@ class Results:
             keys = [k for k in cell.document["stages"] if stages[k]["kind"] == "train" and stages[k]["phase"] == phase]
             wanted[cell.id] = [key for key in keys if key in self.manifests]
         unique = sorted({key for keys in wanted.values() for key in keys})
-        rows = records.committed_rows(self.store, [self.manifests[key] for key in unique])
+        rows = records.committed_rows(self.store, [self.manifests[key] for key in unique], self.damaged)
         return {
             cell: records.ordered(row for key in keys for row in rows.get(key, ())) for cell, keys in wanted.items()
         }
@@ -202,7 +203,8 @@ class Results:
                 continue
             try:
                 file = pq.ParquetFile(io.BytesIO(self.store.artifacts.read(manifest.blob(ITEMS_BLOB))))
-            except CorruptBlob:
+            except CorruptBlob as error:
+                self.damaged[manifest.key] = error.cause
                 continue
             columns = {column for _, column in measured} - set(NO_SCORES)
             scores = [name for name in file.schema_arrow.names if name in columns]

@@ -164,7 +164,8 @@ def _probes(results: Results, cell: CellResult) -> dict[float, Arrays]:
             if manifest and result["suite"] == "probe" and any(blob.name == ARRAYS_BLOB for blob in manifest.blobs):
                 try:
                     body = results.store.artifacts.read(manifest.blob(ARRAYS_BLOB))
-                except CorruptBlob:
+                except CorruptBlob as error:
+                    results.damaged[manifest.key] = error.cause
                     continue
                 with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
                     found[float(result["at"])] = {key: arrays[key] for key in arrays.files}

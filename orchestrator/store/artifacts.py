@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -204,10 +204,17 @@ class Artifacts:
             return again
         return self.commit(manifest)
 
-    def discard(self, key: str, *, digest: str = "", attempt: str = "") -> bool:
+    def damaged(self, keys: Collection[str]) -> set[str]:
+        """Return those of `keys` that are absent because they were found damaged, and are to be made again."""
+        marked = [e.path for e in self._objects.list(FOLDER) if e.size < _MARKER_LIMIT and _key(e.path) in keys]
+        bodies = self._objects.parallel(self._objects.get, marked)
+        return {_key(path) for path, body in zip(marked, bodies, strict=True) if body is not None and _is_damage(body)}
+
+    def discard(self, key: str, *, digest: str = "", attempt: str = "", damaged: bool = False) -> bool:
         """Make the artifact absent, so that the next plan makes it again; its blobs stay for `gc`.
 
         With `digest` or `attempt` only if the present manifest has that digest or attempt; False if not, or absent.
+        `damaged` says why, for `damaged()`.
         """
         found = self._objects.get_versioned(_path(key))
         if found is None or len(found[0]) < _MARKER_LIMIT:
@@ -215,7 +222,7 @@ class Artifacts:
         present = Manifest.from_bytes(found[0])
         if present and ((digest and present.digest != digest) or (attempt and present.attempt != attempt)):
             return False
-        return self._objects.replace(_path(key), _marker(found[0]), found[1])
+        return self._objects.replace(_path(key), _marker(found[0], damaged=damaged), found[1])
 
     def heal(self, key: str) -> bool:
         """Discard the artifact if one of its blobs is damaged or gone; True if that was so."""
@@ -225,7 +232,7 @@ class Artifacts:
         try:
             self._verify(manifest)
         except CorruptBlob:
-            self.discard(key, attempt=manifest.attempt)
+            self.discard(key, attempt=manifest.attempt, damaged=True)
             return True
         return False
 
@@ -316,7 +323,7 @@ class Artifacts:
         if manifest is None:
             # A store that is only read, or that refuses at this moment: the next reader meets the damage again.
             with contextlib.suppress(StoreError):
-                self._objects.replace(_path(key), _marker(found[0]), found[1])
+                self._objects.replace(_path(key), _marker(found[0], damaged=True), found[1])
         return manifest
 
     def _blob_path(self, attempt: str, name: str) -> str:
@@ -361,8 +368,16 @@ def _generation(data: bytes) -> int:
         return 0
 
 
-def _marker(data: bytes) -> bytes:
-    return json.dumps({"generation": _generation(data)}).encode()
+def _marker(data: bytes, *, damaged: bool = False) -> bytes:
+    return json.dumps({"generation": _generation(data), **({"damaged": 1} if damaged else {})}).encode()
+
+
+def _is_damage(marker: bytes) -> bool:
+    """Whether a marker says that its artifact was damaged; what is no marker is a manifest that was cut short."""
+    try:
+        return bool(json.loads(marker).get("damaged"))
+    except (ValueError, AttributeError):
+        return True
 
 
 def _plain(value: Any) -> Any:

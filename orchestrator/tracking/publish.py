@@ -71,6 +71,7 @@ class GridPublisher:
         self._summary = Published(grid)
         self._manifests: dict[str, Manifest] = {}
         self._progress: dict[str, _Progress] | None = None
+        self.damaged: dict[str, str] = {}  # artifacts whose series could not be shown, with the cause
 
     def tick(self, *, following: bool = False) -> Published:
         """Bring the tracker up to date; after TrackerAway or StoreError the next tick starts from what is there."""
@@ -154,7 +155,9 @@ class GridPublisher:
         """Return what the tracker lacks: points above the last recorded step, and gaps once everything is committed."""
         series: list[records.Row] = []
         committed = records.committed_rows(
-            self._store, [self._manifests[k] for k in run.series if k in self._manifests and k not in progress.sent]
+            self._store,
+            [self._manifests[k] for k in run.series if k in self._manifests and k not in progress.sent],
+            self.damaged,
         )
         for key in run.series:
             series.extend(committed.get(key, ()) if key in self._manifests else self._live.rows(key))

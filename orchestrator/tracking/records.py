@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import MoegridError
+from orchestrator.errors import CorruptBlob, MoegridError
 from orchestrator.store import Store
 from orchestrator.store.artifacts import Manifest
 
@@ -141,11 +141,22 @@ def failures(store: Store, stages: Collection[str]) -> dict[str, Failure]:
     return found
 
 
-def committed_rows(store: Store, manifests: Iterable[Manifest]) -> dict[str, list[Row]]:
-    """Return key -> the committed series of each training state that has one, in step order."""
+def committed_rows(store: Store, manifests: Iterable[Manifest], damaged: dict[str, str]) -> dict[str, list[Row]]:
+    """Return key -> the committed series of each training state that has one, in step order.
+
+    One that is not what its manifest says is left out, and its cause put into `damaged`.
+    """
     wanted = [m for m in manifests if any(blob.name == SERIES_BLOB for blob in m.blobs)]
-    bodies = store.objects.parallel(lambda m: store.artifacts.read(m.blob(SERIES_BLOB)), wanted)
-    return {m.key: ordered(_rows(json.loads(body))) for m, body in zip(wanted, bodies, strict=True)}
+
+    def read(manifest: Manifest) -> list[Row] | None:
+        try:
+            return ordered(_rows(json.loads(store.artifacts.read(manifest.blob(SERIES_BLOB)))))
+        except CorruptBlob as error:
+            damaged[manifest.key] = error.cause
+            return None
+
+    bodies = store.objects.parallel(read, wanted)
+    return {m.key: rows for m, rows in zip(wanted, bodies, strict=True) if rows is not None}
 
 
 class LiveSeries:

@@ -59,7 +59,10 @@ def sync(
             done.append(summary)
             if files is not None and (summary.created or summary.points or not publisher.has_report):
                 publisher.attach(files(name))
-            _mark(store, name, tracking_uri, signature)
+            if publisher.damaged:
+                log.warning("%d series of %s are damaged and not shown: moegrid resume", len(publisher.damaged), name)
+            else:
+                _mark(store, name, tracking_uri, signature)
         return done
 
 
@@ -94,7 +97,7 @@ def follow(
                         publisher.tick(following=not ending)
                         if ending and attachments is not None and (attachments / name).is_dir():
                             publisher.attach(attachments / name)
-                        if ending:
+                        if ending and not publisher.damaged:
                             _mark(store, name, tracking_uri, signature)
                     if warned:
                         log.info("the tracker is back; everything is there")

@@ -4,7 +4,7 @@ FAULT="kill:37:before" sends this process SIGKILL before its 37th counted call (
 start), `after` right after it; `refuse:37` makes that call fail as a full disk or a silent scheduler would, and
 `lie:37` makes it fail after it has done its work. FAULT_COUNT names a file with one line per counted call.
 FAKE_HOST pretends to be another machine, FAKE_SKEW shifts this process's clock by seconds, FAKE_HURRY waits no longer
-than that many seconds before it tries a stage again.
+than that many seconds before it tries a stage again, READ_BYTES is how much it reads to find damage.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orchestrator.backends.base import SchedulerUnreachable
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray import RayBackend
 from orchestrator.backends.slurm import SlurmBackend
-from orchestrator.engine import retry
+from orchestrator.engine import audit, retry
 from orchestrator.errors import StoreError
 from orchestrator.store.local import LocalObjects
 
@@ -79,6 +79,8 @@ def main() -> int:
         host.host_id = lambda: other  # type: ignore[assignment]
     if hurry := os.environ.get("FAKE_HURRY"):
         retry.LONGEST_DELAY = float(hurry)
+    if limit := os.environ.get("READ_BYTES"):
+        audit.READ_BYTES = float(limit)
     if skew := float(os.environ.get("FAKE_SKEW", "0")):
         real = time.time
         time.time = lambda: real() + skew

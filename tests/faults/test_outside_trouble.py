@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -22,7 +22,18 @@ FOLDER = ("EROFS", "EACCES", "ESTALE", "EIO", "ENOSPC", "EDQUOT", "ETIMEDOUT", "
 MOMENTS = ("start", "middle", "commit")
 # One of each kind of stage, for what happens while or after a stage runs.
 LABELS = {"middle": "pretrain", "commit": "finetune 0-25"}
+# What `make test` runs of all this.
+SAMPLE = {("EROFS", "start"), ("garbage answer", "commit"), ("encoding", "commit")}
 OUTSIDE = {"unreachable", "disk_full", "corrupt", "parent_missing"}
+
+
+def cases(names: Iterable[str], mark: str = "") -> list[Any]:
+    """Return every (name, moment), the whole of them for `make faults` alone."""
+    return [
+        pytest.param(name, moment, marks=() if (name + mark, moment) in SAMPLE else pytest.mark.faults)
+        for name in names
+        for moment in MOMENTS
+    ]
 
 
 def order(lab: Lab, what: str, moment: str, label: str = "") -> None:
@@ -59,9 +70,7 @@ def assert_resume_mends(lab: Lab, reference: dict[str, Any], disturbed: tuple[in
     assert_sound(lab, reference, once=False)
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("what", FOLDER)
+@pytest.mark.parametrize(("what", "moment"), cases(FOLDER))
 def test_a_folder_that_fails_is_tried_again_by_resume(
     lab: Lab, reference: dict[str, Any], what: str, moment: str
 ) -> None:
@@ -80,9 +89,7 @@ def faulty(s3: S3Lab) -> Iterator[FaultyProxy]:
     proxy.close()
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("what", FAULTS)
+@pytest.mark.parametrize(("what", "moment"), cases(FAULTS, " answer"))
 def test_a_bucket_that_fails_is_tried_again_by_resume(
     lab: Lab, reference: dict[str, Any], s3: S3Lab, faulty: FaultyProxy, what: str, moment: str
 ) -> None:
@@ -129,9 +136,7 @@ def assert_own_fault_stays(lab: Lab, label: str, disturbed: tuple[int, str]) -> 
     assert '"state": "failed"' in lab.drive("status", "--json")[1]
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("what", OWN)
+@pytest.mark.parametrize(("what", "moment"), cases(OWN))
 def test_a_fault_of_the_work_stays_a_failure(lab: Lab, reference: dict[str, Any], what: str, moment: str) -> None:
     if what == "no commit" and moment != "commit":
         pytest.skip("a stage that does not commit does so at its end")

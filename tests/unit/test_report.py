@@ -279,6 +279,27 @@ def test_probe_arrays_become_routing_figures(store: Store) -> None:
     assert "cosine of the experts" in page
 
 
+def test_one_flipped_byte_leaves_out_its_source_and_names_it(store: Store) -> None:
+    grid = GridStore(store, settings=("none", "router"), seeds=(0,), probes=True)
+    grid.commit_all()
+    cell = grid.cell("router", 0)
+    last = {result["suite"]: result["key"] for result in cell["results"]}
+    chosen = {last["reasoning"]: "items.parquet", last["probe"]: "probe.npz", cell["final"]: "series.json"}
+    for key, name in chosen.items():
+        manifest = store.artifacts.get(key)
+        assert manifest is not None
+        path = manifest.blob(name).path
+        data = bytearray(store.objects.get(path) or b"")
+        data[len(data) // 2] ^= 0x10
+        store.objects.put(path, bytes(data))
+    results = collect("demo", store)
+    page = html.page(results)
+    assert "freeze=router" in page
+    assert "router saturation" in page, "of the other cell"
+    assert results.damaged.keys() == chosen.keys()
+    assert all("sha256" in cause for cause in results.damaged.values())
+
+
 def test_report_and_probe_agree_on_saturation() -> None:
     from jobs.probe.metrics import expert_change_rate, router_saturation
 
