@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faults.harness import Lab, assert_sound, graph
+from tests.faults.test_store_faults import small_disk
 from tests.faults.troubles import OWN
 from tests.s3_faults import FAULTS, FaultyProxy
 from tests.s3_lab import S3Lab
+from tests.small_grid import GRID, made_up_text, moegrid, weights
 
 FOLDER = ("EROFS", "EACCES", "ESTALE", "EIO", "ENOSPC", "EDQUOT", "ETIMEDOUT", "ENOTCONN", "garbage", "empty")
 MOMENTS = ("start", "middle", "commit")
@@ -146,3 +152,32 @@ def test_a_fault_of_the_work_stays_a_failure(lab: Lab, reference: dict[str, Any]
     code, said = lab.drive("resume", "--retry", "all")
     assert code == 0, said
     assert_sound(lab, reference, once=False)
+
+
+def remount(folder: Path, how: str) -> None:
+    """Turn a mounted disk read-only or back, which waits for files that are open to be written."""
+    end = time.monotonic() + 60
+    while subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], capture_output=True).returncode:
+        assert time.monotonic() < end, f"{folder} stays busy"
+        time.sleep(0.01)
+
+
+@pytest.mark.faults
+def test_real_jobs_outlast_a_disk_that_turns_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOEGRID_RUN_DIR", str(tmp_path / "run"))
+    grid = tmp_path / "small.yaml"
+    grid.write_text(GRID.format(at="[1.0]", folder=made_up_text(tmp_path)))
+    moegrid("run", str(grid), "--store", str(tmp_path / "undisturbed"), "--tracking", "none", "--no-report")
+    with small_disk(tmp_path / "disk", "1g"):
+        store = tmp_path / "disk" / "store"
+        command = [sys.executable, "-m", "orchestrator", "run", str(grid), "--store", str(store), "--tracking", "none"]
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for pattern in ("submissions/*", "artifacts/*", "attempts/*/series/*", "partial/*"):
+            while driver.poll() is None and not any(store.glob(pattern)):
+                time.sleep(0.02)
+            remount(tmp_path / "disk", "ro")
+            time.sleep(4)
+            remount(tmp_path / "disk", "rw")
+        driver.wait(timeout=600)
+        moegrid("resume", str(grid), "--store", str(store), "--tracking", "none", "--no-report")
+        assert weights(grid, store) == weights(grid, tmp_path / "undisturbed")
