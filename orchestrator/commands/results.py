@@ -160,7 +160,7 @@ def _tell_damage(context: Context, results: Any) -> None:
             context.store.artifacts.heal(key)
     context.console.print(
         f"the report leaves out {len(results.damaged)} of its sources; they are made again by: "
-        f"moegrid resume {results.name}"
+        f"{again.command(context.arguments, 'resume')}"
     )
 
 
