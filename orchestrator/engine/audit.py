@@ -12,7 +12,6 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.errors import CorruptBlob
 from orchestrator.plan.graph import StageGraph
 from orchestrator.store import Blob, Manifest, Store
 from orchestrator.store.artifacts import OBSERVATIONS
@@ -80,15 +79,7 @@ def _to_read(manifests: Mapping[str, Manifest], suspects: Collection[str], limit
 
 def _verified(store: Store, blobs: Sequence[Blob]) -> dict[str, str]:
     """Read blobs; return the artifacts that are damaged, with the cause."""
-
-    def look(blob: Blob) -> str:
-        try:
-            store.artifacts.verify_blob(blob)
-        except CorruptBlob as error:
-            return error.cause
-        return ""
-
-    causes = store.objects.parallel(look, blobs)
+    causes = store.objects.parallel(store.artifacts.damage, blobs)
     return {blob.artifact: cause for blob, cause in zip(blobs, causes, strict=True) if cause}
 
 

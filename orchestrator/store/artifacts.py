@@ -227,14 +227,21 @@ class Artifacts:
     def heal(self, key: str) -> bool:
         """Discard the artifact if one of its blobs is damaged or gone; True if that was so."""
         manifest = self.get(key)
-        if manifest is None:
+        if manifest is None or not any(self.damage(blob) for blob in manifest.blobs):
             return False
+        self.discard(key, attempt=manifest.attempt, damaged=True)
+        return True
+
+    def damage(self, blob: Blob) -> str:
+        """Return what is wrong with a blob, "" if nothing is; read twice, for a server in trouble answers anything."""
         try:
-            self._verify(manifest)
+            self.verify_blob(blob)
         except CorruptBlob:
-            self.discard(key, attempt=manifest.attempt, damaged=True)
-            return True
-        return False
+            try:
+                self.verify_blob(blob)
+            except CorruptBlob as error:
+                return error.cause
+        return ""
 
     def verify(self, key: str) -> None:
         """Read every blob of the artifact; CorruptBlob if one is damaged or gone, StoreError if there is none."""
