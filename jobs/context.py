@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs import numerics
+from jobs import code, numerics
 from jobs.preemption import Signals
 from jobs.provenance import provenance
 from jobs.reporter import Reporter
@@ -220,7 +220,7 @@ class StageContext:
             spec=work_to_json(work),
             parents=dict(parents),
             numerics=self.numerics,
-            provenance=provenance(),
+            provenance={**provenance(), **({"code": code.code_digest()} if work.kind == "train" else {})},
             attempt=self.attempt,
             generation=0,
             blobs=blobs,

@@ -1,6 +1,6 @@
 """What decides the bits of a result besides its science: set once per process, recorded in every manifest.
 
-Equal numerics promise equal bits. `set_threads` must run before numpy or torch is imported.
+Equal numerics promise equal bits, on another machine too. `set_threads` must run before numpy or torch is imported.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from jobs import machine
 from orchestrator.errors import NumericsError
 from orchestrator.spec.cell import THREADS, Execution, Resources
 
@@ -26,8 +27,8 @@ def set_threads(resources: Resources) -> None:
     if resources.cores > 1 and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ["GOMP_SPINCOUNT"] = str(spin_count(resources.cores, allowed_cores() - busy_threads()))
-    # Equal code paths for equal inputs, whatever the alignment of a buffer.
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    # Equal code paths for equal inputs, whatever the alignment of a buffer and the generation of the CPU.
+    machine.choose_branch(os.environ)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Page-aligned tensors that ask for huge pages: a step of a small model takes 2 % less time and 8 % more memory.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -106,17 +107,30 @@ def record(execution: Execution, resources: Resources, world_size: int) -> dict[
         cuda = execution.device == "cuda"
         facts["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
         facts["device_name"] = torch.cuda.get_device_name() if cuda else ""
+        facts |= machine.facts(execution.device)
     return facts
+
+
+def differing(parent: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return name -> (parent's, own) of the numerics that differ; what a manifest does not record is not compared."""
+    return {name: (parent[name], own[name]) for name in own if name in parent and parent[name] != own[name]}
 
 
 def refuse_other(parent: Mapping[str, Any], own: Mapping[str, Any], what: str) -> None:
     """Raise NumericsError when a state made under `parent` would be continued under `own`."""
-    differing = {name: (parent.get(name), own[name]) for name in own if parent.get(name) != own[name]}
-    if not differing:
+    found = differing(parent, own)
+    if not found:
         return
-    listed = ", ".join(f"{name} {was} -> {now}" for name, (was, now) in sorted(differing.items()))
+    listed = ", ".join(f"{name} {_shown(was)} -> {_shown(now)}" for name, (was, now) in sorted(found.items()))
     raise NumericsError(
         f"{what} would be continued under other numerics",
         cause=listed,
-        hint="run with the resources the state was made with, or accept other bits with --allow-numerics",
+        hint="run with the resources, on the kind of CPU and with the variables that the state was made with, "
+        "or accept other bits with --allow-numerics",
     )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={text}" for name, text in sorted(value.items())) or "none"
+    return str(value) if value != "" else "none"

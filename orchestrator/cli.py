@@ -138,6 +138,7 @@ def _driving_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--retry", choices=("outside", "all"), default="outside", help="which failures to try again")
     parser.add_argument("--allow-numerics", action="store_true", help="go on from states made under other numerics")
+    parser.add_argument("--allow-code", action="store_true", help="go on from states made by other training code")
     parser.add_argument("--no-report", action="store_true", help="do not write the HTML report at the end")
     parser.add_argument("--verify", action="store_true", help="read every blob of the grid before planning")
 

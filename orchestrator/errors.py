@@ -121,7 +121,13 @@ class ServiceAway(MoegridError):
 
 
 class NumericsError(MoegridError):
-    """A state would be continued under other numerics (threads, world size, engine, torch version)."""
+    """A state would be continued under other numerics (threads, world size, engine, torch version, CPU)."""
+
+    exit_code = EXIT_FAILED
+
+
+class CodeError(MoegridError):
+    """A state would be continued by other training code than made it."""
 
     exit_code = EXIT_FAILED
 

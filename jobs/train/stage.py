@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs import numerics
+from jobs import code, numerics
 from jobs.context import StageContext, patiently
 from jobs.data.packing import InstructionBatches, open_batches
 from jobs.data.sources import check_epoch
@@ -43,6 +43,7 @@ class Session:
     tokens: int
     meter: Meter
     mixed_numerics: bool = False
+    mixed_code: bool = False
 
 
 @dataclass
@@ -128,6 +129,7 @@ def train_segment(
                 "steps_run": trainer.step - begun,
                 "frozen_sha256": frozen,
                 "mixed_numerics": session.mixed_numerics,
+                "mixed_code": session.mixed_code,
             },
             metrics={"train_loss": result.values["train/lm_loss"]},
             last=last,
@@ -150,7 +152,7 @@ def _enter(context: StageContext, work: TrainWork, segment: Segment) -> Session:
         # The other engines keep hooks in the model, and C2R's lists are part of it only from here on.
         if work.start == 0 and context.execution.engine == "torch" and not work.conditions.collaboration_top:
             engine = _engine(context, work, live.engine.model)
-            return Session(engine, work.conditions.phase, work.parent, 0, 0, Meter())
+            return Session(engine, work.conditions.phase, work.parent, 0, 0, Meter(), mixed_code=live.mixed_code)
     writer.wait()
     context.job.live["training"] = None
     del live
@@ -165,18 +167,12 @@ def _enter(context: StageContext, work: TrainWork, segment: Segment) -> Session:
 def load_session(context: StageContext, work: TrainWork, step: int, key: str) -> Session:
     """Return a session in the committed state `key` at `step` of the work's phase."""
     manifest = context.manifest(key)
-    mixed = bool(manifest.info.get("mixed_numerics")) and step > 0
-    if step > 0:
-        own = context.numerics
-        if context.execution.allow_numerics:
-            mixed = mixed or any(manifest.numerics.get(name) != own[name] for name in own)
-        else:
-            numerics.refuse_other(manifest.numerics, own, f"the state at step {step}")
+    mixed = _mixed(context, manifest, step)
     model = build_model(work.model, vocabulary_size(context, work.tokenizer))
     load_canonical(model, fetch_shards(context, key, "weights"))
     model.to(context.execution.device)
     engine = _engine(context, work, model)
-    session = Session(engine, work.conditions.phase, key, step, 0, Meter(), mixed)
+    session = Session(engine, work.conditions.phase, key, step, 0, Meter(), *mixed)
     if step > 0:
         state = json.loads(context.fetch(key, "state.json").read_bytes())
         engine.load_optimizer(fetch_shards(context, key, "optimizer"))
@@ -190,6 +186,25 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
                 step,
             )
     return session
+
+
+def _mixed(context: StageContext, manifest: Manifest, step: int) -> tuple[bool, bool]:
+    """Return whether going on from a state mixes numerics, and training code; raises where that was not allowed.
+
+    A phase may begin (step 0) under other numerics and code than made the state before it: the latter is marked.
+    """
+    mixed_code = bool(manifest.info.get("mixed_code")) or code.differing_code(manifest.provenance) is not None
+    if step == 0:
+        return False, mixed_code
+    execution, own, what = context.execution, context.numerics, f"the state at step {step}"
+    if not execution.allow_code:
+        code.refuse_other_code(manifest.provenance, what)
+    if not execution.allow_numerics:
+        numerics.refuse_other(manifest.numerics, own, what)
+    if unknown := sorted(own.keys() - manifest.numerics.keys()):
+        log.warning("%s: %s does not say its %s, which is not compared", context.label, what, ", ".join(unknown))
+    mixed = bool(manifest.info.get("mixed_numerics")) or bool(numerics.differing(manifest.numerics, own))
+    return mixed, mixed_code
 
 
 def _assignments(context: StageContext, manifest: Manifest, engine: Engine, step: int, steps: int) -> int | None:

@@ -39,7 +39,18 @@ TAIL_LINES = 8
 MOST_CELLS_SHOWN = 500
 # Kinds whose message and hint say it all; of the others the last lines of the log are shown.
 EXPLAINED = frozenset(
-    {"source", "source_away", "unreachable", "disk_full", "import", "numerics", "nan", "diverged", "router_collapsed"}
+    {
+        "source",
+        "source_away",
+        "unreachable",
+        "disk_full",
+        "import",
+        "numerics",
+        "code",
+        "nan",
+        "diverged",
+        "router_collapsed",
+    }
 )
 UNREACHABLE = frozenset({"source_away", "unreachable", "disk_full"})
 
@@ -199,7 +210,7 @@ def open_engine(context: Context, graph: StageGraph) -> tuple[Engine, Backend]:
         lease_seconds=site.lease_seconds,
         max_jobs=arguments.max_jobs,
         retry=arguments.retry,
-        execution={"allow_numerics": True} if arguments.allow_numerics else {},
+        execution={name: True for name in ("allow_numerics", "allow_code") if getattr(arguments, name)},
     )
     driver.sweep()
     return Engine(graph, context.store, backend, options, context.clock(graph, set())), backend

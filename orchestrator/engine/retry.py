@@ -41,6 +41,7 @@ RULES: dict[str, Rule] = {
     "refused": Rule(retries=0, outside=True),
     "source_away": Rule(retries=0, outside=True),
     "numerics": Rule(retries=0, outside=True),
+    "code": Rule(retries=0, outside=True),
     "crash": Rule(retries=1, outside=True),
     "nan": Rule(retries=0, outside=False),
     "diverged": Rule(retries=0, outside=False),

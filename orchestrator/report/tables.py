@@ -182,7 +182,7 @@ def _notes(
             missing.setdefault(setting.reason(), []).append(setting.name)
     notes += [f"missing in {', '.join(names)}: {reason}" for reason, names in missing.items()]
     for phase, found in numerics(results).items():
-        if len(found) > 1 or any("other numerics" in text for text in found):
+        if len(found) > 1 or any("from a state of other" in text for text in found):
             notes.append(f"this table mixes numerics in {phase}: " + " | ".join(found))
     return notes + _protocol(results)
 
@@ -223,14 +223,27 @@ def _adaptive(results: Results, asked: Mapping[str, Any]) -> str:
 
 def numerics(results: Results) -> dict[str, list[str]]:
     """Return per training phase the distinct numerics (device, threads, world size, engine, torch) of its states."""
-    names = ("device", "engine", "world_size", "threads", "torch", "deterministic")
+    names = (
+        "device",
+        "engine",
+        "world_size",
+        "threads",
+        "torch",
+        "deterministic",
+        "cpu_capability",
+        "mkl_branch",
+        "cpu",
+    )
     found: dict[str, dict[str, bool]] = {}
     for key, manifest in results.manifests.items():
         if manifest.kind == "train":
             phase = results.document["stages"].get(key, {}).get("phase", "training")
-            text = ", ".join(f"{n} {manifest.numerics[n]}" for n in names if n in manifest.numerics)
+            text = ", ".join(f"{n} {manifest.numerics[n]}" for n in names if manifest.numerics.get(n, "") != "")
+            text += "".join(f", {name}={value}" for name, value in manifest.numerics.get("variables", {}).items())
             if manifest.info.get("mixed_numerics"):
                 text += ", from a state of other numerics"
+            if manifest.info.get("mixed_code"):
+                text += ", from a state of other training code"
             found.setdefault(phase, {})[text] = True
     return {phase: list(texts) for phase, texts in found.items()}
 

@@ -261,6 +261,7 @@ class Execution:
     hang_seconds: float = 600.0  # a training step that takes longer hangs; 0 = none does
     deterministic: bool = True
     allow_numerics: bool = False  # go on from states made under other numerics, and say so in what is made
+    allow_code: bool = False  # go on from states made by other training code, and say so
 
 
 @dataclass(frozen=True, slots=True)

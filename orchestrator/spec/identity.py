@@ -138,11 +138,18 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def science_key(kind: str, fields: Any, parents: Sequence[str] = ()) -> str:
-    """Return the key of the artifact that `kind` makes from `fields` and its parents' keys."""
+def science_key(
+    kind: str, fields: Any, parents: Sequence[str] = (), versions: Mapping[str, int] = MappingProxyType({})
+) -> str:
+    """Return the key of the artifact that `kind` makes from `fields` and its parents' keys.
+
+    `versions` are those of what decides its meaning, without versions of 1 (orchestrator.spec.versions).
+    """
     text = _CANONICAL.text_of_fields(fields) if dataclasses.is_dataclass(fields) else canonical_text(fields)
+    of_parts = f',"versions":{canonical_text(versions)}' if versions else ""
     head = (
-        f'{{"fields":{text},"kind":"{kind}","parents":{canonical_text(list(parents))},"version":{KIND_VERSIONS[kind]}}}'
+        f'{{"fields":{text},"kind":"{kind}","parents":{canonical_text(list(parents))},'
+        f'"version":{KIND_VERSIONS[kind]}{of_parts}}}'
     )
     return hashlib.sha256(head.encode()).hexdigest()
 

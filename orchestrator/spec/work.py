@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, TypeVar
 
+from orchestrator.spec import versions
 from orchestrator.spec.cell import DataSpec, GenerationSpec, JudgeSpec, TaskSpec, TokenizerSpec, TrainSpec
 from orchestrator.spec.identity import NEUTRAL, Span, digest, lineage, plain, science_key, state_key, state_keys
 from orchestrator.spec.model import ModelSpec
@@ -55,7 +56,8 @@ class DataWork:
         data = dataclasses.replace(data, mix=anywhere(data.mix))
         sources = tuple(TaskSource(source.task, anywhere(source.data)) for source in self.sources)
         joint = 2 if data.mix.rows and not data.mix.template.endswith("{prompt}") else self.joint
-        return science_key(self.kind, dataclasses.replace(self, data=data, sources=sources, joint=joint))
+        made = versions.raised(lambda: versions.of_data(self.data, self.tasks))
+        return science_key(self.kind, dataclasses.replace(self, data=data, sources=sources, joint=joint), versions=made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class TokenizerWork:
 
     def key(self) -> str:
         """Return the artifact's key; a file is known by its content, wherever it lies."""
-        return science_key(self.kind, dataclasses.replace(self, tokenizer=anywhere(self.tokenizer)))
+        made = versions.raised(lambda: [f"tokenizer {self.tokenizer.kind}"])
+        return science_key(self.kind, dataclasses.replace(self, tokenizer=anywhere(self.tokenizer)), versions=made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ class TokensWork:
         return {"data": self.data, "tokenizer": self.tokenizer}
 
     def key(self) -> str:
-        return science_key(self.kind, self)
+        return science_key(self.kind, self, versions=versions.raised(lambda: [f"tokens {self.format}"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ class InitWork:
         return {"tokenizer": self.tokenizer}
 
     def key(self) -> str:
-        return science_key(self.kind, _anywhere(self))
+        made = versions.raised(lambda: versions.of_model(self.model))
+        return science_key(self.kind, _anywhere(self), versions=made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,8 @@ class Conditions:
     collaboration_top: int = field(default=0, metadata=NEUTRAL)
 
     def digest(self) -> str:
-        return digest(self)
+        made = versions.raised(lambda: versions.of_training(self.train, self.collaboration_top))
+        return digest({"conditions": self, "versions": made}) if made else digest(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +214,11 @@ class EvaluateWork:
         return {name: key for name, key in named.items() if key}
 
     def key(self) -> str:
-        return science_key(self.kind, _anywhere(self))
+        return science_key(self.kind, _anywhere(self), versions=versions.raised(self._parts))
+
+    def _parts(self) -> Iterator[str]:
+        yield from versions.of_evaluation(self.suite, (*self.tasks, *self.clean), self.benchmark)
+        yield from versions.of_scoring(self.shots, self.precision, self.dola)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +243,11 @@ class GenerateWork:
         return {"state": self.state, "tokenizer": self.tokenizer, "items": self.items}
 
     def key(self) -> str:
-        return science_key(self.kind, _anywhere(self))
+        return science_key(self.kind, _anywhere(self), versions=versions.raised(self._parts))
+
+    def _parts(self) -> Iterator[str]:
+        yield from versions.of_evaluation("", self.tasks, self.benchmark)
+        yield from versions.of_scoring("", self.precision, self.dola)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +265,8 @@ class JudgeWork:
 
     def key(self) -> str:
         """Return the artifact's key; a judge's files are known by their content, wherever they lie."""
-        return science_key(self.kind, dataclasses.replace(self, judge=anywhere(self.judge)))
+        made = versions.raised(lambda: [*versions.of_evaluation(self.suite, ()), f"judge {self.judge.name}"])
+        return science_key(self.kind, dataclasses.replace(self, judge=anywhere(self.judge)), versions=made)
 
 
 _Modelled = TypeVar("_Modelled", InitWork, EvaluateWork, GenerateWork)

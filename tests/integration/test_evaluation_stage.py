@@ -22,6 +22,7 @@ from jobs.evaluate.chunks import CHUNK_ITEMS
 from jobs.evaluate.encoding import Encoder
 from orchestrator.spec.cell import GenerationSpec, JudgeSpec, Resources, TaskSpec
 from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
+from orchestrator.spec.versions import METRICS
 from orchestrator.spec.work import EvaluateWork, GenerateWork, InitWork, JudgeWork
 from orchestrator.store import Store
 from tests.integration.stages import run_stages
@@ -88,6 +89,8 @@ def result(store: Store, work: EvaluateWork) -> tuple[bytes, dict[str, float]]:
     manifest = store.artifacts.get(work.key())
     assert manifest is not None
     assert list(store.objects.list(f"partial/{work.key()}")) == []
+    names = {name.rsplit("/", 1)[-1] for name in manifest.metrics}
+    assert names <= set(METRICS[work.suite]), "each metric of a suite has a version: list it"
     return store.artifacts.read(manifest.blob("items.parquet")), dict(manifest.metrics)
 
 

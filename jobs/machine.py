@@ -1,0 +1,102 @@
+"""What of a machine decides bits: the CPU, the code path that MKL takes on it, variables that change either.
+
+Tried by training and by single kernels on AMD and (emulated) Intel and Hygon CPUs of several generations: under one
+branch of MKL Intel's generations agree, vendors do not (products, exp, log), except under COMPATIBLE, where all do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Mapping, MutableMapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+CPUINFO = Path("/proc/cpuinfo")
+# One code path for all CPUs that have it. MKL takes a named branch on Intel's CPUs alone, elsewhere AUTO stays.
+BRANCH, CAPABILITY = "AVX2,STRICT", "avx2"
+_BRANCHES = {1: "OFF", 2: "AUTO", 3: "COMPATIBLE", 4: "SSE2", 6: "SSSE3", 7: "SSE4_1", 8: "SSE4_2", 9: "AVX"}
+_BRANCHES |= {10: "AVX2", 11: "AVX512_MIC", 12: "AVX512", 13: "AVX512_MIC_E1", 14: "AVX512_E1"}
+_ONE, _ALL, _AUTO, _COMPATIBLE, _STRICT = 1, -1, 2, 3, 1 << 16
+# Variables whose effect no other fact shows, by the device on which they have one.
+VARIABLES: Mapping[str, tuple[str, ...]] = {
+    "cpu": (
+        "ONEDNN_MAX_CPU_ISA",
+        "DNNL_MAX_CPU_ISA",
+        "ONEDNN_DEFAULT_FPMATH_MODE",
+        "DNNL_DEFAULT_FPMATH_MODE",
+        "MKL_ENABLE_INSTRUCTIONS",
+    ),
+    "cuda": (
+        "NVIDIA_TF32_OVERRIDE",
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+        "TORCH_BLAS_PREFER_CUBLASLT",
+        "CUBLAS_WORKSPACE_CONFIG",
+        "NCCL_ALGO",
+        "NCCL_PROTO",
+    ),
+}
+
+
+def choose_branch(environment: MutableMapping[str, str]) -> None:
+    """Name the branch for every CPU that has it; what the user has set stays. Before torch is imported."""
+    if "avx2" in cpu_fields().get("flags", "").split():
+        environment.setdefault("MKL_CBWR", BRANCH)
+        environment.setdefault("ATEN_CPU_CAPABILITY", CAPABILITY)
+    else:
+        environment.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+@cache
+def cpu_fields(path: Path = CPUINFO) -> dict[str, str]:
+    """Return what Linux says of the first CPU, {} elsewhere."""
+    try:
+        first = path.read_text(errors="replace").split("\n\n", 1)[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def cpu_name(fields: Mapping[str, str], branch: str) -> str:
+    """Return as much of the CPU's name as bits can depend on under a branch of MKL ("" = MKL is not there).
+
+    Nothing under COMPATIBLE, the vendor under a named branch, else vendor, family and model.
+    """
+    if branch.startswith(_BRANCHES[_COMPATIBLE]):
+        return ""
+    if vendor := fields.get("vendor_id"):
+        named = branch and not branch.startswith((_BRANCHES[_AUTO], "OFF"))
+        return vendor if named else f"{vendor} {fields.get('cpu family', '?')}/{fields.get('model', '?')}"
+    if implementer := fields.get("CPU implementer"):
+        return f"{platform.machine()} {implementer}/{fields.get('CPU part', '?')}"
+    return platform.processor() or platform.machine()
+
+
+def mkl_branch() -> str:
+    """Return the branch that MKL takes in this process (`AVX2,STRICT`), "" where torch has no MKL or is not there."""
+    torch = sys.modules.get("torch")
+    library = Path(torch.__file__ or "").parent / "lib" / "libtorch_cpu.so" if torch else Path()
+    if not library.is_file():
+        return ""
+    loaded = ctypes.CDLL(str(library))
+    get, automatic = (getattr(loaded, f"mkl_serv_cbwr_get{name}", None) for name in ("", "_auto_branch"))
+    if get is None:
+        return ""
+    branch, strict = get(_ONE), get(_ALL) & _STRICT
+    if branch == _AUTO and automatic is not None:
+        branch = automatic()
+    return _BRANCHES.get(branch, str(branch)) + (",STRICT" if strict else "")
+
+
+def facts(device: str) -> dict[str, Any]:
+    """Return the facts of this process's machine that decide bits on `device`, once torch is imported."""
+    names = VARIABLES.get(device, ())
+    variables = {name: os.environ[name] for name in names if os.environ.get(name)}
+    if device != "cpu":
+        return {"variables": variables}
+    branch = mkl_branch()
+    return {"mkl_branch": branch, "cpu": cpu_name(cpu_fields(), branch), "variables": variables}

@@ -1,0 +1,136 @@
+"""Versions of what decides a result's meaning: each enters the keys of its own results alone.
+
+Raise one when a change makes other numbers: results of that preset, loss, suite or metric are made again, all others
+keep their keys. What is not listed has version 1, and a version of 1 is not hashed. A change of everything that a kind
+of stage makes raises `identity.KIND_VERSIONS` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
+from orchestrator.spec.model import CHOICES, DEFAULTS, ModelSpec
+from orchestrator.spec.suites import COLUMNS
+
+# "preset NAME", "loss NAME", "suite NAME", "metric NAME", ..., as the functions below yield them -> version, from 2 on.
+VERSIONS: dict[str, int] = {}
+
+# The metrics that a suite's results hold: `<task>/` and a benchmark's or judge's name left out. Those of single tasks
+# (`suites.COLUMNS`) belong to these.
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "lm": ("val_loss", "bits_per_byte"),
+    "reasoning": ("acc", "acc_norm", "answer_bpb", "reasoning_avg"),
+    "efficiency": (
+        "load_balance",
+        "collaboration",
+        "capacity",
+        "specialization",
+        "capacity_bpb",
+        "specialization_bpb",
+    ),
+    "probe": (
+        "probe_load_balance",
+        "probe_collaboration",
+        "expert_allocation_entropy",
+        "expert_weight_entropy",
+        "router_margin",
+        "routing_distance",
+        "null_share",
+        "expert_weight_similarity",
+        "expert_output_similarity",
+        "drop_top1",
+        "drop_top12",
+        "temperature_0.1",
+        "temperature_1",
+        "temperature_10",
+    ),
+    "safety": ("empty",),
+    "over_refusal": ("empty",),
+    "hallucination": ("answer_bpb",),
+    "adversarial": ("acc", "clean_acc", "drop", "answer_bpb"),
+    "ood": ("acc", "clean_acc", "drop", "answer_bpb"),
+}
+# Losses and updates of a training step by the field that turns them on.
+LOSSES: Mapping[str, str] = {
+    "z_coef": "z",
+    "bias_rate": "bias",
+    "entropy_coef": "entropy",
+    "null_coef": "null",
+    "mutual_information_coef": "mutual_information",
+}
+
+
+def raised(names: Callable[[], Iterable[str]]) -> dict[str, int]:
+    """Return name -> version of those of `names()` whose version is not 1: what a key hashes, {} as a rule."""
+    if not VERSIONS:
+        return {}
+    return {name: VERSIONS[name] for name in names() if VERSIONS.get(name, 1) != 1}
+
+
+def of_model(model: ModelSpec) -> Iterator[str]:
+    """Yield what decides the meaning of a model: its backbone, preset, routing choices and the parts it has."""
+    moe = model.moe
+    yield f"backbone {model.backbone}"
+    yield f"preset {moe.preset}"
+    yield f"preset {moe.preset} {moe.variant}"
+    if model.checkpoint:
+        yield f"upcycle {model.upcycle or 'none'}"
+    yield f"expert {moe.expert}"
+    if moe.preset == "dense":
+        return
+    yield from (f"{name} {getattr(moe, name)}" for name in CHOICES if name != "expert")
+    yield from (name for name in DEFAULTS if name not in CHOICES and getattr(moe, name) != DEFAULTS[name])
+
+
+def of_training(train: TrainSpec, collaboration_top: int) -> Iterator[str]:
+    """Yield what decides the meaning of training steps: losses, frozen role, schedule, precision."""
+    yield from of_balance(train.balance)
+    yield f"loss over {train.loss}"
+    yield f"schedule {train.schedule}"
+    yield f"precision {train.precision}"
+    if train.freeze:
+        yield f"freeze {train.freeze}"
+    if train.expert_dropout:
+        yield "expert_dropout"
+    if collaboration_top:
+        yield "collaboration_top"
+
+
+def of_balance(balance: BalanceSpec) -> Iterator[str]:
+    """Yield the losses that are on, of the load-balance loss its group and scope as well."""
+    if balance.aux_coef:
+        yield f"loss {balance.aux_variant}"
+        yield f"aux_group {balance.aux_group}"
+        yield f"aux_scope {balance.aux_scope}"
+    yield from (f"loss {name}" for field, name in LOSSES.items() if getattr(balance, field))
+
+
+def of_data(data: DataSpec, tasks: Iterable[str] = ()) -> Iterator[str]:
+    """Yield what decides the meaning of prepared data."""
+    yield f"data {data.format}"
+    if data.mix.rows:
+        yield "data mix"
+    yield from (f"items {task}" for task in tasks)
+
+
+def of_evaluation(suite: str, tasks: Iterable[TaskSpec], benchmark: str = "") -> Iterator[str]:
+    """Yield what decides the meaning of a suite's results: the suite, its metrics, tasks and benchmark."""
+    if suite:
+        yield f"suite {suite}"
+    yield from (f"metric {metric}" for metric in METRICS.get(suite, ()))
+    for task in tasks:
+        yield f"task {task.name}"
+        if task.name in COLUMNS:
+            yield f"metric {COLUMNS[task.name]}"
+    if benchmark:
+        yield f"benchmark {benchmark}"
+
+
+def of_scoring(shots: str, precision: str, dola: str) -> Iterator[str]:
+    """Yield how requests are scored or answered."""
+    if shots:
+        yield f"shots {shots}"
+    yield f"scoring {precision}"
+    if dola:
+        yield "dola"
