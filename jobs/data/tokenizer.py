@@ -39,7 +39,7 @@ def run(context: StageContext, work: TokenizerWork) -> None:
     else:
         raise SourceError(f"tokenizer kind {spec.kind!r} is unknown", hint="use bpe or pretrained")
     blobs = {"tokenizer.json": tokenizer.to_str().encode(), "special.json": json.dumps(special).encode()}
-    info = {"vocab_size": tokenizer.get_vocab_size(), **special}
+    info = {"vocab_size": vocabulary_size(tokenizer), **special}
     context.commit(work, blobs=blobs, info=info | hub.read_at(spec.source))
 
 
@@ -111,7 +111,8 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        return int(self.tokenizer.get_vocab_size())
+        """How many ids a model needs: ids may have gaps, so that the highest counts."""
+        return vocabulary_size(self.tokenizer)
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         """Return the token ids of each text, without special tokens."""
@@ -143,6 +144,11 @@ class Vocabulary:
         ]
         added = {int(index) for index, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
         return SpanTables.build(strings, added | {self.bos, self.eos, self.pad})
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """Return the highest id of a tokenizer (of the tokenizers library) plus one."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
 def adds_bos(tokenizer: Any, bos: int) -> bool:

@@ -47,7 +47,7 @@ def load_state(context: StageContext, work: EvaluateWork | GenerateWork) -> Stat
         raise MoegridError(f"scoring precision {work.precision!r} is unknown", hint=f"use {' or '.join(PRECISIONS)}")
     directory = context.directory(work.tokenizer)
     tokenizer = transformers_tokenizer(directory)
-    model = build_model(work.model, len(tokenizer))
+    model = build_model(work.model, int(context.manifest(work.tokenizer).info["vocab_size"]))
     load_canonical(model, fetch_shards(context, work.state, "weights"))
     model.to(context.execution.device).eval()
     cast_weights(model, PRECISIONS[work.precision])

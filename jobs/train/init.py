@@ -18,8 +18,14 @@ from orchestrator.spec.work import InitWork
 def run(context: StageContext, work: InitWork) -> None:
     """Build the model and commit its weights."""
     require_own_tokenizer(context, work)
+    size, rows = vocabulary_size(context, work.tokenizer), work.model.vocab_size
+    if rows and rows < size:
+        raise MoegridError(
+            f"the model has {rows} token ids, its tokenizer {size}",
+            hint=f"set model.vocab_size to {size} or more, or 0",
+        )
     reseed(work.seed, "init")
-    model = initial_model(work.model, vocabulary_size(context, work.tokenizer), work.seed)
+    model = initial_model(work.model, size, work.seed)
     path = context.scratch / "weights.safetensors"
     write_tensors(canonical_state(model), path)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -86,3 +86,13 @@ def test_a_tokenizer_of_the_same_size_that_is_not_the_checkpoints_is_refused(den
     assert "model.foreign_tokenizer: true" in failure
     meant = dataclasses.replace(init, model=dataclasses.replace(init.model, foreign_tokenizer=True))
     run_stages(store, [meant])
+
+
+def test_a_model_with_fewer_ids_than_its_tokenizer_is_refused(dense: Path, tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    tokenizer = tokenizer_of(dense)
+    init = InitWork(ModelSpec(vocab_size=300), tokenizer.key())
+    batch, attempt = submit(store, [tokenizer, init])
+    assert run_job(store.url, batch, 0, Signals()) != 0
+    failure = json.dumps(store.get_json(f"attempts/{attempt}/failure.json"))
+    assert "the model has 300 token ids, its tokenizer 332" in failure

@@ -168,6 +168,17 @@ def test_a_tokenizer_that_has_changed_since_the_plan_is_refused(tmp_path: Path) 
         pretrained(TokenizerSpec(kind="pretrained", source=f"file://{source}", digest="0" * 64))
 
 
+def test_a_model_has_a_row_for_the_highest_id(tmp_path: Path) -> None:
+    source = FAMILIES["gpt2"](tmp_path / "source")
+    whole = json.loads((source / "tokenizer.json").read_text())
+    words = whole["model"]["vocab"]
+    words["zz"] = max(words.values()) + 40  # an id after a gap
+    (source / "tokenizer.json").write_text(json.dumps(whole))
+    vocabulary = Vocabulary.load(artifact(tmp_path / "artifact", source))
+    assert vocabulary.size == words["zz"] + 1
+    assert len(vocabulary.span_tables().special) == vocabulary.size
+
+
 def test_words_are_known_where_a_texts_first_space_is_no_text(tmp_path: Path) -> None:
     directory = artifact(tmp_path / "artifact", FAMILIES["sentencepiece"](tmp_path / "source"))
     vocabulary = Vocabulary.load(directory)
