@@ -6,9 +6,7 @@ under the judge's name in columns (`refusal`, `reward`, ...).
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +17,8 @@ from jobs.evaluate.ledger import Ledger
 from jobs.evaluate.refusals import refuses
 from jobs.evaluate.responses import RESPONSES_BLOB, read_responses
 from jobs.evaluate.results import Mean, Table
-from orchestrator.errors import MoegridError, SourceError
+from orchestrator.errors import MoegridError
+from orchestrator.spec.benchmark_files import read_labels
 from orchestrator.spec.cell import JudgeSpec
 from orchestrator.spec.suites import JUDGES, MODERATION_MODEL
 
@@ -96,22 +95,7 @@ class Labels:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        text = path.read_text(encoding="utf-8")
-        rows = csv.DictReader(io.StringIO(text)) if path.suffix == ".csv" else map(json.loads, _filled(text))
-        self._scores: dict[Pair, list[float]] = {}
-        for number, row in enumerate(rows, 1):
-            missing = [name for name in ("prompt", "response", "score") if row.get(name) is None]
-            if missing:
-                raise SourceError(
-                    f"{path}, row {number} has no {missing[0]!r}",
-                    cause=f"it has {', '.join(map(str, row))}",
-                    hint="labels have the columns prompt, response and score (.jsonl or .csv)",
-                )
-            try:
-                score = float(row["score"])
-            except ValueError:
-                raise SourceError(f"{path}, row {number}: score {row['score']!r} is not a number") from None
-            self._scores.setdefault((row["prompt"], row["response"]), []).append(score)
+        self._scores = read_labels(path)
 
     def __call__(self, pairs: Sequence[Pair]) -> list[float]:
         """Return the labels of `pairs`; MoegridError when one has none."""
@@ -123,10 +107,6 @@ class Labels:
                 hint="label the responses as they are in responses.parquet of the stage that generated them",
             )
         return [sum(self._scores[pair]) / len(self._scores[pair]) for pair in pairs]
-
-
-def _filled(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
 
 
 def run(context: StageContext, work: JudgeWork) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,29 @@ def read_benchmark(name: str, path: Path) -> Tasks:
             if not rows:
                 raise SourceError(f"{path} has no items of {task}, split {split}", hint=_expected(name))
     return tasks
+
+
+def read_labels(path: Path) -> dict[tuple[str, str], list[float]]:
+    """Return a person's scores by (prompt, response) of a .jsonl or .csv file; SourceError when one has none."""
+    rows = csv.DictReader(io.StringIO(_text(path))) if path.suffix == ".csv" else _lines(_text(path), path)
+    hint = "labels have the columns prompt, response and score (.jsonl or .csv)"
+    found: dict[tuple[str, str], list[float]] = {}
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, row {number}"
+        if not isinstance(row, Mapping):
+            raise SourceError(f"{where} is no object", hint=hint)
+        if missing := [name for name in ("prompt", "response", "score") if row.get(name) is None]:
+            raise SourceError(f"{where} has no {missing[0]!r}", cause=f"it has {', '.join(map(str, row))}", hint=hint)
+        try:
+            score = float(row["score"])
+        except (ValueError, TypeError):
+            score = math.nan
+        if not math.isfinite(score) or isinstance(row["score"], bool):
+            raise SourceError(f"{where}: column 'score' is {row['score']!r}, not a number", hint=hint)
+        found.setdefault((str(row["prompt"]), str(row["response"])), []).append(score)
+    if not found:
+        raise SourceError(f"{path} has no labels", hint=hint)
+    return found
 
 
 def prompt_rows(name: str, where: str, rows: Iterable[Any]) -> list[Row]:

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from orchestrator.errors import SourceError
-from orchestrator.spec.cell import DataSpec, TaskSpec
+from orchestrator.spec.benchmark_files import read_labels
+from orchestrator.spec.cell import DataSpec, JudgeSpec, TaskSpec
 from orchestrator.spec.item_files import checked, read_items
 from orchestrator.spec.layouts import exchange, field_text
 from orchestrator.spec.pins import WHEELS
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.rows import Row, data_files, local_path, read_file
 from orchestrator.spec.sources import examples_of
+from orchestrator.spec.suites import JUDGES
 from orchestrator.spec.tasks import SPLITS, splits_read
 
 # Rows of each file that a plan looks at.
@@ -156,6 +158,15 @@ def items_findings(source: str, task: TaskSpec) -> Iterator[tuple[str, str]]:
     if task.shots and pools and task.name not in _GROUPED and counts[pools[0]] < min(needed, HEAD):
         message = f"{source}: {counts[pools[0]]} rows of task {task.name!r}, split {pools[0]!r}, are too few for "
         yield message + f"{task.shots} shots", f"it needs {needed} rows, or fewer shots"
+
+
+def labels_findings(judge: JudgeSpec) -> Iterator[tuple[str, str]]:
+    """Yield (what is wrong, hint) of a person's labels in a local file."""
+    if judge.digest and judge.source.startswith("file://") and JUDGES[judge.name].source == "file":
+        try:
+            read_labels(local_path(judge.source))
+        except (SourceError, OSError) as error:
+            yield told(error)
 
 
 def told(error: SourceError | OSError) -> tuple[str, str]:

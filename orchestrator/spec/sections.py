@@ -167,6 +167,9 @@ class Sections:
                 else judge
                 for judge in value.judges
             )
+            for judge in changed["judges"]:
+                where: Path = (name, "judges", judge.name, "source")
+                findings += [(where, *both) for both in local_data.labels_findings(judge)]
             return dataclasses.replace(value, **changed)
         return value
 

@@ -145,6 +145,15 @@ def test_a_folder_and_a_zip_file_of_items_pass(load: Load, tmp_path: Path) -> No
     assert load("set: {evaluate.tasks.race: {source: 'file://race'}}\n").cells
 
 
+@pytest.mark.parametrize("score", [None, math.nan, "", "much", [1], True])
+def test_a_persons_labels_without_a_score_are_refused_by_the_plan(load: Load, tmp_path: Path, score: Any) -> None:
+    row = {"prompt": "Ask", "response": "No.", "score": 1}
+    (tmp_path / "labels.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps({**row, 'score': score})}\n")
+    found = _finding(load, "set: {evaluate.judges: {labels: {source: 'file://labels.jsonl'}}}\n")
+    assert "labels.jsonl, row 2" in found
+    assert "score" in found
+
+
 def _examples(count: int, name: str = "r") -> list[Example]:
     return [Example(f"{name}{i}", "s", f"{name}{i}", " x") for i in range(count)]
 

@@ -88,13 +88,14 @@ def test_another_judge_generates_nothing_again(tmp_path: Path) -> None:
     source = f"set.evaluate.safety.source=file://{safety(tmp_path / 'prompts')}"
     one = graph("evaluate=[safety]", source)
     labels = tmp_path / "labels.jsonl"
-    labels.write_text("{}\n")
+    label = json.dumps({"prompt": "Ask", "response": "No.", "score": 0})
+    labels.write_text(f"{label}\n")
     judges = f"set.evaluate.judges={{labels: {{source: 'file://{labels}'}}}}"
     two = graph("evaluate=[safety]", source, judges)
     assert keys(one, GenerateWork) == keys(two, GenerateWork)
     assert len(keys(one, JudgeWork)) == 2
     assert keys(one, JudgeWork) < keys(two, JudgeWork)
-    labels.write_text("{} \n")
+    labels.write_text(f"{label} \n")
     changed = graph("evaluate=[safety]", source, judges)
     assert len(keys(two, JudgeWork) & keys(changed, JudgeWork)) == 2, "a judge is known by what its file holds"
     moved = labels.rename(tmp_path / "elsewhere.jsonl")
