@@ -219,6 +219,10 @@ def task_works() -> Iterator[tuple[str, EvaluateWork]]:
     one = dataclasses.replace(common, tasks=(TaskSpec("arc_easy", shots=3, limit=80),))
     for shots, precision in itertools.product(("per_item", "shared"), ("fp32", "bf16")):
         yield f"shots {shots} in {precision}", dataclasses.replace(one, shots=shots, precision=precision)
+    for number, n_group in (("two", 4), ("four", 2)):
+        moe = MoESpec("deepseek_moe", "v3", num_experts=8, top_k=2, n_group=n_group, topk_group=1)
+        of = resolve_model(ModelSpec(moe=moe))
+        yield f"efficiency with groups of {number}", dataclasses.replace(one, suite="efficiency", model=of)
 
 
 def suite_cell(**fields: Any) -> Cell:

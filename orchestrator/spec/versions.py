@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
-from orchestrator.spec.model import CHOICES, DEFAULTS, ModelSpec
+from orchestrator.spec.model import CHOICES, DEFAULTS, ModelSpec, MoESpec
 from orchestrator.spec.suites import COLUMNS
 
 # "preset NAME", "loss NAME", "suite NAME", "metric NAME", ..., as the functions below yield them -> version, from 2 on.
-VERSIONS: dict[str, int] = {}
+VERSIONS: dict[str, int] = {
+    "scoring bf16": 2,  # routers and rotary tables are no longer rounded
+    "removal from groups of two": 2,  # the other expert stays
+}
 
 # The metrics that a suite's results hold: `<task>/` and a benchmark's or judge's name left out. Those of single tasks
 # (`suites.COLUMNS`) belong to these.
@@ -125,6 +128,13 @@ def of_evaluation(suite: str, tasks: Iterable[TaskSpec], benchmark: str = "") ->
             yield f"metric {COLUMNS[task.name]}"
     if benchmark:
         yield f"benchmark {benchmark}"
+
+
+def of_removal(suite: str, moe: MoESpec) -> Iterator[str]:
+    """Yield what decides how experts are removed, where the suite removes some."""
+    groups = moe.n_group or 1
+    if suite == "efficiency" and groups > 1 and moe.group_score == "top2_sum" and moe.num_experts == 2 * groups:
+        yield "removal from groups of two"
 
 
 def of_scoring(shots: str, precision: str, dola: str) -> Iterator[str]:

@@ -218,6 +218,7 @@ class EvaluateWork:
 
     def _parts(self) -> Iterator[str]:
         yield from versions.of_evaluation(self.suite, (*self.tasks, *self.clean), self.benchmark)
+        yield from versions.of_removal(self.suite, self.model.moe)
         yield from versions.of_scoring(self.shots, self.precision, self.dola)
 
 

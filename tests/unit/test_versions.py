@@ -48,6 +48,7 @@ def parts() -> Iterator[str]:
         if isinstance(work, golden_keys.EvaluateWork):
             yield from versions.of_evaluation(work.suite, (*work.tasks, *work.clean), work.benchmark)
             yield from versions.of_scoring(work.shots, work.precision, work.dola)
+            yield from versions.of_removal(work.suite, work.model.moe)
     yield from (f"judge {name}" for name in JUDGES)
     yield from ("tokenizer bpe", "tokenizer pretrained", "tokens text", "tokens instruction")
 
@@ -129,6 +130,19 @@ def test_a_new_version_of_a_metric_task_or_judge_trains_nothing_again(
     monkeypatch.setitem(versions.VERSIONS, part, 2)
     gone = set(before) - set(stages())
     assert {before[key] for key in gone} == (suites if part != "judge labels" else set())
+
+
+def test_what_removal_changed_is_renewed_where_groups_have_two_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys()
+    monkeypatch.delitem(versions.VERSIONS, "removal from groups of two")
+    assert {name for name, key in keys().items() if key != before[name]} == {"task efficiency with groups of two"}
+
+
+def test_what_bf16_changed_is_renewed_where_it_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys()
+    monkeypatch.delitem(versions.VERSIONS, "scoring bf16")
+    changed = {name for name, key in keys().items() if key != before[name]}
+    assert changed == {f"task shots {shots} in bf16" for shots in ("per_item", "shared")}
 
 
 def test_metrics_of_one_suite_are_renewed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
