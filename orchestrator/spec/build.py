@@ -12,6 +12,7 @@ from orchestrator.spec.problems import Mistake, Problems, brief, did_you_mean
 from orchestrator.spec.rules import STAGE_RESOURCES
 from orchestrator.spec.tasks import TASKS
 from orchestrator.spec.units import Length
+from orchestrator.spec.vocabulary import meaning
 
 
 class Builder:
@@ -118,6 +119,9 @@ def field_required(owner: type, name: str) -> bool:
 
 def near_field(path: Path, siblings: Iterable[str], phase: str) -> str:
     """Return a hint for the unknown field `path`: a sibling with a similar name, or a namesake elsewhere."""
+    meant = meaning(path[-1], phase)
+    if meant:
+        return meant
     near = did_you_mean(".".join(path), siblings)
     if near.startswith("did you mean"):
         return near

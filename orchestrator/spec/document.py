@@ -11,8 +11,12 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from orchestrator import resources
+from orchestrator.spec.bounds import MAX_DEPTH, bound, raising
+from orchestrator.spec.factors import short_names
+from orchestrator.spec.fields import field_paths
 from orchestrator.spec.files import COMMAND_LINE, GRIDS, NAME, show
 from orchestrator.spec.problems import Problems, brief, did_you_mean
+from orchestrator.spec.vocabulary import meaning
 from orchestrator.spec.yaml_positions import Document, Path, parse_yaml, read_mapping
 
 MERGED = ("factors", "baseline", "when", "with", "set")
@@ -69,6 +73,9 @@ class Loader:
         self.layers: list[Layer] = []
         self.top: dict[str, Section] = {}
         self.complete = False
+        self.phase = self.plain_seed = "pretrain"
+        self.included = 0
+        self.empty: set[str] = set()  # places of keys with nothing behind them
 
     def load(self, path: FilePath, scale: str, overrides: Sequence[str]) -> GridDocument:
         """Return the document of the grid file `path` at `scale`."""
@@ -82,8 +89,9 @@ class Loader:
                     self.top[key] = _section(document.data, document.places, (key,))
         name = self._name(path)
         base, phase, plain_seed = self._recipe(show(path))
+        self.phase, self.plain_seed = phase, plain_seed
         overlays = [overlay for document in chain for overlay in self._overlays(document)]
-        self._scale(scale, {name for name, _ in overlays}, show(path))
+        self._scale(scale, show(path))
         for document in chain:
             self._apply(document.data, document.places, (*TOP, *MERGED, *REPLACED))
         narrowed = bool(overrides)
@@ -104,7 +112,22 @@ class Loader:
         )
 
     def _read(self, path: FilePath) -> Document:
-        return read_mapping(path, show(path), self.problems)
+        document = read_mapping(path, show(path), self.problems)
+        self._report_empty(document)
+        return document
+
+    def _report_empty(self, document: Document) -> None:
+        """Report keys and items with nothing behind them: a forgotten value would read as null, which removes."""
+        for path in sorted(document.empty, key=lambda path: document.place(path)):
+            if not path or (path[0] == "scales" and len(path) == 2):
+                continue  # an empty file is reported as a whole; a scale that changes nothing may be named
+            key = ".".join(str(part) for part in path)
+            self.empty.add(document.place(path))
+            what = f"{key} has no value" if isinstance(path[-1], str) else f"{key}: an item of the list has no value"
+            hint = "give it a value, or write null if that is meant" + (
+                "" if path[0] == "set" else ", which removes it"
+            )
+            self.problems.add(what, document.place(path), key, hint)
 
     def _chain(self, path: FilePath, above: tuple[FilePath, ...]) -> list[Document]:
         """Return the included documents, in order, and last the document itself."""
@@ -127,7 +150,12 @@ class Loader:
             elif target == path or target in above:
                 self.problems.add(f"include {include!r} includes itself", where, "include", "remove one of them")
             else:
-                chain.extend(self._chain(target, (*above, path)))
+                self.included += 1
+                if self.included == (most := bound("MOEGRID_MAX_INCLUDES")) + 1:
+                    hint = raising("MOEGRID_MAX_INCLUDES", 10 * most)
+                    self.problems.add(f"more than {most} files are included", where, "include", hint)
+                if self.included <= most:
+                    chain.extend(self._chain(target, (*above, path)))
         return [*chain, document]
 
     def _name(self, path: FilePath) -> str:
@@ -157,6 +185,10 @@ class Loader:
             self.problems.add(f"recipe {base!r} does not exist", section.place(), "base", hint)
         else:
             document = self._read(recipes[base])
+            if lacking := [key for key in RECIPE if key not in document.data]:
+                hint = "phase and plain_seed say what a plain factor and a plain seed mean"
+                self.problems.add(f"recipe {base!r} lacks {lacking[0]}", show(recipes[base]), "base", hint)
+                return str(base), "pretrain", "pretrain"
             self.complete = True
             self._layer({key: value for key, value in document.data.items() if key not in RECIPE}, document.places)
             return base, str(document.data["phase"]), str(document.data["plain_seed"])
@@ -169,7 +201,13 @@ class Loader:
             self.problems.add(f"scales must be a mapping, not {brief(scales)}", document.places[("scales",)], "scales")
             return []
         found = []
+        known = resources.files("scale")
         for name in scales:
+            if name not in known:
+                near = did_you_mean(name, known, "scales")
+                own = f"; one of your own is a file: grids/scales/{name}.yaml" if NAME.match(str(name)) else ""
+                place = document.places[("scales", name)]
+                self.problems.add(f"scales names {name!r}, which is no scale", place, f"scales.{name}", near + own)
             section = _section(document.data, document.places, ("scales", name))
             if section.data is None:
                 section.data = {}
@@ -179,7 +217,7 @@ class Loader:
                 self.problems.add(f"scale {name!r} must be a mapping of sections", section.place(), f"scales.{name}")
         return found
 
-    def _scale(self, scale: str, inside: set[str], grid: str) -> None:
+    def _scale(self, scale: str, grid: str) -> None:
         """Apply the scale's own file; what it sets for a phase that the recipe does not have is left out."""
         files = resources.files("scale")
         if scale in files:
@@ -189,8 +227,8 @@ class Loader:
             document.data["set"] = {key: value for key, value in fields.items() if key not in absent}
             self._apply(document.data, document.places, ("description", "runnable", "set"))
             self.sections.pop("description", None)
-        elif scale not in inside:
-            known = sorted({*files, *inside})
+        else:
+            known = sorted(files)
             self.problems.add(f"scale {scale!r} is unknown", grid, "scales", did_you_mean(scale, known, "scales"))
 
     def _apply(self, data: Mapping[str, Any], places: Mapping[Path, str], known: Sequence[str]) -> None:
@@ -198,8 +236,8 @@ class Loader:
         for key, value in data.items():
             place = places.get((key,), "")
             if key not in known:
-                hint = did_you_mean(key, known, "sections")
-                self.problems.add(f"section {key!r} is unknown", place, key, hint)
+                hint = self._section_hint(str(key), known)
+                self.problems.add(f"section {key!r} is unknown", place, str(key), hint)
             elif key in MERGED and not isinstance(value, dict):
                 self.problems.add(f"{key} must be a mapping, not {brief(value)}", place, key)
             elif key == "set":
@@ -212,10 +250,26 @@ class Loader:
             elif key in REPLACED:
                 self.sections[key] = _section(data, places, (key,))
 
+    def _section_hint(self, key: str, known: Sequence[str]) -> str:
+        """Return what is meant by an unknown section: a field of a cell, a word of another tool, a near name."""
+        near = did_you_mean(key, known)
+        if near.startswith("did you mean"):
+            return near
+        names = short_names(self.phase, self.plain_seed)
+        if key in names or any(path[0] == key for path in field_paths()):
+            field = ".".join(names[key][0]) if key in names else key
+            return f"fields of a cell stand under set: ({field}), what varies under factors:"
+        meant = meaning(key, self.phase)
+        if meant and (meant.split(" ")[2].partition(".")[0],) in {path[:1] for path in field_paths()}:
+            meant += "; fields of a cell stand under set:"
+        return meant or did_you_mean(key, known, "sections")
+
     def _merge(self, key: str, section: Section) -> None:
-        """Merge a section by its first keys; null removes one."""
+        """Merge a section by its first keys; null removes one that is there."""
         merged = self.sections.setdefault(key, Section({}, {}))
         for name, value in section.data.items():
+            if value is None and name not in merged.data and not (key == "factors" and self._in_also(name)):
+                self._nothing_to_remove(key, str(name), merged, section.place(name))
             for path in [path for path in merged.places if path[:1] == (name,)]:
                 del merged.places[path]
             if value is None:
@@ -224,12 +278,22 @@ class Loader:
                 merged.data[name] = value
         merged.places.update(section.places)
 
+    def _nothing_to_remove(self, key: str, name: str, merged: Section, place: str) -> None:
+        if place in self.empty:
+            return  # it was reported as forgotten
+        near = did_you_mean(name, merged.data)
+        hint = near if near.startswith("did") else "give it a value; null removes one that was written before"
+        self.problems.add(f"{key}.{name}: null removes nothing", place, f"{key}.{name}", hint)
+
     def _layer(self, data: Mapping[str, Any], places: Mapping[Path, str]) -> None:
         """Add a layer of cell fields; dotted keys (`finetune.lr`) become nested ones."""
         nested: dict[str, Any] = {}
         origins: dict[tuple[str, ...], str] = {}
         for key, value in data.items():
             path = tuple(str(key).split("."))
+            if len(path) > MAX_DEPTH:
+                self.problems.add(f"{brief(key)} is nested too deeply", places.get((key,), ""), "set")
+                continue
             target = nested
             for part in path[:-1]:
                 inner = target.get(part)
@@ -251,9 +315,17 @@ class Loader:
         keyed = (*MERGED, "search", "adaptive")
         if not equals or section not in known or (rest and section not in keyed) or (section in MERGED and not rest):
             hint = "write factors.seed=[0,1], set.finetune.lr=1e-4 or at=[1.0]"
+            meant = meaning(key, self.phase) if section not in known else ""
+            hint = f"{meant}; {hint}" if meant else hint
             self.problems.add(f"override {text!r} is not section.key=value", COMMAND_LINE, key.strip(), hint)
             return
+        before = len(self.problems.found)
         value = parse_yaml(value_text, where, self.problems).data
+        if not value_text.strip():
+            hint = "give it a value, or write null if that is meant"
+            self.problems.add(f"override {text!r} has no value", COMMAND_LINE, key.strip(), hint)
+        if len(self.problems.found) > before:
+            return
         if section in REPLACED and rest:
             old = self.sections.get(section, Section({}, {}))
             data = {**old.data, rest: value} if isinstance(old.data, dict) else {rest: value}
@@ -263,6 +335,10 @@ class Loader:
         self._apply({section: {rest: value} if rest else value}, places, known)
         if section == "factors":
             self._also(rest, value, where)
+
+    def _in_also(self, name: str) -> bool:
+        also = self.sections.get("also", Section([], {})).data
+        return any(isinstance(product, dict) and name in product for product in also if isinstance(also, list))
 
     def _also(self, name: str, values: Any, where: str) -> None:
         """Give the products of `also` that have the axis `name` its new values (None: no such axis) too."""

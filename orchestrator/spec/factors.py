@@ -18,6 +18,7 @@ from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fie
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.problems import Mistake, did_you_mean
 from orchestrator.spec.schedule import parse_freeze
+from orchestrator.spec.vocabulary import meaning
 
 PHASES = ("pretrain", "finetune")
 GRANULARITY = "granularity"
@@ -134,6 +135,9 @@ def find_factor(name: str, phase: str, plain_seed: str) -> Factor:
     path = tuple(name.split("."))
     if path in field_paths():
         return Factor(name, (path,))
+    meant = meaning(name, phase)
+    if meant:
+        raise Mistake(f"factor {name!r} is unknown", meant)
     dotted = [".".join(path) for path in field_paths()] if "." in name else list(names)
     hint = did_you_mean(name, dotted)
     raise Mistake(f"factor {name!r} is unknown", hint if hint.startswith("did") else "moegrid schema lists the factors")

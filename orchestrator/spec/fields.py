@@ -6,6 +6,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -35,11 +36,24 @@ class Field:
                 return value
         value = typed(self.hint, value)
         if self.rule is not None and value is not None:
-            for item in value if isinstance(value, tuple) else (value,):
-                self.rule.check(item)
+            check_all(self.rule.check, value if isinstance(value, tuple) else (value,))
         if isinstance(value, tuple) and self.name in ("suites", "at"):
             _distinct(value)
         return value
+
+
+def check_all(check: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Return `check` of every item. Raises one Mistake that names every wrong one."""
+    results, mistakes = [], []
+    for item in items:
+        try:
+            results.append(check(item))
+        except Mistake as mistake:
+            mistakes.append(mistake)
+    if mistakes:
+        hints = dict.fromkeys(mistake.hint for mistake in mistakes if mistake.hint)
+        raise Mistake("; ".join(dict.fromkeys(mistake.message for mistake in mistakes)), "; ".join(hints))
+    return results
 
 
 def _distinct(values: tuple[Any, ...]) -> None:
@@ -108,10 +122,13 @@ def typed(hint: Any, value: Any) -> Any:
         items = value if isinstance(value, (list, tuple)) else None
         if items is None or (args[-1] is not Ellipsis and len(items) != len(args)):
             raise Mistake(f"must be {type_name(hint)}, not {brief(value)}")
-        return tuple(typed(args[0], item) for item in items)
+        return tuple(check_all(lambda item: typed(args[0], item), items))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is hint and not (hint is float and not math.isfinite(value)):
         return value
+    if hint is str and isinstance(value, (int, float)):
+        kind = "true or false" if isinstance(value, bool) else "a number"
+        raise Mistake(f"must be text, not {brief(value)}", f"put it in quotes: YAML reads it as {kind}")
     quoted = hint in (int, float) and isinstance(value, str) and value.replace(".", "", 1).isdigit()
     raise Mistake(f"must be {type_name(hint)}, not {brief(value)}", "remove the quotes" if quoted else "")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestrator.spec.adaptive import Adaptive, more_seeds, read_adaptive
 from orchestrator.spec.axes import AxisReader, Condition, read_condition, show_value
+from orchestrator.spec.bounds import bound, raising
 from orchestrator.spec.build import Builder
 from orchestrator.spec.cell import Cell
 from orchestrator.spec.columns import every_column, sourced, unknown_column
@@ -18,6 +20,7 @@ from orchestrator.spec.merge import Merged
 from orchestrator.spec.problems import Problems, brief, did_you_mean
 from orchestrator.spec.search import SearchSpec, read_search
 from orchestrator.spec.sections import Sections
+from orchestrator.spec.twins import same_science
 
 
 class Reading:
@@ -51,6 +54,9 @@ class Reading:
         """Return the cells of all products."""
         if self.problems or self.base is None:
             return []
+        self._check_size()
+        if self.problems:
+            return []
         seeds = seed_names(self.document.plain_seed)
         sections = Sections(self.base, self.lengths, self.folder)
         expander = Expander(sections, self.merged, self._constant() - seeds, seeds)
@@ -69,6 +75,9 @@ class Reading:
                 if first is not item and first.factors != item.factors:
                     twins.append((first, item, product[0].place))
         expander.report(self.problems)
+        if not self.problems:
+            place = next((product[0].place for product in self.products if product), self.document.path)
+            twins += [(first, item, place) for first, item in same_science(found.values())]
         for first, item, place in twins if not self.problems else ():
             message = f"cells {first.name!r} and {item.name!r} differ in a factor but are the same science"
             self.problems.add(message, place, hint="remove one of them: a table would compare a result with itself")
@@ -82,6 +91,16 @@ class Reading:
         if not found and not self.problems:
             self.problems.add("every cell is excluded", self.document.path, "exclude")
         return list(found.values())
+
+    def _check_size(self) -> None:
+        """Report a grid that is too large to be meant, before it is expanded."""
+        sizes = [(math.prod(len(axis.choices) for axis in axes), axes) for axes in self.products]
+        count, most = sum(size for size, _ in sizes), bound("MOEGRID_MAX_CELLS")
+        if count > most:
+            axes = max(sizes, key=lambda pair: pair[0])[1]
+            widths = " x ".join(f"{len(axis.choices)} {', '.join(axis.names)}" for axis in axes)
+            message = f"the axes have {count:,} combinations, more than {most:,}: {widths}"
+            self.problems.add(message, axes[0].place, "factors", raising("MOEGRID_MAX_CELLS", count))
 
     def reserve(self, cells: Iterable[GridCell]) -> list[GridCell]:
         """Return the cells beyond `cells` that an adaptive number of seeds may add, seed by seed."""
@@ -237,7 +256,8 @@ class Reading:
         section = self.document.sections.get(key, Section("", {}))
         if isinstance(section.data, str):
             return section.data
-        self.problems.add(f"{key} must be text, not {brief(section.data)}", section.place(), key)
+        hint = "put it in quotes" if isinstance(section.data, (int, float)) else ""
+        self.problems.add(f"{key} must be text, not {brief(section.data)}", section.place(), key, hint)
         return ""
 
     def names(self, key: str) -> list[str]:

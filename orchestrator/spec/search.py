@@ -13,11 +13,13 @@ search:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from orchestrator.spec.axes import AxisReader
+from orchestrator.spec.bounds import bound, raising
 from orchestrator.spec.document import Section
 from orchestrator.spec.factors import Factor, factor_field
 from orchestrator.spec.fields import typed
@@ -122,6 +124,12 @@ def read_search(reader: AxisReader, section: Section, axes: set[str]) -> SearchS
         space = {}
     found = [_axis(reader, section, str(name), value, axes) for name, value in space.items()]
     if len(problems.found) > before:
+        return None
+    trials = math.prod(len(axis.values) for axis in found if axis and axis.kind == "grid")
+    trials *= plain.get("trials", 1) if any(axis and axis.kind != "grid" for axis in found) else 1
+    if trials > (most := bound("MOEGRID_MAX_CELLS")):
+        hint = raising("MOEGRID_MAX_CELLS", trials)
+        problems.add(f"search has {trials:,} trials, more than {most:,}", section.place("space"), "search.space", hint)
         return None
     return SearchSpec(tuple(axis for axis in found if axis), scheduler=Scheduler(**settings), **plain)
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import yaml
 
+from orchestrator.spec.bounds import MAX_DEPTH, bound, raising
 from orchestrator.spec.problems import Problems
 
 Path = tuple[str | int, ...]
-MAX_DEPTH = 40
-MAX_NODES = 200_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -62,11 +61,13 @@ class Document:
     """The data of one YAML text and the place (`file:line`) of every key and list item, by path.
 
     `written` has the text of each number and truth value that Python would write otherwise: `012345`, `1.10`, `true`.
+    `empty` are the paths of keys and items with nothing behind them, which read as null.
     """
 
     data: Any = None
     places: dict[Path, str] = field(default_factory=dict)
     written: dict[Path, str] = field(default_factory=dict)
+    empty: set[Path] = field(default_factory=set)
 
     def place(self, path: Path) -> str:
         """Return the place of `path`, or of its nearest ancestor."""
@@ -95,7 +96,12 @@ def read_mapping(path: FilePath, name: str, problems: Problems, tags: Tags | Non
 
 def parse_yaml(text: str, name: str, problems: Problems, tags: Tags | None = None) -> Document:
     """Return the document in `text`; what is wrong with it goes to `problems` with `name`:line."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        problems.add("the text is not UTF-8", name, hint="write it in UTF-8")
+        return Document()
     try:
+        if not _within_bounds(text, name, problems):
+            return Document()
         node = _compose(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -111,12 +117,36 @@ def parse_yaml(text: str, name: str, problems: Problems, tags: Tags | None = Non
     return document
 
 
+def _within_bounds(text: str, name: str, problems: Problems) -> bool:
+    """Return whether a text is neither too deep nor too large to be composed, which recurs. Raises YAMLError."""
+    loader = _FastLoader if yaml.__with_libyaml__ else _Loader
+    depth, nodes, most = 0, 0, bound("MOEGRID_MAX_NODES")
+    try:
+        for event in yaml.parse(text, Loader=loader):
+            if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+                depth += 1
+            elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+                depth -= 1
+            nodes += isinstance(event, yaml.NodeEvent)
+            if depth > MAX_DEPTH + 1 or nodes > 2 * most:  # a key is a node too
+                where = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
+                hint = "take a level out of it" if depth > MAX_DEPTH else raising("MOEGRID_MAX_NODES", 10 * most)
+                problems.add("the YAML is nested too deeply or too large", where, hint=hint)
+                return False
+    except yaml.YAMLError:
+        if loader is _Loader:
+            raise
+    return True
+
+
 class _Reader:
     def __init__(self, name: str, problems: Problems, document: Document, tags: Tags) -> None:
         self.name = name
         self.problems = problems
         self.places = document.places
         self.written = document.written
+        self.empty = document.empty
+        self.most = bound("MOEGRID_MAX_NODES")
         self.tags = tags
         self.nodes = 0
 
@@ -124,10 +154,12 @@ class _Reader:
         self.nodes += 1
         where = f"{self.name}:{node.start_mark.line + 1}"
         self.places.setdefault(path, where)
-        if len(path) > MAX_DEPTH or self.nodes > MAX_NODES:
-            if self.nodes < 2 * MAX_NODES:
-                self.problems.add("the YAML is nested too deeply or too large", where, hint="check its anchors")
-                self.nodes = 2 * MAX_NODES
+        if len(path) > MAX_DEPTH or self.nodes > self.most:
+            if self.nodes < 2 * self.most:
+                hint = f"check its anchors; {raising('MOEGRID_MAX_NODES', 10 * self.most)}"
+                hint = "check its anchors" if len(path) > MAX_DEPTH else hint
+                self.problems.add("the YAML is nested too deeply or too large", where, hint=hint)
+                self.nodes = 2 * self.most
             return None
         if isinstance(node, yaml.ScalarNode) and node.tag in self.tags:
             return self._tagged(node, where)
@@ -138,6 +170,8 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
         value = self._scalar(node, where)
+        if value is None and node.value == "":
+            self.empty.add(path)
         if node.tag in (_BOOL, _INT, _FLOAT) and str(value) != node.value:
             self.written[path] = str(node.value)
         return value
@@ -147,6 +181,8 @@ class _Reader:
         for key_node, value_node in node.value:
             where = f"{self.name}:{key_node.start_mark.line + 1}"
             key = self._key(key_node)
+            if key is not None and not self._sound(key, where):
+                continue
             if key is None:
                 self.problems.add("a key must be plain text or a list of factor names", where, hint="quote the key")
                 continue
@@ -171,7 +207,7 @@ class _Reader:
     def _scalar(self, node: yaml.Node, where: str) -> Any:
         text = str(node.value)
         if node.tag == _STR:
-            return text
+            return text if self._sound(text, where) else ""
         if node.tag == _NULL:
             return None
         if node.tag == _BOOL:
@@ -184,6 +220,15 @@ class _Reader:
                 return None
         self._bad_tag(node.tag, where)
         return text
+
+    def _sound(self, text: str, where: str) -> bool:
+        """Return whether a text is one: half of a surrogate pair can be written in YAML, but is no character."""
+        wrong = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), "")
+        if wrong:
+            message = f"the text holds \\u{ord(wrong):04x}, half of a surrogate pair, which is no character"
+            hint = "write the character itself, or as \\U with eight digits"
+            self.problems.add(message, where, hint=hint)
+        return not wrong
 
     def _tagged(self, node: yaml.ScalarNode, where: str) -> Any:
         try:
