@@ -19,7 +19,7 @@ from orchestrator.plan.cost import Clock
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.root import root_digest, root_document
-from orchestrator.settings import store_url, tracking_uri
+from orchestrator.settings import load_site, open_backend, store_url, tracking_uri
 from orchestrator.spec.grid import Grid, load_grid
 from orchestrator.store import Store
 from orchestrator.ui.console import Console
@@ -121,6 +121,13 @@ class Context:
         clock = self.clock(graph, present) if missing else Clock()
         damaged = self.store.artifacts.damaged(missing) if missing else set()
         return make_plan(graph, every, failed=failed, attempted=set(attempted), damaged=damaged, clock=clock)
+
+    def gpus(self) -> int | None:
+        """Return the GPUs of this machine where jobs would run on it, None where a scheduler finds them."""
+        site = load_site(self.arguments.site)
+        backend = open_backend(site, self.store.url) if site.backend == "local" else None
+        budget = getattr(backend, "budget", None)
+        return int(budget.gpus) if budget else None
 
     def clock(self, graph: StageGraph, present: set[str]) -> Clock:
         """Estimate times from finished stages of the same shape."""

@@ -25,7 +25,7 @@ from orchestrator.engine.journal import Journal
 from orchestrator.engine.loop import Engine, Options, Snapshot
 from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, MoegridError
 from orchestrator.plan.graph import StageGraph
-from orchestrator.plan.needs import missing_keys
+from orchestrator.plan.needs import missing_devices, missing_keys
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.root import root_document
 from orchestrator.settings import load_site, module_environment, open_backend, require
@@ -116,12 +116,12 @@ def run(context: Context) -> int:
 
 def _refuse(context: Context, graph: StageGraph) -> None:
     """Raise what a run of the grid would be refused for, before anything of it is written down."""
-    limit = context.arguments.max_gpu_hours
-    if limit is None and missing_keys(make_plan(graph, ())) is None:
+    limit, gpus, whole = context.arguments.max_gpu_hours, context.gpus(), make_plan(graph, ())
+    if limit is None and missing_keys(whole) is None and missing_devices(whole, gpus) is None:
         return
     plan = context.plan(graph, Journal(context.store))
     _within_budget(plan, limit)
-    if lacking := missing_keys(plan):
+    if lacking := missing_keys(plan) or missing_devices(plan, gpus):
         raise lacking
 
 

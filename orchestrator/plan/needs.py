@@ -50,6 +50,37 @@ class Gate:
         return "accept the terms on its page, and set HF_TOKEN to a token of that account where jobs run"
 
 
+def missing_devices(plan: Plan, gpus: int | None) -> MoegridError | None:
+    """Return what is wrong when pending stages need more GPUs than the `gpus` here give them, else None.
+
+    None: a scheduler finds the GPUs, and knows what it has.
+    """
+    if gpus is None:
+        return None
+    # Data and tokenizers are made without a GPU, whatever the device.
+    computing = [key for key in plan.pending if plan.graph.stages[key].phase != "prepare"]
+    on_gpu = [key for key in computing if plan.graph.execution(key).device == "cuda"]
+    asked = {key: plan.graph.resources(key).gpus for key in plan.pending}
+    most = max(asked.values(), default=0)
+    if most > gpus:
+        phases = dict.fromkeys(plan.graph.stages[key].phase for key in plan.pending if asked[key] > gpus)
+        where = ", ".join(f"execution.resources.{phase}.gpus" for phase in phases)
+        error, cause = f"this machine has {gpus} GPUs, and the grid asks for {most}", f"{where} of this plan"
+    elif on_gpu and not gpus:
+        error = "execution.device is 'cuda', and this machine has no GPU"
+        cause = f"{len(on_gpu)} stages of this plan would need one"
+    else:
+        # A job sees the GPUs that it asks for.
+        bare = dict.fromkeys(plan.graph.stages[key].phase for key in on_gpu if not asked[key])
+        if not bare:
+            return None
+        error = f"execution.device is 'cuda', and {', '.join(bare)} asks for no GPU"
+        cause = ", ".join(f"execution.resources.{phase}.gpus is 0" for phase in bare)
+        return MoegridError(error, cause=cause, hint=f"set.execution.resources.{next(iter(bare))}.gpus=1")
+    hint = "set.execution.device=cpu and resources without gpus, or another --site; MOEGRID_GPUS=N if there are N here"
+    return MoegridError(error, cause=cause, hint=hint)
+
+
 def gates(plan: Plan) -> list[Gate]:
     """Return the gated repositories, of those known, that pending stages read."""
     found: dict[str, int] = {}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from orchestrator.plan.needs import has_hub_token, missing_keys
+from orchestrator.plan.needs import has_hub_token, missing_devices, missing_keys
 from orchestrator.plan.plan import Plan
 from orchestrator.ui.console import Console, columns, duration, plural, quantity
 
 _MARKS = {"run": ("+", "green"), "resume": ("~", "yellow"), "done": ("=", "dim"), "blocked": ("!", "red")}
 
 
-def show_plan(plan: Plan, console: Console, *, parallel: int = 1, adaptive: str = "") -> None:
-    """Print the plan. `parallel` is how many cores the site has, `adaptive` tells of an adaptive number of seeds."""
+def show_plan(plan: Plan, console: Console, *, parallel: int = 1, gpus: int | None = None, adaptive: str = "") -> None:
+    """Print the plan.
+
+    `parallel` is how many cores the site has, `gpus` how many GPUs (None: a scheduler knows), `adaptive` tells of an
+    adaptive number of seeds.
+    """
     grid = plan.graph.grid
     data = plan.to_json()
     console.print(
@@ -63,9 +67,10 @@ def show_plan(plan: Plan, console: Console, *, parallel: int = 1, adaptive: str 
         mark, token = ("yellow", "") if has_hub_token() else ("red", ", and this machine has no HF_TOKEN")
         console.print(f"  {console.style('!', mark)} hub://{gate['name']} is gated{token}")
         console.print(f"      {gate['hint']}")
-    if lacking := missing_keys(plan):
-        console.print(f"  {console.style('!', 'red')} {lacking.error}: {lacking.cause}")
-        console.print(f"      {lacking.hint}")
+    for lacking in (missing_keys(plan), missing_devices(plan, gpus)):
+        if lacking is not None:
+            console.print(f"  {console.style('!', 'red')} {lacking.error}: {lacking.cause}")
+            console.print(f"      {lacking.hint}")
     for blocked in data["blocked"][:5]:
         console.print(f"  {console.style('!', 'red')} {blocked['label']}: {blocked['reason']}")
     if len(data["blocked"]) > 5:
