@@ -33,5 +33,5 @@ def init(arguments: argparse.Namespace) -> int:
             raise MoegridError(f"{target} cannot be written", cause=str(error), hint="name another folder") from error
         print(target)
     go = "" if folder == Path(".") else f"cd {folder} && "
-    print(as_typed(f"next: {go}moegrid plan my_grid   (then: moegrid run my_grid)"))
+    print(as_typed(f"next: {go}moegrid plan my_grid   (then: moegrid run my_grid)", folder))
     return EXIT_DONE

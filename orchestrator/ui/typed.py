@@ -16,30 +16,30 @@ _COMMANDS = (
 _NAMED = re.compile(rf"(?<![\w/.'-])moegrid(?= (?:{'|'.join(_COMMANDS)})\b)")
 
 
-def program() -> str:
-    """Return how this program is started from the working directory, quoted for a shell.
+def program(here: Path | None = None) -> str:
+    """Return how this program is started from the folder `here`, by default the working directory, quoted for a shell.
 
     `moegrid` where the PATH leads to the one that runs, else its path; `PYTHON -m orchestrator` if it was started so.
     """
     started = Path(sys.argv[0] or "moegrid")
     if started.parts[-2:] == ("orchestrator", "__main__.py"):
-        return f"{shlex.quote(_shown(Path(sys.executable)))} -m orchestrator"
+        return f"{shlex.quote(_shown(Path(sys.executable), here))} -m orchestrator"
     if started.name != "moegrid":
         return "moegrid"  # a part of another program
     found = shutil.which("moegrid")
     if found and os.path.exists(started) and os.path.samefile(found, started):
         return "moegrid"
-    return shlex.quote(_shown(Path(os.path.abspath(started))))
+    return shlex.quote(_shown(Path(os.path.abspath(started)), here))
 
 
-def as_typed(text: str) -> str:
-    """Return a text for people with the commands in it as they can be typed here."""
-    return _NAMED.sub(program().replace("\\", r"\\"), text) if "moegrid " in text else text
+def as_typed(text: str, here: Path | None = None) -> str:
+    """Return a text for people with the commands in it as they can be typed in the folder `here`."""
+    return _NAMED.sub(program(here).replace("\\", r"\\"), text) if "moegrid " in text else text
 
 
-def _shown(path: Path) -> str:
-    """Return a path relative to the working directory where it lies inside."""
-    here = Path.cwd()
+def _shown(path: Path, here: Path | None) -> str:
+    """Return a path relative to the folder where it lies inside."""
+    here = (here or Path.cwd()).resolve()
     if not path.is_relative_to(here):
         return str(path)
     inside = str(path.relative_to(here))
