@@ -29,7 +29,7 @@ MOMENTS = ("start", "middle", "commit")
 # One of each kind of stage, for what happens while or after a stage runs.
 LABELS = {"middle": "pretrain", "commit": "finetune 0-25"}
 # What `make test` runs of all this.
-SAMPLE = {("EROFS", "start"), ("garbage answer", "commit"), ("encoding", "commit")}
+SAMPLE = {("EROFS", "start"), ("403 answer", "start"), ("encoding", "commit")}
 OUTSIDE = {"unreachable", "disk_full", "corrupt", "parent_missing"}
 
 
