@@ -5,6 +5,7 @@ The plan and the node read rows with this, so that both refuse the same ones.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,11 +37,11 @@ def field_text(row: Mapping[str, Any], name: str, where: str) -> str:
                 hint=_fields_of(row),
             ) from None
     if not isinstance(value, str):
-        hint = (
-            _fields_of(row)
-            if isinstance(value, (list, dict))
-            else "write it as text, leave the row out, or name another"
-        )
+        hint = "write it as text, leave the row out, or name another"
+        if isinstance(value, (list, dict)):
+            hint = _fields_of(row)
+        elif isinstance(value, datetime.date):
+            hint = "its reader took texts for dates: fetch the data, and use file:// with JSON lines"
         raise SourceError(f"column {name!r} of {where} is {type(value).__name__}, not text", hint=hint)
     return value
 

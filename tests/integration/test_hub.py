@@ -155,6 +155,13 @@ def test_a_damaged_file_is_a_source_error(hub: Hub, client: Client) -> None:
     assert "hub://made/damaged@main could not be read" in said["error"]
 
 
+def test_texts_that_a_reader_took_for_dates_are_refused_with_a_way_out(hub: Hub, client: Client) -> None:
+    hub.repository("made/dates").push({"train.jsonl": lines({"prompt": "When?", "response": "2020-01-01"})})
+    said = instructions(client, "hub://made/dates@main")
+    assert "row 1 is datetime, not text" in said["error"]
+    assert "file://" in said["hint"]
+
+
 def test_a_gated_set_needs_a_token_of_an_account_that_may_read_it(hub: Hub, client: Client) -> None:
     hub.repository("made/gated").gated = True
     hub.repository("made/gated").push({"train.jsonl": lines({"prompt": "P", "response": "R"})})
