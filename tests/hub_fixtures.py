@@ -110,7 +110,10 @@ FILES: dict[str, dict[str, bytes]] = {
         "README.md": b"# Race\n",
         "race.py": b"raise SystemExit('a loading script was run')\n",
         "race_high_test.jsonl": lines(
-            {"article": "A made-up story.", "problems": "[{'question': 'Q?', 'options': ['a', 'b'], 'answer': 'A'}]"}
+            {
+                "article": "A made-up story.",
+                "problems": "[{'question': 'Q?', 'options': ['a', 'b', 'c', 'd'], 'answer': 'A'}]",
+            }
         ),
     },
     "cam-cst/cbt": by_config(
