@@ -84,13 +84,14 @@ def short(work: EvaluateWork) -> EvaluateWork:
     return dataclasses.replace(work, tasks=tuple(dataclasses.replace(task, limit=40) for task in work.tasks))
 
 
-def result(store: Store, work: EvaluateWork) -> tuple[bytes, dict[str, float]]:
+def result(store: Store, work: EvaluateWork | JudgeWork) -> tuple[bytes, dict[str, float]]:
     """Return the per-item file and the metrics of a committed evaluation, which has left nothing else behind."""
     manifest = store.artifacts.get(work.key())
     assert manifest is not None
     assert list(store.objects.list(f"partial/{work.key()}")) == []
-    names = {name.rsplit("/", 1)[-1] for name in manifest.metrics}
-    assert names <= set(METRICS[work.suite]), "each metric of a suite has a version: list it"
+    if isinstance(work, EvaluateWork):  # a judge's columns have the version of the judge
+        names = {name.rsplit("/", 1)[-1] for name in manifest.metrics}
+        assert names <= set(METRICS[work.suite]), "each metric of a suite has a version: list it"
     return store.artifacts.read(manifest.blob("items.parquet")), dict(manifest.metrics)
 
 

@@ -2,7 +2,7 @@
 # Library: transformers==5.23.0
 # Version: tokenizers==0.23.3
 # Guess: a folder whose tokenizer_config.json says add_bos_token: true and whose tokenizer.json has no template (the layout of
-#   DeepSeek's; transformers 4 adds it there, see issue 161 of swift-transformers) loads as a tokenizer that adds a begin
+#   DeepSeek's; transformers 4 adds it there) loads as a tokenizer that adds a begin
 #   of text; one that adds it says so in add_bos_token, and save_pretrained keeps that.
 # Seen: where there is a tokenizer.json the flag is dropped when loading and when saving. The ids have no begin of text,
 #   nobody says so, and a tokenizer whose template adds one answers add_bos_token == False. Prints:
