@@ -184,6 +184,7 @@ def test_jobs_outlive_their_driver_and_are_found_by_name(ray_lab: RayLab, tmp_pa
     handles = backend.find(batch.name)
     assert sorted(handles) == [f"{batch.name}-0", f"{batch.name}-1"]
     assert {state.phase for state in backend.poll(list(handles.values())).values()} == {RUNNING}
+    eventually(lambda: all("started" in text(backend, handle) for handle in handles.values()))  # it catches signals
     backend.cancel(list(handles.values()), now=False)
     assert {state.exit_code for state in settle(backend, handles).values()} == {75}
     backend.forget(list(handles.values()))
