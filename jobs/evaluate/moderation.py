@@ -41,7 +41,7 @@ class Moderation:
     """Asks `model` for the harm of texts; `model_served` is what the server says it used."""
 
     model: str
-    key: str
+    key: str = field(repr=False)
     base_url: str = BASE_URL
     per_minute: float = REQUESTS_PER_MINUTE
     sleep: Callable[[float], None] = time.sleep

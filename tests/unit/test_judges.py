@@ -148,7 +148,7 @@ def test_a_refused_request_is_not_repeated_and_the_key_is_not_told(api: type[Api
     with pytest.raises(MoegridError, match="refuses the request") as raised:
         client().scores([HARMFUL])
     assert len(api.seen) == 1
-    assert KEY not in f"{raised.value} {raised.value!r} {raised.value.__cause__} {client()}".replace(repr(client()), "")
+    assert KEY not in f"{raised.value} {raised.value!r} {raised.value.__cause__} {client()}"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_the_nearest_of_a_name_is_taken(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_site_of_the_working_directory_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "sites/mine.yaml", "backend: local\ncores: 1\n")
     monkeypatch.chdir(tmp_path)
-    assert load_site("mine").options == {"cores": 1}
+    assert load_site("mine").path == str(tmp_path / "sites" / "mine.yaml")
     with pytest.raises(MoegridError, match="unknown site 'mien'") as caught:
         load_site("mien")
     assert "mine" in str(caught.value)

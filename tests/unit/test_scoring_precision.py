@@ -26,7 +26,8 @@ def loaded(model: CausalLM, precision: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(state, "span_function", lambda model, folder: None)
     monkeypatch.setattr(state, "fetch_shards", lambda context, key, kind: canonical_state(model))
     job, execution = SimpleNamespace(live={}), SimpleNamespace(device="cpu")
-    context = SimpleNamespace(job=job, execution=execution, directory=lambda key: Path())
+    made = SimpleNamespace(info={"vocab_size": 64})
+    context = SimpleNamespace(job=job, execution=execution, directory=lambda key: Path(), manifest=lambda key: made)
     work = SimpleNamespace(state="s", tokenizer="t", precision=precision, model=model.spec)
     return state.load_state(context, work).model  # type: ignore[arg-type]
 
