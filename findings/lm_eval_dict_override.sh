@@ -51,7 +51,7 @@ dataset_kwargs: {data_files: {test: items.jsonl}}
 test_split: test
 output_type: multiple_choice
 doc_to_text: "{{question}}"
-doc_to_choice: [yes it is, no]
+doc_to_choice: ["yes it is", "not so"]
 doc_to_target: label
 num_fewshot: 0
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
