@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.errors import StoreError
 from orchestrator.report.collect import collect
 from orchestrator.report.tables import long_rows
 from orchestrator.settings import store_url
@@ -38,7 +39,7 @@ class Results:
         """
         return long_rows(collect(grid, self._store))
 
-    def series(self, grid: str) -> dict[str, Mapping[float, Mapping[str, float]]]:
+    def by_fraction(self, grid: str) -> dict[str, Mapping[float, Mapping[str, float]]]:
         """Return, by cell name, the metrics at each evaluated fraction of the run (`at`: 0 < at <= 1)."""
         return {cell.name: cell.by_at for cell in collect(grid, self._store).cells}
 
@@ -46,6 +47,9 @@ class Results:
 def open_store(url: str | None = None) -> Results:
     """Open a store to read results: a folder or `s3://bucket/prefix`; by default MOEGRID_STORE, else `./runs`.
 
-    Raises StoreError when there is no store.
+    Nothing is made or changed. Raises StoreError when there is no store.
     """
-    return Results(Store.open(store_url(url)))
+    store = Store.peek(store_url(url))
+    if not store.exists:
+        raise StoreError(f"there is no store at {store.url}", hint="moegrid run GRID makes one")
+    return Results(store)

@@ -129,6 +129,8 @@ def data_works() -> Iterator[tuple[str, Work]]:
     for field, value in (("rows", 7), ("holdout", 0.1), ("split", "test"), ("prompt_field", "q"), ("text_field", "t")):
         yield f"{field} {value}", DataWork(dataclasses.replace(EXAMPLES, **{field: value}))
     yield "mix", DataWork(dataclasses.replace(EXAMPLES, mix=MixSpec("file:///data/safe.json", rows=5, digest="5afe")))
+    after = MixSpec("file:///data/safe.json", rows=5, digest="5afe", template="Q: {prompt}\nA:")
+    yield "mix after a template", DataWork(dataclasses.replace(EXAMPLES, mix=after))
     yield (
         "sources of tasks",
         DataWork(

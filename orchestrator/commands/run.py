@@ -235,11 +235,11 @@ def _ctrl_c(engine: Engine, resume: str, *, detached: bool) -> Iterator[None]:
     """Ctrl-C (or SIGTERM) once: running stages save their states; twice: end them now. On a cluster jobs go on."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        again = engine.stopped
-        engine.stop(now=again, leave_jobs=detached)
+        twice = engine.stopped
+        engine.stop(now=twice, leave_jobs=detached)
         if detached:
             text = f"detaching: jobs go on; carry on with: {resume}"
-        elif again:
+        elif twice:
             text = "ending the running stages now"
         else:
             text = "stopping: running stages save their states (Ctrl-C again ends them now)"

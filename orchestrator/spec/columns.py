@@ -25,6 +25,7 @@ ROUTING = (
     "expert_weight_entropy",
     "router_margin",
 )
+OF_TOKENS = ("routing_distance", "null_share")
 DISTURBED = ("drop_top1", "drop_top12", "temperature_1", "temperature_0.1", "temperature_10")
 SIMILARITY = ("expert_weight_similarity", "expert_output_similarity")
 GENERATED = ("nq_open",)  # answers that are generated have no likelihood
@@ -53,7 +54,7 @@ def suite_columns(evaluate: EvaluateSpec, suite: str) -> frozenset[str]:
         return frozenset(EFFICIENCY)
     if suite == "probe":
         disturbed = DISTURBED if names else ()
-        own = {f"{task}/{name}" for task in names for name in (*ROUTING, *DISTURBED, "routing_distance", "null_share")}
+        own = {f"{task}/{name}" for task in names for name in (*ROUTING, *DISTURBED, *OF_TOKENS)}
         return frozenset({*ROUTING, "null_share", *SIMILARITY, *disturbed, *own})
     found: set[str] = set()
     for use in uses(evaluate, suite):

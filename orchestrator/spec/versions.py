@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
+from orchestrator.spec.columns import DISTURBED, EFFICIENCY, LANGUAGE_MODEL, OF_TOKENS, ROUTING, SIMILARITY
 from orchestrator.spec.model import CHOICES, DEFAULTS, ModelSpec, MoESpec
 from orchestrator.spec.suites import COLUMNS
 
@@ -17,37 +18,16 @@ from orchestrator.spec.suites import COLUMNS
 VERSIONS: dict[str, int] = {
     "scoring bf16": 2,  # routers and rotary tables are no longer rounded
     "removal from groups of two": 2,  # the other expert stays
+    "mixed-in response after a template": 2,  # it joins the prompt in its template
 }
 
 # The metrics that a suite's results hold: `<task>/` and a benchmark's or judge's name left out. Those of single tasks
 # (`suites.COLUMNS`) belong to these.
 METRICS: Mapping[str, tuple[str, ...]] = {
-    "lm": ("val_loss", "bits_per_byte"),
+    "lm": LANGUAGE_MODEL,
     "reasoning": ("acc", "acc_norm", "answer_bpb", "reasoning_avg"),
-    "efficiency": (
-        "load_balance",
-        "collaboration",
-        "capacity",
-        "specialization",
-        "capacity_bpb",
-        "specialization_bpb",
-    ),
-    "probe": (
-        "probe_load_balance",
-        "probe_collaboration",
-        "expert_allocation_entropy",
-        "expert_weight_entropy",
-        "router_margin",
-        "routing_distance",
-        "null_share",
-        "expert_weight_similarity",
-        "expert_output_similarity",
-        "drop_top1",
-        "drop_top12",
-        "temperature_0.1",
-        "temperature_1",
-        "temperature_10",
-    ),
+    "efficiency": EFFICIENCY,
+    "probe": (*ROUTING, *OF_TOKENS, *SIMILARITY, *DISTURBED),
     "safety": ("empty",),
     "over_refusal": ("empty",),
     "hallucination": ("answer_bpb",),
@@ -114,6 +94,8 @@ def of_data(data: DataSpec, tasks: Iterable[str] = ()) -> Iterator[str]:
     yield f"data {data.format}"
     if data.mix.rows:
         yield "data mix"
+        if not data.mix.template.endswith("{prompt}"):
+            yield "mixed-in response after a template"
     yield from (f"items {task}" for task in tasks)
 
 

