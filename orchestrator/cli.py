@@ -178,9 +178,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     names = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
     first = next((word for word in words if not word.startswith("-")), "")
     if first and first not in names:
-        from orchestrator.ui.console import did_you_mean
+        from orchestrator.errors import nearest
 
-        hint = did_you_mean(first, names) or "moegrid --help lists the commands"
+        hint = nearest(first, names) or "moegrid --help lists the commands"
         raise MoegridError(f"unknown command {first!r}", hint=hint)
     arguments, rest = parser.parse_known_args(list(words))
     if not arguments.command:
@@ -189,11 +189,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     extra = [word for word in rest if "=" in word and not word.startswith("-")]
     unknown = [word for word in rest if word not in extra]
     if unknown or (extra and not hasattr(arguments, "overrides")):
-        from orchestrator.ui.console import did_you_mean
+        from orchestrator.errors import nearest
 
         word = (unknown or extra)[0]
         options = [o for action in names[arguments.command]._actions for o in action.option_strings]
-        hint = did_you_mean(word.split("=")[0], options) or f"moegrid {arguments.command} --help explains"
+        hint = nearest(word.split("=")[0], options) or f"moegrid {arguments.command} --help explains"
         raise MoegridError(f"unknown argument {word!r}", hint=hint)
     if hasattr(arguments, "overrides"):
         arguments.overrides = [*arguments.overrides, *extra]

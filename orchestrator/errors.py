@@ -136,3 +136,17 @@ class TrainingDiverged(MoegridError):
     """The loss or a gradient is not finite; the last good state is kept."""
 
     exit_code = EXIT_FAILED
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """Return a hint with the nearest of the `known` words, "" if none is near."""
+    import difflib  # only what goes wrong pays for it
+
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def did_you_mean(word: object, known: Iterable[str], what: str = "known") -> str:
+    """Return a hint: the nearest of the `known` words, or all of them."""
+    words = list(known)
+    return nearest(word, words) or (f"{what}: {', '.join(words)}" if words else "")

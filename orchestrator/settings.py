@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import resources
-from orchestrator.errors import MoegridError
+from orchestrator.errors import MoegridError, did_you_mean
 
 if TYPE_CHECKING:
     from orchestrator.backends.base import Backend
@@ -84,7 +84,7 @@ def require(module: str, why: str) -> None:
 def load_site(name: str) -> Site:
     """Read the site `name`, or the YAML file `name`; raises MoegridError with everything that is wrong."""
     from orchestrator.spec.files import show
-    from orchestrator.spec.problems import Problems, did_you_mean
+    from orchestrator.spec.problems import Problems
     from orchestrator.spec.site_fields import SettingsReader
     from orchestrator.spec.yaml_positions import read_mapping
 

@@ -184,12 +184,12 @@ def cell_ids(graph: StageGraph, name: str) -> list[str]:
     ):
         if matches:
             return matches
-    from orchestrator.ui.console import did_you_mean
+    from orchestrator.errors import nearest
 
     names = [cell.name for cell in graph.grid.cells]
     raise MoegridError(
         f"grid {graph.grid.name!r} has no cell {name!r}",
-        hint=did_you_mean(name, names) or f"cells: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}",
+        hint=nearest(name, names) or f"cells: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}",
     )
 
 

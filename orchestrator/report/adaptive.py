@@ -10,13 +10,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.errors import MoegridError
+from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.report.statistics import interval_seeds, summary
 from orchestrator.spec.adaptive import Adaptive
 from orchestrator.spec.expand import GridCell
 from orchestrator.spec.grid import Grid
-from orchestrator.spec.problems import did_you_mean
 from orchestrator.store import Store
 
 FEWEST = 3  # an interval over two seeds says nothing: t is 12.7

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from orchestrator.errors import did_you_mean
 from orchestrator.spec.document import GridDocument, Section
 from orchestrator.spec.fields import typed
-from orchestrator.spec.problems import Mistake, Problems, did_you_mean
+from orchestrator.spec.problems import Mistake, Problems
 from orchestrator.spec.rules import ABOVE_ZERO, Rule
 
 SEED = "seed"

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from orchestrator.errors import did_you_mean
 from orchestrator.spec import cell as cells
 from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of
-from orchestrator.spec.problems import Mistake, Problems, brief, did_you_mean
+from orchestrator.spec.problems import Mistake, Problems, brief
 from orchestrator.spec.rules import STAGE_RESOURCES
 from orchestrator.spec.tasks import TASKS
 from orchestrator.spec.units import Length

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cache
 
+from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import SUITES, Cell, EvaluateSpec, JudgeSpec
-from orchestrator.spec.problems import did_you_mean
 from orchestrator.spec.suites import BENCHMARKS, COLUMNS, JUDGES, SAFETY_SETS, Use, uses
 from orchestrator.spec.tasks import TASKS
 

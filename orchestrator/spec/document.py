@@ -11,11 +11,12 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from orchestrator import resources
+from orchestrator.errors import did_you_mean
 from orchestrator.spec.bounds import MAX_DEPTH, bound, raising
 from orchestrator.spec.factors import short_names
 from orchestrator.spec.fields import field_paths
 from orchestrator.spec.files import COMMAND_LINE, GRIDS, NAME, show
-from orchestrator.spec.problems import Problems, brief, did_you_mean
+from orchestrator.spec.problems import Problems, brief
 from orchestrator.spec.vocabulary import meaning
 from orchestrator.spec.yaml_positions import Document, Path, parse_yaml, read_mapping
 

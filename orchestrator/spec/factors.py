@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import BalanceSpec, Cell, Seeds, TrainSpec
 from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of
 from orchestrator.spec.model import ModelSpec, MoESpec
-from orchestrator.spec.problems import Mistake, did_you_mean
+from orchestrator.spec.problems import Mistake
 from orchestrator.spec.schedule import parse_freeze
 from orchestrator.spec.vocabulary import meaning
 

@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 from orchestrator import resources
-from orchestrator.errors import GridError, Problem
-from orchestrator.spec.problems import did_you_mean
+from orchestrator.errors import GridError, Problem, did_you_mean
 
 GRIDS = resources.project("grids")
 COMMAND_LINE = "command line"

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import DataSpec
-from orchestrator.spec.problems import did_you_mean
 from orchestrator.spec.suites import BENCHMARKS
 
 Columns = tuple[str, ...]

@@ -139,11 +139,12 @@ def digest(value: Any) -> str:
 
 
 def science_key(
-    kind: str, fields: Any, parents: Sequence[str] = (), versions: Mapping[str, int] = MappingProxyType({})
+    kind: str, fields: Any, parents: Sequence[str] = (), versions: Mapping[str, int | str] = MappingProxyType({})
 ) -> str:
     """Return the key of the artifact that `kind` makes from `fields` and its parents' keys.
 
-    `versions` are those of what decides its meaning, without versions of 1 (orchestrator.spec.versions).
+    `versions` are those of what decides its meaning, without versions of 1, and what stands for outsiders' parts
+    (orchestrator.spec.versions).
     """
     text = _CANONICAL.text_of_fields(fields) if dataclasses.is_dataclass(fields) else canonical_text(fields)
     of_parts = f',"versions":{canonical_text(versions)}' if versions else ""

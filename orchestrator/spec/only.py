@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.errors import did_you_mean
 from orchestrator.spec.axes import plain_value, show_value
 from orchestrator.spec.expand import GridCell
 from orchestrator.spec.factors import Factor, find_factor
-from orchestrator.spec.problems import Mistake, Problems, did_you_mean
+from orchestrator.spec.problems import Mistake, Problems
 from orchestrator.spec.yaml_positions import parse_yaml
 
 

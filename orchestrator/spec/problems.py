@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 from orchestrator.errors import GridError, Problem
 
 
@@ -39,12 +36,3 @@ def brief(value: object) -> str:
     """Return `value` for a message, cut to a readable length."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:76]} ..."
-
-
-def did_you_mean(word: object, known: Iterable[str], what: str = "known") -> str:
-    """Return a hint: the nearest of the `known` words, or all of them."""
-    words = list(known)
-    near = difflib.get_close_matches(str(word), words, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"{what}: {', '.join(words)}" if words else ""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import did_you_mean
 from orchestrator.spec.adaptive import Adaptive, more_seeds, read_adaptive
 from orchestrator.spec.axes import AxisReader, Condition, read_condition, show_value
 from orchestrator.spec.bounds import bound, raising
@@ -17,7 +18,7 @@ from orchestrator.spec.document import GridDocument, Section
 from orchestrator.spec.expand import Expander, GridCell, holds
 from orchestrator.spec.factors import seed_names
 from orchestrator.spec.merge import Merged
-from orchestrator.spec.problems import Problems, brief, did_you_mean
+from orchestrator.spec.problems import Problems, brief
 from orchestrator.spec.search import SearchSpec, read_search
 from orchestrator.spec.sections import Sections
 from orchestrator.spec.twins import same_science

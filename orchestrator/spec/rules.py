@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import LOAD_VARIANTS, SUITES
 from orchestrator.spec.engines import ENGINES, REFUSED
 from orchestrator.spec.model import BACKBONES, CHOICES, PRESETS, UPCYCLES
-from orchestrator.spec.problems import Mistake, did_you_mean
+from orchestrator.spec.problems import Mistake
 from orchestrator.spec.suites import JUDGES
 from orchestrator.spec.tasks import TASKS
 

@@ -18,12 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from orchestrator.errors import did_you_mean
 from orchestrator.spec.axes import AxisReader
 from orchestrator.spec.bounds import bound, raising
 from orchestrator.spec.document import Section
 from orchestrator.spec.factors import Factor, factor_field
 from orchestrator.spec.fields import typed
-from orchestrator.spec.problems import Mistake, did_you_mean
+from orchestrator.spec.problems import Mistake
 from orchestrator.spec.rules import NATURAL, POSITIVE, Rule, one_of
 
 LISTS = ("grid", "choice")

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
+from orchestrator.errors import did_you_mean
 from orchestrator.spec.fields import typed
-from orchestrator.spec.problems import Mistake, Problems, brief, did_you_mean
+from orchestrator.spec.problems import Mistake, Problems, brief
 from orchestrator.spec.yaml_positions import Document, Path
 
 Settings = TypeVar("Settings")

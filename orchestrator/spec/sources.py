@@ -9,11 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import BenchmarkSpec, DataSpec, JudgeSpec, MixSpec, TaskSpec, TokenizerSpec
 from orchestrator.spec.hub_sets import NAME
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.pins import FORMATS, WHEELS
-from orchestrator.spec.problems import Mistake, did_you_mean
+from orchestrator.spec.problems import Mistake
 
 _WHEEL = re.compile(r"^wheel://([A-Za-z0-9._-]+)(?:==([^/]+))?(?:/(.*))?$")
 

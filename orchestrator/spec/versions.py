@@ -7,8 +7,9 @@ of stage makes raises `identity.KIND_VERSIONS` instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+from orchestrator import registry
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.columns import DISTURBED, EFFICIENCY, LANGUAGE_MODEL, OF_TOKENS, ROUTING, SIMILARITY
 from orchestrator.spec.model import CHOICES, DEFAULTS, ModelSpec, MoESpec
@@ -44,11 +45,19 @@ LOSSES: Mapping[str, str] = {
 }
 
 
-def raised(names: Callable[[], Iterable[str]]) -> dict[str, int]:
-    """Return name -> version of those of `names()` whose version is not 1: what a key hashes, {} as a rule."""
-    if not VERSIONS:
-        return {}
-    return {name: VERSIONS[name] for name in names() if VERSIONS.get(name, 1) != 1}
+def raised(names: Iterable[str]) -> dict[str, int | str]:
+    """Return what a key hashes of `names`, {} as a rule.
+
+    That is the version of what is ours and was raised, and whatever another package or a plugin file provides: the
+    package with the declaration's version, or the digest of the file.
+    """
+    found: dict[str, int | str] = {}
+    for name in names:
+        if (version := VERSIONS.get(name, 1)) != 1:
+            found[name] = version
+        elif (outside := registry.identity(name)) is not None:
+            found[name] = outside
+    return found
 
 
 def of_model(model: ModelSpec) -> Iterator[str]:

@@ -53,7 +53,7 @@ class DataWork:
         data = anywhere(self.data)
         data = dataclasses.replace(data, mix=anywhere(data.mix))
         sources = tuple(TaskSource(source.task, anywhere(source.data)) for source in self.sources)
-        made = versions.raised(lambda: versions.of_data(self.data, self.tasks))
+        made = versions.raised(versions.of_data(self.data, self.tasks))
         return science_key(self.kind, dataclasses.replace(self, data=data, sources=sources), versions=made)
 
 
@@ -71,7 +71,7 @@ class TokenizerWork:
 
     def key(self) -> str:
         """Return the artifact's key; a file is known by its content, wherever it lies."""
-        made = versions.raised(lambda: [f"tokenizer {self.tokenizer.kind}"])
+        made = versions.raised([f"tokenizer {self.tokenizer.kind}"])
         return science_key(self.kind, dataclasses.replace(self, tokenizer=anywhere(self.tokenizer)), versions=made)
 
 
@@ -90,7 +90,7 @@ class TokensWork:
         return {"data": self.data, "tokenizer": self.tokenizer}
 
     def key(self) -> str:
-        return science_key(self.kind, self, versions=versions.raised(lambda: [f"tokens {self.format}"]))
+        return science_key(self.kind, self, versions=versions.raised([f"tokens {self.format}"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class InitWork:
         return {"tokenizer": self.tokenizer}
 
     def key(self) -> str:
-        made = versions.raised(lambda: versions.of_model(self.model))
+        made = versions.raised(versions.of_model(self.model))
         return science_key(self.kind, _anywhere(self), versions=made)
 
 
@@ -132,7 +132,7 @@ class Conditions:
     collaboration_top: int = field(default=0, metadata=NEUTRAL)
 
     def digest(self) -> str:
-        made = versions.raised(lambda: versions.of_training(self.train, self.collaboration_top))
+        made = versions.raised(versions.of_training(self.train, self.collaboration_top))
         return digest({"conditions": self, "versions": made}) if made else digest(self)
 
 
@@ -211,7 +211,7 @@ class EvaluateWork:
         return {name: key for name, key in named.items() if key}
 
     def key(self) -> str:
-        return science_key(self.kind, _anywhere(self), versions=versions.raised(self._parts))
+        return science_key(self.kind, _anywhere(self), versions=versions.raised(self._parts()))
 
     def _parts(self) -> Iterator[str]:
         yield from versions.of_evaluation(self.suite, (*self.tasks, *self.clean), self.benchmark)
@@ -241,7 +241,7 @@ class GenerateWork:
         return {"state": self.state, "tokenizer": self.tokenizer, "items": self.items}
 
     def key(self) -> str:
-        return science_key(self.kind, _anywhere(self), versions=versions.raised(self._parts))
+        return science_key(self.kind, _anywhere(self), versions=versions.raised(self._parts()))
 
     def _parts(self) -> Iterator[str]:
         yield from versions.of_evaluation("", self.tasks, self.benchmark)
@@ -263,7 +263,7 @@ class JudgeWork:
 
     def key(self) -> str:
         """Return the artifact's key; a judge's files are known by their content, wherever they lie."""
-        made = versions.raised(lambda: [*versions.of_evaluation(self.suite, ()), f"judge {self.judge.name}"])
+        made = versions.raised([*versions.of_evaluation(self.suite, ()), f"judge {self.judge.name}"])
         return science_key(self.kind, dataclasses.replace(self, judge=anywhere(self.judge)), versions=made)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TextIO
 
 from orchestrator.ui.typed import as_typed
@@ -32,12 +31,6 @@ class Console:
     def style(self, text: str, name: str) -> str:
         """Return `text` in a colour, where colours are shown."""
         return f"\033[{_CODES[name]}m{text}\033[0m" if self.colour else text
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint with the nearest known name, "" if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def duration(seconds: float) -> str:
