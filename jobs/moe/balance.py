@@ -8,12 +8,16 @@ all layers).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from jobs.moe.routing import Routing, count
+from jobs.moe.selection import count
 from orchestrator.spec.cell import LOAD_VARIANTS, BalanceSpec
+
+if TYPE_CHECKING:
+    from jobs.moe.routing import Routing  # which returns its own losses, and so imports this file
 
 
 def balanced_value(variant: str, top_k: int, num_ids: int) -> float | None:

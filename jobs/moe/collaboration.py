@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from orchestrator.errors import MoegridError
 
 if TYPE_CHECKING:
-    from jobs.models.backbones import CausalLM
     from jobs.moe.block import MoEBlock
 
 
@@ -51,27 +49,3 @@ def collaboration_lists(indices_TK: Tensor, num_experts: int, length: int) -> Te
     together = chosen[:, :num_experts].t() @ chosen[:, :num_experts]
     together.fill_diagonal_(-1.0)
     return torch.sort(together, dim=1, descending=True, stable=True).indices[:, :length]
-
-
-@torch.no_grad()
-def profile_collaboration(model: CausalLM, sample: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> None:
-    """Set each layer's lists from its co-activations on a sample of (input_ids, attention_mask, spans).
-
-    Profiling routes without a limit. The lists are buffers of the router: saved with the model, frozen after this.
-    """
-    was_training = model.training
-    model.eval()
-    for block in model.moe_blocks:
-        block.router.allowed.fill_(True)
-    chosen: list[list[Tensor]] = [[] for _ in model.moe_blocks]
-    device = next(model.parameters()).device
-    for input_ids, attention_mask, spans in sample:
-        spans = None if spans is None else spans.to(device)
-        mask = attention_mask.to(device)
-        routings = model(input_ids.to(device), attention_mask=mask, spans=spans, logits_to_keep=1).routings
-        for layer, routing in enumerate(routings):
-            chosen[layer].append(routing.indices)
-    for block, indices in zip(model.moe_blocks, chosen, strict=True):
-        length = block.moe.collaboration_top or 0
-        set_collaboration(block, collaboration_lists(torch.cat(indices), block.moe.num_experts, length))
-    model.train(was_training)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jobs.moe.routing import count
+from jobs.moe.selection import count
 from jobs.threads import for_each
 
 aten = torch.ops.aten

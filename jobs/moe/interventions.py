@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,16 +20,6 @@ from orchestrator.errors import MoegridError
 
 if TYPE_CHECKING:
     from jobs.moe.block import MoEBlock
-
-
-@dataclass(frozen=True)
-class Switches:
-    """What is on in one router; the defaults change nothing."""
-
-    removed: tuple[int, ...] = ()  # physical experts
-    temperature: float = 1.0
-    random_seed: int | None = None
-    drop: int = 0
 
 
 @contextmanager
@@ -137,42 +127,3 @@ def _switched(blocks: Sequence[MoEBlock], changes: Mapping[int, Mapping[str, Any
     finally:
         for layer, switches in before.items():
             blocks[layer].router.switches = switches
-
-
-def random_ids(
-    indices_TK: Tensor,
-    num_ids: int,
-    keys: Tensor | None,
-    seed: int,
-    layer: int,
-    forbidden: Tensor | None = None,
-    physical: Tensor | None = None,
-) -> Tensor:
-    """Return uniform ids of distinct experts for the filled slots; -1 in slots for which no expert is left.
-
-    `forbidden` [N] ids are never drawn; of ids with the same `physical` expert (TC-MoE's signs) one at most is. A pure
-    function of (seed, layer, token key): a token gets the same experts whatever the batch, padding or cache.
-    """
-    if keys is None:
-        keys = torch.arange(len(indices_TK), device=indices_TK.device)
-    start = _mix(torch.tensor(seed * 1_000_003 + layer, device=keys.device))
-    noise = _mix(_mix(keys + start).unsqueeze(-1) + torch.arange(num_ids, device=keys.device))
-    last = torch.iinfo(noise.dtype).max
-    if physical is not None:
-        signed = int((physical >= 0).sum()) - int(physical.max()) - 1  # experts with a second, negative id
-        positive, negative = noise[:, :signed], noise[:, signed : 2 * signed]
-        lower = positive < negative
-        pair = [torch.where(lower, positive, last), torch.where(lower, last, negative)]
-        noise = torch.cat([*pair, noise[:, 2 * signed :]], dim=-1)
-    if forbidden is not None:
-        noise = noise.masked_fill(forbidden, last)
-    order = torch.sort(noise, dim=-1, stable=True)
-    ids, drawn = (part[:, : indices_TK.shape[1]] for part in (order.indices, order.values))
-    return torch.where((indices_TK < 0) | (drawn == last), -1, ids)
-
-
-def _mix(values: Tensor) -> Tensor:
-    """Scramble int64 values (the finaliser of splitmix64; int64 arithmetic wraps)."""
-    values = (values ^ ((values >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
-    values = (values ^ ((values >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-    return values ^ ((values >> 31) & 0x1FFFFFFFF)

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jobs.moe.interventions import Switches, random_ids
-from jobs.moe.routing import Routing, count
-from jobs.moe.selection import limit_collaboration, limit_groups, top_k
+from jobs.moe.routing import Routing
+from jobs.moe.selection import count, limit_collaboration, limit_groups, random_ids, top_k
 from jobs.moe.spans import SpanState, pool_spans
+from jobs.moe.switches import Switches
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import MoESpec
 

@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from jobs.moe.balance import layer_losses
+
 
 @dataclass
 class Routing:
@@ -57,8 +59,6 @@ class Routing:
 
     def losses(self) -> dict[str, Tensor]:
         """Return every loss of this layer by variant name, with coefficient 1 (MOE losses of `jobs.moe.balance`)."""
-        from jobs.moe.balance import layer_losses
-
         return layer_losses(self)
 
 
@@ -67,13 +67,3 @@ def to_physical(indices_TK: Tensor, physical: Tensor | None) -> Tensor:
     if physical is None:
         return indices_TK
     return torch.where(indices_TK < 0, indices_TK, physical[indices_TK.clamp_min(0)])
-
-
-def count(indices_TK: Tensor, num_ids: int) -> Tensor:
-    """Return how often each id occurs [N]; -1 (an empty slot) is not counted."""
-    slots = indices_TK.reshape(-1) + 1
-    if slots.is_cpu:
-        return torch.bincount(slots, minlength=num_ids + 1)[1:]
-    # bincount waits for the device.
-    counts = torch.zeros(num_ids + 1, dtype=torch.long, device=slots.device)
-    return counts.scatter_add_(0, slots, torch.ones_like(slots))[1:]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jobs.context import StageContext
 from jobs.models.shards import Rows, digest_text, rows_digest, shard_name, write_tensors
-from jobs.train.engines import Engine
+from jobs.train.engine import Engine
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Blob
 

@@ -8,14 +8,14 @@ so that a resumed run would sum in another order than one that never stopped.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jobs.models.backbones import CausalLM, canonical_state, parameter_roles
-from jobs.models.shards import Rows, dealt, tensors_digest
+from jobs.models.backbones import CausalLM, parameter_roles
+from jobs.models.shards import Rows, dealt
+from jobs.train.engine import Engine, replicated_digest, replicated_weights
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     FROZEN_ROLES,
@@ -30,52 +30,6 @@ from jobs.train.optimizer import (
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import TrainSpec
 from orchestrator.spec.engines import ENGINES, REFUSED
-
-
-class Engine(Protocol):
-    """What the training loop asks of an engine."""
-
-    model: CausalLM
-    rank: int
-    world_size: int
-    lockstep: bool  # forward and backward passes are collective: every rank must run equally many
-    loss_scale: float  # by which the losses' gradients are multiplied until they are summed over ranks
-
-    def freeze(self, frozen: str) -> None:
-        """Freeze the roles that the schedule's word names, train all others."""
-
-    def set_lr(self, lr: float, router_lr: float) -> None:
-        """Set the learning rates of the next step."""
-
-    def assert_lr(self, lr: float, router_lr: float) -> None:
-        """Raise NumericsError unless every group has its learning rate."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one micro-batch's share of the loss."""
-
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """Return the sum of `values` over ranks."""
-
-    def gradient_norm(self) -> Tensor:
-        """Sum gradients over ranks and return their norm over all trainable parameters."""
-
-    def step(self, scale: float) -> None:
-        """Multiply gradients by `scale`, update the trainable parameters and drop the gradients."""
-
-    def drop_gradients(self) -> None:
-        """Forget the gradients without a step."""
-
-    def digest(self, names: Collection[str]) -> str:
-        """Return the digest of the weights of these canonical names, the same on every rank (all ranks together)."""
-
-    def weights(self) -> dict[str, Rows]:
-        """Return the weights that this rank writes, by canonical name: the ranks' shares together are all of them."""
-
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Return the optimizer tensors that this rank writes, as `<parameter>.<slot>`: whole, or this rank's rows."""
-
-    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over the optimizer tensors of all ranks."""
 
 
 class TorchEngine:
@@ -187,18 +141,6 @@ class TorchEngine:
         dist.all_reduce(flat)
         for view, master in zip(views, masters, strict=True):
             master.grad = view
-
-
-def replicated_digest(model: CausalLM, names: Collection[str]) -> str:
-    """Return the digest of named weights that every rank holds: each proves its own."""
-    state = canonical_state(model)
-    return tensors_digest({name: state[name] for name in names})
-
-
-def replicated_weights(engine: Engine) -> dict[str, Rows]:
-    """Return this rank's share of weights that every rank holds."""
-    share = dealt(canonical_state(engine.model), engine.rank, engine.world_size)
-    return {name: Rows.whole(tensor) for name, tensor in share.items()}
 
 
 def build_engine(name: str, model: CausalLM, train: TrainSpec, rank: int, world_size: int) -> Engine:

@@ -11,7 +11,7 @@ from jobs.models.backbones import parameter_roles
 from jobs.train.optimizer import FROZEN_ROLES
 
 if TYPE_CHECKING:
-    from jobs.train.engines import Engine
+    from jobs.train.engine import Engine
 
 Named = Iterator[tuple[str, Tensor]]
 

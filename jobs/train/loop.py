@@ -14,15 +14,13 @@ from jobs.data.packing import IGNORED, Batch, Batches
 from jobs.models.backbones import Output
 from jobs.moe.balance import balance_loss, collective
 from jobs.moe.routing import Routing
-from jobs.train.engines import Engine
+from jobs.train.engine import Engine
 from jobs.train.errors import NotFinite
 from jobs.train.meter import Meter
 from jobs.train.randomness import reseed
 from jobs.train.schedule import learning_rates
 from orchestrator.spec.work import Conditions
 
-# Co-activations of this many micro-batches make C2R's lists.
-PROFILE_BATCHES = 16
 # Sums over ranks that are no series of their own.
 UNLOGGED = frozenset({"requests", "counts", "cutoffs", "passed"})
 
@@ -193,16 +191,6 @@ class Trainer:
                 block.update_balance_bias(sums["counts"][layer], train.balance.bias_rate, train.balance.bias_center)
             if "cutoffs" in sums:
                 block.update_thresholds(sums["cutoffs"][layer].float())
-
-
-def profiling_sample(
-    source: Batches, micro_batch: int, unit: str | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Yield (input_ids, attention_mask, spans) of the phase's first micro-batches: C2R's lists are counted on them."""
-    for step in range(PROFILE_BATCHES):
-        batch = source.micro_batch(step, 0, micro_batch)
-        spans = batch.spans_word if unit == "word" else batch.spans_sentence if unit == "sentence" else None
-        yield batch.input_ids, batch.attention_mask, spans
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

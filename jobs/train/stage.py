@@ -15,13 +15,14 @@ from jobs.data.sources import check_epoch
 from jobs.models.backbones import CausalLM, build_model, load_canonical
 from jobs.models.shards import fetch_shards
 from jobs.moe.balance import balanced_value
-from jobs.moe.collaboration import profile_collaboration
 from jobs.preemption import Preempted
 from jobs.train.checkpoint import CheckpointWriter
-from jobs.train.engines import Engine, build_engine
+from jobs.train.collaboration import profile_collaboration, profiling_sample
+from jobs.train.engine import Engine
+from jobs.train.engines import build_engine
 from jobs.train.errors import FrozenMoved
 from jobs.train.freeze import frozen_digest
-from jobs.train.loop import StepResult, Trainer, profiling_sample
+from jobs.train.loop import StepResult, Trainer
 from jobs.train.meter import STATE_FORMAT, Meter, recorded_meter
 from jobs.train.schedule import learning_rates
 from orchestrator.errors import ArtifactMissing, CorruptBlob

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jobs.models.backbones import CausalLM, parameter_roles
 from jobs.models.shards import Rows, dealt
-from jobs.train.engines import replicated_digest, replicated_weights
+from jobs.train.engine import replicated_digest, replicated_weights
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     FROZEN_ROLES,

@@ -7,9 +7,10 @@ import torch
 
 from jobs.models.backbones import build_model, canonical_state, load_canonical
 from jobs.moe import build_block
-from jobs.moe.collaboration import collaboration_lists, profile_collaboration, set_collaboration
+from jobs.moe.collaboration import collaboration_lists, set_collaboration
 from jobs.moe.interventions import c2r, dropped, pruned, random_routing, temperature
 from jobs.moe.selection import top_k
+from jobs.train.collaboration import profile_collaboration
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import ModelSpec, MoESpec
 
