@@ -16,7 +16,8 @@ from pathlib import Path
 from orchestrator.commands.context import Context
 from orchestrator.errors import EXIT_DONE, EXIT_UNREACHABLE, MoegridError
 from orchestrator.settings import load_site, open_backend, store_url, tracking_uri
-from orchestrator.store import Objects, Store
+from orchestrator.store import Store
+from orchestrator.store.opening import open_objects
 from orchestrator.ui.console import Console, duration
 
 DAY = 86400.0
@@ -130,7 +131,7 @@ def _store(arguments: argparse.Namespace) -> Iterator[Check]:
         yield Check("store", writable, found, remedy)
         return
     began = time.monotonic()
-    objects = Objects.open(url, patience=5.0)
+    objects = open_objects(url, patience=5.0)
     objects.create("doctor.json", b"{}")
     objects.delete("doctor.json")
     took = time.monotonic() - began

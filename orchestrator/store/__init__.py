@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.errors import StoreError
+from orchestrator.store import opening
 from orchestrator.store.artifacts import Artifacts, Blob, Manifest
 from orchestrator.store.claims import Claims, ClaimState, Lease
 from orchestrator.store.documents import parse, seal, sound
@@ -37,12 +38,12 @@ class Store:
     @classmethod
     def open(cls, url: str, *, patience: float = PATIENCE) -> Store:
         """Open (and on first use prepare) the store at `url`; StoreError if it cannot be used."""
-        return cls(Objects.open(url, patience=patience))
+        return cls(opening.open_objects(url, patience=patience))
 
     @classmethod
     def peek(cls, url: str, *, patience: float = PATIENCE) -> Store:
         """Open the store at `url` to be read, `exists` or not: nothing is made, and writing raises StoreError."""
-        return cls(Objects.peek(url, patience=patience), reading=True)
+        return cls(opening.peek_objects(url, patience=patience), reading=True)
 
     @property
     def url(self) -> str:

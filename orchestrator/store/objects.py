@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
 
 from orchestrator.errors import StoreError
 
@@ -72,43 +71,6 @@ class Objects(ABC):
         self._clock: tuple[float, float] | None = None  # (store time, our clock) of one measurement
         self._clock_lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
-
-    @classmethod
-    def open(cls, url: str, *, patience: float = PATIENCE) -> Objects:
-        """Open a plain path, `file://`, `memory://[name]` or `s3://bucket[/prefix]`.
-
-        Credentials for S3 come from the environment or the standard AWS files and roles, never from `url`.
-        `patience`: seconds to retry an unreachable bucket before an operation raises StoreError.
-        """
-        return cls._open(url, patience, prepare=True)
-
-    @classmethod
-    def peek(cls, url: str, *, patience: float = PATIENCE) -> Objects:
-        """Open what lies at `url` to be read: a folder that does not exist is not made, and nothing can be written."""
-        from orchestrator.store.reading import ReadOnlyObjects
-
-        return ReadOnlyObjects(cls._open(url, patience, prepare=False))
-
-    @classmethod
-    def _open(cls, url: str, patience: float, *, prepare: bool) -> Objects:
-        if not url:
-            raise StoreError("no store was given", hint="set STORE= or --store to a folder or s3://bucket/prefix")
-        scheme = url.split("://", 1)[0] if "://" in url else ""
-        if scheme in ("", "file"):
-            from orchestrator.store.local import LocalObjects
-
-            if scheme and urlsplit(url).netloc not in ("", "localhost"):
-                raise StoreError(f"{url} names a folder of another host", hint="write file:///folder or the plain path")
-            folder = unquote(urlsplit(url).path) if scheme else os.path.expanduser(url)
-            return LocalObjects(Path(folder), prepare=prepare)
-        if scheme in ("memory", "s3"):
-            from orchestrator.store.bucket import BucketObjects
-
-            return BucketObjects(url, patience=patience)
-        raise StoreError(
-            f"unknown kind of store: {scheme}://",
-            hint="give a folder, file:///folder, memory:// or s3://bucket/prefix",
-        )
 
     @abstractmethod
     def read(self, path: str) -> Object | None:

@@ -1,6 +1,6 @@
 """Faults at the store's boundary: count every write of a process, and kill it before or after any one of them.
 
-`install` puts the counting wrapper in the place of `Objects.open`, the one door to every store. Run as a program this
+`install` puts the counting wrapper in the place of `open_objects`, the one door to every store. Run as a program this
 module claims, enters, writes blobs and commits an artifact, and dies at the write it is told to.
 """
 
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orchestrator.store import Entry, Manifest, Objects, Store
+from orchestrator.store import Entry, Manifest, Objects, Store, opening
 from orchestrator.store.objects import Object
 
 # claim, enter, two blobs, renewal, manifest, release
@@ -89,12 +89,12 @@ def kill_at(number: int, moment: str) -> Callable[[int, str, str], None]:
 
 def install(on_write: Callable[[int, str, str], None]) -> None:
     """Wrap every store that this process opens from now on."""
-    genuine = Objects.open.__func__  # type: ignore[attr-defined]
+    genuine = opening.open_objects
 
-    def open_faulty(cls: type[Objects], url: str, *, patience: float = 30.0) -> Objects:
-        return FaultyObjects(genuine(cls, url, patience=patience), on_write)
+    def open_faulty(url: str, *, patience: float = 30.0) -> Objects:
+        return FaultyObjects(genuine(url, patience=patience), on_write)
 
-    Objects.open = classmethod(open_faulty)  # type: ignore[assignment, method-assign]
+    opening.open_objects = open_faulty
 
 
 def commit_sequence(store: Store, attempt: str) -> None:

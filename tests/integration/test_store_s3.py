@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import CorruptBlob, LeaseLost, StoreError
-from orchestrator.store import Manifest, Objects, Store
+from orchestrator.store import Manifest, Store
+from orchestrator.store.opening import open_objects
 from tests.processes import race
 from tests.s3_lab import Proxy, S3Lab
 
@@ -182,7 +183,7 @@ def test_a_cut_server_gives_a_store_error_within_the_patience(s3: S3Lab, proxy: 
 
 def test_a_lost_answer_does_not_make_the_winner_a_loser(s3: S3Lab) -> None:
     """The server wrote the object, the connection broke, and the retry finds the object there: it is our own."""
-    objects = Objects.open(s3.fresh_url(), patience=10)
+    objects = open_objects(s3.fresh_url(), patience=10)
     import obstore
 
     genuine, calls = obstore.put, []

@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.errors import StoreError
 from orchestrator.store import Objects, Store
+from orchestrator.store.opening import open_objects
 
 
 @pytest.fixture(params=["folder", "file", "memory"])
@@ -23,7 +24,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def objects(url: str) -> Objects:
-    return Objects.open(url)
+    return open_objects(url)
 
 
 def test_create_writes_once(objects: Objects) -> None:
@@ -95,13 +96,13 @@ def test_now_goes_forward_and_ignores_the_hosts_wall_clock(objects: Objects, mon
 
 def test_memory_is_shared_by_name_within_a_process() -> None:
     name = uuid.uuid4().hex
-    Objects.open(f"memory://{name}").put("x", b"1")
-    assert Objects.open(f"memory://{name}").get("x") == b"1"
-    assert Objects.open(f"memory://{name}2").get("x") is None
+    open_objects(f"memory://{name}").put("x", b"1")
+    assert open_objects(f"memory://{name}").get("x") == b"1"
+    assert open_objects(f"memory://{name}2").get("x") is None
 
 
 def test_what_a_killed_writer_leaves_is_never_listed_and_swept_later(tmp_path: Path) -> None:
-    objects = Objects.open(str(tmp_path))
+    objects = open_objects(str(tmp_path))
     objects.put("a/x", b"1")
     stray = tmp_path / ".moegrid" / "tmp" / "1-dead"
     stray.write_bytes(b"half")
@@ -112,7 +113,7 @@ def test_what_a_killed_writer_leaves_is_never_listed_and_swept_later(tmp_path: P
 
 
 def test_an_upload_never_overwrites_in_a_folder(tmp_path: Path) -> None:
-    objects = Objects.open(str(tmp_path / "s"))
+    objects = open_objects(str(tmp_path / "s"))
     source = tmp_path / "source"
     source.write_bytes(b"1")
     objects.upload("blobs/x", source)
@@ -183,7 +184,7 @@ def test_a_store_of_another_schema_is_refused(tmp_path: Path) -> None:
 def test_a_store_that_overwrites_instead_of_refusing_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    objects = Objects.open(str(tmp_path))
+    objects = open_objects(str(tmp_path))
     monkeypatch.setattr(objects, "create", lambda path, data: True)
     with pytest.raises(StoreError, match="cannot be used as a store"):
         Store(objects)
