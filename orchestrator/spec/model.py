@@ -23,36 +23,67 @@ class MoESpec:
     """
 
     preset: str = "smoe"
+    """Published algorithm whose values the other fields have, where they are not given."""
     variant: str = ""
+    """Variant of the preset; "" = its first."""
     top_k: int = 2
+    """Routed experts of a token."""
     num_experts: int = 8
+    """Routed experts of a layer."""
     expert_width: int = 128
+    """Hidden units of an expert."""
     shared_experts: int | None = None
-    choice: str | None = None  # token | expert
-    unit: str | None = None  # token | word | sentence
-    pool: str | None = None  # first | causal_mean | full_mean
-    score: str | None = None  # softmax | sigmoid | cosine
+    """Experts that every token uses, beside the routed ones."""
+    choice: str | None = None
+    """Tokens choose experts, or experts tokens (Expert Choice)."""
+    unit: str | None = None
+    """What is routed together: a token, a word or a sentence."""
+    pool: str | None = None
+    """How a unit's logits are made of its tokens'."""
+    score: str | None = None
+    """Function from logits to scores."""
     renormalise: bool | None = None
-    expert: str | None = None  # swiglu | relu_mlp | gelu_mlp_bias
-    combine: str | None = None  # sum | weighted
+    """Whether the weights of a token's experts sum to 1."""
+    expert: str | None = None
+    """Form of an expert's network."""
+    combine: str | None = None
+    """How experts' outputs are combined."""
     routed_scaling: float | None = None
+    """Factor of the routed output (DeepSeek)."""
     n_group: int | None = None
+    """Groups of experts."""
     topk_group: int | None = None
-    group_score: str | None = None  # max | top2_sum
-    train_select: str | None = None  # topc | threshold (expert choice)
+    """Groups of a token."""
+    group_score: str | None = None
+    """Score of a group: its largest expert, or the sum of its two largest."""
+    train_select: str | None = None
+    """Expert choice in training: `topc` takes the best tokens, `threshold` all above one."""
     eval_select: str | None = None
-    choice_group: str | None = None  # sequence | batch (expert choice)
-    threshold_decay: float | None = None  # EMA of the expert-choice thresholds
-    balance_bias: bool | None = None  # aux-loss-free bias buffer
-    collaboration_top: int | None = None  # C2R: length of each expert's Top-T list, 0 = off
+    """The same in evaluation."""
+    choice_group: str | None = None
+    """Tokens that an expert chooses from."""
+    threshold_decay: float | None = None
+    """Decay of the running thresholds of expert choice."""
+    balance_bias: bool | None = None
+    """A bias in the selection that evens the load (loss-free balancing)."""
+    collaboration_top: int | None = None
+    """C2R: length of each expert's list of partners, 0 = off."""
     zero_experts: int | None = None
+    """MoE++: experts that give 0."""
     copy_experts: int | None = None
+    """MoE++: experts that give their input."""
     constant_experts: int | None = None
+    """MoE++: experts that mix the input with a learned vector."""
     null_experts: int | None = None
+    """TC-MoE: experts that compute nothing."""
     gating_residual: bool | None = None
-    gating_layers: int | None = None  # 2 = the router is Linear, tanh, Linear (MoE++'s option)
+    """MoE++: logits of the previous layer are added."""
+    gating_layers: int | None = None
+    """Layers of the router's network."""
     temperature: float | None = None
+    """Divides the logits."""
     router_init_std: float = 0.02
+    """Standard deviation of the router's initial weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +95,42 @@ class ModelSpec:
     `foreign_tokenizer` lets a checkpoint be trained with a tokenizer that is not its own.
     """
 
-    backbone: str = "olmoe"  # olmoe | deepseek_moe | smollm2
+    backbone: str = "olmoe"
+    """Architecture around the MoE blocks."""
     hidden_size: int = 128
+    """Width of the residual stream."""
     num_layers: int = 4
+    """Layers."""
     num_heads: int = 4
+    """Attention heads."""
     num_kv_heads: int = 4
+    """Heads of keys and values."""
     context: int = 512
+    """Longest sequence."""
     vocab_size: int = 0
+    """Tokens of the embedding, 0 = as many as the tokenizer has."""
     rope_theta: float = 10000.0
+    """Base of the rotary embedding."""
     norm_eps: float = 1e-5
+    """Epsilon of the RMS norms."""
     tie_embeddings: bool = False
+    """Whether the head is the embedding matrix."""
     init_std: float = 0.02
-    dense_layers: int = 0  # leading layers with a dense FFN (DeepSeekMoE: 1)
+    """Standard deviation of the initial weights."""
+    dense_layers: int = 0
+    """Leading layers with a dense FFN (DeepSeekMoE: 1)."""
     dense_width: int = 0
+    """Hidden units of their FFN."""
     checkpoint: str = ""
-    upcycle: str = ""  # "" | copy | partial | shared_only
+    """Public checkpoint to start from instead of a random initialisation."""
+    upcycle: str = ""
+    """How a dense checkpoint's FFN becomes experts."""
     moe: MoESpec = field(default_factory=MoESpec)
+    """The MoE block."""
     checkpoint_digest: str = field(default="", metadata=NEUTRAL)
+    """Digest of the checkpoint's files."""
     foreign_tokenizer: bool = field(default=False, metadata=NEUTRAL)
+    """Let a checkpoint be trained with a tokenizer that is not its own."""
 
 
 BACKBONES = ("olmoe", "deepseek_moe", "smollm2")

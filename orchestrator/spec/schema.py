@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator import resources
 from orchestrator.spec import cell as cells
 from orchestrator.spec.cell import SUITES, Cell
+from orchestrator.spec.descriptions import descriptions
 from orchestrator.spec.factors import GRANULARITY, PHASES, factor_field, find_factor, not_factors, short_names
 from orchestrator.spec.fields import Field, dataclass_in, field_paths, fields_of
 from orchestrator.spec.rules import STAGE_RESOURCES, Rule
@@ -123,6 +124,11 @@ def _factor(name: str) -> Schema:
 
 
 def _value(field: Field) -> Schema:
+    described = {"description": descriptions(field.owner)[field.name]}
+    return described | _undescribed(field)
+
+
+def _undescribed(field: Field) -> Schema:
     if field.owner is cells.TrainSpec and field.name == "steps":
         return {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "description": EXAMPLES}]}
     if field.name == "resources":
@@ -167,7 +173,8 @@ def _object(owner: type) -> Schema:
         if inner is None:
             properties[name] = _value(field)
         else:
-            properties[name] = _object(inner) if inner is field.hint else {"anyOf": [_object(inner), {"type": "null"}]}
+            value = _object(inner) if inner is field.hint else {"anyOf": [_object(inner), {"type": "null"}]}
+            properties[name] = {"description": descriptions(owner)[name], **value}
     if owner is fields_of(Cell)["model"].hint:
         properties["active_width"] = {"type": "integer", "minimum": 1, "description": "kept equal by granularity"}
     return {"type": "object", "properties": properties, "additionalProperties": False}

@@ -1,0 +1,26 @@
+"""What the fields of a cell mean: the line under each of them in its dataclass, for the schema and the reference."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from itertools import pairwise
+
+
+@cache
+def descriptions(owner: type) -> Mapping[str, str]:
+    """Return field -> the docstring that follows it in the source of the dataclass `owner`."""
+    (body,) = ast.parse(inspect.getsource(owner)).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, text in pairwise(body.body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
+            found[field.target.id] = " ".join(str(text.value.value).split())
+    return found
