@@ -51,7 +51,7 @@ STAGES: dict[str, str] = {
     "evaluate/lm": "jobs.evaluate.lm",
     "evaluate/reasoning": "jobs.evaluate.reasoning",
     "evaluate/efficiency": "jobs.evaluate.efficiency",
-    "evaluate/probe": "jobs.probe.collect",
+    "evaluate/probe": "jobs.evaluate.probe",
     "evaluate/hallucination": "jobs.evaluate.benchmarks",
     "evaluate/adversarial": "jobs.evaluate.benchmarks",
     "evaluate/ood": "jobs.evaluate.benchmarks",

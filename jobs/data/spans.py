@@ -6,6 +6,7 @@ and a cached prefix stays valid. They come from a table over the vocabulary, mad
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 Flags = NDArray[np.bool_]
 Ids = NDArray[np.integer]
+Spans = Callable[[NDArray[np.int64]], NDArray[np.int64]]  # token ids -> span numbers of a whole sequence
 
 _STOPS = (".", "!", "?", "…", "。", "！", "？")
 _CLOSERS = "\"'”’)]}»`*_"

@@ -16,11 +16,12 @@ from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from numpy.typing import ArrayLike
 
+from jobs.data.spans import Spans
 from jobs.evaluate.dola import ALPHA, Contrast
 from jobs.evaluate.encoding import Encoder, Pair, Request
 from jobs.evaluate.generation import Generation, generate
 from jobs.evaluate.prefix_tree import Schedule, cut, plan
-from jobs.evaluate.scoring import Model, Observer, Scorer, Scores, Spans, batch_tokens
+from jobs.evaluate.scoring import Model, Observer, Scorer, Scores, batch_tokens
 
 _INFINITE = 10**29
 DEFAULT_LENGTH = 2048

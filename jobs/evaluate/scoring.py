@@ -6,7 +6,7 @@ reduced in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from jobs.data.spans import Spans
 from jobs.evaluate.dola import Contrast
 from jobs.evaluate.prefix_tree import Schedule, Scored, Tree, Trunk
 from jobs.moe.routing import Routing
@@ -24,8 +25,6 @@ LARGEST_LOGITS = 2**27
 # What a batch feeds: more only adds padding on a CPU, and keeps an accelerator busy.
 TOKENS_PER_BATCH = {"cpu": 2048}
 TOKENS_PER_ACCELERATOR_BATCH = 16384
-
-Spans = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 
 def batch_tokens(vocabulary: int, device: torch.device) -> int:

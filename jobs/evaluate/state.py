@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from jobs.data.spans import Spans
 from jobs.data.tokenizer import Vocabulary, transformers_tokenizer
-from jobs.evaluate.scoring import Spans
 from jobs.models.backbones import CausalLM, build_model, load_canonical, parameter_roles
 from jobs.models.shards import fetch_shards
 from orchestrator.errors import MoegridError

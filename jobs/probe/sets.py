@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jobs.evaluate.scoring import Spans
+    from jobs.data.spans import Spans
     from jobs.models.backbones import CausalLM
     from jobs.moe.routing import Routing
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.evaluate.disturbed import DROPS, TEMPERATURES
 from jobs.evaluate.harness import load_config
-from jobs.probe.interventions import DROPS, TEMPERATURES
 from orchestrator.errors import GridError
 from orchestrator.spec.columns import DISTURBED, NORMALISED, columns_of, every_column, unknown_column
 from orchestrator.spec.files import grid_names

@@ -1,0 +1,96 @@
+"""The shape of the code: no circles of imports, no long files, no growing number of `Any`."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from orchestrator import resources
+
+ROOT = resources.ROOT
+PACKAGES = ("orchestrator", "jobs")
+MOST_LINES = 400
+# Lines of the product with `Any`, imports aside. Lower it when some go; a new one needs another to go.
+MOST_ANY = 542
+
+
+def sources() -> list[Path]:
+    """Return every Python file of the project, also one that is not committed yet."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [path for name in listed.stdout.split() if (path := ROOT / name).is_file()]
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Return the modules below `root` by their dotted name."""
+    found = {}
+    for package in PACKAGES:
+        for path in (root / package).rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Yield what a module imports when it is imported or run, wherever the statement stands; not for types alone."""
+    if isinstance(tree, ast.If) and ast.unparse(tree.test).endswith("TYPE_CHECKING"):
+        for node in tree.orelse:
+            yield from imported(node)
+        return
+    if isinstance(tree, ast.Import):
+        yield from (alias.name for alias in tree.names)
+    if isinstance(tree, ast.ImportFrom):
+        assert not tree.level, "imports are absolute"
+        yield str(tree.module)
+        yield from (f"{tree.module}.{alias.name}" for alias in tree.names)
+    for node in ast.iter_child_nodes(tree):
+        yield from imported(node)
+
+
+def circle(root: Path) -> list[str]:
+    """Return the modules of one circle of imports, none when there is no circle."""
+    files = modules(root)
+    graph = {}
+    for name, path in files.items():
+        targets = [target for target in imported(ast.parse(path.read_text("utf-8"))) if target in files]
+        # `from a import b` names the package and the module: where the module is meant, the package is not.
+        packages = {target.rpartition(".")[0] for target in targets}
+        graph[name] = {target for target in targets if target not in packages} - {name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert not circle(ROOT)
+
+
+def test_a_circle_is_found_also_inside_functions_and_not_where_it_is_of_types(tmp_path: Path) -> None:
+    package = tmp_path / "orchestrator"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text("from orchestrator import b\n")
+    lazy = "def f():\n    from orchestrator.a import x\n"
+    for_types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from orchestrator import a\n"
+    (package / "b.py").write_text(lazy)
+    assert set(circle(tmp_path)) == {"orchestrator.a", "orchestrator.b"}
+    (package / "b.py").write_text(for_types)
+    assert not circle(tmp_path)
+
+
+def test_no_file_is_longer_than_one_reads_at_once() -> None:
+    lines = {path: len(path.read_text("utf-8").splitlines()) for path in sources()}
+    assert {str(path.relative_to(ROOT)): n for path, n in lines.items() if n > MOST_LINES} == {}
+
+
+def test_untyped_places_do_not_become_more() -> None:
+    lines = [line for path in modules(ROOT).values() for line in path.read_text("utf-8").splitlines()]
+    assert sum(bool(re.search(r"\bAny\b", line)) and "import" not in line for line in lines) <= MOST_ANY
