@@ -113,7 +113,7 @@ class Registry(Generic[D]):
     def register(self, declaration: D, origin: Origin) -> None:
         """Add a declaration of a plugin file; another provider of the same name is an error.
 
-        A file that changed replaces what it declared before.
+        A file that changed replaces what it declared before (`forget`).
         """
         name = declaration.name
         if not isinstance(declaration, self.kind):
@@ -130,6 +130,13 @@ class Registry(Generic[D]):
         if others and (name not in self.outside or self.outside[name].origin.provider != origin.provider):
             raise _doubled(self.word, name, [str(origin), *others])
         self.outside[name] = Provided(declaration, origin)
+
+    def forget(self, changed: Origin) -> None:
+        """Drop what a plugin file declared before its content changed."""
+        for name, provided in list(self.outside.items()):
+            old = provided.origin
+            if old.file and old.provider == changed.provider and old.version != changed.version:
+                del self.outside[name]
 
     def _load(self, name: str) -> Provided[D]:
         entries = _names_of_packages(self.group)[name]
@@ -168,6 +175,13 @@ def identity(named: str) -> str | None:
     word, _, name = named.partition(" ")
     registry = _BY_WORD.get(word)
     return registry.identity(name) if registry is not None and " " not in name else None
+
+
+def provider(named: str) -> Origin | None:
+    """Return who provides "WORD NAME" ("preset noisy"), None when it is ours or no declaration."""
+    word, _, name = named.partition(" ")
+    found = _BY_WORD.get(word)
+    return None if found is None or " " in name or found.find(name) is None else found.origin(name)
 
 
 def in_use() -> Iterator[tuple[str, str, Origin]]:

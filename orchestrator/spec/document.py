@@ -16,13 +16,14 @@ from orchestrator.spec.bounds import MAX_DEPTH, bound, raising
 from orchestrator.spec.factors import short_names
 from orchestrator.spec.fields import field_paths
 from orchestrator.spec.files import COMMAND_LINE, GRIDS, NAME, show
+from orchestrator.spec.plugin_files import PluginReader
 from orchestrator.spec.problems import Problems, brief
 from orchestrator.spec.vocabulary import meaning
 from orchestrator.spec.yaml_positions import Document, Path, parse_yaml, read_mapping
 
 MERGED = ("factors", "baseline", "when", "with", "set")
 REPLACED = ("description", "also", "exclude", "priority", "evaluate", "at", "primary", "search", "adaptive", "runnable")
-TOP = ("name", "base", "include", "scales")
+TOP = ("name", "base", "include", "plugins", "scales")
 RECIPE = ("phase", "plain_seed")
 
 
@@ -76,11 +77,14 @@ class Loader:
         self.complete = False
         self.phase = self.plain_seed = "pretrain"
         self.included = 0
+        self.plugins = PluginReader(problems)
         self.empty: set[str] = set()  # places of keys with nothing behind them
 
     def load(self, path: FilePath, scale: str, overrides: Sequence[str]) -> GridDocument:
         """Return the document of the grid file `path` at `scale`."""
         chain = self._chain(path, ())
+        if self.plugins.broken:  # every name of theirs would be unknown as well
+            self.problems.raise_if_any()
         if not chain[-1].data:
             self.problems.raise_if_any()
         for document in chain:
@@ -157,6 +161,7 @@ class Loader:
                     self.problems.add(f"more than {most} files are included", where, "include", hint)
                 if self.included <= most:
                     chain.extend(self._chain(target, (*above, path)))
+        self.plugins.read(document, path)
         return [*chain, document]
 
     def _name(self, path: FilePath) -> str:

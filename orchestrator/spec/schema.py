@@ -86,6 +86,7 @@ def grid_schema() -> Schema:
             "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"},
             "base": {"enum": sorted(resources.files("recipe"))},
             "include": {"anyOf": [{"type": "string"}, NAMES]},
+            "plugins": {"anyOf": [{"type": "string"}, NAMES], "description": "files that declare names of your own"},
             "scales": {"type": "object", "additionalProperties": {"$ref": "#/$defs/overlay"}},
             **sections,
         },
