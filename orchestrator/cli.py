@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from orchestrator import __version__
@@ -226,11 +227,11 @@ def command_function(name: str) -> Callable[..., int]:
     if name in ("plan", "status", "logs", "cancel"):
         from orchestrator.commands import status
 
-        return getattr(status, name)
+        return _function(status, name)
     if name in ("explain", "diff"):
         from orchestrator.commands import explain
 
-        return getattr(explain, name)
+        return _function(explain, name)
     if name == "init":
         from orchestrator.commands.init import init
 
@@ -242,14 +243,19 @@ def command_function(name: str) -> Callable[..., int]:
     if name in ("compare", "paper"):
         from orchestrator.commands import compare
 
-        return getattr(compare, name)
+        return _function(compare, name)
     if name in ("table", "report", "sync", "ui"):
         from orchestrator.commands import results
 
-        return getattr(results, name)
+        return _function(results, name)
     from orchestrator.commands import admin
 
-    return getattr(admin, name)
+    return _function(admin, name)
+
+
+def _function(module: ModuleType, name: str) -> Callable[..., int]:
+    function: Callable[..., int] = getattr(module, name)
+    return function
 
 
 def main(words: Sequence[str] | None = None) -> int:

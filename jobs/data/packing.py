@@ -85,7 +85,8 @@ def _first(step: int, index: int, size: int, accumulation: int) -> int:
 
 
 def _load(directory: Path, split: str, name: str) -> NDArray[Any]:
-    return np.load(directory / f"{split}_{name}.npy", mmap_mode="r", allow_pickle=False)
+    array: NDArray[Any] = np.load(directory / f"{split}_{name}.npy", mmap_mode="r", allow_pickle=False)
+    return array
 
 
 class TextBatches:

@@ -148,7 +148,7 @@ class Vocabulary:
 
 def vocabulary_size(tokenizer: Any) -> int:
     """Return the highest id of a tokenizer (of the tokenizers library) plus one."""
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+    return 1 + int(max(tokenizer.get_vocab(with_added_tokens=True).values()))
 
 
 def adds_bos(tokenizer: Any, bos: int) -> bool:

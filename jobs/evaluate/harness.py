@@ -66,7 +66,7 @@ class Item:
     shots: int
 
 
-class LocalTask(ConfigurableTask):
+class LocalTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is read without types
     """A harness task whose data are given rows by split."""
 
     def __init__(self, config: dict[str, Any], rows: Mapping[str, list[Row]]) -> None:
@@ -103,7 +103,7 @@ class _Drawing(LocalTask):
         return [[documents[id(row)] for row in rows] for rows in draws]
 
 
-class _Fixed(ContextSampler):
+class _Fixed(ContextSampler):  # type: ignore[misc]
     """Hands out the shots that were chosen for the item at hand."""
 
     def __init__(self, shots: Sequence[Row]) -> None:

@@ -45,7 +45,7 @@ def run(context: StageContext, work: EvaluateWork) -> None:
     room = batch_tokens(len(state.tokenizer), scorer.model.device)
 
     def scored(part: Sequence[tuple[Ids, Ids]]) -> list[float]:
-        return scorer.run(plan(part, share=False, tokens_per_batch=room)).loglikelihood.tolist()
+        return list(scorer.run(plan(part, share=False, tokens_per_batch=room)).loglikelihood.tolist())
 
     groups = [pieces[at : at + CHUNK_WINDOWS] for at in range(0, len(pieces), CHUNK_WINDOWS)]
     ledger = Ledger(context)
@@ -80,7 +80,8 @@ def heldout(context: StageContext, work: EvaluateWork, tokenizer: Any) -> list[T
     names = {blob.name for blob in context.manifest(work.tokens).blobs}
 
     def array(name: str) -> NDArray[Any]:
-        return np.load(context.fetch(work.tokens, f"heldout_{name}.npy"), allow_pickle=False)
+        found: NDArray[Any] = np.load(context.fetch(work.tokens, f"heldout_{name}.npy"), allow_pickle=False)
+        return found
 
     tokens = array("tokens")
     if "heldout_docs.npy" in names:

@@ -28,7 +28,7 @@ DEFAULT_LENGTH = 2048
 DEFAULT_NEW_TOKENS = 256
 
 
-class PrefixLM(LM):
+class PrefixLM(LM):  # type: ignore[misc]  # lm-eval is read without types
     """Scores and generates with a causal LM (ours, or any of transformers) under lm-eval's interface.
 
     `max_length` is the window in tokens (default: the model's). `spans` maps a token sequence to span numbers for

@@ -68,5 +68,6 @@ class Attention(nn.Module):
         # A table row for each head of each position: kernels then run over whole rows, not over single heads.
         heads = x_BSD.shape[-1] // self.head_dim
         cos, sin = (table.unsqueeze(2).expand(-1, -1, heads, -1).flatten(1, 2) for table in tables)
-        turned = _Rotary.apply(x_BSD.reshape(batch, length * heads, self.head_dim), cos, sin)
+        rows = x_BSD.reshape(batch, length * heads, self.head_dim)
+        turned: Tensor = _Rotary.apply(rows, cos, sin)  # type: ignore[no-untyped-call]
         return turned.view(batch, length, heads, self.head_dim).transpose(1, 2)

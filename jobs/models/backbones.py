@@ -59,8 +59,9 @@ class _FeedForward(nn.Module):
     def forward(self, x_BSD: Tensor) -> Tensor:
         call = self.call[0]
         if call is None or isinstance(self.block, DenseBlock):
-            return self.block(x_BSD)[0]
-        y, routing = self.block(
+            dense: Tensor = self.block(x_BSD)[0]
+            return dense
+        result: tuple[Tensor, Routing] = self.block(
             x_BSD,
             call.spans,
             call.padding,
@@ -68,6 +69,7 @@ class _FeedForward(nn.Module):
             keys=call.keys,
             span_states=call.span_states,
         )
+        y, routing = result
         call.routings.append(routing)
         call.previous = routing.carried
         return y
@@ -107,7 +109,8 @@ class CausalLM(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        return self.backbone.model.layers
+        layers: nn.ModuleList = self.backbone.model.layers
+        return layers
 
     @property
     def moe_blocks(self) -> list[MoEBlock]:

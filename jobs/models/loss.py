@@ -26,7 +26,7 @@ def linear_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, labels_BS: Tensor)
         # Loss on the response only: the head runs on its tokens alone.
         rows = kept.nonzero().squeeze(1)
         hidden, labels = hidden.index_select(0, rows), labels.index_select(0, rows)
-    return _LinearCrossEntropy.apply(hidden, head_VD, labels), tokens
+    return _LinearCrossEntropy.apply(hidden, head_VD, labels), tokens  # type: ignore[no-untyped-call]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

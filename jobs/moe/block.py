@@ -91,7 +91,7 @@ class MoEBlock(nn.Module):
         if self.moe.preset == "tc_moe":
             # The negative ids' sign rides on the weight of the physical expert.
             weights = torch.where(indices >= self.moe.num_experts, -weights, weights)
-        y = self.experts(x_TD, to_physical(indices, routing.physical), weights)
+        y: Tensor = self.experts(x_TD, to_physical(indices, routing.physical), weights)
         if self.moe.preset == "moepp":
             y = y + self._special(x_TD, indices, weights)
         return y
@@ -106,7 +106,8 @@ class MoEBlock(nn.Module):
         if self.constant is None:
             return scale * x_TD
         kept, value = self.constant(x_TD, per_id[:, first:copies])
-        return (scale + kept) * x_TD + value
+        mixed: Tensor = (scale + kept) * x_TD + value
+        return mixed
 
     def _combine(self, routed: Tensor, shared: Tensor) -> Tensor:
         if self.moe.combine == "sum":

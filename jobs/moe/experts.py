@@ -74,7 +74,8 @@ class Experts(nn.Module):
         plan = dispatch(experts_TK, self.num_experts)
         path = path or self.choose_path(x_TD)
         if path == "slices":
-            return _Slices.apply(x_TD, weights_TK, up, down, plan, self.form)
+            y: Tensor = _Slices.apply(x_TD, weights_TK, up, down, plan, self.form)  # type: ignore[no-untyped-call]
+            return y
         if path == "grouped":
             return self._grouped(x_TD, weights_TK, up, down, plan)
         return self._loop(x_TD, weights_TK, up, down, plan)
@@ -91,7 +92,8 @@ class Experts(nn.Module):
         """Apply the non-linearity of the expert form to the first projection."""
         if self.form == "swiglu":
             gate, up = hidden.split(self.width, dim=-1)
-            return F.silu(gate) * up
+            activated: Tensor = F.silu(gate) * up
+            return activated
         return F.relu(hidden) if self.form == "relu_mlp" else F.gelu(hidden)
 
     def _grouped(self, x_TD: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, plan: Dispatch) -> Tensor:

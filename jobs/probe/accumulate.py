@@ -94,7 +94,7 @@ class RoutingTotals:
 
     def distribution_LN(self) -> Floats:
         """Return each layer's mean routing distribution, rows summing to 1: what `routing_distance` compares."""
-        return self.scores_LN / self.scores_LN.sum(axis=1, keepdims=True)
+        return np.asarray(self.scores_LN / self.scores_LN.sum(axis=1, keepdims=True))
 
     def least_used(self) -> Ints:
         """Return the least used expert of every layer, [L]."""

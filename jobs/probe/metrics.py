@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Numbers = NDArray[np.number]
 
 # Rounding may carry a value this far over the edge of its range; it is then put back on the edge.
 TOLERANCE = 1e-6
@@ -47,7 +48,7 @@ def entropy_bits(counts: ArrayLike) -> float:
     return float(max(0.0, -(p * np.log2(p)).sum()))
 
 
-def as_layers(array: ArrayLike) -> NDArray:
+def as_layers(array: ArrayLike) -> Numbers:
     """Return `array` with a leading layer dimension: [T, x] becomes [1, T, x]."""
     a = np.asarray(array)
     if a.ndim == 2:
@@ -222,7 +223,8 @@ def overlaps(first_Tk: ArrayLike, second_Tk: ArrayLike, top: int | None = None) 
     in_b = (a[:, :, None] == b[:, None, :]).any(axis=2)
     both = (_distinct(a) & in_b).sum(axis=1)
     larger = np.maximum(_distinct(a).sum(axis=1), _distinct(b).sum(axis=1))
-    return (both[larger > 0] / larger[larger > 0]).astype(np.float64)
+    shares: Floats = np.divide(both[larger > 0], larger[larger > 0], dtype=np.float64)
+    return shares
 
 
 def router_saturation_L(
@@ -282,7 +284,7 @@ def cosine_matrix(vectors_NP: ArrayLike) -> Floats:
     v = v.reshape(len(v), -1).astype(np.float64)
     norms = np.linalg.norm(v, axis=1, keepdims=True)
     v = np.divide(v, norms, out=np.zeros_like(v), where=norms > 0)
-    return np.clip(v @ v.T, -1.0, 1.0)
+    return np.asarray(np.clip(v @ v.T, -1.0, 1.0))
 
 
 def expert_similarity(vectors_NP: ArrayLike) -> float:
@@ -334,7 +336,7 @@ def routing_distance(
 
 def least_used(counts_LN: ArrayLike) -> Ints:
     """Return the least used expert of every layer [L], the lower index on a tie: what `capacity` removes."""
-    return np.asarray(counts_LN).argmin(axis=-1).astype(np.int64)
+    return np.asarray(np.asarray(counts_LN).argmin(axis=-1), np.int64)
 
 
 def capacity(base: float, pruned: float) -> float:
@@ -380,14 +382,14 @@ def _mean(values: ArrayLike) -> float:
     return float(array.mean())
 
 
-def _best(indices_Tk: NDArray, top: int | None) -> NDArray:
+def _best(indices_Tk: Numbers, top: int | None) -> Numbers:
     if top is None:
         return indices_Tk
     order = np.argsort(indices_Tk < 0, axis=1, kind="stable")  # real slots first, best first
     return np.take_along_axis(indices_Tk, order, axis=1)[:, :top]
 
 
-def _distinct(indices_Tk: NDArray) -> NDArray[np.bool_]:
+def _distinct(indices_Tk: Numbers) -> NDArray[np.bool_]:
     """Return which slots hold an expert that no earlier slot of the token holds: sets have no repeats."""
     repeated = np.zeros(indices_Tk.shape, dtype=bool)
     for slot in range(1, indices_Tk.shape[1]):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from jobs.data.spans import Spans
-    from jobs.models.backbones import CausalLM
+    from jobs.models.backbones import CausalLM, Output
     from jobs.moe.routing import Routing
 
 TOKENS_A_BATCH = 4096
@@ -31,7 +31,8 @@ class TokenBatch:
 def routings_of(model: CausalLM, batch: TokenBatch) -> tuple[Routing, ...]:
     """Return the routing records of one batch."""
     mask = None if bool(batch.mask.all()) else batch.mask
-    return model(batch.ids, attention_mask=mask, spans=batch.spans, logits_to_keep=1).routings
+    output: Output = model(batch.ids, attention_mask=mask, spans=batch.spans, logits_to_keep=1)
+    return output.routings
 
 
 def text_batches(

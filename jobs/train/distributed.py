@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from jobs.train.sockets import bind_collectives, listen
 from jobs.world import World
@@ -20,7 +21,7 @@ MEET_SECONDS = 600.0
 COLLECTIVE_MARGIN_SECONDS = 60.0
 POLL_SECONDS = 0.1
 
-_meeting: dist.TCPStore | None = None
+_meeting: TCPStore | None = None
 
 
 def join(world: World, execution: Execution, todo: Sequence[str], *, nodes: int = 1) -> list[str]:
@@ -31,7 +32,7 @@ def join(world: World, execution: Execution, todo: Sequence[str], *, nodes: int 
     global _meeting
     listener = listen(world.address, world.port, across_nodes=nodes > 1) if world.rank == 0 else None
     bind_collectives(world.address, world.port)
-    _meeting = dist.TCPStore(
+    _meeting = TCPStore(
         world.address,
         world.port,
         world.size,
@@ -46,7 +47,7 @@ def join(world: World, execution: Execution, todo: Sequence[str], *, nodes: int 
         torch.cuda.set_device(world.local_rank)
     dist.init_process_group(
         "nccl" if execution.device == "cuda" else "gloo",
-        store=dist.PrefixStore("collectives", _meeting),
+        store=PrefixStore("collectives", _meeting),
         rank=world.rank,
         world_size=world.size,
         timeout=timedelta(seconds=(execution.hang_seconds or MEET_SECONDS) + COLLECTIVE_MARGIN_SECONDS),
@@ -54,7 +55,7 @@ def join(world: World, execution: Execution, todo: Sequence[str], *, nodes: int 
     return list(stages)
 
 
-def meeting() -> dist.TCPStore:
+def meeting() -> TCPStore:
     """Return the key-value store of the job's ranks; usable from any thread, unlike collectives."""
     assert _meeting is not None, "join() was not called"
     return _meeting

@@ -91,7 +91,8 @@ class TorchEngine:
         if self.world_size > 1:
             self._sum_gradients()
         gradients = self._gradients()
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return norm
 
     def step(self, scale: float) -> None:
         if scale != 1.0:

@@ -156,7 +156,7 @@ class Watch:
         """Did an attempt whose end nobody saw do its work (its artifacts were discarded since)?"""
         if state.exit_code is not None or state.signal or self._journal.report(attempt):
             return False
-        return self._journal.heartbeat(attempt).get("exit_code", EXIT_DONE) == EXIT_DONE
+        return bool(self._journal.heartbeat(attempt).get("exit_code", EXIT_DONE) == EXIT_DONE)
 
     def _record(
         self, attempt: str, handle: Handle | None, state: JobState, missing: list[str], memory_gb: float

@@ -181,4 +181,4 @@ def _last(results: Results, cell: CellResult) -> Arrays:
 
 def _coactivation(pairs_LNN: NDArray[Any]) -> NDArray[Any]:
     uses = np.diagonal(pairs_LNN, axis1=1, axis2=2)[..., None].astype(np.float64)
-    return np.divide(pairs_LNN, uses, out=np.zeros(pairs_LNN.shape), where=uses > 0)
+    return np.asarray(np.divide(pairs_LNN, uses, out=np.zeros(pairs_LNN.shape), where=uses > 0))

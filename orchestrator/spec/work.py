@@ -288,7 +288,8 @@ def work_to_json(work: Work) -> dict[str, Any]:
 def work_from_json(payload: Mapping[str, Any]) -> Work:
     """Rebuild a work from `work_to_json`'s output."""
     fields = dict(payload)
-    return build(KINDS[fields.pop("kind")], fields)
+    work: Work = build(KINDS[fields.pop("kind")], fields)
+    return work
 
 
 @cache

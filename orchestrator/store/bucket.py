@@ -173,7 +173,7 @@ class BucketObjects(Objects):
     def _touch(self) -> float:
         self.put("clock", b"")
         with self._errors("read", "clock"):
-            return obstore.head(self._store, self._key("clock"))["last_modified"].timestamp()
+            return float(obstore.head(self._store, self._key("clock"))["last_modified"].timestamp())
 
     def _ahead(self, piece: Callable[[int], bytes], starts: Sequence[int]) -> Iterator[bytes]:
         """Yield pieces in order with a few requests in flight; one connection alone would not fill a fast network.
