@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.plan.evaluations import benchmark_works, evaluation
 from orchestrator.plan.graph import build_graph
 from orchestrator.plan.stages import CellStages, Lowering, Stage
 from orchestrator.spec.cell import (
     FREEZABLE,
-    LOAD_VARIANTS,
     SUITES,
     BalanceSpec,
     BenchmarkSpec,

@@ -7,14 +7,17 @@ all layers).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from jobs.moe.selection import count
-from orchestrator.spec.cell import LOAD_VARIANTS, BalanceSpec
+from orchestrator.catalog.losses import BY_FIELD, COEFFICIENT, LOAD_VARIANTS, LOSSES, LossKind
+from orchestrator.errors import MoegridError
+from orchestrator.registry import load
+from orchestrator.spec.cell import BalanceSpec
 
 if TYPE_CHECKING:
     from jobs.moe.routing import Routing  # which returns its own losses, and so imports this file
@@ -186,8 +189,8 @@ def balance_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return (sum of coefficient * loss, losses by name with coefficient 1), each a mean over layers.
 
-    The load-balance and z losses are always among the parts, others only when they are used. `spare`: the routings
-    count nothing in what is summed over ranks.
+    The load-balance and z losses are always among the parts, others, such as those of other packages, only when they
+    are used. `spare`: the routings count nothing in what is summed over ranks.
     """
     if not routings:
         return torch.zeros(()), {}
@@ -206,11 +209,30 @@ def balance_loss(
     with torch.set_grad_enabled(torch.is_grad_enabled() and bool(balance.z_coef)):
         z = torch.stack([z_loss(routing) for routing in routings]).mean()
     add("z_loss", balance.z_coef, z)
-    for name, coefficient, loss in (
-        ("entropy_loss", balance.entropy_coef, entropy_loss),
-        ("null_reward_loss", balance.null_coef, null_reward),
-        ("mutual_information_loss", balance.mutual_information_coef, mutual_information_loss),
-    ):
-        if coefficient:
-            add(name, coefficient, torch.stack([loss(routing) for routing in routings]).mean())
+    for kind, coefficient, given in used(balance):
+        add(kind.logged, coefficient, torch.stack([one_loss(kind, routing, given) for routing in routings]).mean())
     return total, parts
+
+
+def used(balance: BalanceSpec) -> Iterator[tuple[LossKind, float, Mapping[str, Any]]]:
+    """Yield the losses that are computed only when they are used: kind, coefficient, parameters off their defaults."""
+    for field, kind in BY_FIELD.items():
+        coefficient = getattr(balance, field)
+        if coefficient and kind.code and field != "z_coef":
+            yield kind, coefficient, {}
+    for name in sorted(balance.losses):
+        given = dict(balance.losses[name])
+        yield LOSSES.get(name), given.pop(COEFFICIENT), given
+
+
+def one_loss(kind: LossKind, routing: Routing, given: Mapping[str, Any]) -> Tensor:
+    """Return a loss of one layer with coefficient 1; MoegridError when it is no scalar."""
+    who = f"loss {kind.name!r}"
+    asked = () if kind.parameters is None else (kind.parameters(**given),)
+    value = load(kind.code, who)(routing, *asked)
+    if not isinstance(value, Tensor) or value.ndim:
+        shown = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise MoegridError(
+            f"{who} is no scalar tensor", cause=f"{kind.code} returns {shown:.80}", hint="return one value a layer"
+        )
+    return value

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.errors import did_you_mean
 from orchestrator.spec import cell as cells
+from orchestrator.spec.declared import read_uses
 from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of
 from orchestrator.spec.problems import Mistake, Problems, brief
 from orchestrator.spec.rules import STAGE_RESOURCES
@@ -67,6 +68,8 @@ class Builder:
             return self._named(cells.TaskSpec, TASKS, value, path)
         if path == ("evaluate", "judges"):
             return self._named(cells.JudgeSpec, {}, value, path)
+        if field.registry is not None:
+            return read_uses(field, value, path, self._add)
         if path == ("execution", "resources"):
             return self._resources(value, path)
         result = field.typed(value)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from typing import Any
 
+from orchestrator.catalog.losses import COEFFICIENT, LOSSES
+from orchestrator.registry import Registry
 from orchestrator.spec.identity import DERIVED, NEUTRAL
 from orchestrator.spec.model import ModelSpec
 
@@ -17,6 +19,14 @@ SUITES = (*DEFAULT_SUITES, "probe", "safety", "over_refusal", "hallucination", "
 FREEZABLE = ("router", "expert")
 # How many threads the libraries of a process start: one per core of `Resources`.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+def named_in(registry: Registry[Any], main: str = "") -> Mapping[str, Any]:
+    """Return the metadata of a field that maps names of a registry's declarations to their parameters.
+
+    It is neutral, and holds what differs from the parameters' defaults alone. `main` is what a bare number sets.
+    """
+    return {**NEUTRAL, "registry": registry, "main": main}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +112,9 @@ class TokenizerSpec:
     """Content digest of the tokenizer's files."""
 
 
-# Load-balance variant -> the group over which it takes f and P ("" = that of `aux_group`).
-LOAD_VARIANTS: Mapping[str, str] = MappingProxyType(
-    {
-        "paper": "",
-        "switch": "",
-        "olmoe_hf": "pooled",
-        "sequence": "sequence",
-        "sigmoid_normalised": "",
-        "sigmoid_raw": "sequence",
-        "top1_squared": "sequence",
-        "heterogeneous": "",
-    }
-)
-
-
 @dataclass(frozen=True, slots=True)
 class BalanceSpec:
-    """Losses and updates that keep the experts' load even."""
+    """Losses and updates that keep the experts' load even; `losses` are those of other packages, by name."""
 
     aux_coef: float = 0.01
     """Coefficient of the load-balance loss, 0 = none."""
@@ -141,6 +136,10 @@ class BalanceSpec:
     """Coefficient of TC-MoE's reward loss."""
     mutual_information_coef: float = 0.0
     """Coefficient of the mutual-information loss."""
+    losses: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict, hash=False, metadata=named_in(LOSSES, COEFFICIENT)
+    )
+    """Losses of other packages: name -> coefficient, or a mapping of `coef` and the loss's own parameters."""
 
 
 @dataclass(frozen=True, slots=True)

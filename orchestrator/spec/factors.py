@@ -1,7 +1,8 @@
 """Factors: the short names a grid may vary, the cell fields each of them sets, and granularity.
 
 A short name is the last word of a field's path (`top_k` is `model.moe.top_k`); those of a training phase mean the
-recipe's phase. Any dotted path of a field (`finetune.lr`) is a factor too.
+recipe's phase. Any dotted path of a field (`finetune.lr`) is a factor too, and so is what a grid may write below the
+name of a declaration: `losses.NAME` (its coefficient) and `losses.NAME.PARAMETER`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import BalanceSpec, Cell, Seeds, TrainSpec
+from orchestrator.spec.declared import field_at, opened
 from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.problems import Mistake
@@ -50,7 +52,7 @@ class Factor:
         path = self.paths[0]
         if isinstance(value, Mapping):
             raise Mistake(f"must be a value, not {value!r}")
-        result = field_paths()[path].typed(value)
+        result = field_at(path).typed(value)
         if path[-1] == "freeze":
             check_freeze(result)
         return ((path, result),)
@@ -62,7 +64,10 @@ class Factor:
             return f"{moe.top_k}/{moe.num_experts}" + (f"+{moe.shared_experts}" if moe.shared_experts else "")
         value: Any = cell
         for name in self.paths[0]:
-            value = None if value is None else getattr(value, name)
+            if isinstance(value, Mapping):
+                value = value.get(name)
+            else:
+                value = None if value is None else getattr(value, name)
         return value
 
 
@@ -115,7 +120,7 @@ def short_names(phase: str, plain_seed: str) -> Mapping[str, tuple[Path, ...]]:
     )
     for owner, prefix in tables:
         for name, field in fields_of(owner).items():
-            if dataclass_in(field.hint) is None:
+            if dataclass_in(field.hint) is None and field.registry is None:
                 names.setdefault(name, ((*prefix, name),))
     names["data"] = ((phase, "data", "source"),)
     names["rows"] = ((phase, "data", "rows"),)
@@ -123,6 +128,13 @@ def short_names(phase: str, plain_seed: str) -> Mapping[str, tuple[Path, ...]]:
     names["dola"] = (("evaluate", "dola"),)
     names["vocab_size"] = (("tokenizer", "vocab_size"),)
     return names
+
+
+@cache
+def open_fields(phase: str) -> Mapping[str, Path]:
+    """Return the fields that name declarations, by their last word; those of a training phase are of `phase`."""
+    found = {path[-1]: path for path, field in field_paths().items() if field.registry is not None}
+    return {name: path if path[0] not in PHASES else (phase, *path[1:]) for name, path in found.items()}
 
 
 def find_factor(name: str, phase: str, plain_seed: str) -> Factor:
@@ -134,8 +146,14 @@ def find_factor(name: str, phase: str, plain_seed: str) -> Factor:
     if reason:
         raise Mistake(f"{name!r} cannot be a factor: {reason}", "put it under set:, evaluate: or at:")
     path = tuple(name.split("."))
-    if path in field_paths():
+    if path in field_paths() and field_paths()[path].registry is None:
         return Factor(name, (path,))
+    long = (*open_fields(phase).get(path[0], path[:1]), *path[1:])
+    if (found := opened(long)) is not None:
+        field_at(long)
+        return Factor(name, (long if found[2] else (*long, found[0].main),))
+    if long in field_paths():
+        raise Mistake(f"{name!r} cannot be a factor as a whole", f"one of its names can: {name}.NAME")
     meant = meaning(name, phase)
     if meant:
         raise Mistake(f"factor {name!r} is unknown", meant)
@@ -153,7 +171,10 @@ def not_factors(name: str) -> str:
 
 
 def replace_path(value: Any, path: Path, new: Any) -> Any:
-    """Return the frozen dataclass `value` with the field at `path` replaced."""
+    """Return the frozen dataclass `value` with the field at `path` replaced; mappings inside are made as needed."""
+    if isinstance(value, Mapping):
+        inner = new if len(path) == 1 else replace_path(value.get(path[0], {}), path[1:], new)
+        return {**value, path[0]: inner}
     if len(path) > 1:
         new = replace_path(getattr(value, path[0]), path[1:], new)
     return dataclasses.replace(value, **{path[0]: new})
@@ -166,4 +187,4 @@ def seed_names(plain_seed: str) -> frozenset[str]:
 
 def factor_field(factor: Factor) -> Field | None:
     """Return the field a factor sets, None for granularity."""
-    return field_paths()[factor.paths[0]] if factor.name != GRANULARITY else None
+    return field_at(factor.paths[0]) if factor.name != GRANULARITY else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from orchestrator.registry import Registry
 from orchestrator.spec.cell import Cell, TrainSpec
 from orchestrator.spec.problems import Mistake, brief
 from orchestrator.spec.rules import RULES, Rule
@@ -21,12 +22,23 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a cell: the dataclass it belongs to, its type, and its rule."""
+    """One field of a cell: the dataclass it belongs to, its type, and its rule.
+
+    A field of a `registry` maps names of its declarations to their parameters; `main` is the one that a bare number
+    sets.
+    """
 
     owner: type
     name: str
     hint: Any
     rule: Rule | None
+    registry: Registry[Any] | None = None
+    main: str = ""
+
+    @property
+    def word(self) -> str:
+        """What one of the names stands for ("loss")."""
+        return self.registry.word if self.registry is not None else ""
 
     def typed(self, value: Any) -> Any:
         """Return `value` with the field's type. Raises Mistake."""
@@ -69,8 +81,18 @@ def fields_of(owner: type) -> dict[str, Field]:
     """Return the fields of the dataclass `owner` that a grid may set, by name."""
     hints = typing.get_type_hints(owner)
     rules = RULES.get(owner.__name__, {})
-    own = [f.name for f in dataclasses.fields(owner) if not f.metadata.get("derived")]
-    return {name: Field(owner, name, hints[name], rules.get(name)) for name in own}
+    return {
+        one.name: Field(
+            owner,
+            one.name,
+            hints[one.name],
+            rules.get(one.name),
+            one.metadata.get("registry"),
+            one.metadata.get("main", ""),
+        )
+        for one in dataclasses.fields(owner)
+        if not one.metadata.get("derived")
+    }
 
 
 def dataclass_in(hint: Any) -> type | None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.errors import did_you_mean
-from orchestrator.spec.cell import LOAD_VARIANTS, SUITES
+from orchestrator.spec.cell import SUITES
 from orchestrator.spec.engines import ENGINES, REFUSED
 from orchestrator.spec.model import BACKBONES, CHOICES, PRESETS, UPCYCLES
 from orchestrator.spec.problems import Mistake

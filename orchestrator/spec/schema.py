@@ -11,7 +11,15 @@ from orchestrator import resources
 from orchestrator.spec import cell as cells
 from orchestrator.spec.cell import SUITES, Cell
 from orchestrator.spec.descriptions import descriptions
-from orchestrator.spec.factors import GRANULARITY, PHASES, factor_field, find_factor, not_factors, short_names
+from orchestrator.spec.factors import (
+    GRANULARITY,
+    PHASES,
+    factor_field,
+    find_factor,
+    not_factors,
+    open_fields,
+    short_names,
+)
 from orchestrator.spec.fields import Field, dataclass_in, field_paths, fields_of
 from orchestrator.spec.rules import STAGE_RESOURCES, Rule
 from orchestrator.spec.search import KINDS
@@ -41,14 +49,18 @@ def grid_schema() -> Schema:
         "type": "object",
         "additionalProperties": False,
         "properties": {name: {"anyOf": [value, {"type": "array", "items": value}]} for name, value in values.items()},
+        "patternProperties": _of_declarations(),
     }
-    product = {
+    product: Schema = {
         "type": "object",
         "properties": {
             name: {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}]} for name, value in values.items()
         },
-        # A paired axis: "a, b" with one list of values per row.
-        "patternProperties": {"^[^,]+(,[^,]+)+$": {"type": "array", "items": {"type": "array"}, "minItems": 1}},
+        # A paired axis: "a, b" with one list of values per row. Below a declaration's name its own types hold.
+        "patternProperties": {
+            "^[^,]+(,[^,]+)+$": {"type": "array", "items": {"type": "array"}, "minItems": 1},
+            **_of_declarations(),
+        },
         "additionalProperties": False,
     }
     sections: Schema = {
@@ -93,13 +105,18 @@ def grid_schema() -> Schema:
         "$defs": {
             "product": product,
             "condition": condition,
-            "values": {"type": "object", "properties": values, "additionalProperties": False},
+            "values": {
+                "type": "object",
+                "properties": values,
+                "patternProperties": _of_declarations(),
+                "additionalProperties": False,
+            },
             "overlay": {"type": "object", "properties": sections, "additionalProperties": False},
             "search": _search(values),
             "adaptive": ADAPTIVE,
             "set": {
                 **_object(Cell),
-                "patternProperties": {r"^[a-z_]+(\.[a-z_]+)+$": {}},
+                "patternProperties": {r"^[a-z_]+(\.[a-z_]+)+$": {}, **_of_declarations()},
                 "properties": {
                     **_object(Cell)["properties"],
                     **{".".join(path): _value(field) for path, field in field_paths().items()},
@@ -112,8 +129,14 @@ def grid_schema() -> Schema:
 
 def _factor_names() -> list[str]:
     names = dict.fromkeys(name for phase in PHASES for name in short_names(phase, phase))
-    dotted = [".".join(path) for path in field_paths()]
+    dotted = [".".join(path) for path, field in field_paths().items() if field.registry is None]
     return [*names, *(name for name in dotted if not not_factors(name))]
+
+
+def _of_declarations() -> Schema:
+    """Return what may be written for `losses.NAME` and `losses.NAME.PARAMETER`: the declaration's types are its own."""
+    heads = "|".join(sorted(open_fields("finetune")))
+    return {rf"^([a-z_]+\.)*({heads})\.[^,]+$": {}}
 
 
 def _factor(name: str) -> Schema:
@@ -132,6 +155,8 @@ def _value(field: Field) -> Schema:
 def _undescribed(field: Field) -> Schema:
     if field.owner is cells.TrainSpec and field.name == "steps":
         return {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "description": EXAMPLES}]}
+    if field.registry is not None:
+        return _declared(field)
     if field.name == "resources":
         kind = _object(cells.Resources)
         return {"type": "object", "properties": dict.fromkeys(STAGE_RESOURCES, kind), "additionalProperties": False}
@@ -144,6 +169,13 @@ def _undescribed(field: Field) -> Schema:
         by_name = {name: {"anyOf": [judge, {"const": False}, {"type": "null"}]} for name in JUDGES}
         return _named(by_name, JUDGES, judge)
     return _typed(field.hint, field.rule)
+
+
+def _declared(field: Field) -> Schema:
+    """Return the schema of a field that names declarations of other packages: their parameters are their own."""
+    given = [{"type": "object"}, {"type": ["boolean", "null"]}, *([{"type": "number"}] if field.main else [])]
+    mapping: Schema = {"type": "object", "additionalProperties": {"anyOf": given}}
+    return mapping if field.main else {"anyOf": [mapping, NAMES]}
 
 
 def _named(by_name: Schema, names: Iterable[str], one: Schema) -> Schema:
@@ -206,6 +238,7 @@ def _search(values: Schema) -> Schema:
             "space": {
                 "type": "object",
                 "properties": dict.fromkeys(values, distribution),
+                "patternProperties": dict.fromkeys(_of_declarations(), distribution),
                 "additionalProperties": False,
                 "minProperties": 1,
             },

@@ -12,6 +12,7 @@ from orchestrator.spec import local_data
 from orchestrator.spec.axes import Choice
 from orchestrator.spec.benchmark_files import read_benchmark
 from orchestrator.spec.cell import (
+    BalanceSpec,
     BenchmarkSpec,
     Cell,
     DataSpec,
@@ -22,6 +23,7 @@ from orchestrator.spec.cell import (
     TokenizerSpec,
     TrainSpec,
 )
+from orchestrator.spec.declared import kept
 from orchestrator.spec.factors import replace_path
 from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.hub_sets import benchmark_findings, items_findings, layout_findings
@@ -134,7 +136,14 @@ class Sections:
                     data = dataclasses.replace(data, examples=examples)
                 except Mistake as mistake:
                     findings.append(((name, "steps"), mistake.message, mistake.hint))
-            return dataclasses.replace(value, steps=steps, data=data)
+            balance = value.balance
+            if balance.losses:
+                try:
+                    uses = kept(fields_of(BalanceSpec)["losses"], balance.losses)
+                    balance = dataclasses.replace(balance, losses=uses)
+                except Mistake as mistake:
+                    findings.append(((name, "balance", "losses"), mistake.message, mistake.hint))
+            return dataclasses.replace(value, steps=steps, data=data, balance=balance)
         if isinstance(value, EvaluateSpec):
             items = DataSpec(source=value.source, format="items", digest=value.digest)
             pinned = self._pin(items, (name, "source"), findings)

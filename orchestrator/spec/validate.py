@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
-from orchestrator.spec.cell import LOAD_VARIANTS, Cell, EvaluateSpec, Resources, TrainSpec
+from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS
+from orchestrator.spec.cell import Cell, EvaluateSpec, Resources, TrainSpec
 from orchestrator.spec.engines import least_processes
 from orchestrator.spec.factors import check_freeze
 from orchestrator.spec.fields import Path, fields_of
@@ -209,6 +210,8 @@ def why_not(cell: Cell, path: Path) -> str:
             return f"the cell has no {path[0]} phase"
         if dense and (name in ("router_lr", "router_lr_ratio", "expert_dropout") or path[1] == "balance"):
             return MOE_ONLY
+        if path[1:3] == ("balance", "losses") and name != COEFFICIENT and path[3] not in train.balance.losses:
+            return f"the loss {path[3]} is off"
         applies, reason = _TRAIN_RULES.get(name, (None, ""))
         return "" if applies is None or applies(cell, train) else reason
     if path[:2] == ("model", "moe") and dense and name not in _DENSE_KEEPS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from orchestrator import registry
+from orchestrator.catalog.losses import BY_FIELD
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.columns import DISTURBED, EFFICIENCY, LANGUAGE_MODEL, OF_TOKENS, ROUTING, SIMILARITY
 from orchestrator.spec.model import CHOICES, DEFAULTS, ModelSpec, MoESpec
@@ -34,14 +35,6 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "hallucination": ("answer_bpb",),
     "adversarial": ("acc", "clean_acc", "drop", "answer_bpb"),
     "ood": ("acc", "clean_acc", "drop", "answer_bpb"),
-}
-# Losses and updates of a training step by the field that turns them on.
-LOSSES: Mapping[str, str] = {
-    "z_coef": "z",
-    "bias_rate": "bias",
-    "entropy_coef": "entropy",
-    "null_coef": "null",
-    "mutual_information_coef": "mutual_information",
 }
 
 
@@ -95,7 +88,8 @@ def of_balance(balance: BalanceSpec) -> Iterator[str]:
         yield f"loss {balance.aux_variant}"
         yield f"aux_group {balance.aux_group}"
         yield f"aux_scope {balance.aux_scope}"
-    yield from (f"loss {name}" for field, name in LOSSES.items() if getattr(balance, field))
+    yield from (f"loss {kind.name}" for field, kind in BY_FIELD.items() if getattr(balance, field))
+    yield from (f"loss {name}" for name in balance.losses)
 
 
 def of_data(data: DataSpec, tasks: Iterable[str] = ()) -> Iterator[str]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import identity, versions
-from orchestrator.spec.cell import LOAD_VARIANTS, SUITES, BalanceSpec, DataSpec, EvaluateSpec, MixSpec, Seeds
+from orchestrator.spec.cell import SUITES, BalanceSpec, DataSpec, EvaluateSpec, MixSpec, Seeds
 from orchestrator.spec.engines import ENGINES
 from orchestrator.spec.files import grid_names
 from orchestrator.spec.grid import load_grid
@@ -40,7 +41,13 @@ def test_golden_keys_cover_everything_that_has_an_identity(current: dict[str, An
     assert set(golden["works"]) == set(identity.KIND_VERSIONS)
     presets = {f"preset {preset} {variant}".rstrip() for preset, of in PRESETS.items() for variant in of}
     assert presets <= set(golden["models"])
-    losses = {f.name for f in dataclasses.fields(BalanceSpec)} - {"aux_coef", "aux_variant", "aux_group", "aux_scope"}
+    losses = {f.name for f in dataclasses.fields(BalanceSpec)} - {
+        "aux_coef",
+        "aux_variant",
+        "aux_group",
+        "aux_scope",
+        "losses",
+    }
     assert {f"balance {name}" for name in losses} <= set(golden["conditions"])
     assert {f"balance {variant} batch global" for variant in LOAD_VARIANTS} <= set(golden["conditions"])
     assert {f"{task} acc" for task in TASKS} <= set(golden["tasks"])

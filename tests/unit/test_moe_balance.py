@@ -12,8 +12,9 @@ from torch import Tensor
 from jobs.moe.balance import balance_loss, balanced_value, collective, layer_losses, load_balance
 from jobs.moe.block import build_block
 from jobs.moe.routing import Routing
+from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.errors import MoegridError
-from orchestrator.spec.cell import LOAD_VARIANTS, BalanceSpec
+from orchestrator.spec.cell import BalanceSpec
 from orchestrator.spec.model import PRESETS
 
 N, K, B, S, D = 6, 2, 3, 10, 12

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from orchestrator.catalog.losses import BY_FIELD, LOAD_VARIANTS
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import versions
-from orchestrator.spec.cell import LOAD_VARIANTS, SUITES
+from orchestrator.spec.cell import SUITES
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.model import PRESETS
 from orchestrator.spec.suites import COLUMNS, JUDGES
@@ -61,7 +62,7 @@ def test_what_has_a_version_exists_and_is_raised_from_two_on() -> None:
 def test_every_preset_loss_task_suite_metric_and_judge_has_a_version() -> None:
     known = set(parts())
     assert {f"preset {preset}" for preset in PRESETS} <= known
-    assert {f"loss {loss}" for loss in (*LOAD_VARIANTS, *versions.LOSSES.values())} <= known
+    assert {f"loss {loss}" for loss in (*LOAD_VARIANTS, *(kind.name for kind in BY_FIELD.values()))} <= known
     assert {f"task {task}" for task in TASKS} <= known
     assert {f"suite {suite}" for suite in set(SUITES) - {"safety", "over_refusal"}} <= known
     metrics = {
@@ -89,10 +90,10 @@ def test_a_new_version_of_a_balance_loss_renews_its_training_alone(loss: str, mo
     assert others <= {name for name, of in conditions_of_training() if of.train.balance.aux_variant == loss}
 
 
-@pytest.mark.parametrize("field", versions.LOSSES)
+@pytest.mark.parametrize("field", BY_FIELD)
 def test_a_new_version_of_another_loss_renews_what_trains_with_it(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     of = {name for name, conditions in conditions_of_training() if getattr(conditions.train.balance, field)}
-    assert renewed(monkeypatch, f"loss {versions.LOSSES[field]}") == of
+    assert renewed(monkeypatch, f"loss {BY_FIELD[field].name}") == of
 
 
 @pytest.mark.parametrize("suite", SUITES)

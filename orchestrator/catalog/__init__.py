@@ -1,0 +1,1 @@
+"""What has a name: our own declarations, by kind, as plain data. Packages declare more (orchestrator.registry)."""
