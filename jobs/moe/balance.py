@@ -7,14 +7,15 @@ all layers).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from jobs.moe.selection import count
 from orchestrator.catalog.losses import BY_FIELD, COEFFICIENT, LOAD_VARIANTS, LOSSES, LossKind
+from orchestrator.catalog.uses import Values
 from orchestrator.errors import MoegridError
 from orchestrator.registry import load
 from orchestrator.spec.cell import BalanceSpec
@@ -214,7 +215,7 @@ def balance_loss(
     return total, parts
 
 
-def used(balance: BalanceSpec) -> Iterator[tuple[LossKind, float, Mapping[str, Any]]]:
+def used(balance: BalanceSpec) -> Iterator[tuple[LossKind, float, Values]]:
     """Yield the losses that are computed only when they are used: kind, coefficient, parameters off their defaults."""
     for field, kind in BY_FIELD.items():
         coefficient = getattr(balance, field)
@@ -225,7 +226,7 @@ def used(balance: BalanceSpec) -> Iterator[tuple[LossKind, float, Mapping[str, A
         yield LOSSES.get(name), given.pop(COEFFICIENT), given
 
 
-def one_loss(kind: LossKind, routing: Routing, given: Mapping[str, Any]) -> Tensor:
+def one_loss(kind: LossKind, routing: Routing, given: Values) -> Tensor:
     """Return a loss of one layer with coefficient 1; MoegridError when it is no scalar."""
     who = f"loss {kind.name!r}"
     asked = () if kind.parameters is None else (kind.parameters(**given),)

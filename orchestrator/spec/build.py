@@ -101,7 +101,7 @@ class Builder:
                 raise Mistake(f"names {name!r} twice")
         return None if None in built else tuple(built)
 
-    def _resources(self, value: Any, path: Path) -> Any:
+    def _resources(self, value: object, path: Path) -> Any:
         if not isinstance(value, Mapping):
             raise Mistake(f"must be a mapping, not {value!r}")
         for kind in value:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from orchestrator.catalog.losses import COEFFICIENT, LOSSES
-from orchestrator.registry import Registry
+from orchestrator.catalog.uses import Names, Uses
 from orchestrator.spec.identity import DERIVED, NEUTRAL
 from orchestrator.spec.model import ModelSpec
 
@@ -21,7 +20,7 @@ FREEZABLE = ("router", "expert")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
-def named_in(registry: Registry[Any], main: str = "") -> Mapping[str, Any]:
+def named_in(registry: Names, main: str = "") -> Mapping[str, object]:
     """Return the metadata of a field that maps names of a registry's declarations to their parameters.
 
     It is neutral, and holds what differs from the parameters' defaults alone. `main` is what a bare number sets.
@@ -136,9 +135,7 @@ class BalanceSpec:
     """Coefficient of TC-MoE's reward loss."""
     mutual_information_coef: float = 0.0
     """Coefficient of the mutual-information loss."""
-    losses: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=dict, hash=False, metadata=named_in(LOSSES, COEFFICIENT)
-    )
+    losses: Uses = field(default_factory=dict, hash=False, metadata=named_in(LOSSES, COEFFICIENT))
     """Losses of other packages: name -> coefficient, or a mapping of `coef` and the loss's own parameters."""
 
 

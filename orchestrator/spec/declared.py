@@ -10,23 +10,22 @@ import dataclasses
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
 
+from orchestrator.catalog.uses import Parametrised, Uses, Values
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.spec.fields import Field, Path, field_paths
 from orchestrator.spec.problems import Mistake, brief
 from orchestrator.spec.rules import NOT_NEGATIVE
 
-Uses = Mapping[str, Mapping[str, Any]]  # name of a declaration -> its parameters that differ from their defaults
 Report = Callable[[Path, str, str], None]  # path, message, hint
 
 
-def kind_of(field: Field, name: str) -> Any:
+def kind_of(field: Field, name: str) -> Parametrised:
     """Return the declaration called `name` that `field` may hold. Raises Mistake."""
     registry = field.registry
     assert registry is not None
     try:
-        kind = registry.find(name)
+        kind: Parametrised | None = registry.find(name)
     except MoegridError as error:
         raise Mistake("; ".join(filter(None, (error.error, error.cause))), error.hint) from None
     if kind is None:
@@ -36,7 +35,7 @@ def kind_of(field: Field, name: str) -> Any:
     return kind
 
 
-def parameters_of(field: Field, kind: Any) -> dict[str, Field]:
+def parameters_of(field: Field, kind: Parametrised) -> dict[str, Field]:
     """Return what may be written below the name of `kind` in `field`."""
     main = {field.main: Field(type(kind), field.main, float, NOT_NEGATIVE)} if field.main else {}
     return main | (_fields(kind.parameters) if kind.parameters is not None else {})
@@ -72,7 +71,7 @@ def field_at(path: Path) -> Field:
     return known[word]
 
 
-def read_uses(field: Field, value: Any, path: Path, report: Report) -> Uses | None:
+def read_uses(field: Field, value: object, path: Path, report: Report) -> Uses | None:
     """Return what is written at `path`, typed; None when something was wrong with it. Raises Mistake."""
     if isinstance(value, list) and not field.main:
         if twice := [name for i, name in enumerate(value) if name in value[:i]]:
@@ -81,7 +80,7 @@ def read_uses(field: Field, value: Any, path: Path, report: Report) -> Uses | No
     if not isinstance(value, Mapping):
         example = f"{{NAME: {{{field.main}: 0.01}}}}" if field.main else "[NAME]"
         raise Mistake(f"must be a mapping of {path[-1]}, not {brief(value)}", f"as in {example}")
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Values] = {}
     sound = True
     for name, given in value.items():
         if given is False:
@@ -100,7 +99,7 @@ def read_uses(field: Field, value: Any, path: Path, report: Report) -> Uses | No
         return None
 
 
-def _use(field: Field, name: str, given: Any, path: Path, report: Report) -> Mapping[str, Any] | None:
+def _use(field: Field, name: str, given: object, path: Path, report: Report) -> Values | None:
     kind = kind_of(field, name)
     if field.main and isinstance(given, (int, float, str)):
         given = {field.main: given}
@@ -108,7 +107,7 @@ def _use(field: Field, name: str, given: Any, path: Path, report: Report) -> Map
     if not isinstance(given, Mapping):
         raise Mistake(f"must be a mapping of its parameters, not {brief(given)}")
     known = parameters_of(field, kind)
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     sound = True
     for word, value in given.items():
         try:
@@ -127,7 +126,7 @@ def _use(field: Field, name: str, given: Any, path: Path, report: Report) -> Map
 
 def kept(field: Field, uses: Uses) -> Uses:
     """Return `uses` without what has no effect: a coefficient of 0, parameters at their defaults. Raises Mistake."""
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Values] = {}
     for name, values in uses.items():
         if field.main and not values.get(field.main):
             continue
@@ -143,7 +142,7 @@ def kept(field: Field, uses: Uses) -> Uses:
     return found
 
 
-def _default(parameter: Field, field: Field) -> Any:
+def _default(parameter: Field, field: Field) -> object:
     """Return a parameter's default, MISSING without one: what a bare number sets has none."""
     if parameter.name == field.main:
         return dataclasses.MISSING

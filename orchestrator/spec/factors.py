@@ -1,7 +1,7 @@
 """Factors: the short names a grid may vary, the cell fields each of them sets, and granularity.
 
 A short name is the last word of a field's path (`top_k` is `model.moe.top_k`); those of a training phase mean the
-recipe's phase. Any dotted path of a field (`finetune.lr`) is a factor too, and so is what a grid may write below the
+recipe's phase. A dotted path of a field (`finetune.lr`) is one too, and so is what a grid may write below the
 name of a declaration: `losses.NAME` (its coefficient) and `losses.NAME.PARAMETER`.
 """
 

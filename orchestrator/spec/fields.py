@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from orchestrator.registry import Registry
+from orchestrator.catalog.uses import Names
 from orchestrator.spec.cell import Cell, TrainSpec
 from orchestrator.spec.problems import Mistake, brief
 from orchestrator.spec.rules import RULES, Rule
@@ -32,7 +32,7 @@ class Field:
     name: str
     hint: Any
     rule: Rule | None
-    registry: Registry[Any] | None = None
+    registry: Names | None = None
     main: str = ""
 
     @property
