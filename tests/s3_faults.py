@@ -20,9 +20,9 @@ FAULTS = (*_CODES, "garbage", "empty", "time-out", "closed", "cut short")
 
 
 class FaultyProxy:
-    """Passes requests on until one fits; from then on every request meets the fault, until `mend`."""
+    """Passes requests on, each after `delay` seconds, until one fits; from then on all meet the fault, until `mend`."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, *, delay: float = 0.0) -> None:
         self._target = target_port
         self._what, self._part, self._method = "", "", ""
         self._active = ""
@@ -37,6 +37,7 @@ class FaultyProxy:
                 if what := proxy._fault(self.command, self.path):
                     proxy._misbehave(self, what)
                     return
+                time.sleep(delay)
                 upstream = http.client.HTTPConnection("127.0.0.1", proxy._target, timeout=60)
                 try:
                     upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

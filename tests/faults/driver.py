@@ -4,7 +4,8 @@ FAULT="kill:37:before" sends this process SIGKILL before its 37th counted call (
 start), `after` right after it; `refuse:37` makes that call fail as a full disk or a silent scheduler would, and
 `lie:37` makes it fail after it has done its work. FAULT_COUNT names a file with one line per counted call.
 FAKE_HOST pretends to be another machine, FAKE_SKEW shifts this process's clock by seconds, FAKE_HURRY waits no longer
-than that many seconds before it tries a stage again, READ_BYTES is how much it reads to find damage.
+than that many seconds before it tries a stage again, DRIVER_PATIENCE gives up after that many seconds without a store
+or scheduler, READ_BYTES is how much it reads to find damage.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from orchestrator.backends.base import SchedulerUnreachable
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray import RayBackend
 from orchestrator.backends.slurm import SlurmBackend
-from orchestrator.engine import audit, retry
+from orchestrator.engine import audit, loop, retry
 from orchestrator.errors import StoreError
 from orchestrator.store.local import LocalObjects
 
@@ -79,6 +80,8 @@ def main() -> int:
         host.host_id = lambda: other  # type: ignore[assignment]
     if hurry := os.environ.get("FAKE_HURRY"):
         retry.LONGEST_DELAY = float(hurry)
+    if patience := os.environ.get("DRIVER_PATIENCE"):
+        loop.PATIENCE_SECONDS = float(patience)
     if limit := os.environ.get("READ_BYTES"):
         audit.READ_BYTES = float(limit)
     if skew := float(os.environ.get("FAKE_SKEW", "0")):
