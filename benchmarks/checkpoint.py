@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -70,9 +69,8 @@ def main() -> None:
             for copy, tensor in zip(copies, tensors, strict=True):
                 copy.copy_(tensor)
             memcpys.append(time.perf_counter() - began)
-            fields: dict[str, Any] = {"key": work.key_at(step), "step": step, "state": {}, "rows": ()}
             began = time.perf_counter()
-            writer.submit(context, work, engine, fields, last=False)
+            writer.submit(context, work, engine, step, {}, (), info={"step": step}, metrics={}, last=False)
             stalls.append(time.perf_counter() - began)
             writer.wait()
             rates.append(size / (time.perf_counter() - began))

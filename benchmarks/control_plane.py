@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def timed(action: Callable[[], Any], repeat: int = 3) -> tuple[float, Any]:
     return best, result
 
 
-def peer(code: str, base: Any, axes: dict[str, list[Any]]) -> tuple[float, int]:
+def peer(code: str, base: Any, axes: Mapping[str, list[Any]]) -> tuple[float, int]:
     """Run a peer's expansion in its own environment; return (seconds, cells)."""
     done = subprocess.run(
         [PEERS / "bin" / "python", "-c", code],
@@ -125,7 +125,7 @@ def install_peers() -> None:
     (PEERS / ".ready").touch()
 
 
-def floor(base: dict[str, Any], axes: dict[str, list[Any]]) -> int:
+def floor(base: dict[str, Any], axes: Mapping[str, list[Any]]) -> int:
     """Expand with itertools, write canonical JSON of the same fields, hash: the least any tool must do."""
     keys = set()
     for values in itertools.product(*axes.values()):
@@ -199,7 +199,7 @@ def main() -> int:
         cells = len(grid.cells)
         fields = {k: v for k, v in plain(grid.cells[0].cell).items() if k != "execution"}
         flat = {f"{s}.{k}": v for s, section in fields.items() if section for k, v in section.items()}
-        axes = {
+        axes: dict[str, list[Any]] = {
             "finetune.freeze": FREEZE,
             "finetune.router_lr_ratio": RATIOS,
             "seed.finetune": list(range(cells // 100)),

@@ -22,18 +22,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.moe import build_block
 from jobs.moe.balance import load_balance, z_loss
+from jobs.moe.block import MoEBlock
 
 SHAPES = ((64, 8, 256), (8, 2, 1024))  # experts, top-k, expert width
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def transformers_block(block: nn.Module, hidden: int, num_experts: int, top_k: int, width: int) -> nn.Module:
+def transformers_block(block: MoEBlock, hidden: int, num_experts: int, top_k: int, width: int) -> nn.Module:
     """Return transformers' OLMoE block with our block's weights and the grouped_mm experts."""
     config = OlmoeConfig(
         hidden_size=hidden, intermediate_size=width, num_experts=num_experts, num_experts_per_tok=top_k
     )
     config._experts_implementation = "grouped_mm"
-    reference = OlmoeSparseMoeBlock(config)
+    reference: nn.Module = OlmoeSparseMoeBlock(config)
     reference.load_state_dict(
         {
             "gate.weight": block.router.weight,
@@ -61,6 +62,7 @@ def measure(num_experts: int, top_k: int, width: int, args: argparse.Namespace) 
     torch.manual_seed(0)
     sizes = {"hidden_size": hidden, "num_experts": num_experts, "top_k": top_k, "expert_width": width}
     ours = build_block({"preset": "olmoe", **sizes})
+    assert isinstance(ours, MoEBlock)
     theirs = transformers_block(ours, hidden, num_experts, top_k, width)
     dense = build_block({"preset": "dense", **sizes})
     x = torch.randn(args.tokens // 512, 512, hidden, requires_grad=True)
@@ -69,7 +71,8 @@ def measure(num_experts: int, top_k: int, width: int, args: argparse.Namespace) 
 
     def balanced(x: Tensor) -> Tensor:
         y, routing = ours(x)
-        return y + 0.01 * load_balance([routing]) + 0.001 * z_loss(routing)
+        loss: Tensor = y + 0.01 * load_balance([routing]) + 0.001 * z_loss(routing)
+        return loss
 
     runs: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {
         "ours": (ours, lambda x: ours(x)[0]),

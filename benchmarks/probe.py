@@ -57,7 +57,8 @@ def plain(model: CausalLM, batches: list[TokenBatch]) -> None:
 
 def ratios(model: CausalLM, batches: list[TokenBatch], rounds: int) -> list[float]:
     """Return probe / plain of every round, after one of each to warm up."""
-    plain(model, batches), probe(model, {"heldout": batches})
+    plain(model, batches)
+    probe(model, {"heldout": batches})
     return [
         cpu_seconds(lambda: probe(model, {"heldout": batches})) / cpu_seconds(lambda: plain(model, batches))
         for _ in range(rounds)

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.root import root_digest, root_document
@@ -62,7 +63,9 @@ def fill(store: Store, cells: int) -> StageGraph:
 def commit(store: Store, graph: StageGraph, key: str, items: bytes) -> None:
     """Commit one stage with the blobs that a reader of results opens, and metrics that differ by seed."""
     stage, chance = graph.stages[key], random.Random(key)
-    blobs, metrics, info = {}, {}, {"seconds": 60.0}
+    blobs: dict[str, bytes] = {}
+    metrics: dict[str, float] = {}
+    info: dict[str, object] = {"seconds": 60.0}
     if isinstance(stage.work, TrainWork):
         rows = [row(step, chance) for step in range(stage.work.start + EVERY, stage.work.stop + 1, EVERY)]
         blobs["series.json"] = json.dumps({"rows": rows}).encode()
@@ -81,7 +84,7 @@ def commit(store: Store, graph: StageGraph, key: str, items: bytes) -> None:
 
 def row(step: int, chance: random.Random) -> dict[str, float]:
     """Return one logged step with as many metrics as a training stage logs."""
-    names = ("lm_loss", "aux_loss", "z_loss", "grad_norm", "lr", "router_lr", "tokens", "tokens_per_second")
+    names = ["lm_loss", "aux_loss", "z_loss", "grad_norm", "lr", "router_lr", "tokens", "tokens_per_second"]
     found = {f"train/{name}": 1 + chance.random() for name in names}
     loss = 6.0 - 0.002 * step + 0.05 * chance.random()
     return {"step": step, "time": 1.7e9 + step, "train/loss": loss, "routing/load_balance": 2.8, **found}
@@ -94,11 +97,11 @@ def measured(stage: Stage, chance: random.Random) -> tuple[dict[str, float], dic
     if stage.work.suite == "lm":
         return {"val_loss": 5.4 + noise, "bits_per_byte": 2.2 + noise}, {"seconds": 60.0}
     if stage.work.suite == "probe":
-        names = ("probe_load_balance", "router_margin", "expert_weight_entropy", "routing_distance")
+        names = ["probe_load_balance", "router_margin", "expert_weight_entropy", "routing_distance"]
         return {f"{task}/{name}": 0.5 + noise for task in tasks for name in names}, {"seconds": 60.0}
     counts = [[chance.randrange(200, 900) for _ in range(EXPERTS)] for _ in range(LAYERS)]
     if stage.work.suite == "efficiency":
-        names = ("load_balance", "collaboration", "capacity", "specialization", "capacity_bpb", "specialization_bpb")
+        names = ["load_balance", "collaboration", "capacity", "specialization", "capacity_bpb", "specialization_bpb"]
         return dict.fromkeys(names, 0.1 + noise), {"seconds": 60.0, "expert_counts": counts}
     accuracies = {f"{task}/{name}": 0.25 + noise for task in tasks for name in ("acc", "acc_norm")}
     scores = {f"{task}/answer_bpb": 2.4 + noise for task in tasks}
@@ -136,16 +139,14 @@ def arrays(seed: int) -> bytes:
     rng = np.random.default_rng(seed)
     square = (LAYERS, EXPERTS, EXPERTS)
     sink = io.BytesIO()
-    np.savez_compressed(
-        sink,
-        **{
-            "heldout.counts": rng.integers(100, 900, square[:2]),
-            "heldout.pairs": rng.integers(1, 500, square) + 900 * np.eye(EXPERTS, dtype=np.int64),
-            "sample": np.argsort(rng.random((LAYERS, 4096, EXPERTS)), axis=-1)[..., :2].astype(np.int16),
-            "weight_similarity": rng.uniform(-0.1, 0.1, square),
-            "output_similarity": rng.uniform(-0.1, 0.9, square),
-        },
-    )
+    found: dict[str, NDArray[np.number]] = {
+        "heldout.counts": rng.integers(100, 900, square[:2]),
+        "heldout.pairs": rng.integers(1, 500, square) + 900 * np.eye(EXPERTS, dtype=np.int64),
+        "sample": np.argsort(rng.random((LAYERS, 4096, EXPERTS)), axis=-1)[..., :2].astype(np.int16),
+        "weight_similarity": rng.uniform(-0.1, 0.1, square),
+        "output_similarity": rng.uniform(-0.1, 0.9, square),
+    }
+    np.savez_compressed(sink, allow_pickle=False, **found)
     return sink.getvalue()
 
 

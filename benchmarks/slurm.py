@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def main() -> None:
 def measure(folder: Path, count: int, *, run: bool) -> None:
     """Print submission against sbatch, and calls per tick."""
     from orchestrator.backends import slurm_records
-    from orchestrator.backends.slurm import SlurmBackend, SlurmSite
+    from orchestrator.backends.slurm import SlurmBackend
+    from orchestrator.backends.slurm_script import SlurmSite
     from orchestrator.engine.loop import Engine, Options
     from orchestrator.plan.graph import build_graph
     from orchestrator.plan.stages import CellStages
@@ -79,7 +81,7 @@ def measure(folder: Path, count: int, *, run: bool) -> None:
         calls[command[0]] += 1
         return real(command, **arguments)
 
-    slurm_records.call = counted  # type: ignore[assignment]
+    slurm_records.call = counted
     (folder / "examples.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     grid = folder / "thousand.yaml"
     grid.write_text(GRID.format(rows=", ".join(map(str, range(1, count + 1))), folder=folder))
@@ -101,12 +103,13 @@ def measure(folder: Path, count: int, *, run: bool) -> None:
         action()
         return time.perf_counter() - begin
 
-    bare, submitted, ticks = [], [], []
+    bare: list[float] = []
+    submitted: list[float] = []
+    ticks: list[float] = []
     for index in range(ROUNDS):
         bare.append(timed(lambda: subprocess.run(["sbatch", str(raw)], check=True, capture_output=True)))
         backend = SlurmBackend(SlurmSite(options={"hold": True}), log_directory=folder / "logs", program=program)
-        submit = backend.submit
-        backend.submit = lambda batch, submit=submit: _timed_into(submitted, submit, batch)  # type: ignore[method-assign]
+        backend.submit = partial(_timed_into, submitted, backend.submit)  # type: ignore[method-assign]
         engine = Engine(graph, Store.open(str(folder / f"store-{index}")), backend, Options(lease_seconds=600))
         engine.begin()
         calls.clear()

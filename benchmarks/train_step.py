@@ -41,7 +41,7 @@ VOCAB, BATCH, LENGTH, LR, DECAY, CLIP, COEFFICIENT = 4096, 8, 256, 1e-3, 0.01, 1
 BALANCE = BalanceSpec(aux_coef=COEFFICIENT, aux_variant="olmoe_hf", z_coef=0.0)
 
 
-class Clock(TrainerCallback):
+class Clock(TrainerCallback):  # type: ignore[misc]  # transformers is read without types
     """Seconds from the first step's start to the last step's end, and its logged losses."""
 
     def __init__(self, clock: Any) -> None:

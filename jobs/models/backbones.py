@@ -22,8 +22,6 @@ from orchestrator.errors import MoegridError
 from orchestrator.spec.model import ModelSpec, resolve_model
 from orchestrator.spec.validity import model_problems
 
-ROLES = ("router", "routed_expert", "shared_expert", "attention", "embedding", "other")
-
 
 @dataclass
 class Output:

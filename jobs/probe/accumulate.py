@@ -17,7 +17,6 @@ from jobs.probe.metrics import (
     in_range,
     least_used,
     margins,
-    overlaps,
     pair_counts,
     weight_entropies,
 )
@@ -99,40 +98,6 @@ class RoutingTotals:
     def least_used(self) -> Ints:
         """Return the least used expert of every layer, [L]."""
         return least_used(self.counts_LN)
-
-
-class RoutingOverlap:
-    """How far two states route the same tokens to the same experts: saturation and change rate over a stream."""
-
-    def __init__(self, num_layers: int) -> None:
-        self._all = _Means(num_layers)
-        self._best = _Means(num_layers)
-        self._changed = _Means(num_layers)
-
-    def update(self, layer: int, first_Tk: ArrayLike, second_Tk: ArrayLike, mask_T: ArrayLike | None = None) -> None:
-        """Add one batch of one layer, routed by both states."""
-        first, second = np.asarray(first_Tk), np.asarray(second_Tk)
-        if mask_T is not None:
-            keep = np.asarray(mask_T, dtype=bool)
-            first, second = first[keep], second[keep]
-        shared = overlaps(first, second)
-        self._all.add(layer, shared)
-        self._changed.add(layer, (shared < 1.0).astype(np.float64))
-        self._best.add(layer, overlaps(first, second, top=1))
-
-    def saturation_L(self, top: int | None = None) -> Floats:
-        """Return each layer's mean overlap, 0..1, of all experts (`top` None) or of the best one (1)."""
-        if top not in (None, 1):
-            raise ValueError("the stream keeps overlaps of all experts and of the best one only")
-        return (self._all if top is None else self._best).values("router_saturation", 0.0, 1.0)
-
-    def change_rate_L(self, top: int | None = None) -> Floats:
-        """Return each layer's 1 - mean overlap, 0..1."""
-        return 1.0 - self.saturation_L(top)
-
-    def changed_share_L(self) -> Floats:
-        """Return each layer's share of tokens whose expert set changed at all, 0..1."""
-        return self._changed.values("expert_changed_share", 0.0, 1.0)
 
 
 class _Means:

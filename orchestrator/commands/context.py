@@ -6,12 +6,10 @@ import argparse
 import gc
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.engine.failures import Failure
 from orchestrator.engine.journal import Journal
 from orchestrator.engine.retry import decide
 from orchestrator.errors import MoegridError, StoreError
@@ -191,8 +189,3 @@ def cell_ids(graph: StageGraph, name: str) -> list[str]:
         f"grid {graph.grid.name!r} has no cell {name!r}",
         hint=nearest(name, names) or f"cells: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}",
     )
-
-
-def last_failures(failures: Mapping[str, list[Failure]]) -> list[Failure]:
-    """Return the last failure of each stage."""
-    return [own[-1] for own in failures.values()]

@@ -30,11 +30,6 @@ class LiveReport:
         self._began = time.monotonic()
         self._next = self._began + FIRST_SECONDS
 
-    @property
-    def writing(self) -> bool:
-        """Whether a report is being written now."""
-        return self._process is not None and self._process.poll() is None
-
     def show(self, graph: StageGraph, snapshot: Snapshot) -> None:
         """Take notice of a tick."""
         self._stale |= any(graph.stages[key].kind in MEASURED for key in snapshot.finished if key in graph.stages)

@@ -18,8 +18,6 @@ from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.root import root_document
 from orchestrator.settings import module_environment
 
-UI_PORT = 5000
-
 
 def table(context: Context) -> int:
     """Write the table of results to stdout: one row per setting and seed, factors first, then metrics."""

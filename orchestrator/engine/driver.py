@@ -34,10 +34,6 @@ class Driver:
         """Return a batch name that was never used before."""
         return f"{self.id}-{next(self._batches)}"
 
-    def owns(self, attempt: str) -> bool:
-        """Did this driver submit the attempt?"""
-        return driver_of(attempt) == self.id
-
 
 def driver_of(attempt: str) -> str:
     """Return the id of the driver that made an attempt `<driver>-<batch>-<index>`."""

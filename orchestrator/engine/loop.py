@@ -8,8 +8,6 @@ another machine; two drivers on one grid, or two grids that share stages, meet i
 from __future__ import annotations
 
 import dataclasses
-import json
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -200,12 +198,6 @@ class Engine:
     def stopped(self) -> bool:
         """Was `stop` called?"""
         return self._stopping
-
-    def request_cancel(self) -> None:
-        """Ask every driver of this grid, on any machine, to stop as after Ctrl-C."""
-        self.store.objects.put(
-            f"{CANCEL_FOLDER}/{self.graph.grid.name}.json", json.dumps(secrets.token_hex(8)).encode()
-        )
 
     def _asked_to_stop(self) -> bool:
         if not self._stopping:

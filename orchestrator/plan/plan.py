@@ -92,17 +92,6 @@ class Plan:
             total += times * seconds / 3600 * devices(resources, gpu=gpu)
         return total
 
-    def wall_minutes(self, cores: int) -> float:
-        """Return the wall time on one machine of `cores` cores: work over cores, at least the longest path."""
-        work = sum(
-            self.seconds(key) * min(devices(self.graph.resources(key), gpu=False), cores) for key in self.pending
-        )
-        longest: dict[str, float] = {}
-        for key in self.pending:
-            before = max((longest.get(parent, 0.0) for parent in self.graph.stages[key].parents), default=0.0)
-            longest[key] = before + self.seconds(key)
-        return max(work / cores, max(longest.values(), default=0.0)) / 60
-
     def phases(self) -> list[dict[str, Any]]:
         """Return one row per phase: stages and steps with and without sharing, and the actions."""
         shared, unshared = self.graph.sharing(), self.graph.unshared()

@@ -102,7 +102,7 @@ def foreign_hint(checkpoint: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _differs(path: str, digest: str, other: str, other_digest: str) -> str:
+def _differs(path: str, _digest: str, other: str, _other_digest: str) -> str:
     """Return how the tokenizers at two paths differ, once for all cells: the digests say what lies there."""
     ours, theirs = content(Path(path)), content(Path(other))
     return difference(ours, theirs) if ours and theirs else ""

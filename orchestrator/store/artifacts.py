@@ -191,19 +191,6 @@ class Artifacts:
                     self._objects.delete(_tombstone(manifest.key))
                 return again
 
-    def repair(self, manifest: Manifest) -> Manifest:
-        """Put `manifest` in the place of the artifact's present one, generation + 1; return the winner's manifest.
-
-        Of two repairs at once one wins, and the other gets its manifest.
-        """
-        found = self._objects.get_versioned(_path(manifest.key))
-        if found is None or Manifest.from_bytes(found[0]) is None:
-            return self.commit(manifest)
-        again = replace(manifest, generation=_generation(found[0]) + 1, created=manifest.created or self._objects.now())
-        if self._objects.replace(_path(manifest.key), again.to_bytes(), found[1]):
-            return again
-        return self.commit(manifest)
-
     def damaged(self, keys: Collection[str]) -> set[str]:
         """Return those of `keys` that are absent because they were found damaged, and are to be made again."""
         marked = [e.path for e in self._objects.list(FOLDER) if e.size < _MARKER_LIMIT and _key(e.path) in keys]

@@ -136,18 +136,6 @@ class Claims:
         """Claim (stage, attempt) pairs concurrently; results in order."""
         return self._objects.parallel(lambda pair: self.claim(pair[0], pair[1], ttl), wanted)
 
-    def renew_many(self, leases: Sequence[Lease]) -> list[Lease]:
-        """Renew concurrently; return the leases that are lost."""
-
-        def lost(lease: Lease) -> bool:
-            try:
-                self.renew(lease)
-            except LeaseLost:
-                return True
-            return False
-
-        return [lease for lease, gone in zip(leases, self._objects.parallel(lost, leases), strict=True) if gone]
-
     def _live(self, found: Object, body: dict[str, Any], now: float | None = None) -> bool:
         if body["released"]:
             return False

@@ -8,7 +8,6 @@ equal bytes have equal ETags.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
@@ -125,25 +124,6 @@ class Objects(ABC):
         """Return the object's bytes and the version for `replace`, or None if it is absent."""
         found = self.read(path)
         return None if found is None else (found.data, found.version)
-
-    def download(self, path: str, target: Path) -> None:
-        """Copy the object to the file `target`, which appears whole or not at all; StoreError if it is absent."""
-        chunks = self.chunks(path)
-        if chunks is None:
-            raise StoreError(f"no such object: {path}", cause=f"it is not in {self.url}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}")
-        try:
-            with part.open("wb") as file:
-                for chunk in chunks:
-                    file.write(chunk)
-            part.replace(target)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {target}", cause=str(error), hint="free some space or choose another scratch folder"
-            ) from error
-        finally:
-            part.unlink(missing_ok=True)
 
     def now(self) -> float:
         """Return the store's clock, in seconds; the host's wall clock plays no part in it."""

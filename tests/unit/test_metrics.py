@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jobs.probe import metrics as m
-from jobs.probe.accumulate import RoutingOverlap, RoutingTotals
+from jobs.probe.accumulate import RoutingTotals
 
 
 def routings(layers: int = 3, tokens: int = 400, top_k: int = 4, experts: int = 16, seed: int = 0):
@@ -181,8 +181,7 @@ def test_what_cannot_be_true_is_refused(call, reason: str) -> None:
 def test_streams_give_the_values_of_whole_arrays() -> None:
     scores, indices, weights = routings()
     mask = np.random.default_rng(3).random(400) < 0.8
-    totals, overlap = RoutingTotals(3, 16), RoutingOverlap(3)
-    later = routings(seed=5)[1]
+    totals = RoutingTotals(3, 16)
     for start in range(0, 400, 37):
         part = slice(start, start + 37)
         for layer in range(3):
@@ -193,15 +192,11 @@ def test_streams_give_the_values_of_whole_arrays() -> None:
                 scores_TN=scores[layer, part],
                 mask_T=mask[part],
             )
-            overlap.update(layer, indices[layer, part], later[layer, part], mask[part])
     assert totals.load_balance_L() == pytest.approx(m.load_balance_L(indices, 16, mask))
     assert totals.collaboration_L() == pytest.approx(m.collaboration_L(indices, 16, mask))
     assert totals.expert_allocation_entropy_L() == pytest.approx(m.expert_allocation_entropy_L(indices, 16, mask))
     assert totals.expert_weight_entropy_L() == pytest.approx(m.expert_weight_entropy_L(weights, None, mask))
     assert totals.router_margin_L() == pytest.approx(m.router_margin_L(scores, mask))
     assert totals.expert_coactivation() == pytest.approx(m.expert_coactivation(indices, 16, mask))
-    assert overlap.saturation_L() == pytest.approx(m.router_saturation_L(indices, later, None, mask))
-    assert overlap.saturation_L(top=1) == pytest.approx(m.router_saturation_L(indices, later, 1, mask))
-    assert overlap.changed_share_L().mean() == pytest.approx(m.expert_changed_share(indices, later, None, mask))
     distance = m.distribution_distance_L(totals.distribution_LN(), totals.distribution_LN())
     assert distance == pytest.approx(0.0)
