@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.metadata
 import io
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import CodeError
+from orchestrator.spec.providers import Use
 
 JOBS = Path(__file__).resolve().parent
 FOLDERS = ("moe", "models", "train")
@@ -67,15 +69,38 @@ def essence(source: str) -> str:
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
-def differing_code(provenance: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return (its digest, ours) where a state was made by other training code, None if not or not recorded."""
+def package_digests(uses: Iterable[Use]) -> dict[str, str]:
+    """Return package -> digest of its code, of packages that a stage uses; a plugin file's content is in its key."""
+    return {use.origin.provider: _package_digest(str(use.origin)) for use in uses if not use.origin.file}
+
+
+@cache
+def _package_digest(origin: str) -> str:
+    """Return the digest of a distribution "NAME VERSION": its version and the Python files that it installed."""
+    files = importlib.metadata.files(origin.rpartition(" ")[0]) or ()
+    paths = sorted((str(file), Path(str(file.locate()))) for file in files if file.suffix == ".py")
+    lines = [f"{name} {_sha256(essence(path.read_text('utf-8')))}" for name, path in paths if path.is_file()]
+    return _sha256("\n".join([origin, *lines]))[:16]
+
+
+def differing_code(provenance: Mapping[str, Any], uses: Iterable[Use] = ()) -> tuple[str, str] | None:
+    """Return (its digest, ours) where a state was made by other training code, None if not or not recorded.
+
+    Of packages those count that both the state and the stage, with its `uses`, have.
+    """
     made, own = str(provenance.get("code", "")), code_digest()
-    return (made, own) if made and made != own else None
+    if made and made != own:
+        return made, own
+    recorded = provenance.get("package_code", {})
+    for name, digest in package_digests(uses).items():
+        if recorded.get(name, digest) != digest:
+            return f"{name} {recorded[name]}", f"{name} {digest}"
+    return None
 
 
-def refuse_other_code(provenance: Mapping[str, Any], what: str) -> None:
+def refuse_other_code(provenance: Mapping[str, Any], what: str, uses: Iterable[Use] = ()) -> None:
     """Raise CodeError when a state would be continued by other training code than made it."""
-    differing = differing_code(provenance)
+    differing = differing_code(provenance, uses)
     if differing is None:
         return
     commit = str(provenance.get("git", ""))[:12]

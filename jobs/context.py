@@ -21,6 +21,7 @@ from jobs.reporter import Reporter
 from jobs.watchdog import Watchdog
 from orchestrator.errors import ArtifactMissing, CorruptBlob, LeaseLost, StoreError
 from orchestrator.spec.cell import Execution, Resources
+from orchestrator.spec.providers import uses_of
 from orchestrator.spec.work import Work, work_to_json
 from orchestrator.store import Blob, Manifest, Store
 
@@ -220,7 +221,7 @@ class StageContext:
             spec=work_to_json(work),
             parents=dict(parents),
             numerics=self.numerics,
-            provenance={**provenance(), **({"code": code.code_digest()} if work.kind == "train" else {})},
+            provenance=provenance() | self._origins(work),
             attempt=self.attempt,
             generation=0,
             blobs=blobs,
@@ -235,6 +236,16 @@ class StageContext:
             self.job.files.pop((key, name), None)
         self.job.reporter.beat(state=key)
         return committed
+
+    def _origins(self, work: Work) -> dict[str, Any]:
+        """Return what a manifest says of the training code, and of what came from outside."""
+        uses = uses_of(work, self.execution.engine)
+        found: dict[str, Any] = {"plugins": [use.to_json() for use in uses]} if uses else {}
+        if work.kind == "train":
+            found["code"] = code.code_digest()
+            if packages := code.package_digests(uses):
+                found["package_code"] = packages
+        return found
 
     def write_blob(self, name: str, source: Path | bytes) -> Blob:
         """Upload one blob of a manifest to come."""

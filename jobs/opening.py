@@ -65,7 +65,9 @@ def _described_job(store: Store, batch: str, index: int) -> dict[str, Any]:
             hint="moegrid resume submits the work again",
         )
     try:
-        job = submission["jobs"][index]
+        job = dict(submission["jobs"][index])
+        files = submission.get("plugin_files", {})
+        job["plugin_files"] = [files[use["version"]] for use in job.get("plugins", ()) if use["file"]]
         if not job["attempt"] or not all(stage["key"] for stage in job["stages"]) or not job["stages"]:
             raise ValueError("it names no attempt or no stage")
     except (LookupError, TypeError, ValueError) as error:
@@ -74,7 +76,7 @@ def _described_job(store: Store, batch: str, index: int) -> dict[str, Any]:
             cause=f"{type(error).__name__}: {error}",
             hint="moegrid resume submits the work again",
         ) from error
-    return dict(job)
+    return job
 
 
 def read_job(job: dict[str, Any]) -> JobRequest:

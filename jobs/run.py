@@ -25,6 +25,7 @@ from typing import Any
 from jobs import failures, numerics
 from jobs.context import patiently
 from jobs.opening import START_PATIENCE_SECONDS, JobRequest, StageRequest, described_job, open_store, read_job
+from jobs.plugins import bring_plugins
 from jobs.preemption import Preempted, Signals
 from jobs.watchdog import Hung, Watchdog
 from jobs.world import World, launch, own_world
@@ -35,6 +36,7 @@ from orchestrator.errors import (
     EXIT_PREEMPTED,
     SPOKEN_END,
     MoegridError,
+    PluginError,
     StoreError,
 )
 from orchestrator.spec.work import EvaluateWork, Work
@@ -110,18 +112,21 @@ def run_job(url: str, batch: str, index: int, signals: Signals, arguments: Seque
         store = open_store(url)
         described = described_job(store, batch, index)
         attempt, stage = described["attempt"], described["stages"][0]["key"]
-        try:
-            request = read_job(described)
-        except (MoegridError, KeyError, TypeError) as error:
-            return _give_up(store, attempt, {**failures.describe(stage, error), "kind": "bad_spec"}, error)
-        ranks = request.resources.nodes * request.resources.processes
-        world = own_world(os.environ, ranks)
-        if world is None:
-            return launch(arguments, ranks)
         with contextlib.ExitStack() as stack:
             sweep_scratch(Path(tempfile.gettempdir()))
             scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
             stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+            try:
+                bring_plugins(described, scratch / "plugins")
+                request = read_job(described)
+            except PluginError:
+                raise
+            except (MoegridError, KeyError, TypeError) as error:
+                return _give_up(store, attempt, {**failures.describe(stage, error), "kind": "bad_spec"}, error)
+            ranks = request.resources.nodes * request.resources.processes
+            world = own_world(os.environ, ranks)
+            if world is None:
+                return launch(arguments, ranks)
             return _run_stages(store, request, signals, world, scratch)
     except Exception as error:
         return _give_up(store, attempt, failures.describe(stage, error), error)

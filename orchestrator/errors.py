@@ -132,6 +132,13 @@ class CodeError(MoegridError):
     exit_code = EXIT_FAILED
 
 
+class PluginError(MoegridError):
+    """A package or plugin file that the work needs is not on this machine as it was planned with."""
+
+    exit_code = EXIT_FAILED
+    failure_kind = "plugin"
+
+
 class TrainingDiverged(MoegridError):
     """The loss or a gradient is not finite; the last good state is kept."""
 

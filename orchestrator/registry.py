@@ -177,11 +177,19 @@ def identity(named: str) -> str | None:
     return registry.identity(name) if registry is not None and " " not in name else None
 
 
-def provider(named: str) -> Origin | None:
-    """Return who provides "WORD NAME" ("preset noisy"), None when it is ours or no declaration."""
+def provided(named: str) -> tuple[str, str, Origin] | None:
+    """Return (group, name, who provides it) of "WORD NAME" ("preset noisy"), None when it is ours or no declaration."""
     word, _, name = named.partition(" ")
-    found = _BY_WORD.get(word)
-    return None if found is None or " " in name or found.find(name) is None else found.origin(name)
+    registry = _BY_WORD.get(word)
+    if registry is None or " " in name or registry.find(name) is None:
+        return None
+    origin = registry.origin(name)
+    return None if origin is None else (registry.group, name, origin)
+
+
+def anything_outside() -> bool:
+    """Return whether a declaration from outside was asked for, or registered, so far."""
+    return any(registry.outside for registry in REGISTRIES.values())
 
 
 def in_use() -> Iterator[tuple[str, str, Origin]]:

@@ -27,6 +27,7 @@ from jobs.train.meter import STATE_FORMAT, Meter, recorded_meter
 from jobs.train.schedule import learning_rates
 from orchestrator.errors import ArtifactMissing, CorruptBlob
 from orchestrator.spec.identity import lineage, state_keys
+from orchestrator.spec.providers import uses_of
 from orchestrator.spec.work import TrainWork, work_from_json
 from orchestrator.store import Manifest
 
@@ -168,7 +169,7 @@ def _enter(context: StageContext, work: TrainWork, segment: Segment) -> Session:
 def load_session(context: StageContext, work: TrainWork, step: int, key: str) -> Session:
     """Return a session in the committed state `key` at `step` of the work's phase."""
     manifest = context.manifest(key)
-    mixed = _mixed(context, manifest, step)
+    mixed = _mixed(context, work, manifest, step)
     model = build_model(work.model, vocabulary_size(context, work.tokenizer))
     load_canonical(model, fetch_shards(context, key, "weights"))
     model.to(context.execution.device)
@@ -189,17 +190,18 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
     return session
 
 
-def _mixed(context: StageContext, manifest: Manifest, step: int) -> tuple[bool, bool]:
+def _mixed(context: StageContext, work: TrainWork, manifest: Manifest, step: int) -> tuple[bool, bool]:
     """Return whether going on from a state mixes numerics, and training code; raises where that was not allowed.
 
     A phase may begin (step 0) under other numerics and code than made the state before it: the latter is marked.
     """
-    mixed_code = bool(manifest.info.get("mixed_code")) or code.differing_code(manifest.provenance) is not None
+    uses = uses_of(work, context.execution.engine)
+    mixed_code = bool(manifest.info.get("mixed_code")) or code.differing_code(manifest.provenance, uses) is not None
     if step == 0:
         return False, mixed_code
     execution, own, what = context.execution, context.numerics, f"the state at step {step}"
     if not execution.allow_code:
-        code.refuse_other_code(manifest.provenance, what)
+        code.refuse_other_code(manifest.provenance, what, uses)
     if not execution.allow_numerics:
         numerics.refuse_other(manifest.numerics, own, what)
     if unknown := sorted(own.keys() - manifest.numerics.keys()):

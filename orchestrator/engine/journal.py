@@ -15,13 +15,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator import registry
 from orchestrator.backends.base import Handle
 from orchestrator.engine.driver import batch_of
 from orchestrator.engine.failures import Failure
 from orchestrator.plan.graph import StageGraph
+from orchestrator.plugins import LOADED
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.identity import plain
+from orchestrator.spec.providers import of_all, uses_of
 from orchestrator.spec.work import work_to_json
 from orchestrator.store import ClaimState, Store
 
@@ -205,12 +208,14 @@ def describe_job(
     execution = {name: value for name, value in plain(graph.execution(keys[0])).items() if name != "resources"}
     execution |= overrides
     stages = [graph.stages[key] for key in keys]
+    uses = of_all(use for stage in stages for use in uses_of(stage.work, execution["engine"]))
     label = stages[0].label if len(stages) == 1 else f"{stages[0].label} (+{len(stages) - 1})"
     return {
         "attempt": attempt,
         "label": label,
         "resources": asdict(resources),
         "execution": execution,
+        **({"plugins": [use.to_json() for use in uses]} if uses else {}),
         "stages": [
             {
                 "key": stage.key,
@@ -224,9 +229,21 @@ def describe_job(
     }
 
 
-@lru_cache(maxsize=1)
+def plugin_files(jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the content of the plugin files that jobs use, by digest: they travel with their submission."""
+    digests = {use["version"] for job in jobs for use in job.get("plugins", ()) if use["file"]}
+    return {digest: LOADED[digest].to_json() for digest in sorted(digests)}
+
+
 def code_digest() -> str:
-    """Return a digest of the code that decides a result, the same in every clone of one version."""
+    """Return a digest of the code that decides a result, ours and that of packages in use."""
+    packages = sorted({str(origin) for _, _, origin in registry.in_use() if not origin.file})
+    return hashlib.sha256("\n".join((_own_code(), *packages)).encode()).hexdigest() if packages else _own_code()
+
+
+@lru_cache(maxsize=1)
+def _own_code() -> str:
+    """Return a digest of our code, the same in every clone of one version."""
     digest = hashlib.sha256()
     for folder in ("jobs", "orchestrator/spec", "orchestrator/store"):
         for path in sorted((ROOT / folder).rglob("*.py")):

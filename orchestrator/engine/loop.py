@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.backends.base import Backend, Batch, Job
 from orchestrator.engine.driver import Driver
 from orchestrator.engine.failures import Failure
-from orchestrator.engine.journal import Journal, code_digest, describe_job
+from orchestrator.engine.journal import Journal, code_digest, describe_job, plugin_files
 from orchestrator.engine.retry import Decision, decide, pardoned
 from orchestrator.engine.watch import InFlight, Watch
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
@@ -267,7 +267,7 @@ class Engine:
 
     def _start(self, batch: str, jobs: Sequence[dict[str, Any]]) -> None:
         grid = self.graph.grid
-        header = {
+        header: dict[str, Any] = {
             "grid": grid.name,
             "grid_digest": grid.digest,
             "scale": grid.scale,
@@ -276,6 +276,8 @@ class Engine:
             "backend": self.backend.name,
             "tracking_uri": self.options.tracking_uri,
         }
+        if files := plugin_files(jobs):
+            header["plugin_files"] = files
         self.journal.submit(batch, header, jobs)
         requests = tuple(
             Job(job["attempt"], index, job["label"], Resources(**job["resources"])) for index, job in enumerate(jobs)

@@ -48,6 +48,7 @@ RULES: dict[str, Rule] = {
     "router_collapsed": Rule(retries=0, outside=False),
     "source": Rule(retries=0, outside=False),
     "import": Rule(retries=0, outside=False),
+    "plugin": Rule(retries=0, outside=False),
     "bad_spec": Rule(retries=0, outside=False),
     "assertion": Rule(retries=0, outside=False),
     "error": Rule(retries=0, outside=False),

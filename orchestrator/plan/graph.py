@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from orchestrator import registry
 from orchestrator.plan.stages import CellStages, Lowering, Stage
 from orchestrator.spec.cell import Execution, Resources
 from orchestrator.spec.grid import Grid, GridCell
+from orchestrator.spec.providers import Use, of_all, uses_of
 
 # One process runs the segments of a chain; longer chains only delay the other branches' scheduling.
 MAX_CHAIN = 16
@@ -53,6 +55,12 @@ class StageGraph:
         """Return how early the grid wants the stage, 0 first: as early as any cell that needs it."""
         ranks = self.grid.ranks
         return min(ranks[cell] for cell in self.users[key]) if ranks else 0
+
+    def uses(self) -> tuple[Use, ...]:
+        """Return which packages and plugin files the stages use, and what of them; () as a rule."""
+        if not registry.anything_outside():
+            return ()
+        return of_all(use for key, s in self.stages.items() for use in uses_of(s.work, self.execution(key).engine))
 
     def unshared(self) -> dict[str, tuple[int, int]]:
         """Return phase -> (stages, steps) if every cell ran alone."""

@@ -193,6 +193,7 @@ class Plan:
             "phases": self.phases(),
             "groups": self.groups(),
             "models": self.models(),
+            "plugins": [{**use.to_json(), "shown": str(use)} for use in self.graph.uses()],
             "gated": [{"name": gate.name, "stages": gate.stages, "hint": gate.hint} for gate in gates(self)],
             "left_out": [
                 {"suite": left.suite, "tasks": list(left.tasks), "hint": left.hint} for left in missing_benchmarks(grid)

@@ -18,7 +18,8 @@ def root_digest(graph: StageGraph) -> str:
     """Return the name of a grid version's root document, known before the document is built."""
     grid = graph.grid
     cells = [[item.id, item.name, list(graph.cells[item.id].keys[-1:])] for item in grid.cells]
-    return digest([FORMAT, KIND_VERSIONS, grid.name, grid.digest, grid.scale, graph.shared, cells])
+    outside = [[str(use) for use in uses]] if (uses := graph.uses()) else []
+    return digest([FORMAT, KIND_VERSIONS, grid.name, grid.digest, grid.scale, graph.shared, cells, *outside])
 
 
 def root_document(graph: StageGraph) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def root_document(graph: StageGraph) -> dict[str, Any]:
         "baseline": plain(grid.baseline),
         "primary": list(grid.primary),
         **({"adaptive": plain(grid.adaptive)} if grid.adaptive else {}),
+        **({"plugins": [use.to_json() for use in uses]} if (uses := graph.uses()) else {}),
         "cells": cells,
         "sections": sections,
         "stages": _stages(graph),

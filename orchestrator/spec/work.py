@@ -1,7 +1,8 @@
 """What each kind of stage is asked to do: the payload that reaches a node, and the key it produces.
 
 A payload holds science only. The node rebuilds it from JSON with `work_from_json`; the plan computes its key
-with `.key()`; both sides use these classes, so they cannot disagree.
+with `.key()`; both sides use these classes, so they cannot disagree. `.parts()` names what decides the work's meaning
+besides its fields and parents, as `orchestrator.spec.versions` does.
 """
 
 from __future__ import annotations
@@ -53,8 +54,11 @@ class DataWork:
         data = anywhere(self.data)
         data = dataclasses.replace(data, mix=anywhere(data.mix))
         sources = tuple(TaskSource(source.task, anywhere(source.data)) for source in self.sources)
-        made = versions.raised(versions.of_data(self.data, self.tasks))
+        made = versions.raised(self.parts())
         return science_key(self.kind, dataclasses.replace(self, data=data, sources=sources), versions=made)
+
+    def parts(self) -> Iterator[str]:
+        return versions.of_data(self.data, self.tasks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,11 @@ class TokenizerWork:
 
     def key(self) -> str:
         """Return the artifact's key; a file is known by its content, wherever it lies."""
-        made = versions.raised([f"tokenizer {self.tokenizer.kind}"])
+        made = versions.raised(self.parts())
         return science_key(self.kind, dataclasses.replace(self, tokenizer=anywhere(self.tokenizer)), versions=made)
+
+    def parts(self) -> Iterator[str]:
+        yield f"tokenizer {self.tokenizer.kind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,10 @@ class TokensWork:
         return {"data": self.data, "tokenizer": self.tokenizer}
 
     def key(self) -> str:
-        return science_key(self.kind, self, versions=versions.raised([f"tokens {self.format}"]))
+        return science_key(self.kind, self, versions=versions.raised(self.parts()))
+
+    def parts(self) -> Iterator[str]:
+        yield f"tokens {self.format}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +121,10 @@ class InitWork:
         return {"tokenizer": self.tokenizer}
 
     def key(self) -> str:
-        made = versions.raised(versions.of_model(self.model))
-        return science_key(self.kind, _anywhere(self), versions=made)
+        return science_key(self.kind, _anywhere(self), versions=versions.raised(self.parts()))
+
+    def parts(self) -> Iterator[str]:
+        return versions.of_model(self.model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +144,11 @@ class Conditions:
     collaboration_top: int = field(default=0, metadata=NEUTRAL)
 
     def digest(self) -> str:
-        made = versions.raised(versions.of_training(self.train, self.collaboration_top))
+        made = versions.raised(self.parts())
         return digest({"conditions": self, "versions": made}) if made else digest(self)
+
+    def parts(self) -> Iterator[str]:
+        return versions.of_training(self.train, self.collaboration_top)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +193,9 @@ class TrainWork:
     def key(self) -> str:
         return self.key_at(self.stop)
 
+    def parts(self) -> Iterator[str]:
+        return self.conditions.parts()
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluateWork:
@@ -211,9 +229,9 @@ class EvaluateWork:
         return {name: key for name, key in named.items() if key}
 
     def key(self) -> str:
-        return science_key(self.kind, _anywhere(self), versions=versions.raised(self._parts()))
+        return science_key(self.kind, _anywhere(self), versions=versions.raised(self.parts()))
 
-    def _parts(self) -> Iterator[str]:
+    def parts(self) -> Iterator[str]:
         yield from versions.of_evaluation(self.suite, (*self.tasks, *self.clean), self.benchmark)
         yield from versions.of_removal(self.suite, self.model.moe)
         yield from versions.of_scoring(self.shots, self.precision, self.dola)
@@ -241,9 +259,9 @@ class GenerateWork:
         return {"state": self.state, "tokenizer": self.tokenizer, "items": self.items}
 
     def key(self) -> str:
-        return science_key(self.kind, _anywhere(self), versions=versions.raised(self._parts()))
+        return science_key(self.kind, _anywhere(self), versions=versions.raised(self.parts()))
 
-    def _parts(self) -> Iterator[str]:
+    def parts(self) -> Iterator[str]:
         yield from versions.of_evaluation("", self.tasks, self.benchmark)
         yield from versions.of_scoring("", self.precision, self.dola)
 
@@ -263,8 +281,12 @@ class JudgeWork:
 
     def key(self) -> str:
         """Return the artifact's key; a judge's files are known by their content, wherever they lie."""
-        made = versions.raised([*versions.of_evaluation(self.suite, ()), f"judge {self.judge.name}"])
+        made = versions.raised(self.parts())
         return science_key(self.kind, dataclasses.replace(self, judge=anywhere(self.judge)), versions=made)
+
+    def parts(self) -> Iterator[str]:
+        yield from versions.of_evaluation(self.suite, ())
+        yield f"judge {self.judge.name}"
 
 
 _Modelled = TypeVar("_Modelled", InitWork, EvaluateWork, GenerateWork)

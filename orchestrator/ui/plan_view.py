@@ -57,6 +57,8 @@ def show_plan(plan: Plan, console: Console, *, parallel: int = 1, gpus: int | No
             + " + ".join(f"{phase} {quantity(tokens)}" for phase, tokens in model["tokens"].items())
             + f" tokens a cell ({plural(model['cells'], 'cell')})"
         )
+    for plugin in data["plugins"]:
+        console.print(f"  plugins: {plugin['shown']}")
     if adaptive:
         console.print(f"  {adaptive}")
     for left in data["left_out"]:
