@@ -220,7 +220,7 @@ class StageContext:
             kind=work.kind,
             spec=work_to_json(work),
             parents=dict(parents),
-            numerics=self.numerics,
+            numerics=numerics.of_stage(work.kind, self.execution, self.resources, self.world_size),
             provenance=provenance() | self._origins(work),
             attempt=self.attempt,
             generation=0,

@@ -19,6 +19,11 @@ from jobs import machine
 from orchestrator.errors import NumericsError
 from orchestrator.spec.cell import THREADS, Execution, Resources
 
+# What `record` knows once torch is imported.
+_OF_TORCH = {"cpu_capability", "device_name", "mkl_branch", "cpu", "variables"}
+# Kinds of stages that compute with torch.
+TORCH_KINDS = ("init", "train", "evaluate", "generate", "judge")
+
 
 def set_threads(resources: Resources) -> None:
     """Fix the thread counts of every numeric library, and what else they read from the environment."""
@@ -86,6 +91,15 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3
         mallopt(mmap_threshold, 32 << 20)  # the most that glibc allows
         mallopt(trim_threshold, 1 << 30)
+
+
+def of_stage(kind: str, execution: Execution, resources: Resources, world_size: int) -> dict[str, Any]:
+    """Return the numerics of a stage: what torch adds counts for those alone that compute with it.
+
+    Whether torch is loaded depends on what else a process was given to do, and says nothing of the others.
+    """
+    facts = record(execution, resources, world_size)
+    return facts if kind in TORCH_KINDS else {name: facts[name] for name in facts if name not in _OF_TORCH}
 
 
 def record(execution: Execution, resources: Resources, world_size: int) -> dict[str, Any]:

@@ -69,7 +69,6 @@ RANKED = frozenset(
         *(f"evaluate/{suite}" for suite in ("lm", "reasoning", "efficiency", "hallucination", "adversarial", "ood")),
     }
 )
-TORCH_KINDS = ("init", "train", "evaluate", "generate", "judge")
 SCRATCH = "moegrid-job-"
 # Containers may share a folder and not see each other's processes: only what is old goes.
 SCRATCH_SECONDS = 86_400.0
@@ -239,7 +238,7 @@ def _work_through(job: Any, request: JobRequest, world: World) -> None:
     job.reporter.start()
     if world.rank == 0:
         todo = patiently(lambda: _todo(job, request), "list of what is there", START_PATIENCE_SECONDS)
-    if any(stage.work.kind in TORCH_KINDS for stage in request.stages):
+    if any(stage.work.kind in numerics.TORCH_KINDS for stage in request.stages):
         numerics.prepare_torch(request.execution, request.resources)
     if world.size > 1:
         from jobs.train.distributed import join

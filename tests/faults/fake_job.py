@@ -7,11 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from jobs import numerics
 from jobs import run as node
 from tests.faults import troubles
 
 if __name__ == "__main__":
     node.STAGES = dict.fromkeys(node.STAGES, "tests.faults.fake_stages")
-    node.TORCH_KINDS = ()
+    numerics.TORCH_KINDS = ()
     troubles.install()
     sys.exit(node.main())

@@ -134,6 +134,14 @@ def test_numerics_are_compared_field_by_field() -> None:
         numerics.refuse_other({**own, "engine": "ddp"}, own, "a state")
 
 
+def test_what_else_a_process_does_is_in_no_numerics_of_a_stage_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    loaded = numerics.of_stage("tokens", Execution(), Resources(), 1)
+    assert numerics.of_stage("train", Execution(), Resources(), 1).keys() > {"cpu_capability", "mkl_branch", "cpu"}
+    monkeypatch.delitem(sys.modules, "torch")
+    assert numerics.of_stage("tokens", Execution(), Resources(), 1) == loaded
+
+
 @pytest.mark.parametrize(("cores", "busy", "spins"), [(1, 0, False), (2, 0, True), (2, 1, False), (2, 6, False)])
 def test_threads_spin_only_on_idle_cores(monkeypatch: pytest.MonkeyPatch, cores: int, busy: float, spins: bool) -> None:
     monkeypatch.setattr(os, "environ", {})
