@@ -22,7 +22,7 @@ OPTIONS := --scale $(SCALE) --site $(SITE) $(if $(SEEDS),--seeds $(SEEDS)) $(if 
 EXTRA := $(if $(filter slurm,$(SITE)),slurm)$(if $(filter ray,$(SITE)),ray)
 READY := $(VENV)/.ready$(if $(EXTRA),-$(EXTRA))
 
-.PHONY: help grid plan resume status report ui test check docs bench faults doctor lab-up lab-down clean setup
+.PHONY: help grid plan resume status report ui test coverage check docs bench faults doctor lab-up lab-down clean setup
 
 help:  ## explain the targets
 	@echo 'moegrid: controlled experiments on Mixture-of-Experts language models'
@@ -74,14 +74,18 @@ lab-down:  ## stop them
 test: $(VENV)/.ready-dev  ## run the tests
 	@$(BIN)/python -m pytest tests $(ARGS)
 
+coverage: $(VENV)/.ready-dev  ## run the tests and print which lines they leave out
+	@$(BIN)/python -m pytest tests --cov --cov-report=term $(ARGS)
+
 faults: $(VENV)/.ready-dev  ## run the whole fault harness
 	@$(BIN)/python -m pytest tests -m faults $(ARGS)
 
-check: $(VENV)/.ready-dev  ## style, types, import rules
+check: $(VENV)/.ready-dev  ## style, types, import rules, dead code
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/vulture
 
 docs: $(VENV)/.ready-dev  ## build the documentation site into build/site
 	@$(BIN)/mkdocs build -q -f infra/docs.yml
