@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from orchestrator.errors import MoegridError, did_you_mean
-from orchestrator.registry import REGISTRIES, Origin, Registry, registry_of
+from orchestrator.registry import REGISTRIES, Origin, Registry, missing, registry_of
 
 PREFIX = "moegrid_plugin_"
 INIT = "__init__.py"
@@ -142,7 +142,13 @@ def register(plugin: Plugin) -> tuple[str, ...]:
         named = f"{registry.word} {declaration.name}"
         if named in registered:
             raise MoegridError(f"plugin {plugin.name!r} declares {named!r} twice", hint="give one another name")
-        registry.register(_moved(declaration, own_path, plugin.module), plugin.origin)
+        moved = _moved(declaration, own_path, plugin.module)
+        code = str(getattr(moved, "code", ""))
+        if code.startswith(plugin.module) and (lacking := missing(code)):
+            lacking = lacking.replace(plugin.module, plugin.stem)
+            hint = f'write code="{plugin.stem}:NAME" of a name in it'
+            raise MoegridError(f"the code of {named!r} is not in plugin {plugin.name!r}", cause=lacking, hint=hint)
+        registry.register(moved, plugin.origin)
         registered[named] = None
     LOADED[plugin.digest] = plugin
     return tuple(registered)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -210,6 +212,22 @@ def load(path: str, who: str) -> Any:
             cause=f"{type(error).__name__}: {error}",
             hint="install the package that holds it on this machine as well",
         ) from error
+
+
+def missing(path: str) -> str:
+    """Return what is not there of "package.module:name", "" as far as can be told without importing that module."""
+    module, _, attribute = path.partition(":")
+    if (loaded := sys.modules.get(module)) is not None:
+        try:
+            functools.reduce(getattr, attribute.split("."), loaded)
+        except AttributeError:
+            return f"{module} has no {attribute}"
+        return ""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    return "" if found else f"there is no module {module}"
 
 
 @functools.cache

@@ -160,8 +160,8 @@ class GridStore:
         body = {"stage": stage, "kind": kind, "message": message, "hint": "lower the learning rate", "exit_code": 1}
         self.store.create_json(f"failures/{stage}/{attempt}.json", {**body, "tail": "the last line of the log"})
 
-    def commit(self, stage: str, attempt: str = "batch-0") -> Manifest:
-        """Commit a stage with the metrics, series and items that its kind leaves."""
+    def commit(self, stage: str, attempt: str = "batch-0", plugins: Sequence[dict[str, Any]] = ()) -> Manifest:
+        """Commit a stage with the metrics, series and items that its kind leaves, made with `plugins`."""
         facts = self.stages[stage]
         blobs, metrics, info = [], {}, {}
         if facts["kind"] == "train":
@@ -180,7 +180,13 @@ class GridStore:
                 kind=facts["kind"],
                 spec={"kind": facts["kind"], "state": facts.get("state", "")},
                 numerics={"device": "cpu", "torch": "2.13.0", "threads": 1, "world_size": 1},
-                provenance={"git": "c0ffee" * 6, "dirty": "", "host": "here", "seconds": 60.0},
+                provenance={
+                    "git": "c0ffee" * 6,
+                    "dirty": "",
+                    "host": "here",
+                    "seconds": 60.0,
+                    **({"plugins": list(plugins)} if plugins else {}),
+                },
                 attempt=attempt,
                 blobs=tuple(blobs),
                 metrics=metrics,

@@ -73,7 +73,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     """Check everything a run needs; exit code 3 when something is wrong."""
     console = Console()
     checks: list[Check] = []
-    for look in (_python, _packages, _store, _disk, _tracker, _site, _wheels):
+    for look in (_python, _packages, _plugins, _store, _disk, _tracker, _site, _wheels):
         try:
             checks.extend(look(arguments))
         except MoegridError as error:
@@ -109,6 +109,15 @@ def _packages(arguments: argparse.Namespace) -> Iterator[Check]:
         same = installed.split("+")[0] == wanted
         found = installed if same else f"{installed}, pinned is {wanted}"
         yield Check(name, same, found, f"pip install -c constraints.txt {name}=={wanted}")
+
+
+def _plugins(arguments: argparse.Namespace) -> Iterator[Check]:
+    from orchestrator.commands.installed import packages
+
+    for package in packages():
+        yield Check(f"plugin {package.name}", bool(package.names) or not package.broken, str(package))
+        for found, remedy in package.broken:
+            yield Check(f"plugin {package.name}", False, found, remedy)
 
 
 def _constraints() -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from orchestrator.report import outside
 from orchestrator.report.collect import DONE, Results
 from orchestrator.report.statistics import spikes
 from orchestrator.report.tables import numerics
@@ -51,6 +52,7 @@ def provenance(results: Results) -> str:
         ("commits", ", ".join(f"{name} ({count})" for name, count in commits.items())),
         ("numerics", "; ".join(f"{phase}: {' | '.join(found)}" for phase, found in numerics(results).items())),
         ("data", "; ".join(_data(results))),
+        ("plugins", "; ".join([*map(str, outside.uses(results)), *outside.mixed(results)])),
         ("artifacts", f"{len(made)} of {len(results.document['keys'])}"),
         (f"{device}-hours", f"{used:.2f} used, {unshared - used:.2f} saved by sharing" if used else ""),
         ("store", results.store.objects.url),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.report import outside
 from orchestrator.report.collect import Results
 from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, best, between, direction, says_nothing, to_baseline
 from orchestrator.report.statistics import Comparison, Summary, summary
@@ -124,12 +125,18 @@ def grids(first: Results, second: Results) -> Table:
 
 
 def long_rows(results: Results) -> list[dict[str, Any]]:
-    """Return one row a setting and seed: the factors, then state and metrics, unrounded."""
+    """Return one row a setting and seed: the factors, then state and metrics, unrounded.
+
+    Where something came from outside, `plugins` says from which package or plugin file, and its version.
+    """
     factors = [name for name in results.document["factors"] if name != "seed"]
+    plugins = bool(outside.uses(results))
     rows = []
     for cell in results.cells:
         row: dict[str, Any] = {name: cell.factors.get(name, "") for name in factors}
         row |= {"seed": cell.seed, "state": cell.state, "reason": cell.reason}
+        if plugins:
+            row["plugins"] = ", ".join(str(use.origin) for use in outside.cell_uses(results, cell))
         row |= {metric: cell.metrics.get(metric) for metric in results.metrics}
         rows.append(row)
     return rows
@@ -184,6 +191,8 @@ def _notes(
     for phase, found in numerics(results).items():
         if len(found) > 1 or any("from a state of other" in text for text in found):
             notes.append(f"this table mixes numerics in {phase}: " + " | ".join(found))
+    notes += [f"plugins: {use}" for use in outside.uses(results)]
+    notes += outside.mixed(results)
     return notes + _protocol(results)
 
 

@@ -33,7 +33,7 @@ PUBLISHED_TAG = "moegrid.published"
 ATTACHED_TAG = "moegrid.attached"
 REPORT = "report"
 USUAL_METRICS = ("val_loss", "reasoning_avg", "load_balance")
-OPTIONAL_TAGS = frozenset({"failure", "failure.message", "mlflow.parentRunId", "cell", "cells", "shared"})
+OPTIONAL_TAGS = frozenset({"failure", "failure.message", "mlflow.parentRunId", "cell", "cells", "shared", "plugins"})
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.spec.identity import digest
 from orchestrator.spec.model import is_causal
+from orchestrator.spec.providers import Use
 from orchestrator.store.artifacts import Manifest
 from orchestrator.tracking.records import Attempt, Failure, Row, values
 
@@ -304,6 +305,7 @@ class _View:
             "git": commit,
             "mlflow.source.git.commit": commit,
             "job": str(latest.provenance.get("job", "")),
+            "plugins": _plugins(made),
         }
 
     def _failure(self, keys: Sequence[str]) -> dict[str, str]:
@@ -311,6 +313,12 @@ class _View:
         if not failed:
             return {}
         return {"failure": failed[0].kind, "failure.message": failed[0].message[:LONGEST_TAG]}
+
+
+def _plugins(made: Sequence[Manifest]) -> str:
+    """Return which packages and plugin files the artifacts were made with, with their versions, "" as a rule."""
+    uses = (Use.from_json(told) for manifest in made for told in manifest.provenance.get("plugins", ()))
+    return ", ".join(dict.fromkeys(str(use.origin) for use in uses))[:LONGEST_TAG]
 
 
 def _lineage(manifest: Manifest | None) -> dict[str, str]:

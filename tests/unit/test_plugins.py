@@ -117,6 +117,13 @@ def test_what_a_node_receives_is_the_same_plugin(tmp_path: Path, colours: Regist
         ("needs.py", "import no_such_thing", "No module named 'no_such_thing' (needs.py:1)", "install no_such_thing"),
         ("taken.py", "from {module} import Colour\nX = Colour('red')", "colour 'red' of taken.py is taken", "another"),
         ("twice.py", "from {module} import Colour\nX, Y = Colour('x'), Colour('x')", "'colour x' twice", "another"),
+        (
+            "away.py",
+            "from {module} import Colour\nX = Colour('x', 'away:paint')",
+            "away has no paint",
+            'code="away:NAME"',
+        ),
+        ("deep.py", "from {module} import Colour\nX = Colour('x', './deep.py:X.a')", "deep has no X.a", "code="),
         ("ends.py", "raise SystemExit(0)", "cannot be imported: SystemExit: 0", "mend it"),
     ],
 )
