@@ -12,6 +12,8 @@ PROCESSES ?=
 STORE ?= runs
 PYTHON ?= python3
 ARGS ?=
+# Processes of `make test`. Tests that use a lab stay in one of them; ARGS=-n0 runs all in this one.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -72,7 +74,7 @@ lab-down:  ## stop them
 	@infra/lab.sh down
 
 test: $(VENV)/.ready-dev  ## run the tests
-	@$(BIN)/python -m pytest tests $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder tests $(ARGS)
 
 coverage: $(VENV)/.ready-dev  ## run the tests and print which lines they leave out
 	@$(BIN)/python -m pytest tests --cov --cov-report=term $(ARGS)
