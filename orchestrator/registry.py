@@ -97,6 +97,11 @@ class Registry(Generic[D]):
         """Return the nearest name that there is, or all of them."""
         return did_you_mean(name, self.names(), f"known {self.group}")
 
+    def near(self, name: str) -> str:
+        """Return the nearest name that there is, "" when none is near."""
+        hint = self.hint(name)
+        return hint if hint.startswith("did you mean") else ""
+
     def names(self) -> tuple[str, ...]:
         """Return all names, ours first: those of installed packages are looked for."""
         return tuple(dict.fromkeys((*self.builtins, *self.outside, *_names_of_packages(self.group))))
@@ -104,6 +109,11 @@ class Registry(Generic[D]):
     def origin(self, name: str) -> Origin | None:
         """Return who provides a name, None for ours and for what has not been asked for."""
         return self.outside[name].origin if name in self.outside else None
+
+    def who(self, name: str) -> str:
+        """Return a name with its provider, for messages."""
+        origin = self.origin(name)
+        return f"{self.word} {name!r}" + (f" of {origin}" if origin else "")
 
     def identity(self, name: str) -> str | None:
         """Return what a key holds of a declaration from outside, None for ours."""

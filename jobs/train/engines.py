@@ -26,7 +26,9 @@ from jobs.train.optimizer import (
     import_state,
     plan_groups,
     set_learning_rates,
+    take_step,
 )
+from orchestrator.catalog.optimizers import MASTER, OPTIMIZERS
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import TrainSpec
 from orchestrator.spec.engines import ENGINES, REFUSED
@@ -56,6 +58,7 @@ class TorchEngine:
             name: p if dtype is torch.float32 else p.detach().float() for name, p in self._parameters.items()
         }
         self._separate = dtype is not torch.float32
+        self._kind = OPTIMIZERS.get(train.optimizer)
         self.optimizer = build_optimizer(train, plan_groups(self._roles), self._masters)
         self._names = {id(tensor): name for name, tensor in self._masters.items()}
         self._trained: list[str] = list(self._parameters)
@@ -97,7 +100,7 @@ class TorchEngine:
     def step(self, scale: float) -> None:
         if scale != 1.0:
             torch._foreach_mul_(self._gradients(), scale)
-        self.optimizer.step()
+        take_step(self.optimizer)
         if self._separate:
             with torch.no_grad():
                 for name in self._trained:
@@ -116,16 +119,16 @@ class TorchEngine:
         return replicated_weights(self)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        tensors = export_state(self.optimizer, self._names)
+        tensors = export_state(self._kind, self.optimizer, self._names)
         if self._separate:
-            tensors |= {f"{name}.master": master for name, master in self._masters.items()}
+            tensors |= {f"{name}.{MASTER}": master for name, master in self._masters.items()}
         return dealt(tensors, self.rank, self.world_size)
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        import_state(self.optimizer, self._names, tensors)
+        import_state(self._kind, self.optimizer, self._names, tensors)
         if self._separate:
             for name, master in self._masters.items():
-                master.copy_(tensors[f"{name}.master"])
+                master.copy_(tensors[f"{name}.{MASTER}"])
 
     def _gradients(self) -> list[Tensor]:
         gradients = (self._masters[name].grad for name in self._trained)

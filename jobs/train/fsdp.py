@@ -22,7 +22,6 @@ from jobs.models.shards import Rows, dealt, digest_bytes, digest_text, rows_dige
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     FROZEN_ROLES,
-    FreezableAdamW,
     assert_learning_rates,
     build_optimizer,
     export_state,
@@ -30,7 +29,9 @@ from jobs.train.optimizer import (
     import_state,
     plan_groups,
     set_learning_rates,
+    take_step,
 )
+from orchestrator.catalog.optimizers import MASTER, OPTIMIZERS
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import TrainSpec
 
@@ -45,11 +46,12 @@ class FsdpEngine:
             raise MoegridError("engine fsdp needs two processes or more", hint="engine: torch runs on one")
         self.model, self.rank, self.world_size = model, rank, world_size
         self._train = train
+        self._kind = OPTIMIZERS.get(train.optimizer)
         self._frozen: str | None = None
         self._turns = -(-train.accumulation // world_size)
         self._turn = 0
         self.loss_scale = float(world_size)
-        self._optimizer: FreezableAdamW | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
         self._waiting: Mapping[str, Tensor] = {}
         device = next(model.parameters()).device.type
         self._mesh = init_device_mesh(device, (world_size,))
@@ -108,7 +110,7 @@ class FsdpEngine:
     def step(self, scale: float) -> None:
         if scale != 1.0:
             torch._foreach_mul_(self._gradients(), scale)
-        self._built.step()
+        take_step(self._built)
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
@@ -144,9 +146,9 @@ class FsdpEngine:
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         state = self._optimizer_rows()
-        steps = {name: value for name, value in state.items() if name.endswith(".step")}
-        rows = {name: value for name, value in state.items() if name not in steps and len(value)}
-        return rows | dealt(steps, self.rank, self.world_size)
+        scalars = {name: value for name, value in state.items() if name.rpartition(".")[2] in self._kind.scalars}
+        rows = {name: value for name, value in state.items() if name not in scalars and len(value)}
+        return rows | dealt(scalars, self.rank, self.world_size)
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         if self._optimizer is None:
@@ -155,7 +157,7 @@ class FsdpEngine:
             self._import(self._cut(tensors))
 
     @property
-    def _built(self) -> FreezableAdamW:
+    def _built(self) -> torch.optim.Optimizer:
         assert self._optimizer is not None, "freeze() comes first"
         return self._optimizer
 
@@ -169,10 +171,10 @@ class FsdpEngine:
         return {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in state.items()}
 
     def _optimizer_rows(self) -> dict[str, Tensor]:
-        """Return this rank's rows of the optimizer state, and every step count."""
-        rows = export_state(self._built, self._names)
+        """Return this rank's rows of the optimizer state, and every scalar."""
+        rows = export_state(self._kind, self._built, self._names)
         if self._train.precision == "bf16":
-            rows |= {f"{name}.master": shard for name, shard in self._shards.items()}
+            rows |= {f"{name}.{MASTER}": shard for name, shard in self._shards.items()}
         return rows
 
     def _cut(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -185,7 +187,7 @@ class FsdpEngine:
 
     def _import(self, rows: Mapping[str, Tensor]) -> None:
         """Fill the optimizer with this rank's rows."""
-        import_state(self._built, self._names, rows)
+        import_state(self._kind, self._built, self._names, rows)
         for name, shard in self._shards.items():
-            if f"{name}.master" in rows:
-                shard.copy_(rows[f"{name}.master"])
+            if f"{name}.{MASTER}" in rows:
+                shard.copy_(rows[f"{name}.{MASTER}"])

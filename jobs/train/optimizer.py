@@ -1,15 +1,18 @@
-"""AdamW with one parameter group per module role, and groups that can be frozen without being rebuilt."""
+"""Optimizers with one parameter group per module role, and groups that can be frozen without being rebuilt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from orchestrator.errors import NumericsError
+from orchestrator.catalog.optimizers import OPTIMIZERS, OptimizerKind
+from orchestrator.catalog.parameters import made
+from orchestrator.errors import MoegridError, NumericsError
+from orchestrator.registry import load
 from orchestrator.spec.cell import TrainSpec
 
 # What a freeze schedule's word freezes, as module roles.
@@ -18,7 +21,6 @@ FROZEN_ROLES: dict[str, tuple[str, ...]] = {
     "router": ("router",),
     "expert": ("routed_expert", "shared_expert"),
 }
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +44,15 @@ def plan_groups(parameters: Iterable[tuple[str, nn.Parameter, str]]) -> tuple[Gr
     )
 
 
-class FreezableAdamW(torch.optim.AdamW):
-    """AdamW whose groups with `frozen` set are not touched at all.
-
-    A frozen group gets no update and no weight decay; its moments and per-parameter step counts stay, and training it
-    again continues from them.
-    """
-
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Update the groups that are not frozen."""
-        groups = self.param_groups
-        self.param_groups = [group for group in groups if not group["frozen"]]
-        try:
-            return super().step(closure)
-        finally:
-            self.param_groups = groups
+def adamw(groups: list[dict[str, Any]], train: TrainSpec, parameters: None) -> torch.optim.Optimizer:
+    """Return torch's AdamW, fused."""
+    return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, eps=train.eps, fused=True)
 
 
-def build_optimizer(train: TrainSpec, plans: Iterable[GroupPlan], tensors: Mapping[str, Tensor]) -> FreezableAdamW:
-    """Return the optimizer over `tensors` (by parameter name), one group per plan, nothing frozen."""
+def build_optimizer(
+    train: TrainSpec, plans: Iterable[GroupPlan], tensors: Mapping[str, Tensor]
+) -> torch.optim.Optimizer:
+    """Return the phase's optimizer over `tensors` (by parameter name), one group per plan, nothing frozen."""
     groups = [
         {
             "params": [tensors[name] for name in plan.names],
@@ -71,7 +63,23 @@ def build_optimizer(train: TrainSpec, plans: Iterable[GroupPlan], tensors: Mappi
         }
         for plan in plans
     ]
-    return FreezableAdamW(groups, lr=train.lr, betas=train.betas, eps=train.eps, fused=True)
+    kind = OPTIMIZERS.get(train.optimizer)
+    parameters = made(kind, train.optimizer_parameters)
+    optimizer: torch.optim.Optimizer = load(kind.code, OPTIMIZERS.who(kind.name))(groups, train, parameters)
+    return optimizer
+
+
+def take_step(optimizer: torch.optim.Optimizer) -> None:
+    """Update the groups that are not frozen.
+
+    A frozen group gets no update and no weight decay; its state stays, and training it again continues from there.
+    """
+    groups = optimizer.param_groups
+    optimizer.param_groups = [group for group in groups if not group["frozen"]]
+    try:
+        optimizer.step()
+    finally:
+        optimizer.param_groups = groups
 
 
 def freeze_groups(optimizer: torch.optim.Optimizer, frozen: str) -> None:
@@ -98,7 +106,7 @@ def assert_learning_rates(optimizer: torch.optim.Optimizer, lr: float, router_lr
             )
 
 
-def export_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+def export_state(kind: OptimizerKind, optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
     """Return the optimizer's tensors as `<parameter>.<slot>`, in the order of groups and parameters, not copied.
 
     `names` maps `id(tensor)` to the parameter's name. A parameter that was never updated has no entry.
@@ -107,22 +115,36 @@ def export_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> 
     for group in optimizer.param_groups:
         for tensor in group["params"]:
             for slot, value in sorted(optimizer.state.get(tensor, {}).items()):
+                check_slot(kind, slot, value, tensor)
                 exported[f"{names[id(tensor)]}.{slot}"] = value
     return exported
 
 
-def import_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], tensors: Mapping[str, Tensor]) -> None:
+def check_slot(kind: OptimizerKind, slot: str, value: Any, tensor: Tensor) -> None:
+    """Raise MoegridError when an optimizer keeps something of a parameter that its kind does not declare."""
+    shape = tensor.shape if slot in kind.slots else torch.Size() if slot in kind.scalars else None
+    sound = shape is not None and isinstance(value, Tensor) and value.shape == shape
+    if not sound or (slot in kind.slots and value.dtype != tensor.dtype):
+        what = f"{value.dtype}, shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.40}"
+        raise MoegridError(
+            f"optimizer {kind.name!r} keeps {slot!r} ({what}) of a parameter ({tensor.dtype}, shape "
+            f"{tuple(tensor.shape)})",
+            cause="what is not declared, or no tensor, would be lost when training resumes",
+            hint="declare it in OptimizerKind: slots are tensors like the parameter, scalars tensors of no dimension",
+        )
+
+
+def import_state(
+    kind: OptimizerKind, optimizer: torch.optim.Optimizer, names: Mapping[int, str], tensors: Mapping[str, Tensor]
+) -> None:
     """Fill the optimizer with copies of `export_state`'s tensors; what is absent was never updated."""
     for group in optimizer.param_groups:
         for tensor in group["params"]:
-            name = names[id(tensor)]
-            state: dict[str, Tensor] = {}
-            for slot in MOMENTS:
-                if f"{name}.{slot}" in tensors:
-                    state[slot] = torch.empty_like(tensor).copy_(tensors[f"{name}.{slot}"])
-            if f"{name}.step" in tensors:
-                # A fused optimizer keeps its step counts beside the parameters.
-                count = torch.empty((), dtype=torch.float32, device=tensor.device)
-                state["step"] = count.copy_(tensors[f"{name}.step"])
+            # A fused optimizer keeps its step counts beside the parameters.
+            state = {
+                slot: stored.to(tensor.device, copy=True)
+                for slot in (*kind.slots, *kind.scalars)
+                if (stored := tensors.get(f"{names[id(tensor)]}.{slot}")) is not None
+            }
             if state:
                 optimizer.state[tensor] = state

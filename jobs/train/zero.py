@@ -21,13 +21,14 @@ from jobs.train.engine import replicated_digest, replicated_weights
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     FROZEN_ROLES,
-    MOMENTS,
     GroupPlan,
     assert_learning_rates,
     build_optimizer,
+    check_slot,
     plan_groups,
     set_learning_rates,
 )
+from orchestrator.catalog.optimizers import MASTER, OPTIMIZERS
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import TrainSpec
 
@@ -42,6 +43,7 @@ class ZeroEngine:
             raise MoegridError("engine deepspeed needs two processes or more", hint="engine: torch runs on one")
         self.model, self.rank, self.world_size = model, rank, world_size
         self._train = train
+        self._kind = OPTIMIZERS.get(train.optimizer)
         self._stage = stage
         self._dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
         for parameter in model.parameters():
@@ -126,7 +128,7 @@ class ZeroEngine:
             "gradient_clipping": self._train.clip,
             "bf16": {"enabled": self._dtype is torch.bfloat16},
             "zero_optimization": {"stage": self._stage, "overlap_comm": False, "contiguous_gradients": True},
-            # torch's own AdamW: DeepSpeed's would be compiled at the first start.
+            # torch's own AdamW, or another package's: DeepSpeed's would be compiled at the first start.
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": 1_000_000_000,
@@ -144,11 +146,11 @@ class ZeroEngine:
             for name in plan.names:
                 parameter: Any = self._parameters[name]
                 if self._dtype is torch.bfloat16:
-                    gathered[f"{name}.master"] = parameter.get_full_hp_param()
-                if partition in states:
-                    for slot in MOMENTS:
-                        gathered[f"{name}.{slot}"] = parameter.get_full_hp_param(slot)
-                    gathered[f"{name}.step"] = torch.as_tensor(states[partition]["step"]).clone()
+                    gathered[f"{name}.{MASTER}"] = parameter.get_full_hp_param()
+                for slot, value in sorted(states.get(partition, {}).items()):
+                    check_slot(self._kind, slot, value, partition)
+                    shaped = slot in self._kind.slots
+                    gathered[f"{name}.{slot}"] = parameter.get_full_hp_param(slot) if shaped else value.clone()
         return gathered
 
     def _link(self) -> None:
@@ -164,20 +166,24 @@ class ZeroEngine:
         """Move what `_kept` holds of the trained parameters into the partitions."""
         zero = self._engine.optimizer
         for plan, partition in zip(self._plans, self._partitions(), strict=True):
-            if f"{plan.names[0]}.step" in self._kept:
+            first = plan.names[0]
+            scalars = {slot: f"{first}.{slot}" for slot in self._kind.scalars if f"{first}.{slot}" in self._kept}
+            slots = [slot for slot in self._kind.slots if f"{first}.{slot}" in self._kept]
+            if scalars or slots:
                 zero.optimizer.state[partition] = {
-                    "step": self._kept[f"{plan.names[0]}.step"].clone(),
-                    **{slot: torch.zeros_like(partition) for slot in MOMENTS},
+                    **{slot: self._kept[name].clone() for slot, name in scalars.items()},
+                    **{slot: torch.zeros_like(partition) for slot in slots},
                 }
         self._link()
         for plan in self._plans:
             for name in plan.names:
                 parameter: Any = self._parameters[name]
-                for slot in (*MOMENTS, "master"):
+                for slot in (*self._kind.slots, MASTER):
                     value = self._kept.pop(f"{name}.{slot}", None)
                     if value is not None:
-                        parameter.set_full_hp_param(value.to(parameter.device), None if slot == "master" else slot)
-                self._kept.pop(f"{name}.step", None)
+                        parameter.set_full_hp_param(value.to(parameter.device), None if slot == MASTER else slot)
+                for slot in self._kind.scalars:
+                    self._kept.pop(f"{name}.{slot}", None)
 
 
 def _deepspeed(device: str) -> Any:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.catalog.losses import COEFFICIENT, LOSSES
+from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.uses import Names, Uses
-from orchestrator.spec.identity import DERIVED, NEUTRAL
+from orchestrator.spec.identity import DERIVED, NEUTRAL, parameters_of
 from orchestrator.spec.model import ModelSpec
 
 DEFAULT_SUITES = ("lm", "reasoning", "efficiency")
@@ -187,6 +188,10 @@ class TrainSpec:
     """Dropout inside the experts."""
     balance: BalanceSpec = field(default_factory=BalanceSpec)
     """Losses and updates that keep the experts' load even."""
+    optimizer: str = field(default="adamw", metadata=NEUTRAL)
+    """The optimizer, ours or one of an installed package."""
+    optimizer_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("optimizer"))
+    """Parameters of an optimizer that has its own, by name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ import dataclasses
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 from orchestrator.catalog.uses import Parametrised, Uses, Values
 from orchestrator.errors import MoegridError, did_you_mean
-from orchestrator.spec.fields import Field, Path, field_paths
+from orchestrator.spec.fields import Field, Path, field_paths, is_parameter
 from orchestrator.spec.problems import Mistake, brief
 from orchestrator.spec.rules import NOT_NEGATIVE
 
@@ -60,6 +61,8 @@ def field_at(path: Path) -> Field:
     """Return the field at `path`, also below a declaration's name. Raises Mistake."""
     if path in field_paths():
         return field_paths()[path]
+    if is_parameter(path):
+        return Field(field_paths()[path[:-1]].owner, path[-1], Any, None)  # typed with its kind
     found = opened(path)
     if found is None:
         raise Mistake(f"{'.'.join(path)!r} is not a field of a cell")

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from orchestrator.catalog.parameters import Parameters
 from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import BalanceSpec, Cell, Seeds, TrainSpec
 from orchestrator.spec.declared import field_at, opened
-from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of
+from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of, is_parameter
 from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.parameters import default_of
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.schedule import parse_freeze
 from orchestrator.spec.vocabulary import meaning
@@ -63,11 +65,14 @@ class Factor:
             moe = cell.model.moe
             return f"{moe.top_k}/{moe.num_experts}" + (f"+{moe.shared_experts}" if moe.shared_experts else "")
         value: Any = cell
+        section: Any = None
         for name in self.paths[0]:
+            if isinstance(value, Parameters):
+                return value.get(name, default_of(section, self.paths[0][-2], name))
             if isinstance(value, Mapping):
                 value = value.get(name)
             else:
-                value = None if value is None else getattr(value, name)
+                section, value = value, None if value is None else getattr(value, name)
         return value
 
 
@@ -146,7 +151,9 @@ def find_factor(name: str, phase: str, plain_seed: str) -> Factor:
     if reason:
         raise Mistake(f"{name!r} cannot be a factor: {reason}", "put it under set:, evaluate: or at:")
     path = tuple(name.split("."))
-    if path in field_paths() and field_paths()[path].registry is None:
+    if path[0] in names and is_parameter(long := (*names[path[0]][0], *path[1:])):
+        path = long  # optimizer_parameters.momentum
+    if is_parameter(path) or (path in field_paths() and field_paths()[path].registry is None):
         return Factor(name, (path,))
     long = (*open_fields(phase).get(path[0], path[:1]), *path[1:])
     if (found := opened(long)) is not None:
@@ -172,6 +179,8 @@ def not_factors(name: str) -> str:
 
 def replace_path(value: Any, path: Path, new: Any) -> Any:
     """Return the frozen dataclass `value` with the field at `path` replaced; mappings inside are made as needed."""
+    if isinstance(value, Parameters):
+        return value.replaced(path[0], new)
     if isinstance(value, Mapping):
         inner = new if len(path) == 1 else replace_path(value.get(path[0], {}), path[1:], new)
         return {**value, path[0]: inner}

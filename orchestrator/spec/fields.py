@@ -6,11 +6,12 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.uses import Names
 from orchestrator.spec.cell import Cell, TrainSpec
 from orchestrator.spec.problems import Mistake, brief
@@ -120,6 +121,12 @@ def field_paths() -> dict[Path, Field]:
     return found
 
 
+def is_parameter(path: Path) -> bool:
+    """Return whether `path` is one parameter of a kind (`finetune.optimizer_parameters.momentum`)."""
+    above = field_paths().get(path[:-1])
+    return above is not None and above.hint is Parameters
+
+
 def type_name(hint: Any) -> str:
     """Return a type hint in a person's words."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -136,6 +143,12 @@ def type_name(hint: Any) -> str:
 def typed(hint: Any, value: Any) -> Any:
     """Return the JSON value `value` as the scalar or tuple type `hint`; 1 passes for 1.0. Raises Mistake."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value  # its kind types it (orchestrator.spec.parameters)
+    if hint is Parameters:
+        if not isinstance(value, Mapping) or any(isinstance(item, Mapping) for item in value.values()):
+            raise Mistake(f"must be a mapping of parameters, not {brief(value)}", "write {NAME: value}")
+        return Parameters(value)
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None

@@ -27,6 +27,13 @@ KIND_VERSIONS: dict[str, int] = {
     "judge": 1,
 }
 NEUTRAL: Mapping[str, bool] = MappingProxyType({"neutral": True})
+
+
+def parameters_of(kind: str) -> Mapping[str, Any]:
+    """Return the metadata of a field that holds the parameters of the kind which the field `kind` names."""
+    return MappingProxyType({**NEUTRAL, "of": kind})
+
+
 # A field that the plan fills in for the node to check: no field of a grid, and in no key.
 DERIVED: Mapping[str, bool] = MappingProxyType({"derived": True})
 

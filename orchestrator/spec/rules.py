@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.catalog.losses import LOAD_VARIANTS
-from orchestrator.errors import did_you_mean
+from orchestrator.catalog.optimizers import OPTIMIZERS
+from orchestrator.errors import MoegridError, did_you_mean
+from orchestrator.registry import Registry
 from orchestrator.spec.cell import SUITES
 from orchestrator.spec.engines import ENGINES, REFUSED
 from orchestrator.spec.model import BACKBONES, CHOICES, PRESETS, UPCYCLES
@@ -18,13 +20,17 @@ from orchestrator.spec.tasks import TASKS
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a value may be, beyond its type. `above` is an exclusive lower bound; `refused` says why of a near miss."""
+    """What a value may be, beyond its type. `above` is an exclusive lower bound; `refused` says why of a near miss.
+
+    `names` are those of a registry: ours, and those that an installed package or a plugin file provides.
+    """
 
     low: float | None = None
     high: float | None = None
     above: float | None = None
     choices: tuple[Any, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
+    names: Registry[Any] | None = None
 
     def check(self, value: Any) -> None:
         """Raise Mistake when `value` breaks the rule."""
@@ -32,12 +38,22 @@ class Rule:
             raise Mistake(f"{value!r} is not offered: {self.refused[value]}", f"one of {', '.join(self.choices)}")
         if self.choices and value not in self.choices:
             raise Mistake(f"must be one of {', '.join(map(repr, self.choices))}, not {value!r}", self._near(value))
+        if self.names is not None:
+            self._named(self.names, value)
         if self.low is not None and value < self.low:
             raise Mistake(f"must be at least {self.low:g}, not {value:g}")
         if self.above is not None and value <= self.above:
             raise Mistake(f"must be above {self.above:g}, not {value:g}")
         if self.high is not None and value > self.high:
             raise Mistake(f"must be at most {self.high:g}, not {value:g}")
+
+    def _named(self, names: Registry[Any], value: Any) -> None:
+        try:
+            found = names.find(value)
+        except MoegridError as error:  # its package is broken, or two provide it
+            raise Mistake(": ".join(filter(None, (error.error, error.cause))), error.hint) from error
+        if found is None:
+            raise Mistake(f"must be one of {', '.join(map(repr, names.names()))}, not {value!r}", names.near(value))
 
     def _near(self, value: object) -> str:
         hint = did_you_mean(value, self.choices)
@@ -88,6 +104,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "precision": one_of("fp32", "bf16", "mixed"),
         "loss": one_of("all", "response"),
         "expert_dropout": Rule(low=0, high=0.9),
+        "optimizer": Rule(names=OPTIMIZERS),
     },
     "TaskSpec": {
         "name": one_of(*TASKS),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator import resources
+from orchestrator.catalog.parameters import Parameters
 from orchestrator.spec import cell as cells
 from orchestrator.spec.cell import SUITES, Cell
 from orchestrator.spec.descriptions import descriptions
@@ -190,6 +191,10 @@ def _typed(hint: Any, rule: Rule | None) -> Schema:
     if origin is tuple:
         size = {} if args[-1] is Ellipsis else {"minItems": len(args), "maxItems": len(args)}
         return {"type": "array", "items": _typed(args[0], rule), **size}
+    if rule is not None and rule.names is not None:
+        return {"enum": list(rule.names.names())}
+    if hint is Parameters:
+        return {"type": "object", "description": "parameters of the kind, by name"}
     schema: Schema = {"type": {int: "integer", float: "number", str: "string", bool: "boolean"}[hint]}
     if rule is None:
         return schema

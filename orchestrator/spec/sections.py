@@ -30,6 +30,7 @@ from orchestrator.spec.hub_sets import benchmark_findings, items_findings, layou
 from orchestrator.spec.identity import digest
 from orchestrator.spec.local_data import told
 from orchestrator.spec.model import ModelSpec, resolve_model
+from orchestrator.spec.parameters import typed_parameters
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.sources import anywhere, anywhere_model, examples_of, pin, pin_checkpoint
 from orchestrator.spec.suites import BENCHMARKS, TASKED
@@ -122,6 +123,8 @@ class Sections:
                 findings.append(((name, "source"), mistake.message, mistake.hint))
             return value
         if isinstance(value, TrainSpec):
+            value, wrong_parameters = typed_parameters(value)
+            findings += [((name, *at), message, hint) for at, message, hint in wrong_parameters]
             data = self._pin(value.data, (name, "data", "source"), findings)
             data = dataclasses.replace(data, mix=self._mix(data.mix, (name, "data", "mix", "source"), findings))
             for part, spec in (((), data), (("mix",), examples_of(data.mix))):

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS
+from orchestrator.catalog.optimizers import OPTIMIZERS, READ
 from orchestrator.spec.cell import Cell, EvaluateSpec, Resources, TrainSpec
 from orchestrator.spec.engines import least_processes
 from orchestrator.spec.factors import check_freeze
@@ -122,6 +123,9 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         if asked.nodes * asked.processes < least_processes(engine):
             message = f"engine {engine!r} needs {least_processes(engine)} processes or more in {name}"
             yield ("execution", "engine"), message, "--processes 2, or engine: torch"
+        if engine != "torch" and not OPTIMIZERS.get(train.optimizer).elementwise:
+            message = f"optimizer {train.optimizer!r} updates whole parameters, and engine {engine!r} cuts them"
+            yield (name, "optimizer"), message, "use engine: torch, or another optimizer"
     if cell.model.upcycle and not cell.model.checkpoint:
         message = f"upcycle {cell.model.upcycle!r} without a dense checkpoint to start from"
         yield ("model", "upcycle"), message, "set model.checkpoint"
@@ -148,6 +152,12 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
 
 # A factor without effect: field name -> (does it apply, why not). Asked about a cell's factors, never about the recipe.
 Applies = Callable[[Cell, TrainSpec], bool]
+
+
+def _optimizer_reads(field: str) -> Applies:
+    return lambda _, train: field in OPTIMIZERS.get(train.optimizer).reads
+
+
 MOE_ONLY = "preset 'dense' has no router"
 _TRAIN_RULES: dict[str, tuple[Applies, str]] = {
     "aux_variant": (lambda _, train: train.balance.aux_coef > 0, "aux_coef is 0"),
@@ -168,6 +178,7 @@ _TRAIN_RULES: dict[str, tuple[Applies, str]] = {
         lambda cell, train: train.balance.null_coef == 0 or cell.model.moe.preset == "tc_moe",
         "only preset 'tc_moe' has null experts",
     ),
+    **{name: (_optimizer_reads(name), "the optimizer does not use it") for name in READ},
     "min_lr_ratio": (lambda _, train: train.schedule != "constant", "the schedule is constant"),
     "router_lr": (lambda _, train: not _router_frozen(train), "the router is frozen all the time"),
     "router_lr_ratio": (lambda _, train: not _router_frozen(train), "the router is frozen all the time"),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from orchestrator import registry
 from orchestrator.catalog.losses import BY_FIELD
+from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.columns import DISTURBED, EFFICIENCY, LANGUAGE_MODEL, OF_TOKENS, ROUTING, SIMILARITY
 from orchestrator.spec.model import CHOICES, DEFAULTS, ModelSpec, MoESpec
@@ -73,6 +74,7 @@ def of_training(train: TrainSpec, collaboration_top: int) -> Iterator[str]:
     yield from of_balance(train.balance)
     yield f"loss over {train.loss}"
     yield f"schedule {train.schedule}"
+    yield f"{OPTIMIZERS.word} {train.optimizer}"
     yield f"precision {train.precision}"
     if train.freeze:
         yield f"freeze {train.freeze}"

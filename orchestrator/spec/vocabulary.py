@@ -47,6 +47,7 @@ _MEANT: Mapping[str, tuple[str, str]] = {
     "PHASE.weight_decay": ("wd l2", ""),
     "PHASE.clip": ("max_grad_norm clip_grad gradient_clipping grad_clip gradient_clip_val max_norm clip_grad_norm", ""),
     "PHASE.betas": ("adam_beta1 adam_beta2 beta1 beta2 adam_betas", "[beta1, beta2]"),
+    "PHASE.optimizer": ("optimizer_name optimizer_type optim_type optimiser", "adamw, or one of an installed package"),
     "PHASE.eps": ("adam_epsilon adam_eps epsilon optimizer_eps", ""),
     "PHASE.precision": ("bf16 fp16 dtype torch_dtype mixed_precision param_dtype", "fp32, bf16 or mixed"),
     "PHASE.loss": (
@@ -149,7 +150,7 @@ _MEANT: Mapping[str, tuple[str, str]] = {
     "base": ("recipe extends inherits defaults template", "a recipe: finetune or pretrain"),
     "include": ("import imports includes", ""),
     "set": (
-        "config overrides override training train trainer training_args optimizer optim lm job",
+        "config overrides override training train trainer training_args optim lm job",
         "fields of a cell",
     ),
     "execution.engine": (
@@ -175,10 +176,7 @@ _MEANT: Mapping[str, tuple[str, str]] = {
 _HERE = {word: (place, note) for place, (words, note) in _MEANT.items() for word in words.split()}
 # Fixed here, whatever other tools let one choose.
 _FIXED = {
-    "optimizer_name": "the optimizer is AdamW",
-    "optimizer_type": "the optimizer is AdamW",
-    "optim_type": "the optimizer is AdamW",
-    "momentum": "the optimizer is AdamW: betas",
+    "momentum": "adamw has betas; of another optimizer it is one of optimizer_parameters",
     "per_device_eval_batch_size": "evaluation packs requests by itself: its results do not depend on the batch",
     "eval_batch_size": "evaluation packs requests by itself: its results do not depend on the batch",
     "attention_dropout": "models have no dropout; expert_dropout is that of whole experts",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, TypeVar
 
+from orchestrator.catalog.parameters import Parameters
 from orchestrator.spec import versions
 from orchestrator.spec.cell import DataSpec, GenerationSpec, JudgeSpec, TaskSpec, TokenizerSpec, TrainSpec
 from orchestrator.spec.identity import NEUTRAL, Span, digest, lineage, plain, science_key, state_key, state_keys
@@ -324,6 +325,8 @@ def build(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         hints = _hints(hint)
         return hint(**{name: build(hints[name], item) for name, item in value.items()})
+    if hint is Parameters:
+        return Parameters(value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None:

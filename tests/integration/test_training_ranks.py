@@ -22,6 +22,8 @@ from orchestrator.spec.cell import BalanceSpec, Resources
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Store
+from tests.lion import LION, NAMES
+from tests.packages import found, install
 from tests.training import (
     EXECUTION,
     MODEL,
@@ -104,10 +106,10 @@ def losses(store: Store, works: list[TrainWork]) -> list[float]:
     return [row[name] for row in rows for name in SERIES if name in row]
 
 
-def tensors(store: Store, key: str) -> dict[str, torch.Tensor]:
+def tensors(store: Store, key: str, kind: str = "weights") -> dict[str, torch.Tensor]:
     manifest = store.artifacts.get(key)
     assert manifest is not None
-    names = shard_names(manifest, "weights")
+    names = shard_names(manifest, kind)
     assert len(names) == manifest.numerics["world_size"]
     return dict(Shards(str(store.objects.local_path(manifest.blob(name).path)) for name in names))
 
@@ -200,6 +202,27 @@ def expected_at_first(store: Store, folder: Path) -> tuple[float, list[list[floa
                 losses.append(float((counts / sum(ids[index].numel() for index in turn) * p).sum() * 4 / 2))
     counts_LN = [sum(each[layer].counts for each in routed).tolist() for layer in layers]
     return sum(losses) / len(losses), counts_LN
+
+
+@pytest.mark.parametrize("engine", ["fsdp", pytest.param("deepspeed:2", marks=needs_deepspeed)])
+def test_another_packages_optimizer_freezes_and_resumes(
+    tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = dataclasses.replace(LONG, steps=9, optimizer="lion", weight_decay=0.1, lr=1e-3)
+    works = segments((("", 0, 3), ("router", 3, 6), ("", 6, 9)), train)
+    straight, apart = fresh(tmp_path, "straight"), fresh(tmp_path, "apart")
+    install(tmp_path / "site", "lions", LION, NAMES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    with found(tmp_path / "site", "lions"):
+        run(straight, works, "straight-0", engine)
+        for index, work in enumerate(works):
+            run(apart, [work], f"apart-{index}", engine)
+        assert state_bits(apart, works[-1].key()) == state_bits(straight, works[-1].key())
+        begun, frozen, ended = (tensors(straight, work.key(), "optimizer") for work in works)
+    router = next(name for name in begun if ".router." in name and name.endswith(".momentum"))
+    assert torch.equal(begun[router], frozen[router])
+    assert not torch.equal(frozen[router], ended[router])
+    assert float(ended[router.replace(".momentum", ".taken")]) == 6
 
 
 def test_another_world_size_is_refused_unless_allowed(tmp_path: Path, one_process: list[float]) -> None:
