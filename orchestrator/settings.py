@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import resources
+from orchestrator.catalog.backends import BACKENDS, BackendKind
 from orchestrator.errors import MoegridError, did_you_mean
+from orchestrator.registry import load
 
 if TYPE_CHECKING:
     from orchestrator.backends.base import Backend
+    from orchestrator.spec.problems import Problems
 
-BACKENDS = ("local", "slurm", "ray")
 NO_TRACKER = "none"
 
 
@@ -100,12 +102,11 @@ def load_site(name: str) -> Site:
     if not document.data:
         problems.raise_if_any()
     backend = document.data.get("backend")
-    settings, lists = _settings_type(str(backend or "local"))
-    if backend is not None and settings is None:
-        hint = did_you_mean(backend, BACKENDS, "backends")
-        problems.add(f"backend {backend!r} does not exist", document.place(("backend",)), "backend", hint)
-        problems.raise_if_any()
-    reader = SettingsReader(document, problems, lists)
+    kind = _backend(str(backend or "local"), document.place(("backend",)), problems)
+    problems.raise_if_any()
+    assert kind is not None
+    settings = load(kind.settings, BACKENDS.who(kind.name))
+    reader = SettingsReader(document, problems, kind.lists)
     driving = reader.read(_Driving, frozenset(item.name for item in fields(settings)))
     made = reader.read(settings, frozenset(item.name for item in fields(_Driving)))
     problems.raise_if_any()
@@ -115,41 +116,24 @@ def load_site(name: str) -> Site:
 
 def default_site(backend: str) -> Site:
     """Return the site of a backend with its default settings."""
-    return Site(backend, backend, _settings_type(backend)[0]())
+    return Site(backend, backend, load(BACKENDS.get(backend).settings, BACKENDS.who(backend))())
 
 
-def _settings_type(backend: str) -> tuple[Any, str]:
-    """Return the dataclass of a backend's settings, and who lists them; (None, ...) where there is no such backend."""
-    if backend == "local":
-        from orchestrator.backends import local
-
-        return local.LocalSite, local.LISTS
-    if backend == "slurm":
-        from orchestrator.backends import slurm_script
-
-        return slurm_script.SlurmSite, slurm_script.LISTS
-    if backend == "ray":
-        from orchestrator.backends import ray
-
-        return ray.RaySite, ray.LISTS
-    return None, ""
+def _backend(name: str, place: str, problems: Problems) -> BackendKind | None:
+    """Return the declaration of a site's backend; what is wrong with it goes to `problems`."""
+    try:
+        if (kind := BACKENDS.find(name)) is not None:
+            return kind
+        problems.add(f"backend {name!r} does not exist", place, "backend", BACKENDS.hint(name))
+    except MoegridError as error:  # its package is broken, or two provide it
+        problems.add(": ".join(filter(None, (error.error, error.cause))), place, "backend", error.hint)
+    return None
 
 
 def open_backend(site: Site, store: str = "") -> Backend:
     """Return the backend of a site for jobs of the store with this URL."""
-    if site.backend == "slurm":
-        from orchestrator.backends.slurm import SlurmBackend
-
-        return SlurmBackend(site.settings)
-    if site.backend == "ray":
-        from orchestrator.backends.ray import RayBackend
-
-        return RayBackend(site.settings)
-    from orchestrator.backends.local import Budget, LocalBackend
-
-    given = site.settings
-    budget = Budget.of_machine(cores=given.cores, memory_gb=given.memory_gb, gpus=given.gpus)
-    return LocalBackend(budget=budget, store=store)
+    opened: Backend = load(BACKENDS.get(site.backend).code, BACKENDS.who(site.backend))(site.settings, store)
+    return opened
 
 
 def module_environment() -> dict[str, str]:

@@ -6,13 +6,17 @@ another driver, started later, could not ask the scheduler for again by the batc
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
-from orchestrator.spec.cell import Resources
+from orchestrator.resources import ROOT
+from orchestrator.spec.cell import THREADS, Resources
+from orchestrator.spec.launchers import outside
 
 # Settings of a site file that are the driver's business, not the backend's.
 DRIVER_KEYS = frozenset({"backend", "tick_seconds", "lease_seconds"})
@@ -85,6 +89,32 @@ class JobState:
     reason: str = ""
     host: str = ""
     max_rss_gb: float = 0.0
+
+
+def node_arguments(batch: Batch, job: Job) -> tuple[str, ...]:
+    """Return what `python -m jobs.run` is told: which job of which batch in which store it is."""
+    return ("--store", batch.store, "--batch", batch.name, "--job", str(job.index))
+
+
+def node_command(batch: Batch, job: Job, python: str = sys.executable) -> tuple[str, ...]:
+    """Return the command of a job: started once, it starts the other processes of its node itself.
+
+    Exit code 0: done. SIGTERM lets it save its state and stop.
+    """
+    return (python, "-m", "jobs.run", *node_arguments(batch, job))
+
+
+def node_environment(job: Job) -> dict[str, str]:
+    """Return the environment of a job on a machine like this one; that of its batch comes on top."""
+    environment = outside(os.environ)
+    inherited = environment.get("PYTHONPATH", "")
+    return {
+        **environment,
+        **dict.fromkeys(THREADS, str(job.resources.cores)),
+        "PYTHONPATH": os.pathsep.join(part for part in (str(ROOT), inherited) if part),
+        "PYTHONSAFEPATH": "1",  # a folder named jobs where the user stands is not ours
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 class Backend(Protocol):

@@ -31,18 +31,17 @@ from orchestrator.backends.base import (
     Job,
     JobState,
     SchedulerUnreachable,
+    node_arguments,
+    node_environment,
 )
 from orchestrator.errors import MoegridError
-from orchestrator.resources import ROOT
-from orchestrator.spec.cell import THREADS, Resources
-from orchestrator.spec.launchers import outside
+from orchestrator.spec.cell import Resources
 
 # The shell leaves its process id (the job's own: exec keeps it) before anything else can happen.
 _LAUNCH = (
     'record=$1; shift; { cat /proc/$$/stat 2>/dev/null || echo "$$"; } > "$record.tmp" '
     '&& mv "$record.tmp" "$record" && exec "$@"'
 )
-LISTS = "infra/sites/local.yaml lists and explains the settings: cores, memory_gb, gpus"
 _STARTING_SECONDS = 10.0
 _KEEP_SECONDS = 7 * 86400.0
 _SUFFIXES = (".log", ".exit", ".pid", ".json")
@@ -226,18 +225,11 @@ class LocalBackend:
         return self._handle(record, child.pid, host.start_time(child.pid))
 
     def _command(self, batch: Batch, job: Job) -> list[str]:
-        return [*self._program, "--store", batch.store, "--batch", batch.name, "--job", str(job.index)]
+        return [*self._program, *node_arguments(batch, job)]
 
     def _environment(self, batch: Batch, job: Job, gpus: Sequence[int]) -> dict[str, str]:
-        environment = outside(os.environ)
-        environment.update(dict.fromkeys(THREADS, str(job.resources.cores)))
-        inherited = environment.get("PYTHONPATH", "")
-        environment["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), inherited) if part)
-        environment["PYTHONSAFEPATH"] = "1"  # a folder named jobs where the user stands is not ours
-        environment["PYTHONUNBUFFERED"] = "1"
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in gpus)
-        environment.update(batch.environment)
-        return environment
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(str(gpu) for gpu in gpus)}
+        return {**node_environment(job), **visible, **batch.environment}
 
     def _free_gpus(self, count: int) -> list[int]:
         if not count:
@@ -325,3 +317,9 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value))
     temporary.replace(path)
+
+
+def open_site(settings: LocalSite, store: str) -> LocalBackend:
+    """Return the backend of a site for jobs of the store with this URL."""
+    budget = Budget.of_machine(cores=settings.cores, memory_gb=settings.memory_gb, gpus=settings.gpus)
+    return LocalBackend(budget=budget, store=store)

@@ -34,15 +34,17 @@ from orchestrator.backends.base import (
     Job,
     JobState,
     SchedulerUnreachable,
+    node_arguments,
 )
 from orchestrator.backends.processes import NodeJob, Processes, ending, free_place, patience
+from orchestrator.catalog.backends import BACKENDS
 from orchestrator.errors import MoegridError
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.site_fields import settings_of, variables
 
 NAMESPACE = "moegrid"
-LISTS = "infra/sites/ray.yaml lists and explains the settings"
+LISTS = BACKENDS.get("ray").lists
 # Seconds for an answer of an actor that is known to run, and of one that may still wait for its resources.
 ANSWER_SECONDS, FIRST_ANSWER_SECONDS = 20.0, 0.5
 LOG_BYTES = 1 << 20
@@ -221,7 +223,7 @@ class RayBackend:
         group = ray.util.placement_group(
             [bundle] * resources.nodes, strategy="SPREAD", name=job.attempt, lifetime="detached"
         )
-        command = (*self._program, "--store", batch.store, "--batch", batch.name, "--job", str(job.index))
+        command = (*self._program, *node_arguments(batch, job))
         passed = {
             name: value
             for name, value in os.environ.items()
@@ -357,3 +359,8 @@ def _connect(ray: Any, address: str) -> None:
 def _is_ray(handle: Handle) -> bool:
     """Is this one of our handles, or that of a cell which was begun at another site?"""
     return "ray" in handle.details
+
+
+def open_site(settings: RaySite, store: str) -> RayBackend:
+    """Return the backend of a site."""
+    return RayBackend(settings)

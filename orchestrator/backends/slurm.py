@@ -326,3 +326,8 @@ def _mine(found: Mapping[tuple[str, int], Record], handle: Handle) -> Record | N
 
 def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
+
+
+def open_site(settings: SlurmSite, store: str) -> SlurmBackend:
+    """Return the backend of a site."""
+    return SlurmBackend(settings)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.backends.base import DRIVER_KEYS, Batch
+from orchestrator.catalog.backends import BACKENDS
 from orchestrator.errors import MoegridError
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import THREADS, Resources
@@ -42,7 +43,7 @@ exit $status
 
 # Options of sbatch by which jobs are submitted and found again.
 OWN_OPTIONS = frozenset({"array", "job-name", "parsable", "test-only", "wrap"})
-LISTS = "infra/sites/slurm.yaml lists and explains the settings"
+LISTS = BACKENDS.get("slurm").lists
 
 
 @dataclass(frozen=True, slots=True)

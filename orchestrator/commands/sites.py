@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.backends.base import Backend, Handle
+from orchestrator.catalog.backends import BACKENDS
 from orchestrator.errors import MoegridError
-from orchestrator.settings import BACKENDS, Site, default_site, load_site, open_backend
+from orchestrator.settings import Site, default_site, load_site, open_backend
 
 # A detail that a backend's own handles have.
 _MARKS = {"ray": "ray", "name": "slurm", "pid": "local"}

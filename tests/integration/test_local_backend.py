@@ -14,7 +14,8 @@ import pytest
 
 from orchestrator.backends import host
 from orchestrator.backends.base import ABSENT, ELSEWHERE, ENDED, RUNNING, Batch, Handle, Job, JobState
-from orchestrator.backends.local import ROOT, Budget, LocalBackend
+from orchestrator.backends.local import Budget, LocalBackend
+from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Resources
 
 JOB = """
