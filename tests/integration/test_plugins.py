@@ -1,57 +1,89 @@
-"""A grid with a plugin file, run as a user runs it: its content is in the keys, its text on the node."""
+"""A grid with a plugin file, run as a user runs it: its content is in the keys, its text on the nodes."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pytest
+
 from orchestrator.store import Store
+from tests.lab_slurm import SlurmLab
 from tests.small_grid import GRID, made_up_text, moegrid
 
-# A kind of its own, whose name every model of the grid uses.
 PLUGIN = """
-from dataclasses import dataclass
-from orchestrator.registry import REGISTRIES, Registry
+import torch
+from orchestrator.catalog.losses import LossKind
 
-@dataclass(frozen=True)
-class Shape:
-    name: str
+TILT = LossKind("tilt", code="./tilt.py:tilt")
 
-SHAPES = REGISTRIES.get("shapes") or Registry("shapes", "backbone", Shape, {})
-KIND = SHAPES.kind
-OLMOE = KIND("olmoe")
+def tilt(routing):
+    return routing.scores[..., 0].mean()
 """
 
 
-def test_a_grid_with_a_plugin_file_runs_on_nodes_that_have_only_its_submission(tmp_path: Path) -> None:
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """Two cells, the second of which fine-tunes with the loss of a plugin file."""
     made_up_text(tmp_path)
-    grid, store = tmp_path / "small.yaml", tmp_path / "store"
-    grid.write_text(GRID.format(at="[1.0]", folder=tmp_path))
-    words = ("--store", str(store), "--tracking", "none", "factors.freeze=[none]")
-    plain = json.loads(moegrid("plan", str(grid), *words, "--json"))
-    assert plain["plugins"] == []
-
+    text = GRID.format(at="[1.0]", folder=tmp_path)
+    text = text.replace("{freeze: [none, none->router]}", "{losses.tilt: [0, 0.5]}")
+    text = text.replace("baseline: {freeze: none}", "plugins: [mine/tilt.py]")
+    assert "losses.tilt" in text
+    assert "plugins" in text
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "shapes.py").write_text(PLUGIN)
-    grid.write_text(f"plugins: [mine/shapes.py]\n{grid.read_text()}")
-    shown = "".join(use["shown"] for use in json.loads(moegrid("plan", str(grid), *words, "--json"))["plugins"])
-    assert shown.startswith("shapes.py ")
-    assert "(shapes: olmoe)" in shown
-    moegrid("run", str(grid), *words)
+    (tmp_path / "mine" / "tilt.py").write_text(PLUGIN)
+    (tmp_path / "small.yaml").write_text(text)
+    return tmp_path / "small.yaml"
 
-    opened = Store.peek(str(store))
-    manifests = opened.artifacts.many(opened.artifacts.keys())
-    use = {"init", "train", "evaluate"}
-    for manifest in manifests.values():
-        told = manifest.provenance.get("plugins", [])
-        assert [one["provider"] for one in told] == (["shapes.py"] if manifest.kind in use else [])
-    assert json.loads(moegrid("plan", str(grid), *words, "--json"))["actions"]["run"] == 0
 
-    (tmp_path / "mine" / "shapes.py").write_text(PLUGIN + "# another version\n")
-    again = json.loads(moegrid("plan", str(grid), *words, "--json"))
-    prepared = sum(manifest.kind not in use for manifest in manifests.values())
-    stages = sum(plain["actions"].values())
-    assert again["actions"] == {"run": stages - prepared, "resume": 0, "done": prepared, "blocked": 0}
+def words(grid: Path, *more: str) -> tuple[str, ...]:
+    return (str(grid), "--store", str(grid.parent / "store"), "--tracking", "none", *more)
 
-    (tmp_path / "mine" / "shapes.py").unlink()
-    moegrid("plan", str(grid), *words, code=2)
+
+def providers(grid: Path) -> dict[str, list[list[str]]]:
+    """Return kind of artifact -> the providers that each of them names, without states in between."""
+    opened = Store.peek(str(grid.parent / "store"))
+    told: dict[str, list[list[str]]] = {}
+    for manifest in opened.artifacts.many(opened.artifacts.keys()).values():
+        if manifest.info.get("phase") != "finetune" or manifest.info["step"] == 8:
+            named = [use["provider"] for use in manifest.provenance.get("plugins", [])]
+            told.setdefault(manifest.kind, []).append(named)
+    return {kind: sorted(named) for kind, named in told.items()}
+
+
+def actions(grid: Path) -> dict[str, int]:
+    found: dict[str, int] = json.loads(moegrid("plan", *words(grid), "--json"))["actions"]
+    return found
+
+
+def test_a_loss_of_a_plugin_file_trains_on_nodes_that_have_only_its_submission(grid: Path) -> None:
+    (use,) = json.loads(moegrid("plan", *words(grid), "--json"))["plugins"]
+    assert use["shown"].startswith("tilt.py ")
+    assert use["names"] == {"losses": ["tilt"]}
+    moegrid("run", *words(grid, "--processes", "2"))
+    told = providers(grid)
+    assert told["train"].count(["tilt.py"]) == 1, "the cell without the loss, and what both share, use nothing of it"
+    assert told["train"].count([]) >= 2
+    assert {tuple(named) for kind in told.keys() - {"train"} for [*named] in told[kind]} == {()}
+    rows = json.loads(moegrid("table", *words(grid, "--format", "json")))
+    assert [row["plugins"].split(" ")[0] for row in rows] == ["", "tilt.py"]
+    before = actions(grid)
+    assert before["run"] == 0
+
+    (grid.parent / "mine" / "tilt.py").write_text(PLUGIN + "# another version\n")
+    after = actions(grid)
+    assert after["run"] == 2, "the training and the evaluation of one cell"
+    assert after["done"] == before["done"] - 2
+
+    (grid.parent / "mine" / "tilt.py").unlink()
+    moegrid("plan", *words(grid), code=2)
+
+
+def test_a_plugin_file_reaches_the_nodes_of_a_slurm_cluster(
+    slurm_lab: SlurmLab, grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOEGRID_SLURM_LOGS", str(tmp_path / "logs"))
+    grid.write_text(grid.read_text().replace("[0, 0.5]", "[0.5]"))
+    moegrid("run", *words(grid, "--site", "slurm", "--no-report"))
+    assert providers(grid)["train"].count(["tilt.py"]) == 1
