@@ -51,7 +51,7 @@ def run(context: StageContext, work: EvaluateWork) -> None:
         asked = prepare(context, work, lm, work.limit)
         with torch.inference_mode():
             changed = disturbed(model, lm, asked, {task.name: task.metric for task in work.tasks})
-    collector = Collector(SAMPLE_TOKENS)
+    collector = Collector(SAMPLE_TOKENS, work.metrics)
     with torch.inference_mode():
         for number, (name, batches) in enumerate(sets.items()):
             for batch in batches:

@@ -34,8 +34,8 @@ class RoutingTotals:
         self.pairs_LNN: Ints = np.zeros((num_layers, num_experts, num_experts), dtype=np.int64)
         self.scores_LN: Floats = np.zeros((num_layers, num_ids or num_experts))
         self.tokens_L: Ints = np.zeros(num_layers, dtype=np.int64)
-        self._margins = _Means(num_layers)
-        self._entropies = _Means(num_layers)
+        self._margins = Means(num_layers)
+        self._entropies = Means(num_layers)
 
     def update(
         self,
@@ -100,7 +100,7 @@ class RoutingTotals:
         return least_used(self.counts_LN)
 
 
-class _Means:
+class Means:
     """A mean per layer, kept as a sum and a number."""
 
     def __init__(self, num_layers: int) -> None:

@@ -6,6 +6,7 @@ Everything is streamed: memory depends on layers and experts, never on the numbe
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from jobs.probe.accumulate import RoutingTotals
 from jobs.probe.metrics import Floats, distribution_distance_L, in_range
+from jobs.probe.outside import Outside
 from jobs.probe.sets import TokenBatch, routings_of
+from orchestrator.catalog.uses import Uses
 
 if TYPE_CHECKING:
     from jobs.models.backbones import CausalLM
@@ -26,10 +29,11 @@ SAMPLE_TOKENS = 4096
 
 
 class Collector:
-    """Sums up the routing records of named token sets."""
+    """Sums up the routing records of named token sets; `asked` are metrics of other packages."""
 
-    def __init__(self, sample: int = 0) -> None:
+    def __init__(self, sample: int = 0, asked: Uses = MappingProxyType({})) -> None:
         self.totals: dict[str, RoutingTotals] = {}
+        self._outside = Outside(asked)
         self.null_slots: dict[str, list[int]] = {}
         self._sample = sample
         self._samples: list[NDArray[np.int16]] = []
@@ -47,6 +51,7 @@ class Collector:
             experts = _numpy(routing.expert_indices())
             ids = experts if routing.physical is None else _numpy(routing.indices)
             mask = _numpy(routing.mask)
+            self._outside.observe(name, layer, len(routings), routing)
             totals.update(
                 layer,
                 experts,
@@ -92,7 +97,7 @@ class Collector:
         }
         if totals.scores_LN.shape[1] > 1:
             found["router_margin"] = totals.router_margin_L()
-        return found
+        return found | self._outside.per_layer(name, totals)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays of `probe.npz` that come from routing records."""
@@ -109,9 +114,14 @@ class Collector:
 
 
 @torch.inference_mode()
-def probe(model: CausalLM, sets: Mapping[str, Iterable[TokenBatch]], sample: int = SAMPLE_TOKENS) -> Collector:
+def probe(
+    model: CausalLM,
+    sets: Mapping[str, Iterable[TokenBatch]],
+    sample: int = SAMPLE_TOKENS,
+    asked: Uses = MappingProxyType({}),
+) -> Collector:
     """Return what `model` does with every token set; one forward pass a batch, without the head."""
-    collector = Collector(sample)
+    collector = Collector(sample, asked)
     for name, batches in sets.items():
         for batch in batches:
             collector.observe(name, routings_of(model, batch))

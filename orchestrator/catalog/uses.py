@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from orchestrator.catalog.parameters import Parametrised
 from orchestrator.registry import Registry
 
 Values = Mapping[str, Any]  # parameters of one declaration, with the types of its dataclass
@@ -12,16 +13,10 @@ Uses = Mapping[str, Values]  # by the declaration's name
 Names = Registry[Any]
 
 
-class Parametrised(Protocol):
-    """A declaration that a grid gives parameters: the fields of its frozen dataclass, None for none."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def parameters(self) -> type | None: ...
+class Used(Parametrised, Protocol):
+    """A declaration that a cell names below a field of its kind, where ours are not named."""
 
     @property
     def how(self) -> str:
-        """How a grid uses one of ours, which is not named as those of other packages are."""
+        """How a grid uses one of ours instead."""
         ...

@@ -37,7 +37,7 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
     tasks = tuple(dataclasses.replace(task, source="", revision="", digest="") for task in spec.tasks)
     if suite == PROBE_SUITE:
         text = dataclasses.replace(common, tokens=tokens, val_tokens=spec.val_tokens, seed=cell.seed.eval)
-        return dataclasses.replace(text, items=items, tasks=tasks, limit=spec.efficiency_limit)
+        return dataclasses.replace(text, items=items, tasks=tasks, limit=spec.efficiency_limit, metrics=spec.metrics)
     tasked = dataclasses.replace(common, items=items, tasks=tasks, shots=spec.shots, seed=cell.seed.eval)
     if suite == EFFICIENCY_SUITE:
         return dataclasses.replace(tasked, limit=spec.efficiency_limit, routing_seeds=spec.routing_seeds)

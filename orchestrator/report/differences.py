@@ -4,33 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from orchestrator.catalog.metrics import METRICS, known
 from orchestrator.report.collect import CellResult, Results, Setting
 from orchestrator.report.statistics import Comparison, compare, correct, item_bootstrap, uninformative
 from orchestrator.spec.suites import directions, item_scores
 
-LOWER_IS_BETTER = ("val_loss", "bits_per_byte", "answer_bpb", "perplexity", "ppl", "train_loss")
-HIGHER_IS_BETTER = (
-    "acc",
-    "acc_norm",
-    "reasoning_avg",
-    "load_balance",
-    "capacity",
-    "specialization",
-    "capacity_bpb",
-    "specialization_bpb",
-    "collaboration",
-)
 BENCHMARKS = directions()
 # A router that sees later tokens makes these meaningless as a measure of a language model.
-LANGUAGE_MODEL_METRICS = ("val_loss", "bits_per_byte", "perplexity", "ppl")
+LANGUAGE_MODEL_METRICS = tuple(kind.name for kind in METRICS.builtins.values() if kind.leaks)
 
 
 def direction(metric: str) -> int:
     """Return -1 where lower is better, 1 where higher is, 0 where neither is known."""
     name = metric.rsplit("/", 1)[-1]
-    if name in LOWER_IS_BETTER:
-        return -1
-    return 1 if name in HIGHER_IS_BETTER else BENCHMARKS.get(name, 0)
+    ours = METRICS.builtins.get(name)
+    if ours is not None and ours.better:
+        return ours.better
+    if ours is not None or name in BENCHMARKS:
+        return BENCHMARKS.get(name, 0)
+    kind = known(name)
+    return 0 if kind is None else kind.better
 
 
 def to_baseline(results: Results, metrics: Sequence[str]) -> dict[tuple[str, str], Comparison]:

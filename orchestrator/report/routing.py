@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.catalog.metrics import METRICS, describe
 from orchestrator.errors import CorruptBlob
 from orchestrator.report import plots
 from orchestrator.report.collect import CellResult, Results
@@ -116,7 +117,7 @@ def _by_layer(arrays: Arrays) -> list[str]:
     """Return maps of the metrics by token set (rows) and layer (columns)."""
     sets = [name.removesuffix(".counts") for name in arrays if name.endswith(".counts")]
     figures = []
-    for metric, label in BY_LAYER.items():
+    for metric, label in (BY_LAYER | _of_packages(arrays)).items():
         values: dict[tuple[int, int], float] = {}
         rows = [name for name in sets if metric != "routing_distance" or name != HELDOUT]
         for row, name in enumerate(rows):
@@ -126,6 +127,13 @@ def _by_layer(arrays: Arrays) -> list[str]:
             layers = [str(layer) for layer in range(1 + max(layer for _, layer in values))]
             figures.append(plots.heatmap(rows, layers, values, label=f"{label}, by layer", text=lambda v: f"{v:.2f}"))
     return figures
+
+
+def _of_packages(arrays: Arrays) -> dict[str, str]:
+    """Return the metrics of other packages that the arrays hold by layer, with what they say of themselves."""
+    own = {name.removeprefix(f"{HELDOUT}."): array for name, array in arrays.items() if name.startswith(f"{HELDOUT}.")}
+    names = (name for name, array in own.items() if array.ndim == 1 and name not in METRICS.builtins)
+    return {name: describe(name) for name in names}
 
 
 def _layers(arrays: Arrays, name: str, metric: str) -> NDArray[Any]:

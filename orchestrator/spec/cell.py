@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.catalog.losses import COEFFICIENT, LOSSES
+from orchestrator.catalog.metrics import METRICS
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.uses import Names, Uses
 from orchestrator.spec.identity import DERIVED, NEUTRAL, parameters_of
@@ -318,6 +319,8 @@ class EvaluateSpec:
     """Who scores responses."""
     dola: str = field(default="", metadata=NEUTRAL)
     """Contrast of layers (DoLa): "" = off, `low`, `high`, or layers such as `0,2,4`."""
+    metrics: Uses = field(default_factory=dict, hash=False, metadata=named_in(METRICS))
+    """Routing metrics of other packages that the suite `probe` computes as well."""
 
 
 @dataclass(frozen=True, slots=True)

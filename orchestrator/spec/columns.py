@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cache
 
+from orchestrator.catalog.metrics import DISTURBED, EFFICIENCY, LANGUAGE_MODEL, OF_TOKENS, ROUTING, SIMILARITY
 from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import SUITES, Cell, EvaluateSpec, JudgeSpec
 from orchestrator.spec.suites import BENCHMARKS, COLUMNS, JUDGES, SAFETY_SETS, Use, uses
@@ -16,18 +17,6 @@ from orchestrator.spec.tasks import TASKS
 
 # Tasks for which lm-eval reports accuracy by characters too.
 NORMALISED = frozenset({"hellaswag", "arc_easy", "arc_challenge", "piqa", "openbookqa", "sciq"})
-LANGUAGE_MODEL = ("val_loss", "bits_per_byte")
-EFFICIENCY = ("load_balance", "collaboration", "capacity", "specialization", "capacity_bpb", "specialization_bpb")
-ROUTING = (
-    "probe_load_balance",
-    "probe_collaboration",
-    "expert_allocation_entropy",
-    "expert_weight_entropy",
-    "router_margin",
-)
-OF_TOKENS = ("routing_distance", "null_share")
-DISTURBED = ("drop_top1", "drop_top12", "temperature_1", "temperature_0.1", "temperature_10")
-SIMILARITY = ("expert_weight_similarity", "expert_output_similarity")
 GENERATED = ("nq_open",)  # answers that are generated have no likelihood
 
 
@@ -54,8 +43,9 @@ def suite_columns(evaluate: EvaluateSpec, suite: str) -> frozenset[str]:
         return frozenset(EFFICIENCY)
     if suite == "probe":
         disturbed = DISTURBED if names else ()
-        own = {f"{task}/{name}" for task in names for name in (*ROUTING, *DISTURBED, *OF_TOKENS)}
-        return frozenset({*ROUTING, "null_share", *SIMILARITY, *disturbed, *own})
+        routing = (*ROUTING, *evaluate.metrics)
+        own = {f"{task}/{name}" for task in names for name in (*routing, *DISTURBED, *OF_TOKENS)}
+        return frozenset({*routing, "null_share", *SIMILARITY, *disturbed, *own})
     found: set[str] = set()
     for use in uses(evaluate, suite):
         found |= set(_judged(evaluate, suite) if suite in ("safety", "over_refusal") else _benchmark(use))

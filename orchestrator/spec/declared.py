@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from orchestrator.catalog.uses import Parametrised, Uses, Values
+from orchestrator.catalog.uses import Used, Uses, Values
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.spec.fields import Field, Path, field_paths, is_parameter
 from orchestrator.spec.problems import Mistake, brief
@@ -21,12 +21,12 @@ from orchestrator.spec.rules import NOT_NEGATIVE
 Report = Callable[[Path, str, str], None]  # path, message, hint
 
 
-def kind_of(field: Field, name: str) -> Parametrised:
+def kind_of(field: Field, name: str) -> Used:
     """Return the declaration called `name` that `field` may hold. Raises Mistake."""
     registry = field.registry
     assert registry is not None
     try:
-        kind: Parametrised | None = registry.find(name)
+        kind: Used | None = registry.find(name)
     except MoegridError as error:
         raise Mistake("; ".join(filter(None, (error.error, error.cause))), error.hint) from None
     if kind is None:
@@ -36,7 +36,7 @@ def kind_of(field: Field, name: str) -> Parametrised:
     return kind
 
 
-def parameters_of(field: Field, kind: Parametrised) -> dict[str, Field]:
+def parameters_of(field: Field, kind: Used) -> dict[str, Field]:
     """Return what may be written below the name of `kind` in `field`."""
     main = {field.main: Field(type(kind), field.main, float, NOT_NEGATIVE)} if field.main else {}
     return main | (_fields(kind.parameters) if kind.parameters is not None else {})

@@ -35,6 +35,7 @@ _NOT_FACTORS = {
     "evaluate.suites": "it is the grid's own `evaluate`",
     "evaluate.tasks": "cells of one grid are measured alike",
     "evaluate.judges": "cells of one grid are judged alike",
+    "evaluate.metrics": "cells of one grid are measured alike",
 }
 
 Assignments = tuple[tuple[Path, Any], ...]
@@ -147,15 +148,15 @@ def find_factor(name: str, phase: str, plain_seed: str) -> Factor:
     names = short_names(phase, plain_seed)
     if name in names:
         return Factor(name, names[name])
-    reason = not_factors(name)
+    path = tuple(name.split("."))
+    long = (*open_fields(phase).get(path[0], path[:1]), *path[1:])
+    reason = not_factors(name) or not_factors(".".join(long))
     if reason:
         raise Mistake(f"{name!r} cannot be a factor: {reason}", "put it under set:, evaluate: or at:")
-    path = tuple(name.split("."))
-    if path[0] in names and is_parameter(long := (*names[path[0]][0], *path[1:])):
-        path = long  # optimizer_parameters.momentum
+    if path[0] in names and is_parameter(below := (*names[path[0]][0], *path[1:])):
+        path = below  # optimizer_parameters.momentum
     if is_parameter(path) or (path in field_paths() and field_paths()[path].registry is None):
         return Factor(name, (path,))
-    long = (*open_fields(phase).get(path[0], path[:1]), *path[1:])
     if (found := opened(long)) is not None:
         field_at(long)
         return Factor(name, (long if found[2] else (*long, found[0].main),))

@@ -264,5 +264,5 @@ def _science(value: Any, sound: bool) -> Any:
     if isinstance(value, EvaluateSpec):
         known: dict[str, Any] = {name: anywhere(getattr(value, name)) for name in BENCHMARKS}
         known |= {name: tuple(map(anywhere, getattr(value, name))) for name in ("tasks", "judges")}
-        return dataclasses.replace(value, at=(), suites=(), **known)
+        return dataclasses.replace(value, at=(), suites=(), metrics={}, **known)
     return value

@@ -37,6 +37,8 @@ def section_findings(name: str, section: object) -> Iterator[Finding]:
         yield from _train(name, section)
     elif isinstance(section, EvaluateSpec):
         yield from _judges(name, section)
+        if section.metrics and "probe" not in section.suites:
+            yield (name, "metrics"), "the suite probe computes these metrics, and is not evaluated", "evaluate it too"
         if not section.tasks and set(TASK_SUITES) & set(section.suites):
             yield (name, "tasks"), "the suites reasoning and efficiency need evaluate.tasks", "name at least one task"
         for task in section.tasks if section.source.startswith("wheel://") else ():

@@ -7,13 +7,13 @@ of stage makes raises `identity.KIND_VERSIONS` instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from orchestrator import registry
 from orchestrator.catalog.losses import BY_FIELD
+from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
-from orchestrator.spec.columns import DISTURBED, EFFICIENCY, LANGUAGE_MODEL, OF_TOKENS, ROUTING, SIMILARITY
 from orchestrator.spec.model import CHOICES, DEFAULTS, ModelSpec, MoESpec
 from orchestrator.spec.suites import COLUMNS
 
@@ -22,20 +22,6 @@ VERSIONS: dict[str, int] = {
     "scoring bf16": 2,  # routers and rotary tables are no longer rounded
     "removal from groups of two": 2,  # the other expert stays
     "mixed-in response after a template": 2,  # it joins the prompt in its template
-}
-
-# The metrics that a suite's results hold: `<task>/` and a benchmark's or judge's name left out. Those of single tasks
-# (`suites.COLUMNS`) belong to these.
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "lm": LANGUAGE_MODEL,
-    "reasoning": ("acc", "acc_norm", "answer_bpb", "reasoning_avg"),
-    "efficiency": EFFICIENCY,
-    "probe": (*ROUTING, *OF_TOKENS, *SIMILARITY, *DISTURBED),
-    "safety": ("empty",),
-    "over_refusal": ("empty",),
-    "hallucination": ("answer_bpb",),
-    "adversarial": ("acc", "clean_acc", "drop", "answer_bpb"),
-    "ood": ("acc", "clean_acc", "drop", "answer_bpb"),
 }
 
 
@@ -104,11 +90,16 @@ def of_data(data: DataSpec, tasks: Iterable[str] = ()) -> Iterator[str]:
     yield from (f"items {task}" for task in tasks)
 
 
-def of_evaluation(suite: str, tasks: Iterable[TaskSpec], benchmark: str = "") -> Iterator[str]:
-    """Yield what decides the meaning of a suite's results: the suite, its metrics, tasks and benchmark."""
+def of_evaluation(
+    suite: str, tasks: Iterable[TaskSpec], benchmark: str = "", asked: Iterable[str] = ()
+) -> Iterator[str]:
+    """Yield what decides the meaning of a suite's results: the suite, its metrics, tasks and benchmark.
+
+    `asked` are metrics of other packages.
+    """
     if suite:
         yield f"suite {suite}"
-    yield from (f"metric {metric}" for metric in METRICS.get(suite, ()))
+    yield from (f"metric {metric}" for metric in (*BY_SUITE.get(suite, ()), *asked))
     for task in tasks:
         yield f"task {task.name}"
         if task.name in COLUMNS:

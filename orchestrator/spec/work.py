@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from orchestrator.catalog.parameters import Parameters
+from orchestrator.catalog.uses import Uses
 from orchestrator.spec import versions
 from orchestrator.spec.cell import DataSpec, GenerationSpec, JudgeSpec, TaskSpec, TokenizerSpec, TrainSpec
 from orchestrator.spec.identity import NEUTRAL, Span, digest, lineage, plain, science_key, state_key, state_keys
@@ -222,6 +223,7 @@ class EvaluateWork:
     clean: tuple[TaskSpec, ...] = field(default=(), metadata=NEUTRAL)
     dola: str = field(default="", metadata=NEUTRAL)
     new_tokens: int = field(default=0, metadata=NEUTRAL)  # of tasks that generate
+    metrics: Uses = field(default_factory=dict, hash=False, metadata=NEUTRAL)  # of other packages, in probes
 
     @property
     def parents(self) -> dict[str, str]:
@@ -233,7 +235,7 @@ class EvaluateWork:
         return science_key(self.kind, _anywhere(self), versions=versions.raised(self.parts()))
 
     def parts(self) -> Iterator[str]:
-        yield from versions.of_evaluation(self.suite, (*self.tasks, *self.clean), self.benchmark)
+        yield from versions.of_evaluation(self.suite, (*self.tasks, *self.clean), self.benchmark, self.metrics)
         yield from versions.of_removal(self.suite, self.model.moe)
         yield from versions.of_scoring(self.shots, self.precision, self.dola)
 

@@ -6,8 +6,9 @@ import pytest
 
 from jobs.evaluate.disturbed import DROPS, TEMPERATURES
 from jobs.evaluate.harness import load_config
+from orchestrator.catalog.metrics import DISTURBED
 from orchestrator.errors import GridError
-from orchestrator.spec.columns import DISTURBED, NORMALISED, columns_of, every_column, unknown_column
+from orchestrator.spec.columns import NORMALISED, columns_of, every_column, unknown_column
 from orchestrator.spec.files import grid_names
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.tasks import TASKS

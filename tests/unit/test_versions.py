@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.catalog.losses import BY_FIELD, LOAD_VARIANTS
+from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import versions
 from orchestrator.spec.cell import SUITES
@@ -65,9 +66,7 @@ def test_every_preset_loss_task_suite_metric_and_judge_has_a_version() -> None:
     assert {f"loss {loss}" for loss in (*LOAD_VARIANTS, *(kind.name for kind in BY_FIELD.values()))} <= known
     assert {f"task {task}" for task in TASKS} <= known
     assert {f"suite {suite}" for suite in set(SUITES) - {"safety", "over_refusal"}} <= known
-    metrics = {
-        metric for suite, of in versions.METRICS.items() if suite not in ("safety", "over_refusal") for metric in of
-    }
+    metrics = {metric for suite, of in BY_SUITE.items() if suite not in ("safety", "over_refusal") for metric in of}
     assert {f"metric {metric}" for metric in (*metrics, *COLUMNS.values())} <= known
 
 
