@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import resources
 from orchestrator.catalog.backends import BACKENDS, BackendKind
+from orchestrator.catalog.trackers import MLFLOW, full_uri, tracker_of
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.registry import load
 
@@ -56,10 +57,13 @@ def tracking_uri(given: str | None, store: str) -> str:
     if uri == NO_TRACKER:
         return ""
     if uri:
-        if not installed("mlflow"):
+        uri = full_uri(uri)
+        needs = tracker_of(uri).needs
+        if needs and not installed(needs):
+            install = f"moegrid[{needs}]" if needs == MLFLOW else needs
             raise MoegridError(
-                f"the tracker {uri} cannot be used: mlflow is not installed",
-                hint="pip install 'moegrid[mlflow]', or --tracking none: moegrid sync fills a tracker later",
+                f"the tracker {uri} cannot be used: {needs} is not installed",
+                hint=f"pip install {install!r}, or --tracking none: moegrid sync fills a tracker later",
             )
         return uri
     if not installed("mlflow"):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from orchestrator.catalog.trackers import MLFLOW, TRACKERS, tracker_of
 from orchestrator.commands.context import Context
 from orchestrator.errors import EXIT_DONE, EXIT_UNREACHABLE, MoegridError
 from orchestrator.settings import load_site, open_backend, store_url, tracking_uri
@@ -174,6 +175,10 @@ def _tracker(arguments: argparse.Namespace) -> Iterator[Check]:
     uri = tracking_uri(arguments.tracking, store_url(arguments.store))
     if not uri:
         yield Check("tracker", True, "turned off")
+        return
+    kind = tracker_of(uri).name
+    if kind != MLFLOW:
+        yield Check("tracker", True, f"{uri} ({TRACKERS.who(kind)})")
         return
     if uri.startswith(("http://", "https://")):
         import urllib.request

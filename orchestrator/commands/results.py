@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from orchestrator.catalog.trackers import MLFLOW, TRACKERS, tracker_of
 from orchestrator.commands import again
 from orchestrator.commands.context import Context
 from orchestrator.commands.guard import serve
@@ -69,6 +70,12 @@ def sync(context: Context) -> int:
 def ui(context: Context) -> int:
     """Run the MLflow server of this store's runs, on the loopback interface."""
     uri, port = _tracker(context), str(context.arguments.port)
+    kind = tracker_of(uri).name
+    if kind != MLFLOW:
+        raise MoegridError(
+            f"moegrid ui shows MLflow's pages, and {uri} is no MLflow",
+            hint=f"look at it with the tools of {TRACKERS.who(kind)}",
+        )
     if uri.startswith(("http://", "https://")):
         context.console.print(f"the tracker is a server already: {uri}")
         return EXIT_DONE
@@ -115,7 +122,9 @@ def show_results(context: Context, graph: StageGraph, results: Any = None) -> No
         try_report(context, results)
     if not context.arguments.no_report and path.exists():
         console.print(f"report: {path}")
-    if context.tracking_uri:
+    if context.tracking_uri and tracker_of(context.tracking_uri).name != MLFLOW:
+        console.print(f"tracker: {context.tracking_uri}")
+    elif context.tracking_uri:
         look = shlex.join(["moegrid", "ui", *again.place_words(context.arguments)])
         console.print(f"MLflow: experiment {graph.grid.name!r} in {context.tracking_uri}   (look at it with: {look})")
 

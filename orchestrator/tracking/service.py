@@ -13,7 +13,9 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from orchestrator.catalog.trackers import TRACKERS, tracker_of
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError, StoreError
+from orchestrator.registry import load
 from orchestrator.store import Store
 from orchestrator.tracking import records
 from orchestrator.tracking.publish import GridPublisher, Published
@@ -124,9 +126,9 @@ def published(store: Store, grid: str, tracking_uri: str) -> bool:
 
 def connect(tracking_uri: str) -> Tracker:
     """Return the tracker behind `tracking_uri`."""
-    from orchestrator.tracking.mlflow import MlflowTracker
-
-    return MlflowTracker(tracking_uri)
+    kind = tracker_of(tracking_uri)
+    tracker: Tracker = load(kind.code, TRACKERS.who(kind.name))(tracking_uri)
+    return tracker
 
 
 def serve(
