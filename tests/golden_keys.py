@@ -126,7 +126,14 @@ def data_works() -> Iterator[tuple[str, Work]]:
     for form in ("text", "instruction"):
         yield f"hub {form}", DataWork(dataclasses.replace(hub, format=form), seed=1)
         yield f"file {form}", DataWork(dataclasses.replace(EXAMPLES, format=form), seed=1)
-    for field, value in (("rows", 7), ("holdout", 0.1), ("split", "test"), ("prompt_field", "q"), ("text_field", "t")):
+    changes: list[tuple[str, Any]] = [
+        ("rows", 7),
+        ("holdout", 0.1),
+        ("split", "test"),
+        ("prompt_field", "q"),
+        ("text_field", "t"),
+    ]
+    for field, value in changes:
         yield f"{field} {value}", DataWork(dataclasses.replace(EXAMPLES, **{field: value}))
     yield "mix", DataWork(dataclasses.replace(EXAMPLES, mix=MixSpec("file:///data/safe.json", rows=5, digest="5afe")))
     after = MixSpec("file:///data/safe.json", rows=5, digest="5afe", template="Q: {prompt}\nA:")
@@ -167,7 +174,7 @@ def models() -> Iterator[tuple[str, ModelSpec]]:
             yield f"{name} {value}", resolve_model(ModelSpec(moe=dataclasses.replace(MoESpec(), **{name: value})))
     for name, value in DEFAULTS.items():
         if name not in CHOICES:
-            new = not value if isinstance(value, bool) else value + 1
+            new: Any = not value if isinstance(value, bool) else value + 1
             yield f"{name} {new}", resolve_model(ModelSpec(moe=dataclasses.replace(MoESpec(), **{name: new})))
     for upcycle in UPCYCLES:
         checkpoint = ModelSpec(checkpoint="file:///models/dense", checkpoint_digest="de45e", upcycle=upcycle)
@@ -195,7 +202,8 @@ def conditions_of_training() -> Iterator[tuple[str, Conditions]]:
     none = BalanceSpec(aux_coef=0.0, z_coef=0.0)
     yield "balance none", of(balance=none)
     for name in ("z_coef", "bias_rate", "entropy_coef", "null_coef", "mutual_information_coef"):
-        yield f"balance {name}", of(balance=dataclasses.replace(none, **{name: 0.001}))
+        change: dict[str, Any] = {name: 0.001}
+        yield f"balance {name}", of(balance=dataclasses.replace(none, **change))
     yield "balance bias_center", of(balance=dataclasses.replace(none, bias_rate=0.001, bias_center=False))
     for field, values in (
         ("freeze", FREEZABLE),
@@ -229,7 +237,7 @@ def task_works() -> Iterator[tuple[str, EvaluateWork]]:
 
 def suite_cell(**fields: Any) -> Cell:
     """Return a cell that measures every suite on every benchmark, each with a source."""
-    sources = {name: BenchmarkSpec(f"file:///data/{name}", digest=name, limit=9) for name in BENCHMARKS}
+    sources: dict[str, Any] = {name: BenchmarkSpec(f"file:///data/{name}", digest=name, limit=9) for name in BENCHMARKS}
     evaluate = EvaluateSpec(suites=SUITES, at=(1.0,), tasks=tuple(TASKS.values()), digest="0", **sources)
     model = resolve_model(ModelSpec())
     plain = Cell(model, TokenizerSpec(), evaluate, Seeds(1, 2, 3, 4, 5), TrainSpec(TEXT), TrainSpec(EXAMPLES))

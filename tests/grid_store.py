@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from orchestrator.store import Manifest, Store
+from orchestrator.store import Blob, Manifest, Store
 
 SETTINGS = ("none", "router", "expert", "none->router")
 PRETRAIN_STEPS, FINETUNE_STEPS, LOG_EVERY = 40, 20, 5
@@ -69,7 +69,7 @@ class GridStore:
             "keys": sorted(self.stages),
         }
         self.document = {**document, "digest": key(json.dumps(document, sort_keys=True))}
-        store.write_root(name, self.document["digest"], self.document)
+        store.write_root(name, str(self.document["digest"]), self.document)
 
     def _stage(self, kind: str, phase: str, label: str, *parts: object, **facts: Any) -> str:
         name = key(kind, phase, label, *parts)
@@ -163,7 +163,9 @@ class GridStore:
     def commit(self, stage: str, attempt: str = "batch-0", plugins: Sequence[dict[str, Any]] = ()) -> Manifest:
         """Commit a stage with the metrics, series and items that its kind leaves, made with `plugins`."""
         facts = self.stages[stage]
-        blobs, metrics, info = [], {}, {}
+        blobs: list[Blob] = []
+        metrics: dict[str, float] = {}
+        info: dict[str, Any] = {}
         if facts["kind"] == "train":
             rows = json.dumps(self.rows(stage)).encode()
             blobs.append(self.store.artifacts.write_blob(attempt, "series.json", rows))
@@ -246,7 +248,7 @@ class GridStore:
         import numpy as np
 
         rng = np.random.default_rng(int(stage[:8], 16))
-        arrays = {
+        arrays: dict[str, Any] = {
             "heldout.pairs": rng.integers(1, 50, (2, 8, 8)),
             "sample": np.argsort(rng.random((2, 30, 8)), axis=-1)[..., :2].astype(np.int16),
             "weight_similarity": rng.random((2, 8, 8)),

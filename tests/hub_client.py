@@ -33,7 +33,7 @@ def items(tasks: list[str], **data: Any) -> Any:
 
 
 def tokenizer(source: str) -> Any:
-    from jobs.data.tokenizer import pretrained
+    from jobs.data.pretrained import pretrained
 
     found, special = pretrained(TokenizerSpec(kind="pretrained", source=source))
     return {"vocabulary": found.get_vocab_size(), "special": special, **hub.read_at(source)}

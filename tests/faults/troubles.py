@@ -33,7 +33,8 @@ def install() -> None:
     """Shorten every patience of this process, and let its store fail when a trouble says so."""
     if "FAKE_TROUBLE" not in os.environ:
         return
-    opening.START_PATIENCE_SECONDS = run.START_PATIENCE_SECONDS = PATIENCE
+    for module in (opening, run):
+        setattr(module, "START_PATIENCE_SECONDS", PATIENCE)  # noqa: B010 (run has it from opening)
     context.PATIENCE_SECONDS = run.RECORD_PATIENCE_SECONDS = PATIENCE
     patient: Any = BucketObjects.__init__
 
@@ -50,14 +51,14 @@ def install() -> None:
     if order["moment"] == "start" and not order["label"]:
         begin(order["what"])
     if order["moment"] == "start" and order["what"] in OWN:
-        real = run.read_job
+        real = opening.read_job
 
         def read_job(job: dict[str, Any]) -> Any:
             if any(order["label"] in stage["label"] for stage in job["stages"]):
                 fail(order["what"])
             return real(job)
 
-        run.read_job = read_job
+        setattr(run, "read_job", read_job)  # noqa: B010 (run has it from opening)
     committing = StageContext.commit_written
 
     def commit_written(self: StageContext, work: Work, *arguments: Any, **options: Any) -> Any:

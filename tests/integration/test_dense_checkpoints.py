@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def llama(tmp_path: Path) -> tuple[LlamaForCausalLM, Path]:
 
 def sparse_spec(folder: Path, **moe: object) -> ModelSpec:
     dense = spec_of(open_checkpoint(folder).config)
-    fields = {"num_experts": 4, "top_k": 2, "expert_width": 48, **moe}
+    fields: dict[str, Any] = {"num_experts": 4, "top_k": 2, "expert_width": 48, **moe}
     return dataclasses.replace(dense, checkpoint=str(folder), upcycle="copy", moe=MoESpec(preset="smoe", **fields))
 
 
@@ -58,7 +59,7 @@ def test_a_copied_dense_model_starts_with_its_own_logits(llama: tuple[LlamaForCa
 )
 @pytest.mark.parametrize("how", ["copy", ""])
 def test_a_checkpoint_that_would_mean_something_else_is_refused(
-    llama: tuple[LlamaForCausalLM, Path], how: str, wrong: dict[str, object]
+    llama: tuple[LlamaForCausalLM, Path], how: str, wrong: dict[str, Any]
 ) -> None:
     _, folder = llama
     spec = sparse_spec(folder) if how else dataclasses.replace(spec_of(open_checkpoint(folder).config))

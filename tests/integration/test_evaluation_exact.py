@@ -43,7 +43,7 @@ class Pair:
 
     def prepared(self, task: str) -> Prepared:
         spec = TaskSpec(task, shots=SHOTS[task])
-        settings = {"seed": SEED, "shared": False, "max_length": 4096, "encode": self.ours.encode}
+        settings: dict[str, Any] = {"seed": SEED, "shared": False, "max_length": 4096, "encode": self.ours.encode}
         return Prepared(spec, self.directory, limit=LIMIT, **settings)
 
 

@@ -20,6 +20,7 @@ from jobs.data.tokenizer import BOS, EOS, PAD, train_bpe
 from jobs.evaluate import state
 from jobs.evaluate.chunks import CHUNK_ITEMS
 from jobs.evaluate.encoding import Encoder
+from jobs.models.backbones import load_canonical
 from orchestrator.spec.cell import GenerationSpec, JudgeSpec, Resources, TaskSpec
 from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
 from orchestrator.spec.versions import METRICS
@@ -130,8 +131,8 @@ def responses_of(store: Store, work: EvaluateWork) -> tuple[GenerateWork, JudgeW
     put(store, "prompts", "data", {"malicious/test.jsonl": prompts}, {})
     generation = GenerationSpec(new_tokens=6, temperature=1.0)
     tasks = (TaskSpec("malicious"),)
-    common = {"state": work.state, "model": MODEL, "tokenizer": key("bpe"), "items": key("prompts"), "max_length": 256}
-    texts = GenerateWork(benchmark="safety", tasks=tasks, generation=generation, **common)
+    common: dict[str, Any] = {"state": work.state, "model": MODEL, "tokenizer": key("bpe"), "max_length": 256}
+    texts = GenerateWork(benchmark="safety", tasks=tasks, generation=generation, items=key("prompts"), **common)
     return texts, JudgeWork("safety", texts.key(), JudgeSpec("refusal_rate"))
 
 
@@ -191,7 +192,7 @@ def test_states_of_one_job_share_its_tokens_and_score_as_alone(
     run_stages(store, [other])
     loads: list[str] = []
     encoded: Counter[tuple[str, str]] = Counter()
-    load, pairs = state.load_canonical, Encoder.pairs
+    load, pairs = load_canonical, Encoder.pairs
 
     def loading(*arguments: Any) -> None:
         loads.append("")

@@ -49,7 +49,7 @@ def same_in_transformers(model: CausalLM, folder: Path) -> Any:
 def test_an_export_computes_the_same_in_transformers_or_is_refused_by_name(
     preset: str, variant: str, backbone: str, tmp_path: Path
 ) -> None:
-    sparse = {} if preset == "dense" else {"top_k": 3, "num_experts": 8}
+    sparse: dict[str, Any] = {} if preset == "dense" else {"top_k": 3, "num_experts": 8}
     model = model_of(backbone, MoESpec(preset=preset, variant=variant, expert_width=12, **sparse))
     if f"{preset} {variant}".strip() in EXPORTED[backbone]:
         same_in_transformers(model, tmp_path / "out")

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,7 +84,7 @@ READ = {"pretrain": [], "finetune": ["finetune demo.jsonl"], "lm": ["finetune de
 READ |= {"reasoning": ITEMS, "efficiency": ITEMS}
 
 
-def content(uri: str, grid: str) -> dict[str, object]:
+def content(uri: str, grid: str) -> dict[str, Any]:
     """Return everything a person would compare: runs by key, with name, params, tags, parents and whole series."""
     from mlflow.tracking import MlflowClient
 

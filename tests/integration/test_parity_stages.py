@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,9 @@ def test_c2r_lists_are_made_when_fine_tuning_begins_and_survive_a_cut(preset: st
 
 @pytest.mark.parametrize("preset", ["aux_free", "expert_choice"])
 def test_a_frozen_router_keeps_its_bias_and_its_thresholds(preset: str, tmp_path: Path) -> None:
-    select = {"train_select": "threshold", "eval_select": "threshold"} if preset == "expert_choice" else {}
+    select: dict[str, Any] = (
+        {"train_select": "threshold", "eval_select": "threshold"} if preset == "expert_choice" else {}
+    )
     model = dataclasses.replace(MODEL, moe=dataclasses.replace(MOE, preset=preset, **select))
     train = dataclasses.replace(TRAIN, steps=5, balance=BalanceSpec(bias_rate=0.01))
     store = prepare(str(tmp_path / "store"))

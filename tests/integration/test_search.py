@@ -95,7 +95,7 @@ class Search:
     def begun(self) -> list[float]:
         """Return the learning rates of the trials that were begun so far."""
         paths = [entry.path for entry in self.store.objects.list("searches/lr_search")]
-        return sorted(self.store.get_json(path)["values"]["router_lr"] for path in paths)  # type: ignore[index]
+        return sorted(self.store.get_json(path)["values"]["router_lr"] for path in paths)
 
     def executions(self) -> list[str]:
         """Return the stages that were executed, each as often as it was."""

@@ -28,7 +28,8 @@ from orchestrator.backends.base import (
     JobState,
     SchedulerUnreachable,
 )
-from orchestrator.backends.slurm import SlurmBackend, SlurmSite
+from orchestrator.backends.slurm import SlurmBackend
+from orchestrator.backends.slurm_script import SlurmSite
 from orchestrator.spec.cell import Resources
 from tests.lab_slurm import SlurmLab, eventually
 

@@ -190,7 +190,7 @@ def test_a_lost_answer_does_not_make_the_winner_a_loser(s3: S3Lab) -> None:
 
     def put_and_lose_the_answer(*args: object, **options: object) -> object:
         calls.append(args)
-        result = genuine(*args, **options)  # type: ignore[arg-type]
+        result = genuine(*args, **options)
         if len(calls) == 1:
             raise obstore.exceptions.GenericError("connection reset")
         return result

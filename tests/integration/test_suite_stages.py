@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -64,9 +65,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(store, folder, common)
 
 
-def items_of(made: Made, name: str, **spec: int) -> tuple[Use, DataWork, DataWork | None]:
+def items_of(made: Made, name: str, **spec: Any) -> tuple[Use, DataWork, DataWork | None]:
     """Return how a benchmark is used and its committed items."""
-    sources = {}
+    sources: dict[str, Any] = {}
     for one in {name, *({"snli"} if name == "anli" else ())} & SAMPLES.keys():
         path = SAMPLES[one](made.folder / "prompts" if one == "safety" else made.folder)
         sources[one] = BenchmarkSpec(f"file://{path}", digest=DIGEST, **spec)
@@ -81,9 +82,9 @@ def items_of(made: Made, name: str, **spec: int) -> tuple[Use, DataWork, DataWor
     return use, items, clean
 
 
-def columns(made: Made, suite: str, **spec: object) -> frozenset[str]:
+def columns(made: Made, suite: str, **spec: Any) -> frozenset[str]:
     """Return the columns that the control plane expects of a suite whose benchmarks are the samples."""
-    sources = {name: BenchmarkSpec(f"file://{made.folder}", digest=DIGEST) for name in SAMPLES}
+    sources: dict[str, Any] = {name: BenchmarkSpec(f"file://{made.folder}", digest=DIGEST) for name in SAMPLES}
     return suite_columns(EvaluateSpec(**sources, **spec), suite)
 
 
@@ -107,7 +108,7 @@ def evaluation(made: Made, suite: str, name: str, **more: object) -> EvaluateWor
 
 def generation(made: Made, name: str = "safety", **more: object) -> GenerateWork:
     use, items, _ = items_of(made, name)
-    settings = {"generation": GenerationSpec(new_tokens=8, template="Q: {prompt}\nA:"), **more}
+    settings: dict[str, Any] = {"generation": GenerationSpec(new_tokens=8, template="Q: {prompt}\nA:"), **more}
     return GenerateWork(items=items.key(), benchmark=name, tasks=use.tasks, **settings, **made.common)
 
 

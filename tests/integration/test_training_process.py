@@ -152,7 +152,7 @@ def test_heartbeat_series_and_log_reach_the_store(tmp_path: Path) -> None:
     committed = [
         (work.key(), row["step"], row["train/loss"])
         for work in works
-        for row in json.loads(store.artifacts.read(store.artifacts.get(work.key()).blob("series.json")))  # type: ignore[union-attr]
+        for row in json.loads(store.artifacts.read(store.artifacts.get(work.key()).blob("series.json")))
     ]
     assert [(stage, step, live[stage, step]["train/loss"]) for stage, step, _ in committed] == committed
     assert b"state at step 160 committed" in (store.objects.get("attempts/batch-0/log/0.txt") or b"")

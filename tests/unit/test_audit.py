@@ -28,7 +28,7 @@ def store(graph: StageGraph) -> Store:
             made.artifacts.write_blob("a-0-0", "weights", key.encode() * 100),
             made.artifacts.write_blob("a-0-0", "series.json", b"[]"),
         )
-        parents = {parent: made.artifacts.load(parent).digest for parent in stage.parents}  # type: ignore[union-attr]
+        parents = {parent: made.artifacts.load(parent).digest for parent in stage.parents}
         made.artifacts.commit(
             Manifest(key=key, kind=stage.kind, spec={}, blobs=blobs, parents=parents, attempt="a-0-0")
         )

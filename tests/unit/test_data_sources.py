@@ -100,7 +100,7 @@ def test_prompts_and_responses_may_be_nested_and_are_joined_by_a_space(tmp_path)
     path.write_text(json.dumps({"turns": ["Why?", "Because."]}) + "\n")
     data = DataSpec(source=f"file://{path}", format="instruction", prompt_field="turns.0", response_field="turns.1")
     (row,) = read_rows(data)
-    assert (row.prompt, row.response) == ("Why?", " Because.")  # type: ignore[union-attr]
+    assert (row.prompt, row.response) == ("Why?", " Because.")
 
 
 JOINED = [

@@ -34,9 +34,9 @@ def model() -> torch.nn.Module:
     return build_model(spec, 30).eval()
 
 
-def by_hand(model: torch.nn.Module, ids: list[int], alpha: float) -> np.ndarray:
+def by_hand(model: Any, ids: list[int], alpha: float) -> np.ndarray:
     """Return the contrasted log-probabilities [S,V], written out position by position in float64."""
-    hidden = []
+    hidden: list[torch.Tensor] = []
     hooks = [model.backbone.model.embed_tokens, *model.layers]
     handles = [module.register_forward_hook(lambda _, __, out: hidden.append(out)) for module in hooks]
     with torch.inference_mode():

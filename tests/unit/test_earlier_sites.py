@@ -91,7 +91,7 @@ CASES: dict[str, Callable[[Path], object]] = {
     "broken": lambda folder: (folder / "mine.yaml").write_text("backend: ["),
     "another backend": lambda folder: (folder / "mine.yaml").write_text("backend: local"),
     "old": old_submission,
-    "no submission": lambda folder: [path.unlink() for path in folder.glob("store/submissions/*.json")],
+    "no submission": lambda folder: list(map(os.remove, folder.glob("store/submissions/*.json"))),
     "no handles": no_handles,
     "leases run out": lambda folder: time.sleep(1.1),
 }

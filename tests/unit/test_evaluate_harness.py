@@ -205,7 +205,7 @@ def test_the_parquet_file_does_not_depend_on_the_order_of_scoring():
     assert items_parquet(rows) == items_parquet(shuffled)
 
 
-class _Asked(LM):
+class _Asked(LM):  # type: ignore[misc]
     """Answers anything and notes what was asked."""
 
     def __init__(self) -> None:

@@ -62,10 +62,10 @@ def ours():
     return build_model(_model_spec(router_init_std=0.5), VOCABULARY).eval()
 
 
-def _requests(kind, seed=0):
+def _requests(kind, seed=0) -> list[tuple[list[int], list[int]]]:
     generator = random.Random(seed)
 
-    def tokens(most, least=1):
+    def tokens(most, least=1) -> list[int]:
         return [generator.randrange(VOCABULARY) for _ in range(generator.randint(least, most))]
 
     def items(context, count, question, choices, answer):

@@ -98,7 +98,7 @@ def test_a_new_version_of_a_kind_changes_its_keys(kind: str, monkeypatch: pytest
 def test_every_field_of_a_work_is_in_its_key(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A field that changes what a stage computes and is not in its key would hand out wrong results."""
     monkeypatch.setattr(versions, "raised", lambda names: {})  # made-up values have no parts
-    work = example_works()[kind]
+    work: Any = example_works()[kind]
     for path, value in leaves(work):
         # A state's model and tokenizer are in the key of its initial artifact; a history starts where `start` says.
         if kind == "train" and path[0] in ("model", "tokenizer", "history"):

@@ -247,12 +247,17 @@ def test_what_epochs_were_counted_for_reaches_the_node_and_no_key() -> None:
 
 
 def test_a_files_head_is_read_once_for_all_cells(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.spec import local_data
+    from orchestrator.spec import local_data, rows
 
     (tmp_path / "d.jsonl").write_text(_rows(9))
     opened: list[Path] = []
-    read = local_data.read_file
-    monkeypatch.setattr(local_data, "read_file", lambda path, *rest: (opened.append(path), read(path, *rest))[1])
+    genuine = rows.read_file
+
+    def read(path: Path, *rest: Any) -> Any:
+        opened.append(path)
+        return genuine(path, *rest)
+
+    monkeypatch.setattr(local_data, "read_file", read)
     grid = load("factors: {lr: [1e-4, 2e-4], seed: [0, 1]}\nset: {finetune.data.source: 'file://d.jsonl'}\n")
     assert len(grid.cells) == 4
     assert opened == [tmp_path / "d.jsonl"]

@@ -35,7 +35,7 @@ TENSORS = {
 
 
 def cut(rank: int, ranks: int) -> dict[str, Rows]:
-    pieces = {}
+    pieces: dict[str, Rows] = {}
     for name, tensor in TENSORS.items():
         if tensor.dim() == 0:
             pieces |= {name: Rows.whole(tensor)} if rank == 0 else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ LEAKY = {
 }
 
 
-def model_of(fields: dict[str, object]) -> CausalLM:
+def model_of(fields: dict[str, Any]) -> CausalLM:
     torch.manual_seed(0)
     return build_model(dataclasses.replace(SPEC, moe=dataclasses.replace(MOE, **fields)), VOCAB).eval()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -120,7 +122,7 @@ def test_nested_interventions_add_up_and_leave_nothing_behind() -> None:
 
 
 def test_what_is_forbidden_fills_no_slot_however_few_are_left() -> None:
-    block = block_of(preset="c2r", collaboration_top=1)
+    block: Any = block_of(preset="c2r", collaboration_top=1)
     set_collaboration(block, torch.tensor([[(i + 1) % N] for i in range(N)]))
     with pruned(block, {0: 5}):
         _, routing = block(X)
@@ -139,7 +141,7 @@ def test_what_is_forbidden_fills_no_slot_however_few_are_left() -> None:
 
 @pytest.mark.parametrize("preset", ["sigma_moe", "sharede_v3", "smoe", "tc_moe"])
 def test_a_low_temperature_changes_no_choice_by_rounding(preset: str) -> None:
-    block = block_of(preset=preset)
+    block: Any = block_of(preset=preset)
     block.load_named({"router.weight": 8 * block.named_weights()["router.weight"]})
     x = X.double()
     h = (x @ block.router.weight.double().t()).view(-1, block.router.num_ids) / 0.05
@@ -204,7 +206,7 @@ def test_arguments_that_mean_nothing_are_refused() -> None:
     for intervention in (
         lambda: dropped(block, -1),
         lambda: random_routing(block, 2**45),
-        lambda: pruned(block, {0: [1.5]}),
+        lambda: pruned(block, {0: [1.5]}),  # type: ignore[list-item]
         lambda: temperature(block_of(preset="dense"), 2.0),
     ):
         with pytest.raises(MoegridError), intervention():
@@ -308,7 +310,7 @@ def test_zero_weights_route_every_token_to_the_first_experts() -> None:
 
 
 def test_expert_dropout_touches_routed_outputs_in_training_only() -> None:
-    block = block_of(shared_experts=1)
+    block: Any = block_of(shared_experts=1)
     shared = block.shared(X)
     full = block(X)[0]
     block.expert_dropout = 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from orchestrator.spec.model import BACKBONES, PRESETS, ModelSpec, MoESpec, is_c
 from orchestrator.spec.validity import model_problems, moe_problems
 
 VOCAB, BATCH, LENGTH = 64, 3, 24
-SIZES = {"num_experts": 8, "top_k": 2, "expert_width": 16}
+SIZES: dict[str, Any] = {"num_experts": 8, "top_k": 2, "expert_width": 16}
 BALANCE = BalanceSpec(bias_rate=0.01, entropy_coef=0.01, null_coef=0.01, mutual_information_coef=0.01)
 
 
@@ -46,7 +47,7 @@ def combinations() -> list[MoESpec]:
             )
             if not moe_problems(moe):
                 found.append(moe)
-    extra = [
+    extra: list[dict[str, Any]] = [
         {"preset": "expert_choice", "train_select": "threshold", "eval_select": "threshold"},
         {"preset": "expert_choice", "choice_group": "batch", "renormalise": True},
         {"preset": "moepp", "gating_layers": 2},
@@ -187,7 +188,7 @@ def test_the_matrix_is_not_empty_and_every_preset_is_in_it() -> None:
         ({"router_init_std": -1.0}, "must not be negative"),
     ],
 )
-def test_an_invalid_combination_is_refused_with_its_reason(fields: dict[str, object], reason: str) -> None:
+def test_an_invalid_combination_is_refused_with_its_reason(fields: dict[str, Any], reason: str) -> None:
     moe = MoESpec(**{**SIZES, **fields})
     assert any(reason in problem for problem in moe_problems(moe)), moe_problems(moe)
     with pytest.raises(MoegridError, match="cannot be built"):

@@ -16,7 +16,8 @@ from orchestrator.catalog.parameters import Parameters
 from orchestrator.errors import GridError, MoegridError
 from orchestrator.spec.cell import TrainSpec
 from orchestrator.spec.grid import Grid, load_grid
-from orchestrator.spec.work import Conditions, build, plain, work_from_json, work_to_json
+from orchestrator.spec.identity import plain
+from orchestrator.spec.work import Conditions, build, work_from_json, work_to_json
 from tests.lion import LION, NAMES
 from tests.packages import found, install
 from tests.training import EXECUTION, TRAIN, prepare, run_chain, segments, state_bits

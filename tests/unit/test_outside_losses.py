@@ -172,7 +172,7 @@ def test_it_is_added_with_its_coefficient_as_a_mean_over_layers_and_has_gradient
     on = BalanceSpec(aux_coef=0.0, z_coef=0.0, losses={"hinge": {"coef": 2.0, "margin": 0.25}})
     total, parts = balance_loss([record(one) for one in logits], on)
     by_hand = [(torch.softmax(one, -1).max(-1).values - 0.25).clamp_min(0).square().mean() for one in logits]
-    assert parts["loss_hinge"].item() == pytest.approx(sum(by_hand).item() / 2)  # type: ignore[union-attr]
+    assert parts["loss_hinge"].item() == pytest.approx(sum(by_hand).item() / 2)
     assert total.item() == pytest.approx(2 * parts["loss_hinge"].item())
     total.backward()
     assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in logits)

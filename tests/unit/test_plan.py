@@ -142,7 +142,7 @@ def test_chains_follow_one_branch_and_group_evaluations_of_a_state() -> None:
     first = [w.key() for w in train_stages(graph, "finetune") if w.start == 0]
     jobs = graph.chains(first, done)
     assert len(jobs) == 1
-    assert [graph.stages[key].work.start for key in jobs[0]] == [0, 5]  # type: ignore[union-attr]
+    assert [graph.stages[key].work.start for key in jobs[0]] == [0, 5]
     evaluations = [key for key, stage in graph.stages.items() if stage.state == first[0]]
     assert len(evaluations) == 2
     assert graph.chains(evaluations, done | set(first)) == [evaluations]

@@ -106,7 +106,7 @@ def test_a_job_carries_what_its_stages_use_and_nothing_else(
     provide("backbone olmoe")
     jobs = {
         kind: describe_job(graph, f"b-{kind}", [key], Resources(), {})
-        for key, stage in reversed(graph.stages.items())
+        for key, stage in reversed(list(graph.stages.items()))
         for kind in [stage.kind]
     }
     assert [use["provider"] for use in jobs["train"]["plugins"]] == ["mine.py", "pytest"]

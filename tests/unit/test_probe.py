@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,7 +155,12 @@ def test_memory_does_not_grow_with_the_number_of_tokens() -> None:
 
 def test_a_probe_is_one_forward_pass_a_batch_without_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = model_of(), []
-    forward = type(model).forward
-    monkeypatch.setattr(type(model), "forward", lambda *a, **k: calls.append(k) or forward(*a, **k))
+    genuine = type(model).forward
+
+    def forward(*arguments: Any, **options: Any) -> Any:
+        calls.append(options)
+        return genuine(*arguments, **options)
+
+    monkeypatch.setattr(type(model), "forward", forward)
     probe(model, {"heldout": sequence_batches(sequences(), None, "cpu")})
     assert [call["logits_to_keep"] for call in calls] == [1]

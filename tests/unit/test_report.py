@@ -202,7 +202,7 @@ def test_published_tables_keep_their_errata_and_match_our_settings(store: Store)
     assert any("repeat" in note for note in repeated.errata)
     results = finished(store, name="finetune_freeze")
     row = next(row for row in repeated.rows if row["setting"] == "baseline")
-    assert published.match(results, repeated, row).name == "freeze=none"  # type: ignore[union-attr]
+    assert published.match(results, repeated, row).name == "freeze=none"
     assert published.ours(results, repeated, row, "arc_easy").startswith("2")  # per cent, as printed
     assert "Published values" in html.page(results)
 

@@ -16,8 +16,7 @@ from orchestrator.spec.model import PRESETS, ModelSpec, MoESpec
 def model_of(**fields: object) -> CausalLM:
     torch.manual_seed(0)
     moe = MoESpec(**{"top_k": 2, "num_experts": 8, "expert_width": 16, "router_init_std": 1.0, **fields})  # type: ignore[arg-type]
-    size = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2}
-    return build_model(ModelSpec(**size, moe=moe), 64).eval()
+    return build_model(ModelSpec(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, moe=moe), 64).eval()
 
 
 def loaded(model: CausalLM, precision: str, monkeypatch: pytest.MonkeyPatch) -> CausalLM:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.train import stage as training
+from jobs.train.loop import StepResult, Trainer
 from jobs.train.meter import Meter
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Blob, Manifest, Store
@@ -62,14 +62,14 @@ def series(store: Store, manifest: Manifest) -> list[dict[str, float]]:
 def seen(monkeypatch: pytest.MonkeyPatch) -> Values:
     """Step -> what the step's result said, over the latest run."""
     values: Values = {}
-    original = training.Trainer.train_step
+    original = Trainer.train_step
 
-    def recorded(self: training.Trainer, *arguments: Any, **options: Any) -> training.StepResult:
+    def recorded(self: Trainer, *arguments: Any, **options: Any) -> StepResult:
         result = original(self, *arguments, **options)
         values[self.step] = {**result.values, "assigned": sum(map(sum, result.counts_LN))}
         return result
 
-    monkeypatch.setattr(training.Trainer, "train_step", recorded)
+    monkeypatch.setattr(Trainer, "train_step", recorded)
     return values
 
 

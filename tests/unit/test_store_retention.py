@@ -127,7 +127,8 @@ def test_a_grid_that_is_planned_during_the_collection_is_spared(store: Store) ->
 def test_a_commit_during_the_collection_survives_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     make(store, OTHER, attempt="old-0")
     plan = plan_gc(store, grid_roots(store), 0)
-    genuine, redone = store.artifacts.load_many, []
+    genuine = store.artifacts.load_many
+    redone: list[Manifest] = []
 
     def read_before_someone_commits(keys: set[str]) -> dict[str, Manifest]:
         found = genuine(keys)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.models.backbones import parameter_roles
+from jobs.models.backbones import build_model, parameter_roles
 from jobs.preemption import Preempted
-from jobs.train import stage as training
+from jobs.train.loop import StepResult, Trainer
 from orchestrator.errors import CorruptBlob, NumericsError
 from orchestrator.spec.cell import BalanceSpec, Resources, TrainSpec
 from orchestrator.spec.model import ModelSpec, MoESpec
@@ -37,17 +37,17 @@ def fresh(path: Path, name: str, model: ModelSpec = MODEL) -> Store:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Let the next training stage receive a stop signal while it takes its `steps`-th step."""
-    original = training.Trainer.train_step
+    original = Trainer.train_step
     taken = 0
 
-    def counted(self: training.Trainer, requests: tuple[bool, ...], **options: bool) -> training.StepResult:
+    def counted(self: Trainer, requests: tuple[bool, ...], **options: bool) -> StepResult:
         nonlocal taken
         taken += 1
         stop = taken == steps
         result = original(self, (requests[0] or stop, *requests[1:]), **options)
         return result
 
-    monkeypatch.setattr(training.Trainer, "train_step", counted)
+    monkeypatch.setattr(Trainer, "train_step", counted)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "mixed"])
@@ -142,7 +142,7 @@ def test_frozen_roles_keep_every_bit_and_their_moments(
     run_chain(store, works)
     before, after, trained = (tensors(store, work, "weights.safetensors") for work in works)
     moments_before, moments_after, moments_trained = (tensors(store, work, "optimizer.safetensors") for work in works)
-    named = {name: role for name, _, role in parameter_roles(training.build_model(model, 64))}
+    named = {name: role for name, _, role in parameter_roles(build_model(model, 64))}
     kept = [name for name, role in named.items() if role in roles]
     assert kept
     for name in before:

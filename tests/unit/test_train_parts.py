@@ -110,7 +110,7 @@ def test_step_with_a_nan_is_not_applied(tmp_path: Path, monkeypatch: pytest.Monk
         if norms < 3:
             return original(self)
         seen.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
-        seen.append(dict(self.model.named_parameters()))  # type: ignore[arg-type]
+        seen.append(dict(self.model.named_parameters()))
         return torch.tensor(float("nan"))
 
     monkeypatch.setattr(engines.TorchEngine, "gradient_norm", poisoned)

@@ -15,6 +15,7 @@ from orchestrator.spec.grid import load_grid
 from orchestrator.spec.model import PRESETS
 from orchestrator.spec.suites import COLUMNS, JUDGES
 from orchestrator.spec.tasks import TASKS
+from orchestrator.spec.work import DataWork, EvaluateWork, InitWork
 from tests import golden_keys
 from tests.golden_keys import conditions_of_training, judge_works, lowered, models, named, suite_works, task_works
 
@@ -22,7 +23,7 @@ from tests.golden_keys import conditions_of_training, judge_works, lowered, mode
 def keys() -> dict[str, str]:
     """Return the keys of everything whose parts have versions."""
     return {
-        **named((name, golden_keys.InitWork(model, "tokenizer", seed=2).key()) for name, model in models()),
+        **named((name, InitWork(model, "tokenizer", seed=2).key()) for name, model in models()),
         **named((name, conditions.digest()) for name, conditions in conditions_of_training()),
         **named((f"task {name}", work.key()) for name, work in task_works()),
         **named((f"suite {name}", work.key()) for name, work in suite_works()),
@@ -44,10 +45,10 @@ def parts() -> Iterator[str]:
     for _, conditions in conditions_of_training():
         yield from versions.of_training(conditions.train, conditions.collaboration_top)
     for _, data in golden_keys.data_works():
-        if isinstance(data, golden_keys.DataWork):
+        if isinstance(data, DataWork):
             yield from versions.of_data(data.data, data.tasks)
     for _, work in (*task_works(), *suite_works()):
-        if isinstance(work, golden_keys.EvaluateWork):
+        if isinstance(work, EvaluateWork):
             yield from versions.of_evaluation(work.suite, (*work.tasks, *work.clean), work.benchmark)
             yield from versions.of_scoring(work.shots, work.precision, work.dola)
             yield from versions.of_removal(work.suite, work.model.moe)
