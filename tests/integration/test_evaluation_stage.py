@@ -21,9 +21,9 @@ from jobs.evaluate import state
 from jobs.evaluate.chunks import CHUNK_ITEMS
 from jobs.evaluate.encoding import Encoder
 from jobs.models.backbones import load_canonical
+from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.spec.cell import GenerationSpec, JudgeSpec, Resources, TaskSpec
 from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
-from orchestrator.spec.versions import METRICS
 from orchestrator.spec.work import EvaluateWork, GenerateWork, InitWork, JudgeWork
 from orchestrator.store import Store
 from tests.integration.stages import run_stages
@@ -92,7 +92,7 @@ def result(store: Store, work: EvaluateWork | JudgeWork) -> tuple[bytes, dict[st
     assert list(store.objects.list(f"partial/{work.key()}")) == []
     if isinstance(work, EvaluateWork):  # a judge's columns have the version of the judge
         names = {name.rsplit("/", 1)[-1] for name in manifest.metrics}
-        assert names <= set(METRICS[work.suite]), "each metric of a suite has a version: list it"
+        assert names <= set(BY_SUITE[work.suite]), "each metric of a suite has a version: list it"
     return store.artifacts.read(manifest.blob("items.parquet")), dict(manifest.metrics)
 
 
