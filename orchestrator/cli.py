@@ -99,6 +99,10 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--site", default="local")
     one = add("init", "write a grid and a Makefile to start from")
     one.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="where (the working directory)")
+    one = add("new", "write a plugin of your own to start from, with its test")
+    one.add_argument("kind", metavar="KIND", help="router, loss, metric, ...: what it declares")
+    one.add_argument("name", metavar="NAME", help="what grids call it")
+    one.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="where (the working directory)")
     add("schema", "write the JSON Schema of grid files to stdout")
     one = add("ui", "open the MLflow UI on this store's runs")
     one.add_argument("--port", type=int, default=5000)
@@ -232,6 +236,10 @@ def command_function(name: str) -> Callable[..., int]:
         from orchestrator.commands import explain
 
         return _function(explain, name)
+    if name == "new":
+        from orchestrator.commands.new import new
+
+        return new
     if name == "init":
         from orchestrator.commands.init import init
 
@@ -264,7 +272,7 @@ def main(words: Sequence[str] | None = None) -> int:
     debug = "--debug" in words or bool(os.environ.get("MOEGRID_DEBUG"))
     try:
         arguments = parse(words)
-        if arguments.command in ("schema", "doctor", "init"):
+        if arguments.command in ("schema", "doctor", "init", "new"):
             return command_function(arguments.command)(arguments)
         from orchestrator.commands.context import Context
 

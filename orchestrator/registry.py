@@ -199,6 +199,14 @@ def provided(named: str) -> tuple[str, str, Origin] | None:
     return None if origin is None else (registry.group, name, origin)
 
 
+def declaration(named: str) -> Any:
+    """Return the declaration "WORD NAME" ("preset noisy"); MoegridError when there is none."""
+    word, _, name = named.partition(" ")
+    if (registry := _BY_WORD.get(word)) is None:
+        raise MoegridError(f"{word!r} is no kind of declaration", hint=did_you_mean(word, _BY_WORD, "kinds"))
+    return registry.get(name)
+
+
 def anything_outside() -> bool:
     """Return whether a declaration from outside was asked for, or registered, so far."""
     return any(registry.outside for registry in REGISTRIES.values())

@@ -1,0 +1,88 @@
+"""What a plugin file or a package of your own imports: the kinds that it declares, what their code builds on, helpers.
+
+Declarations are read by the control plane, which has no torch: what `CODE` names is imported where it is used, so that
+a plan stays light. In a process of your own, where another `jobs` or `orchestrator` comes first on the path, theirs are
+found.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moegrid._home import enter
+
+enter()
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jobs.moe import Routing as Routing
+    from jobs.moe import build_block as build_block
+    from orchestrator.backends.base import Batch as Batch
+    from orchestrator.backends.base import Handle as Handle
+    from orchestrator.backends.base import JobState as JobState
+    from orchestrator.catalog.backends import BackendKind as BackendKind
+    from orchestrator.catalog.losses import LossKind as LossKind
+    from orchestrator.catalog.optimizers import OptimizerKind as OptimizerKind
+    from orchestrator.errors import MoegridError as MoegridError
+
+# What declares a name, for the control plane.
+KINDS = {
+    "BackendKind": "orchestrator.catalog.backends",
+    "LossKind": "orchestrator.catalog.losses",
+    "OptimizerKind": "orchestrator.catalog.optimizers",
+}
+# What their code builds on: of nodes, with torch; of a backend, where the driver runs.
+CODE = {
+    "Batch": "orchestrator.backends.base",
+    "Handle": "orchestrator.backends.base",
+    "JobState": "orchestrator.backends.base",
+    "MoegridError": "orchestrator.errors",
+    "Routing": "jobs.moe",
+    "build_block": "jobs.moe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = KINDS.get(name) or CODE.get(name)
+    if module is None:
+        raise AttributeError(f"module 'moegrid.extend' has no attribute {name!r}; it has {', '.join(__dir__())}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*KINDS, *CODE, "code_of", "load_plugin", "routing_of"])
+
+
+def load_plugin(path: str | Path) -> dict[str, Any]:
+    """Read a plugin file or folder as a grid does; return its declarations by "WORD NAME" ("loss tilt").
+
+    Raises MoegridError when it cannot be imported, declares nothing, or a name of it is taken.
+    """
+    from orchestrator import plugins, registry
+
+    names = plugins.register(plugins.read_plugin(Path(path).resolve()))
+    return {named: registry.declaration(named) for named in names}
+
+
+def code_of(declaration: Any) -> Any:
+    """Return what a declaration's `code` names, as a node imports it."""
+    from orchestrator.registry import load
+
+    return load(declaration.code, repr(declaration.name))
+
+
+def routing_of(logits_TN: Tensor, top_k: int = 2) -> Routing:
+    """Return what a plain softmax router decides from logits [T,N], to try losses and metrics on."""
+    import torch
+
+    from jobs.moe.routing import Routing
+    from jobs.moe.selection import count
+
+    scores = torch.softmax(logits_TN.float(), dim=-1)
+    weights, indices = scores.topk(top_k, dim=-1)
+    mask = torch.ones(len(logits_TN), dtype=torch.bool)
+    experts = logits_TN.shape[1]
+    return Routing(logits_TN, scores, indices, weights, mask, count(indices, experts), 1, top_k, experts)
