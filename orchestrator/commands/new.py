@@ -14,7 +14,7 @@ from orchestrator.registry import REGISTRIES
 TEMPLATES = resources.project("infra/new")
 PLACEHOLDER = "NAME"
 # Kind -> the registry that has its names.
-KINDS = {"loss": "losses"}
+KINDS = {"loss": "losses", "metric": "metrics"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 

@@ -17,6 +17,7 @@ from tests.small_grid import moegrid as command
 
 # How a grid uses what was written.
 USED = {
+    "metric": "plugins: [./mine.py]\nset: {evaluate.metrics: {mine: {threshold: 0.9}}}",
     "loss": "plugins: [./mine.py]\nset: {finetune.balance.losses: {mine: {coef: 0.01, power: 3}}}",
 }
 
@@ -26,11 +27,17 @@ def test_every_kind_has_a_template_and_what_packages_import_is_named() -> None:
     assert {path.name for path in TEMPLATES.iterdir()} == set(KINDS) == set(USED)
     assert set(KINDS.values()) <= set(REGISTRIES)
     for name, module in {**moegrid.extend.KINDS, **moegrid.extend.CODE}.items():
-        assert getattr(moegrid.extend, name).__module__.startswith(module.split(".")[0])
+        found = getattr(moegrid.extend, name)
+        assert getattr(found, "__module__", module).split(".")[0] == module.split(".")[0]
     kinds = {one.kind.__name__ for one in REGISTRIES.values() if one.kind.__module__.startswith("orchestrator.")}
     assert kinds == set(moegrid.extend.KINDS)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         moegrid.extend.Nothing  # noqa: B018
+
+
+def test_what_declarations_import_brings_no_torch() -> None:
+    code = "import sys; from moegrid.extend import LossKind; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,7 +55,9 @@ def test_what_is_written_passes_its_test_and_is_used_by_a_grid(
         timeout=300,
     )
     assert done.returncode == 0, done.stdout
-    (tmp_path / "grid.yaml").write_text(f"base: finetune\nfactors: {{seed: [0]}}\nevaluate: [lm]\n{USED[kind]}\n")
+    (tmp_path / "grid.yaml").write_text(
+        f"base: finetune\nfactors: {{seed: [0]}}\nevaluate: [lm, probe]\n{USED[kind]}\n"
+    )
     plan = json.loads(command("plan", str(tmp_path / "grid.yaml"), "--store", str(tmp_path / "store"), "--json"))
     (use,) = plan["plugins"]
     assert use["names"] == {KINDS[kind]: ["mine"]}

@@ -25,21 +25,29 @@ if TYPE_CHECKING:
     from orchestrator.backends.base import JobState as JobState
     from orchestrator.catalog.backends import BackendKind as BackendKind
     from orchestrator.catalog.losses import LossKind as LossKind
+    from orchestrator.catalog.metrics import MetricKind as MetricKind
     from orchestrator.catalog.optimizers import OptimizerKind as OptimizerKind
+    from orchestrator.catalog.trackers import TrackerKind as TrackerKind
     from orchestrator.errors import MoegridError as MoegridError
+    from orchestrator.tracking.tracker import KEY_TAG as KEY_TAG
+    from orchestrator.tracking.tracker import Recorded as Recorded
 
 # What declares a name, for the control plane.
 KINDS = {
     "BackendKind": "orchestrator.catalog.backends",
     "LossKind": "orchestrator.catalog.losses",
+    "MetricKind": "orchestrator.catalog.metrics",
     "OptimizerKind": "orchestrator.catalog.optimizers",
+    "TrackerKind": "orchestrator.catalog.trackers",
 }
-# What their code builds on: of nodes, with torch; of a backend, where the driver runs.
+# What their code builds on: of nodes, with torch; of backends and trackers, where the driver runs.
 CODE = {
+    "KEY_TAG": "orchestrator.tracking.tracker",
     "Batch": "orchestrator.backends.base",
     "Handle": "orchestrator.backends.base",
     "JobState": "orchestrator.backends.base",
     "MoegridError": "orchestrator.errors",
+    "Recorded": "orchestrator.tracking.tracker",
     "Routing": "jobs.moe",
     "build_block": "jobs.moe",
 }
