@@ -19,14 +19,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs import failures, numerics
-from jobs.context import patiently
+from jobs.context import Job, StageContext, patiently, release
+from jobs.logs import LogFile
 from jobs.opening import START_PATIENCE_SECONDS, JobRequest, StageRequest, described_job, open_store, read_job
 from jobs.plugins import bring_plugins
 from jobs.preemption import Preempted, Signals
+from jobs.reporter import Reporter
 from jobs.watchdog import Hung, Watchdog
 from jobs.world import World, launch, own_world
 from orchestrator.errors import (
@@ -40,35 +43,36 @@ from orchestrator.errors import (
     StoreError,
 )
 from orchestrator.spec.work import EvaluateWork, Work
+from orchestrator.store import Lease, Store
 
 log = logging.getLogger("jobs.run")
 
-# Where each kind of stage is implemented; evaluations by suite. Imported when run: a data stage never loads torch.
-STAGES: dict[str, str] = {
-    "data": "jobs.data.sources",
-    "tokenizer": "jobs.data.tokenizer",
-    "tokens": "jobs.data.tokens",
-    "init": "jobs.train.init",
-    "train": "jobs.train.stage",
-    "evaluate/lm": "jobs.evaluate.lm",
-    "evaluate/reasoning": "jobs.evaluate.reasoning",
-    "evaluate/efficiency": "jobs.evaluate.efficiency",
-    "evaluate/probe": "jobs.evaluate.probe",
-    "evaluate/hallucination": "jobs.evaluate.benchmarks",
-    "evaluate/adversarial": "jobs.evaluate.benchmarks",
-    "evaluate/ood": "jobs.evaluate.benchmarks",
-    "generate": "jobs.evaluate.responses",
-    "judge": "jobs.evaluate.judges",
+
+@dataclass(frozen=True, slots=True)
+class StageKind:
+    """Where a kind of stage is implemented, and whether every rank works on it; else rank 0 does, alone."""
+
+    module: str
+    ranked: bool = False
+
+
+# Evaluations by suite. A module is imported when its stage runs: a data stage never loads torch.
+STAGES: dict[str, StageKind] = {
+    "data": StageKind("jobs.data.sources"),
+    "tokenizer": StageKind("jobs.data.tokenizer"),
+    "tokens": StageKind("jobs.data.tokens"),
+    "init": StageKind("jobs.train.init"),
+    "train": StageKind("jobs.train.stage", ranked=True),
+    "evaluate/lm": StageKind("jobs.evaluate.lm", ranked=True),
+    "evaluate/reasoning": StageKind("jobs.evaluate.reasoning", ranked=True),
+    "evaluate/efficiency": StageKind("jobs.evaluate.efficiency", ranked=True),
+    "evaluate/probe": StageKind("jobs.evaluate.probe"),
+    "evaluate/hallucination": StageKind("jobs.evaluate.benchmarks", ranked=True),
+    "evaluate/adversarial": StageKind("jobs.evaluate.benchmarks", ranked=True),
+    "evaluate/ood": StageKind("jobs.evaluate.benchmarks", ranked=True),
+    "generate": StageKind("jobs.evaluate.responses", ranked=True),
+    "judge": StageKind("jobs.evaluate.judges", ranked=True),
 }
-# Stages on which every rank works; of a job with ranks the others are rank 0's alone.
-RANKED = frozenset(
-    {
-        "train",
-        "generate",
-        "judge",
-        *(f"evaluate/{suite}" for suite in ("lm", "reasoning", "efficiency", "hallucination", "adversarial", "ood")),
-    }
-)
 SCRATCH = "moegrid-job-"
 # Containers may share a folder and not see each other's processes: only what is old goes.
 SCRATCH_SECONDS = 86_400.0
@@ -76,14 +80,14 @@ SCRATCH_SECONDS = 86_400.0
 RECORD_PATIENCE_SECONDS = 60.0
 
 
-def stage_name(work: Work) -> str:
-    """Return the name under which `STAGES` has the work's implementation."""
-    return f"evaluate/{work.suite}" if isinstance(work, EvaluateWork) else work.kind
+def stage_kind(work: Work) -> StageKind:
+    """Return who implements the work."""
+    return STAGES[f"evaluate/{work.suite}" if isinstance(work, EvaluateWork) else work.kind]
 
 
 def stage_function(work: Work) -> Callable[[Any, Any], None]:
     """Return the function that runs `work`, importing its module."""
-    function: Callable[[Any, Any], None] = importlib.import_module(STAGES[stage_name(work)]).run
+    function: Callable[[Any, Any], None] = importlib.import_module(stage_kind(work).module).run
     return function
 
 
@@ -131,14 +135,14 @@ def run_job(url: str, batch: str, index: int, signals: Signals, arguments: Seque
         return _give_up(store, attempt, failures.describe(stage, error), error)
 
 
-def _give_up(store: Any, attempt: str, record: dict[str, Any], error: BaseException) -> int:
+def _give_up(store: Store | None, attempt: str, record: dict[str, Any], error: BaseException) -> int:
     """Record what went wrong around the stages and return the exit code."""
     log.error("attempt %s failed", attempt, exc_info=error)
     _tell(store, attempt, record)
     return int(record["exit_code"])
 
 
-def _tell(store: Any, attempt: str, record: dict[str, Any], patience: float = 0.0) -> None:
+def _tell(store: Store | None, attempt: str, record: dict[str, Any], patience: float = 0.0) -> None:
     """Write `failure.json`, or say it in the log when the store cannot take it for `patience` seconds."""
     path = f"attempts/{attempt}/failure.json"
     try:
@@ -161,11 +165,7 @@ def sweep_scratch(folder: Path, older_than: float = SCRATCH_SECONDS) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _run_stages(store: Any, request: JobRequest, signals: Signals, world: World, scratch: Path) -> int:
-    from jobs.context import Job, release
-    from jobs.logs import LogFile
-    from jobs.reporter import Reporter
-
+def _run_stages(store: Store, request: JobRequest, signals: Signals, world: World, scratch: Path) -> int:
     numerics.set_threads(request.resources)
     reporter = Reporter(store, request.attempt, world.rank, LogFile(scratch, alone=world.size == 1))
     reporter.beat(world_size=world.size)
@@ -201,7 +201,7 @@ def _run_stages(store: Any, request: JobRequest, signals: Signals, world: World,
     return code
 
 
-def _guarded(job: Any, stage: str, action: Callable[[], None]) -> int:
+def _guarded(job: Job, stage: str, action: Callable[[], None]) -> int:
     """Run `action` and return the exit code; a failure is recorded with the stage that was running."""
     try:
         action()
@@ -218,7 +218,7 @@ def _guarded(job: Any, stage: str, action: Callable[[], None]) -> int:
     return EXIT_DONE
 
 
-def _end_hung(job: Any, stage: str, hung: Hung) -> None:
+def _end_hung(job: Job, stage: str, hung: Hung) -> None:
     """Say where the process hangs, then end it: nothing that waits for it will ever return."""
     _record_failure(job, job.live.get("stage", stage), hung)
     log.error("rank %d: %s", job.rank, hung)
@@ -229,9 +229,7 @@ def _end_hung(job: Any, stage: str, hung: Hung) -> None:
     os._exit(EXIT_FAILED)
 
 
-def _work_through(job: Any, request: JobRequest, world: World) -> None:
-    from jobs.context import release
-
+def _work_through(job: Job, request: JobRequest, world: World) -> None:
     todo: list[str] = []
     if world.rank == 0:
         _enter(job, request)
@@ -252,22 +250,22 @@ def _work_through(job: Any, request: JobRequest, world: World) -> None:
             continue
         if world.size == 1:  # ranks agree on a stop inside the training loop, or they would part here
             job.signals.check()
-        if job.rank and stage_name(stage.work) not in RANKED:
+        if job.rank and not stage_kind(stage.work).ranked:
             continue
         _run_stage(job, stage)
 
 
-def _enter(job: Any, request: JobRequest) -> None:
+def _enter(job: Job, request: JobRequest) -> None:
     """Take a new fencing token for every stage of the chain; raises LeaseLost before any work when one is not ours."""
     for stage in request.stages:
 
-        def enter(key: str = stage.key) -> Any:
+        def enter(key: str = stage.key) -> Lease:
             return job.store.claims.enter(key, job.attempt)
 
         job.reporter.hold(patiently(enter, f"entering {stage.label}", START_PATIENCE_SECONDS))
 
 
-def _todo(job: Any, request: JobRequest) -> list[str]:
+def _todo(job: Job, request: JobRequest) -> list[str]:
     """Return the keys of the stages to run: those without a sound artifact made from the present parents."""
     todo = []
     artifacts = job.store.artifacts
@@ -284,9 +282,7 @@ def _todo(job: Any, request: JobRequest) -> list[str]:
     return todo
 
 
-def _run_stage(job: Any, stage: StageRequest) -> None:
-    from jobs.context import StageContext
-
+def _run_stage(job: Job, stage: StageRequest) -> None:
     log.info("%s: starting", stage.label)
     job.live["stage"] = stage.key
     job.reporter.beat(stage=stage.key, label=stage.label, step=0, total=0)
@@ -297,7 +293,7 @@ def _run_stage(job: Any, stage: StageRequest) -> None:
     log.info("%s: done", stage.label)
 
 
-def _check_committed(job: Any, request: JobRequest) -> None:
+def _check_committed(job: Job, request: JobRequest) -> None:
     """Raise AssertionError when a stage came back without its artifact: exit code 0 is the word that all is there."""
     for stage in request.stages:
         if stage.key in job.todo and stage.key not in job.manifests:
@@ -305,7 +301,7 @@ def _check_committed(job: Any, request: JobRequest) -> None:
     print(f"{SPOKEN_END} {job.attempt}", file=sys.stderr, flush=True)
 
 
-def _record_failure(job: Any, stage: str, error: BaseException) -> None:
+def _record_failure(job: Job, stage: str, error: BaseException) -> None:
     record = failures.describe(stage, error)
     # What the store did has been waited for; what the work did is worth waiting for a store that can take it.
     own = record["exit_code"] == EXIT_FAILED

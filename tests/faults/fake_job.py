@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from jobs import run as node
 from tests.faults import troubles
 
 if __name__ == "__main__":
-    node.STAGES = dict.fromkeys(node.STAGES, "tests.faults.fake_stages")
+    fake = "tests.faults.fake_stages"
+    node.STAGES = {name: dataclasses.replace(kind, module=fake) for name, kind in node.STAGES.items()}
     setattr(numerics, "TORCH_KINDS", ())  # noqa: B010 (of another length than it is)
     troubles.install()
     sys.exit(node.main())
