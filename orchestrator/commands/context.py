@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.engine.journal import Journal
 from orchestrator.engine.retry import decide
 from orchestrator.errors import MoegridError, StoreError
-from orchestrator.plan.cost import Clock
+from orchestrator.plan.cost import Clock, shape_of
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.root import root_digest, root_document
@@ -129,10 +129,10 @@ class Context:
 
     def clock(self, graph: StageGraph, present: set[str]) -> Clock:
         """Estimate times from finished stages of the same shape."""
-        chosen: dict[tuple[str, ...], list[str]] = {}
+        chosen: dict[tuple[object, ...], list[str]] = {}
         for key, stage in graph.stages.items():
             if key in present:
-                sample = chosen.setdefault((stage.kind, stage.phase, stage.label.split(" at ")[0]), [])
+                sample = chosen.setdefault(shape_of(stage, graph.resources(key)), [])
                 if len(sample) < SAMPLES:
                     sample.append(key)
         manifests = self.store.artifacts.many([key for keys in chosen.values() for key in keys])
