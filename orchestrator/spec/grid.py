@@ -96,20 +96,23 @@ def load_grid(
     problems.raise_if_any()
     axes = [name for product in reading.products for axis in product for name in axis.names]
     present = {name for item in cells for name in item.factors}
-    settings: dict[str, Any] = {
-        "name": document.name,
-        "description": reading.text("description"),
-        "scale": scale,
-        "recipe": document.base,
-        "factors": tuple(name for name in dict.fromkeys(axes) if name in present),
-        "seed": document.plain_seed,
-        "baseline": reading.baseline,
-        "primary": tuple(reading.names("primary")),
-        "runnable": reading.text("runnable"),
-        "search": reading.search,
-        "adaptive": reading.adaptive,
-    }
-    return Grid(path=document.path, cells=tuple(cells), reserve=tuple(reserve), ranks=ranks, **settings)
+    return Grid(
+        path=document.path,
+        cells=tuple(cells),
+        reserve=tuple(reserve),
+        ranks=ranks,
+        name=document.name,
+        description=reading.description,
+        scale=scale,
+        recipe=document.base,
+        factors=tuple(name for name in dict.fromkeys(axes) if name in present),
+        seed=document.plain_seed,
+        baseline=reading.baseline,
+        primary=reading.primary,
+        runnable=reading.runnable,
+        search=reading.search,
+        adaptive=reading.adaptive,
+    )
 
 
 def _set_seeds(document: GridDocument, seeds: list[int]) -> None:

@@ -46,8 +46,9 @@ class Reading:
         self._baseline()
         self.search = self._search()
         self.adaptive: Adaptive | None = read_adaptive(document, problems)
-        self.names("primary")
-        self.text("runnable"), self.text("description")
+        self.primary = tuple(self.names("primary"))
+        self.runnable = self.text("runnable")
+        self.description = self.text("description")
         self.lengths = builder.lengths
         self.folder = folder
 
@@ -232,7 +233,7 @@ class Reading:
             return
         alike = {(id(cell.evaluate), cell.model.moe.preset == "dense"): cell for cell in cells}
         known = [sourced(cell) for cell in alike.values()]
-        for i, name in enumerate(self.names("primary")):
+        for i, name in enumerate(self.primary):
             hint = unknown_column(name, known)
             # On the command line fewer suites may be evaluated than the grid's columns are from.
             if hint is not None and not (self.document.narrowed and name in every_column()):
