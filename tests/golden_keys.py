@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.plan.evaluations import benchmark_works, evaluation
 from orchestrator.plan.graph import build_graph
 from orchestrator.plan.stages import CellStages, Lowering, Stage
 from orchestrator.spec.cell import (
-    FREEZABLE,
     SUITES,
     BalanceSpec,
     BenchmarkSpec,
@@ -206,7 +206,7 @@ def conditions_of_training() -> Iterator[tuple[str, Conditions]]:
         yield f"balance {name}", of(balance=dataclasses.replace(none, **change))
     yield "balance bias_center", of(balance=dataclasses.replace(none, bias_rate=0.001, bias_center=False))
     for field, values in (
-        ("freeze", FREEZABLE),
+        ("freeze", FREEZING.builtins),
         ("schedule", ("cosine", "linear", "constant")),
         ("precision", ("fp32", "bf16", "mixed")),
         ("loss", ("all", "response")),

@@ -1,10 +1,11 @@
-"""A package with an optimizer of its own: Lion (arXiv 2302.06675), with one moment and a count."""
+"""A package with an optimizer of its own, Lion (arXiv 2302.06675), and a freeze rule that splits parameter groups."""
 
 from __future__ import annotations
 
 LION = """
 from dataclasses import dataclass
 
+from orchestrator.catalog.freezing import FreezeRule
 from orchestrator.catalog.optimizers import OptimizerKind
 
 
@@ -46,6 +47,16 @@ LION = OptimizerKind(
     "lion", code="lions:lion", parameters=LionParameters, slots=("momentum",), scalars=("taken",), version=3
 )
 WHOLE = OptimizerKind("whole", code="lions:lion", elementwise=False)
+
+
+def lower(name, role, model):
+    return ".layers.0." in name
+
+
+LOWER = FreezeRule("lower", ("router",), code="lions:lower")
 GONE = OptimizerKind("gone", code="lions:no_such")
 """
-NAMES = {"optimizers": {name: f"lions:{name.upper()}" for name in ("lion", "whole", "gone")}}
+NAMES = {
+    "optimizers": {name: f"lions:{name.upper()}" for name in ("lion", "whole", "gone")},
+    "freezing": {"lower": "lions:LOWER"},
+}

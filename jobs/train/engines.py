@@ -18,11 +18,10 @@ from jobs.models.shards import Rows, dealt
 from jobs.train.engine import Engine, replicated_digest, replicated_weights
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
-    FROZEN_ROLES,
     assert_learning_rates,
     build_optimizer,
     export_state,
-    freeze_groups,
+    freeze_tensors,
     import_state,
     plan_groups,
     set_learning_rates,
@@ -64,9 +63,9 @@ class TorchEngine:
         self._trained: list[str] = list(self._parameters)
 
     def freeze(self, frozen: str) -> None:
-        apply_freeze(self.model, frozen)
-        freeze_groups(self.optimizer, frozen)
-        self._trained = [name for name, _, role in self._roles if role not in FROZEN_ROLES[frozen]]
+        names = apply_freeze(self.model, frozen)
+        freeze_tensors(self.optimizer, (self._masters[name] for name in names))
+        self._trained = [name for name in self._parameters if name not in names]
 
     def set_lr(self, lr: float, router_lr: float) -> None:
         set_learning_rates(self.optimizer, lr, router_lr)

@@ -21,11 +21,10 @@ from jobs.models.backbones import CausalLM, build_model, canonical_state, load_c
 from jobs.models.shards import Rows, dealt, digest_bytes, digest_text, rows_digest
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
-    FROZEN_ROLES,
     assert_learning_rates,
     build_optimizer,
     export_state,
-    freeze_groups,
+    freeze_tensors,
     import_state,
     plan_groups,
     set_learning_rates,
@@ -67,7 +66,7 @@ class FsdpEngine:
             load_canonical(fresh, self._gathered_weights())
             self.model = fresh
         self._frozen = frozen
-        apply_freeze(self.model, frozen)
+        names = apply_freeze(self.model, frozen)
         half = torch.bfloat16 if self._train.precision == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for layer in self.model.layers:
@@ -75,11 +74,11 @@ class FsdpEngine:
         fully_shard(self.model, mesh=self._mesh, mp_policy=policy)
         roles = list(parameter_roles(self.model))
         self._parameters: dict[str, Any] = {name: parameter for name, parameter, _ in roles}
-        self._trained = [name for name, _, role in roles if role not in FROZEN_ROLES[frozen]]
+        self._trained = [name for name in self._parameters if name not in names]
         self._shards = {name: parameter.to_local().detach() for name, parameter in self._parameters.items()}
         self._names = {id(shard): name for name, shard in self._shards.items()}
         self._optimizer = build_optimizer(self._train, plan_groups(roles), self._shards)
-        freeze_groups(self._optimizer, frozen)
+        freeze_tensors(self._optimizer, (self._shards[name] for name in names))
         self._import(rows or self._cut(self._waiting))
         self._waiting = {}
 

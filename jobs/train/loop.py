@@ -19,6 +19,7 @@ from jobs.train.errors import NotFinite
 from jobs.train.meter import Meter
 from jobs.train.randomness import reseed
 from jobs.train.schedule import learning_rates
+from orchestrator.catalog.freezing import freezes
 from orchestrator.spec.work import Conditions
 
 # Sums over ranks that are no series of their own.
@@ -184,7 +185,7 @@ class Trainer:
     def _update_blocks(self, sums: dict[str, Tensor]) -> None:
         """Move what the router learns without gradients: the aux-loss-free bias and expert choice's thresholds."""
         train = self.conditions.train
-        if train.freeze == "router":
+        if freezes(train.freeze, "router"):
             return
         for layer, block in enumerate(self.engine.model.moe_blocks):
             if train.balance.bias_rate and block.moe.balance_bias:

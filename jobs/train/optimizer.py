@@ -15,13 +15,6 @@ from orchestrator.errors import MoegridError, NumericsError
 from orchestrator.registry import load
 from orchestrator.spec.cell import TrainSpec
 
-# What a freeze schedule's word freezes, as module roles.
-FROZEN_ROLES: dict[str, tuple[str, ...]] = {
-    "": (),
-    "router": ("router",),
-    "expert": ("routed_expert", "shared_expert"),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
@@ -58,7 +51,7 @@ def build_optimizer(
             "params": [tensors[name] for name in plan.names],
             "name": plan.name,
             "role": plan.role,
-            "frozen": False,
+            "frozen": frozenset(),
             "weight_decay": train.weight_decay if plan.decay else 0.0,
         }
         for plan in plans
@@ -70,22 +63,28 @@ def build_optimizer(
 
 
 def take_step(optimizer: torch.optim.Optimizer) -> None:
-    """Update the groups that are not frozen.
+    """Update what is not frozen.
 
-    A frozen group gets no update and no weight decay; its state stays, and training it again continues from there.
+    A frozen parameter gets no update and no weight decay; its state stays, and training it again continues from there.
     """
     groups = optimizer.param_groups
-    optimizer.param_groups = [group for group in groups if not group["frozen"]]
+    whole = [group["params"] for group in groups]
+    for group in groups:
+        group["params"] = [tensor for tensor in group["params"] if id(tensor) not in group["frozen"]]
+    optimizer.param_groups = [group for group in groups if group["params"]]
     try:
         optimizer.step()
     finally:
         optimizer.param_groups = groups
+        for group, tensors in zip(groups, whole, strict=True):
+            group["params"] = tensors
 
 
-def freeze_groups(optimizer: torch.optim.Optimizer, frozen: str) -> None:
-    """Mark the groups that the schedule's word `frozen` ("" = none) freezes."""
+def freeze_tensors(optimizer: torch.optim.Optimizer, frozen: Iterable[Tensor]) -> None:
+    """Keep `frozen` as they are in the steps to come, and train all others."""
+    ids = frozenset(map(id, frozen))
     for group in optimizer.param_groups:
-        group["frozen"] = group["role"] in FROZEN_ROLES[frozen]
+        group["frozen"] = ids.intersection(map(id, group["params"]))
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, lr: float, router_lr: float) -> None:

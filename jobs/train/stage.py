@@ -25,6 +25,7 @@ from jobs.train.freeze import frozen_digest
 from jobs.train.loop import StepResult, Trainer
 from jobs.train.meter import STATE_FORMAT, Meter, recorded_meter
 from jobs.train.schedule import learning_rates
+from orchestrator.catalog.freezing import freezes
 from orchestrator.errors import ArtifactMissing, CorruptBlob
 from orchestrator.spec.identity import lineage, state_keys
 from orchestrator.spec.providers import uses_of
@@ -102,7 +103,7 @@ def train_segment(
         due = _due(trainer.step + 1, context, segment, writer)
         with context.job.watchdog.guard(f"step {trainer.step + 1} of {context.label}"):
             wishes = (context.stopping, due)
-            result = trainer.train_step(wishes, router_gradient=logging_step and train.freeze == "router")
+            result = trainer.train_step(wishes, router_gradient=logging_step and freezes(train.freeze, "router"))
         stop, save = result.requests
         _observe(context, work, trainer, segment, result, logging_step)
         last = trainer.step == work.stop
@@ -305,7 +306,9 @@ def _observe(
     moe = trainer.engine.model.spec.moe
     routed = moe.choice == "token" and moe.preset != "dense"
     vocabulary = vocabulary_size(context, work.tokenizer)
-    trainer.meter.judge(row, vocabulary, moe.top_k if routed else 0, moe.num_experts, train.freeze != "router")
+    trainer.meter.judge(
+        row, vocabulary, moe.top_k if routed else 0, moe.num_experts, not freezes(train.freeze, "router")
+    )
 
 
 def _state(work: TrainWork, trainer: Trainer, frozen: str) -> dict[str, Any]:

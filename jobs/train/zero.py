@@ -20,7 +20,6 @@ from jobs.models.shards import Rows, dealt
 from jobs.train.engine import replicated_digest, replicated_weights
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
-    FROZEN_ROLES,
     GroupPlan,
     assert_learning_rates,
     build_optimizer,
@@ -65,8 +64,8 @@ class ZeroEngine:
             self._kept |= self._gather()
             self._engine.destroy()
         self._frozen = frozen
-        apply_freeze(self.model, frozen)
-        self._plans = plan_groups(item for item in self._roles if item[2] not in FROZEN_ROLES[frozen])
+        names = apply_freeze(self.model, frozen)
+        self._plans = plan_groups(item for item in self._roles if item[0] not in names)
         optimizer = build_optimizer(self._train, self._plans, self._parameters)
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         deepspeed = _deepspeed(next(self.model.parameters()).device.type)

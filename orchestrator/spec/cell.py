@@ -17,7 +17,6 @@ from orchestrator.spec.model import ModelSpec
 
 DEFAULT_SUITES = ("lm", "reasoning", "efficiency")
 SUITES = (*DEFAULT_SUITES, "probe", "safety", "over_refusal", "hallucination", "adversarial", "ood")
-FREEZABLE = ("router", "expert")
 # How many threads the libraries of a process start: one per core of `Resources`.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from orchestrator.catalog.freezing import FREEZING, NONE
 from orchestrator.catalog.parameters import Parameters
-from orchestrator.errors import did_you_mean
+from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.spec.cell import BalanceSpec, Cell, Seeds, TrainSpec
 from orchestrator.spec.declared import field_at, opened
 from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of, is_parameter
@@ -81,10 +82,12 @@ def check_freeze(schedule: str) -> None:
     """Raise Mistake when `schedule` is no freeze schedule."""
     try:
         parse_freeze(schedule)
+    except MoegridError as error:  # the package of a rule is broken, or two provide it
+        raise Mistake(": ".join(filter(None, (error.error, error.cause))), error.hint) from error
     except ValueError as error:
         words = [part.partition("@")[0].strip() for part in schedule.split("->")]
-        wrong = [word for word in words if word not in ("none", "router", "expert")]
-        hint = did_you_mean(wrong[0], ("none", "router", "expert"), "roles") if wrong else "as in none->router"
+        wrong = [word for word in words if word != NONE and FREEZING.find(word) is None]
+        hint = did_you_mean(wrong[0], (NONE, *FREEZING.names()), "roles") if wrong else "as in none->router"
         raise Mistake(str(error), hint) from None
 
 

@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-from orchestrator.spec.cell import FREEZABLE
+from orchestrator.catalog.freezing import FREEZING, NONE
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Steps [start, stop) in which the parameters of one role ("" = no role) are frozen."""
+    """Steps [start, stop) in which what one freeze rule names ("" = nothing) is frozen."""
 
     frozen: str
     start: int
@@ -26,7 +26,7 @@ def step_at(fraction: float, steps: int) -> int:
 
 @cache
 def parse_freeze(schedule: str) -> tuple[tuple[str, float], ...]:
-    """Return ((role, start fraction), ...) of a schedule such as `none->router` or `none@0->router@0.5->expert@0.75`.
+    """Return ((word, start fraction), ...) of a schedule such as `none->router` or `none@0->router@0.5->expert@0.75`.
 
     Phases without `@` share the run evenly. Raises ValueError with the reason.
     """
@@ -34,8 +34,10 @@ def parse_freeze(schedule: str) -> tuple[tuple[str, float], ...]:
     names, starts = [], []
     for i, part in enumerate(parts):
         name, at, fraction = part.partition("@")
-        if name not in ("none", *FREEZABLE):
-            raise ValueError(f"freeze schedule {schedule!r}: {name!r} is none of none, {', '.join(FREEZABLE)}")
+        if name != NONE and FREEZING.find(name) is None:
+            raise ValueError(
+                f"freeze schedule {schedule!r}: {name!r} is none of {', '.join((NONE, *FREEZING.names()))}"
+            )
         if at:
             try:
                 start = float(fraction)
@@ -58,7 +60,7 @@ def freeze_phases(schedule: str, steps: int) -> tuple[Phase, ...]:
     bounds = [step_at(start, steps) for _, start in parsed] + [steps]
     phases: list[Phase] = []
     for (name, _), start, stop in zip(parsed, bounds[:-1], bounds[1:], strict=True):
-        frozen = "" if name == "none" else name
+        frozen = "" if name == NONE else name
         if start == stop:
             continue
         if phases and phases[-1].frozen == frozen:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
+from orchestrator.catalog.freezing import NONE, freezes, freezes_moe_alone
 from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS, READ
 from orchestrator.spec.cell import Cell, EvaluateSpec, Resources, TrainSpec
@@ -115,7 +116,8 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         if train.sequence_length > context:
             message = f"{name}.sequence_length {train.sequence_length} exceeds model.context {context}"
             yield (name, "sequence_length"), message, "raise model.context or shorten the sequences"
-        if cell.model.moe.preset == "dense" and train.freeze != "none":
+        words = [frozen for frozen, _ in parse_freeze(train.freeze) if frozen != NONE]
+        if cell.model.moe.preset == "dense" and any(map(freezes_moe_alone, words)):
             message = f"freeze {train.freeze!r} does not apply: preset 'dense' has no router and no experts"
             yield (name, "freeze"), message, "use when: {freeze: {preset: [...]}}"
         if train.balance.aux_variant == "heterogeneous" and cell.model.moe.preset not in ("moepp", "dense"):
@@ -210,7 +212,7 @@ def _aux_group(train: TrainSpec) -> str:
 
 
 def _router_frozen(train: TrainSpec) -> bool:
-    return all(phase.frozen == "router" for phase in freeze_phases(train.freeze, train.steps))
+    return all(freezes(phase.frozen, "router") for phase in freeze_phases(train.freeze, train.steps))
 
 
 def why_not(cell: Cell, path: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from orchestrator import registry
+from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.losses import BY_FIELD
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.optimizers import OPTIMIZERS
@@ -63,7 +64,7 @@ def of_training(train: TrainSpec, collaboration_top: int) -> Iterator[str]:
     yield f"{OPTIMIZERS.word} {train.optimizer}"
     yield f"precision {train.precision}"
     if train.freeze:
-        yield f"freeze {train.freeze}"
+        yield f"{FREEZING.word} {train.freeze}"
     if train.expert_dropout:
         yield "expert_dropout"
     if collaboration_top:

@@ -209,11 +209,11 @@ def test_another_packages_optimizer_freezes_and_resumes(
     tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = dataclasses.replace(LONG, steps=9, optimizer="lion", weight_decay=0.1, lr=1e-3)
-    works = segments((("", 0, 3), ("router", 3, 6), ("", 6, 9)), train)
     straight, apart = fresh(tmp_path, "straight"), fresh(tmp_path, "apart")
     install(tmp_path / "site", "lions", LION, NAMES)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     with found(tmp_path / "site", "lions"):
+        works = segments((("", 0, 3), ("lower", 3, 6), ("", 6, 9)), train)
         run(straight, works, "straight-0", engine)
         for index, work in enumerate(works):
             run(apart, [work], f"apart-{index}", engine)

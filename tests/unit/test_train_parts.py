@@ -14,7 +14,7 @@ from jobs.train.meter import COLLAPSED_WINDOWS, Meter, load_entropy
 from jobs.train.optimizer import (
     assert_learning_rates,
     build_optimizer,
-    freeze_groups,
+    freeze_tensors,
     plan_groups,
     set_learning_rates,
     take_step,
@@ -64,7 +64,7 @@ def test_frozen_group_is_not_touched_even_with_gradients_and_decay() -> None:
     assert weight[0, 0].item() == pytest.approx(1 - 0.1 - 0.1 * 0.1, abs=1e-6)
     assert router[0, 0].item() == pytest.approx(1 - 0.01 - 0.01 * 0.1, abs=1e-6)
     before = router.detach().clone(), {name: value.clone() for name, value in optimizer.state[router].items()}
-    freeze_groups(optimizer, "router")
+    freeze_tensors(optimizer, [router])
     take_step(optimizer)
     assert torch.equal(router, before[0])
     assert all(torch.equal(optimizer.state[router][name], value) for name, value in before[1].items())
