@@ -98,18 +98,26 @@ class Engine:
         self._signalled: set[tuple[str, bool]] = set()
         self._now = False
         self._started = 0.0
+        self._earlier: frozenset[tuple[str, str]] = frozenset()  # (stage, attempt) that a driver before us had started
 
     def begin(self) -> None:
         """Pardon what a new run tries again. Failures from before it are old news."""
         self._started = self.store.objects.now()
+        self._earlier = frozenset((stage, c.attempt) for stage, c in self.journal.claims(self._stages).items())
         self._damaged = self.store.artifacts.damaged(self._stages)
         failures = self.journal.failures(self._stages)
         for own in failures.values():
-            if decide(own).retry:
-                continue
-            if all(pardoned(failure, retry=self.options.retry, code=code_digest()) for failure in own):
-                self.journal.pardon(own)
+            self._pardon(own)
         self._told = {(f.stage, f.attempt) for own in failures.values() for f in own}
+
+    def _pardon(self, own: Sequence[Failure]) -> bool:
+        """Give a stage that is not tried again a new budget, where a new run does so; return whether it has one."""
+        again = not decide(own).retry and all(
+            pardoned(failure, retry=self.options.retry, code=code_digest()) for failure in own
+        )
+        if again:
+            self.journal.pardon(own)
+        return again
 
     def extend(self, graph: StageGraph) -> None:
         """Go on with a version of the grid that has more cells."""
@@ -130,6 +138,12 @@ class Engine:
             failures = self.journal.failures(missing)
             self._damaged = self.store.artifacts.damaged(missing)
             self._planned = None
+        # An attempt of an earlier driver whose end is only seen now ended before this run was asked to try again.
+        failures = {
+            stage: own
+            for stage, own in failures.items()
+            if (stage, own[-1].attempt) not in self._earlier or not self._pardon(own)
+        }
         decisions = {stage: decide(own) for stage, own in failures.items()}
         failed = {stage: decision.reason for stage, decision in decisions.items() if not decision.retry}
         plan = self._planning(present, failed)

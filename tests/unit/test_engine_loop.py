@@ -191,6 +191,27 @@ def test_a_new_run_pardons_outside_reasons_only(graph: StageGraph, store: Store)
     assert RULES["disk_full"].outside
 
 
+def test_what_ended_before_a_new_run_uses_none_of_its_budget(graph: StageGraph, store: Store) -> None:
+    """The last job of the driver before was killed with it, and nobody had seen that until the new run looked."""
+    scheduler = Scheduler()
+    drive = engine(graph, store, scheduler, max_jobs=1)
+    drive.tick()
+    stage = submitted(store, scheduler)[0][0]
+    for number in range(RULES["killed"].retries):
+        drive.journal.record_failure(Failure(stage, f"a-0-{number}", "killed", "m", code=code_digest()), "")
+    again = engine(graph, store, scheduler, max_jobs=1)
+    attempt = drive.journal.claims({stage})[stage].attempt
+    scheduler.states[attempt] = JobState(ENDED)
+    snapshot = again.tick()
+    assert stage not in snapshot.plan.keys("blocked")
+    assert submitted(store, scheduler)[-1][0] == stage
+    assert len(submitted(store, scheduler)) == 2
+    # Of the new run's own attempts the budget is spent as ever.
+    for number in range(RULES["killed"].retries + 1):
+        again.journal.record_failure(Failure(stage, f"b-0-{number}", "killed", "m", code=code_digest()), "")
+    assert stage in again.tick().plan.keys("blocked")
+
+
 def test_max_jobs_is_kept(graph: StageGraph, store: Store) -> None:
     scheduler = Scheduler()
     engine(graph, store, scheduler, max_jobs=1).tick()
