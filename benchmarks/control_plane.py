@@ -188,6 +188,7 @@ def main() -> int:
     from orchestrator.plan.cost import Clock
     from orchestrator.plan.graph import build_graph
     from orchestrator.plan.plan import make_plan
+    from orchestrator.plan.summary import to_json
     from orchestrator.spec.grid import load_grid
     from orchestrator.spec.identity import plain
 
@@ -222,7 +223,7 @@ def main() -> int:
         def plan() -> Any:
             graph = build_graph(load_grid(str(path)))
             made = make_plan(graph, set(), clock=Clock())
-            made.to_json()
+            to_json(made)
             return graph
 
         seconds, graph = timed(plan, 1)

@@ -17,6 +17,7 @@ from orchestrator.errors import EXIT_DONE, EXIT_PENDING, MoegridError
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.needs import missing_devices, missing_keys
 from orchestrator.plan.root import root_document
+from orchestrator.plan.summary import to_json
 from orchestrator.spec.identity import plain
 from orchestrator.store import ClaimState
 from orchestrator.tracking import records
@@ -40,7 +41,7 @@ def plan(context: Context) -> int:
         seeds = {"adaptive": [{**plain(s), "state": s.state} for s in context.seeds]} if graph.grid.adaptive else {}
         lacking = [error for error in (missing_keys(result), missing_devices(result, gpus)) if error]
         told = [{"error": error.error, "cause": error.cause, "hint": error.hint} for error in lacking]
-        context.emit({**result.to_json(), **seeds, "lacking": told})
+        context.emit({**to_json(result), **seeds, "lacking": told})
     else:
         from orchestrator.backends.host import cores
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from orchestrator.plan.cost import Clock, flops, parameters, state_bytes, tokens_of
+from orchestrator.plan.cost import Clock
 from orchestrator.plan.graph import StageGraph
-from orchestrator.plan.needs import gates, missing_benchmarks
 from orchestrator.plan.stages import Stage
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.work import TrainWork
@@ -66,13 +64,14 @@ class Plan:
     def seconds(self, key: str) -> float:
         """Return the expected seconds of the work left in a stage."""
         stage = self.graph.stages[key]
-        whole = self.clock.seconds(stage, self.graph.resources(key), self._vocab(stage))
+        whole = self.clock.seconds(stage, self.graph.resources(key), self.vocabulary(stage))
         if isinstance(stage.work, TrainWork) and stage.steps:
             left = (stage.work.stop - max(self.actions[key].step, stage.work.start)) / stage.steps
             return whole * left
         return whole
 
-    def _vocab(self, stage: Stage) -> int:
+    def vocabulary(self, stage: Stage) -> int:
+        """Return the size of the vocabulary of the cells that use a stage."""
         return self.graph.cell(self.graph.users[stage.key][0]).cell.tokenizer.vocab_size
 
     def hours(self, *, gpu: bool) -> float:
@@ -87,132 +86,16 @@ class Plan:
         total = 0.0
         for key, stage in self.graph.stages.items():
             resources = self.graph.resources(key)
-            seconds = self.clock.seconds(stage, resources, self._vocab(stage))
+            seconds = self.clock.seconds(stage, resources, self.vocabulary(stage))
             times = 1 if shared else len(self.graph.users[key])
             total += times * seconds / 3600 * devices(resources, gpu=gpu)
         return total
-
-    def phases(self) -> list[dict[str, Any]]:
-        """Return one row per phase: stages and steps with and without sharing, and the actions."""
-        shared, unshared = self.graph.sharing(), self.graph.unshared()
-        rows = []
-        for phase in PHASES:
-            if phase not in shared:
-                continue
-            stages = [stage for stage in self.graph.stages.values() if stage.phase == phase]
-            actions = Counter(self.actions[stage.key].name for stage in stages)
-            rows.append(
-                {
-                    "phase": phase,
-                    "stages": {"shared": shared[phase][0], "unshared": unshared[phase][0]},
-                    "steps": {"shared": shared[phase][1], "unshared": unshared[phase][1]},
-                    "flops": sum(flops(stage, self._vocab(stage)) for stage in stages),
-                    "state_bytes": sum(state_bytes(stage, self._vocab(stage)) for stage in stages),
-                    "actions": {name: actions.get(name, 0) for name in ACTIONS},
-                }
-            )
-        return rows
-
-    def groups(self) -> list[dict[str, Any]]:
-        """Return one row per block of the grid (cells that set the same factors) with its training segments.
-
-        Segments are counted for the last training phase, where the cells of a block differ, with and without sharing.
-        """
-        blocks: dict[tuple[str, ...], list[str]] = {}
-        for item in self.graph.grid.cells:
-            blocks.setdefault(tuple(item.factors), []).append(item.id)
-        rows = []
-        for factors, ids in blocks.items():
-            segments = []
-            for cell_id in ids:
-                stages = self.graph.cells[cell_id].stages
-                last = next((s.phase for s in reversed(stages) if s.kind == "train"), "")
-                segments.append([s.key for s in stages if s.kind == "train" and s.phase == last])
-            keys = {key for cell in segments for key in cell}
-            seeds = len({self._seeds(cell_id) for cell_id in ids})
-            sample = self.graph.cell(ids[0]).cell
-            count = parameters(sample.model, sample.tokenizer.vocab_size)
-            rows.append(
-                {
-                    "factors": list(factors),
-                    "cells": len(ids),
-                    "seeds": seeds,
-                    "segments": {"shared": len(keys), "unshared": sum(map(len, segments))},
-                    "actions": dict(Counter(self.actions[key].name for key in keys)),
-                    "reason": self._reason(keys),
-                    "parameters": {"total": count.total, "active": count.active},
-                    "flops_per_token": count.flops_per_token,
-                }
-            )
-        return rows
-
-    def _seeds(self, cell_id: str) -> tuple[Any, ...]:
-        seed = self.graph.cell(cell_id).cell.seed
-        return (seed.data, seed.init, seed.pretrain, seed.finetune, seed.eval)
-
-    def _reason(self, keys: Collection[str]) -> str:
-        reasons = Counter(self.actions[key].reason for key in keys if self.actions[key].reason)
-        return "; ".join(reason for reason, _ in reasons.most_common(3))
-
-    def models(self) -> list[dict[str, Any]]:
-        """Return one row per shape: total and active parameters, forward FLOPs a token, training tokens, cells."""
-        rows: dict[Any, dict[str, Any]] = {}
-        for item in self.graph.grid.cells:
-            model = item.cell.model
-            count = parameters(model, item.cell.tokenizer.vocab_size)
-            phases = {"pretrain": item.cell.pretrain, "finetune": item.cell.finetune}
-            row = {
-                "backbone": model.backbone,
-                "preset": model.moe.preset,
-                "experts": f"{model.moe.top_k}/{model.moe.num_experts}+{model.moe.shared_experts or 0}",
-                "total": count.total,
-                "active": count.active,
-                "flops_per_token": count.flops_per_token,
-                "tokens": {phase: tokens_of(train) for phase, train in phases.items() if train is not None},
-            }
-            rows.setdefault(repr(row), {**row, "cells": 0})["cells"] += 1
-        return list(rows.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON types (the contract of `moegrid plan --json`)."""
-        grid = self.graph.grid
-        shared, unshared = self.graph.sharing(), self.graph.unshared()
-        return {
-            "grid": grid.name,
-            "scale": grid.scale,
-            "cells": len(grid.cells),
-            "stages": {"shared": _sum(shared, 0), "unshared": _sum(unshared, 0)},
-            "train_steps": {"shared": _sum(shared, 1), "unshared": _sum(unshared, 1)},
-            "actions": self.counts(),
-            "gpu_hours": round(self.hours(gpu=True), 3),
-            "core_hours": round(self.hours(gpu=False), 3),
-            "gpu_hours_of_grid": {
-                "shared": round(self.hours_of_grid(gpu=True, shared=True), 3),
-                "unshared": round(self.hours_of_grid(gpu=True, shared=False), 3),
-            },
-            "phases": self.phases(),
-            "groups": self.groups(),
-            "models": self.models(),
-            "plugins": [{**use.to_json(), "shown": str(use)} for use in self.graph.uses()],
-            "gated": [{"name": gate.name, "stages": gate.stages, "hint": gate.hint} for gate in gates(self)],
-            "left_out": [
-                {"suite": left.suite, "tasks": list(left.tasks), "hint": left.hint} for left in missing_benchmarks(grid)
-            ],
-            "blocked": [
-                {"stage": key, "label": self.graph.stages[key].label, "reason": self.actions[key].reason}
-                for key in self.keys("blocked")
-            ],
-        }
 
 
 def devices(resources: Resources, *, gpu: bool) -> int:
     """Return the GPUs (or cores) that a job of these resources holds."""
     per_process = resources.gpus if gpu else resources.cores
     return resources.nodes * resources.processes * per_process
-
-
-def _sum(totals: Mapping[str, tuple[int, int]], index: int) -> int:
-    return sum(pair[index] for pair in totals.values())
 
 
 def make_plan(

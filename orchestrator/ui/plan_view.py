@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.plan.needs import has_hub_token, missing_devices, missing_keys
 from orchestrator.plan.plan import Plan
+from orchestrator.plan.summary import to_json
 from orchestrator.ui.console import Console, columns, duration, plural, quantity
 
 _MARKS = {"run": ("+", "green"), "resume": ("~", "yellow"), "done": ("=", "dim"), "blocked": ("!", "red")}
@@ -16,7 +17,7 @@ def show_plan(plan: Plan, console: Console, *, parallel: int = 1, gpus: int | No
     adaptive number of seeds.
     """
     grid = plan.graph.grid
-    data = plan.to_json()
+    data = to_json(plan)
     console.print(
         f"{console.style(grid.name, 'bold')} at scale {grid.scale}: {plural(len(grid.cells), 'cell')}"
         + (f"  {console.style(grid.description, 'dim')}" if grid.description else "")

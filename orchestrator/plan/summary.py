@@ -1,0 +1,133 @@
+"""A plan as tables: its phases, the blocks of the grid, its models; and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from orchestrator.plan.cost import flops, parameters, state_bytes, tokens_of
+from orchestrator.plan.needs import gates, missing_benchmarks
+from orchestrator.plan.plan import ACTIONS, PHASES, Plan
+
+
+def phases(plan: Plan) -> list[dict[str, Any]]:
+    """Return one row per phase: stages and steps with and without sharing, and the actions."""
+    shared, unshared = plan.graph.sharing(), plan.graph.unshared()
+    rows = []
+    for phase in PHASES:
+        if phase not in shared:
+            continue
+        stages = [stage for stage in plan.graph.stages.values() if stage.phase == phase]
+        actions = Counter(plan.actions[stage.key].name for stage in stages)
+        rows.append(
+            {
+                "phase": phase,
+                "stages": {"shared": shared[phase][0], "unshared": unshared[phase][0]},
+                "steps": {"shared": shared[phase][1], "unshared": unshared[phase][1]},
+                "flops": sum(flops(stage, plan.vocabulary(stage)) for stage in stages),
+                "state_bytes": sum(state_bytes(stage, plan.vocabulary(stage)) for stage in stages),
+                "actions": {name: actions.get(name, 0) for name in ACTIONS},
+            }
+        )
+    return rows
+
+
+def groups(plan: Plan) -> list[dict[str, Any]]:
+    """Return one row per block of the grid (cells that set the same factors) with its training segments.
+
+    Segments are counted for the last training phase, where the cells of a block differ, with and without sharing.
+    """
+    blocks: dict[tuple[str, ...], list[str]] = {}
+    for item in plan.graph.grid.cells:
+        blocks.setdefault(tuple(item.factors), []).append(item.id)
+    rows = []
+    for factors, ids in blocks.items():
+        segments = []
+        for cell_id in ids:
+            stages = plan.graph.cells[cell_id].stages
+            last = next((s.phase for s in reversed(stages) if s.kind == "train"), "")
+            segments.append([s.key for s in stages if s.kind == "train" and s.phase == last])
+        keys = {key for cell in segments for key in cell}
+        seeds = len({_seeds(plan, cell_id) for cell_id in ids})
+        sample = plan.graph.cell(ids[0]).cell
+        count = parameters(sample.model, sample.tokenizer.vocab_size)
+        rows.append(
+            {
+                "factors": list(factors),
+                "cells": len(ids),
+                "seeds": seeds,
+                "segments": {"shared": len(keys), "unshared": sum(map(len, segments))},
+                "actions": dict(Counter(plan.actions[key].name for key in keys)),
+                "reason": _reason(plan, keys),
+                "parameters": {"total": count.total, "active": count.active},
+                "flops_per_token": count.flops_per_token,
+            }
+        )
+    return rows
+
+
+def _seeds(plan: Plan, cell_id: str) -> tuple[Any, ...]:
+    seed = plan.graph.cell(cell_id).cell.seed
+    return (seed.data, seed.init, seed.pretrain, seed.finetune, seed.eval)
+
+
+def _reason(plan: Plan, keys: Collection[str]) -> str:
+    reasons = Counter(plan.actions[key].reason for key in keys if plan.actions[key].reason)
+    return "; ".join(reason for reason, _ in reasons.most_common(3))
+
+
+def models(plan: Plan) -> list[dict[str, Any]]:
+    """Return one row per shape: total and active parameters, forward FLOPs a token, training tokens, cells."""
+    rows: dict[Any, dict[str, Any]] = {}
+    for item in plan.graph.grid.cells:
+        model = item.cell.model
+        count = parameters(model, item.cell.tokenizer.vocab_size)
+        phases = {"pretrain": item.cell.pretrain, "finetune": item.cell.finetune}
+        row = {
+            "backbone": model.backbone,
+            "preset": model.moe.preset,
+            "experts": f"{model.moe.top_k}/{model.moe.num_experts}+{model.moe.shared_experts or 0}",
+            "total": count.total,
+            "active": count.active,
+            "flops_per_token": count.flops_per_token,
+            "tokens": {phase: tokens_of(train) for phase, train in phases.items() if train is not None},
+        }
+        rows.setdefault(repr(row), {**row, "cells": 0})["cells"] += 1
+    return list(rows.values())
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as JSON types (the contract of `moegrid plan --json`)."""
+    grid = plan.graph.grid
+    shared, unshared = plan.graph.sharing(), plan.graph.unshared()
+    return {
+        "grid": grid.name,
+        "scale": grid.scale,
+        "cells": len(grid.cells),
+        "stages": {"shared": _sum(shared, 0), "unshared": _sum(unshared, 0)},
+        "train_steps": {"shared": _sum(shared, 1), "unshared": _sum(unshared, 1)},
+        "actions": plan.counts(),
+        "gpu_hours": round(plan.hours(gpu=True), 3),
+        "core_hours": round(plan.hours(gpu=False), 3),
+        "gpu_hours_of_grid": {
+            "shared": round(plan.hours_of_grid(gpu=True, shared=True), 3),
+            "unshared": round(plan.hours_of_grid(gpu=True, shared=False), 3),
+        },
+        "phases": phases(plan),
+        "groups": groups(plan),
+        "models": models(plan),
+        "plugins": [{**use.to_json(), "shown": str(use)} for use in plan.graph.uses()],
+        "gated": [{"name": gate.name, "stages": gate.stages, "hint": gate.hint} for gate in gates(plan)],
+        "left_out": [
+            {"suite": left.suite, "tasks": list(left.tasks), "hint": left.hint} for left in missing_benchmarks(grid)
+        ],
+        "blocked": [
+            {"stage": key, "label": plan.graph.stages[key].label, "reason": plan.actions[key].reason}
+            for key in plan.keys("blocked")
+        ],
+    }
+
+
+def _sum(totals: Mapping[str, tuple[int, int]], index: int) -> int:
+    return sum(pair[index] for pair in totals.values())
