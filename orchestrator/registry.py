@@ -15,6 +15,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from orchestrator.errors import MoegridError, did_you_mean
@@ -217,6 +218,23 @@ def in_use() -> Iterator[tuple[str, str, Origin]]:
     for registry in REGISTRIES.values():
         for name, provided in registry.outside.items():
             yield registry.word, name, provided.origin
+
+
+def file_of(path: str, who: str) -> Path:
+    """Return a file or folder of a package, "package:inner/path", without importing it; MoegridError when missing."""
+    module, _, inner = path.partition(":")
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:
+        spec = None
+    found = Path(spec.origin).parent / inner if spec is not None and spec.origin else None
+    if found is None or not found.exists():
+        raise MoegridError(
+            f"{path} of {who} is missing",
+            cause=f"{found or module} does not exist",
+            hint="install the package that holds it on this machine as well",
+        )
+    return found
 
 
 def load(path: str, who: str) -> Any:

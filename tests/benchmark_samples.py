@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from orchestrator.spec.suites import SAFETY_SETS, STYLES
+from orchestrator.catalog.benchmarks import SAFETY_SETS, STYLES
 
 # RACE's column of questions, written as text.
 PROBLEMS = repr([{"question": "Who?", "answer": "A", "options": ["Ann", "Bea", "Cy", "Dan"]}])

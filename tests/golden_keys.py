@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.plan.evaluations import benchmark_works, evaluation
@@ -39,8 +40,8 @@ from orchestrator.spec.grid import load_grid
 from orchestrator.spec.identity import digest
 from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, PRESETS, UPCYCLES, ModelSpec, MoESpec, resolve_model
 from orchestrator.spec.pins import FORMATS, WHEELS
-from orchestrator.spec.suites import BENCHMARKS, JUDGES, TASKED, uses
-from orchestrator.spec.tasks import TASKS
+from orchestrator.spec.suites import JUDGES, TASKED, uses
+from orchestrator.spec.tasks import PUBLISHED
 from orchestrator.spec.work import (
     Conditions,
     DataWork,
@@ -120,7 +121,7 @@ def data_works() -> Iterator[tuple[str, Work]]:
     for wheel in WHEELS.values():
         for name in wheel.sets:
             if FORMATS[name] != "model":
-                tasks = tuple(TASKS) if FORMATS[name] == "items" else ()
+                tasks = tuple(PUBLISHED) if FORMATS[name] == "items" else ()
                 yield f"wheel {name}", DataWork(DataSpec(f"{wheel.url}/{name}", FORMATS[name], digest="0"), 0, tasks)
     hub = DataSpec("hub://org/name@0a1b", revision="0a1b", digest="0a1b")
     for form in ("text", "instruction"):
@@ -224,7 +225,7 @@ def conditions_of_training() -> Iterator[tuple[str, Conditions]]:
 def task_works() -> Iterator[tuple[str, EvaluateWork]]:
     """Yield every task, by each metric, shot and precision of scoring."""
     common = EvaluateWork("reasoning", "state", resolve_model(ModelSpec()), "tokenizer", "items", "")
-    for name, metric in itertools.product(TASKS, ("acc", "acc_norm")):
+    for name, metric in itertools.product(PUBLISHED, ("acc", "acc_norm")):
         yield f"{name} {metric}", dataclasses.replace(common, tasks=(TaskSpec(name, metric=metric),))
     one = dataclasses.replace(common, tasks=(TaskSpec("arc_easy", shots=3, limit=80),))
     for shots, precision in itertools.product(("per_item", "shared"), ("fp32", "bf16")):
@@ -238,7 +239,7 @@ def task_works() -> Iterator[tuple[str, EvaluateWork]]:
 def suite_cell(**fields: Any) -> Cell:
     """Return a cell that measures every suite on every benchmark, each with a source."""
     sources: dict[str, Any] = {name: BenchmarkSpec(f"file:///data/{name}", digest=name, limit=9) for name in BENCHMARKS}
-    evaluate = EvaluateSpec(suites=SUITES, at=(1.0,), tasks=tuple(TASKS.values()), digest="0", **sources)
+    evaluate = EvaluateSpec(suites=SUITES, at=(1.0,), tasks=tuple(PUBLISHED.values()), digest="0", **sources)
     model = resolve_model(ModelSpec())
     plain = Cell(model, TokenizerSpec(), evaluate, Seeds(1, 2, 3, 4, 5), TrainSpec(TEXT), TrainSpec(EXAMPLES))
     return dataclasses.replace(plain, **fields)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.catalog.benchmarks import BENCHMARK_OF, BENCHMARKS, GLUE, SAFETY_SETS
 from orchestrator.errors import SourceAway, SourceError
 from orchestrator.spec import benchmark_files as files
 from orchestrator.spec.benchmark_files import Row, Splits, read_benchmark
 from orchestrator.spec.cell import DataSpec
-from orchestrator.spec.suites import BENCHMARK_OF, BENCHMARKS, GLUE, SAFETY_SETS
 
 # (configuration or "" for the source's own, split) -> rows
 Load = Callable[[str, str], Iterable[Row]]

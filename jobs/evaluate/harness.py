@@ -33,11 +33,13 @@ from lm_eval.tasks._yaml_loader import _import_func_in_yml, load_yaml
 
 from jobs.evaluate.encoding import Encode, Encodings, Request
 from jobs.evaluate.results import Outcome
+from orchestrator.catalog.benchmarks import TEMPLATES
+from orchestrator.catalog.tasks import task_kind
 from orchestrator.errors import MoegridError, SourceError
+from orchestrator.registry import file_of
 from orchestrator.spec.cell import TaskSpec
 from orchestrator.spec.files import show
 from orchestrator.spec.problems import Problems
-from orchestrator.spec.suites import TEMPLATES
 from orchestrator.spec.yaml_positions import read_mapping
 
 datasets.disable_progress_bars()
@@ -114,17 +116,24 @@ class _Fixed(ContextSampler):  # type: ignore[misc]
 
 
 def load_config(name: str) -> dict[str, Any]:
-    """Return the harness configuration of a task of `tasks/`; MoegridError when there is none."""
+    """Return the harness configuration of a task of `tasks/` or of a package; MoegridError when there is none."""
+    kind = task_kind(name)
+    if kind is not None and (kind.config or kind.template):
+        own = dict(deepcopy(kind.config)) if kind.config else read_task(file_of(kind.template, f"task {name!r}"))
+        return _with_included(name, own)
     path = FOLDER / f"{TEMPLATES.get(name, name)}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
         raise MoegridError(
             f"there is no evaluation task {name!r}",
             cause=f"the tasks are {', '.join(known)}",
-            hint="a new one is a YAML file in jobs/evaluate/tasks with `include: lm_eval:<shipped file>`",
+            hint="a new one is declared by a package (docs: extend)",
         )
-    own = read_task(path)
-    include = own.pop("include", "")
+    return _with_included(name, read_task(path))
+
+
+def _with_included(name: str, own: dict[str, Any]) -> dict[str, Any]:
+    include = str(own.pop("include", ""))
     shipped = load_yaml(_SHIPPED / include.removeprefix("lm_eval:")) if include else {}
     return {**shipped, **own, "task": name}
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.catalog.tasks import TASKS
 from orchestrator.plan.evaluations import (
     EFFICIENCY_SUITE,
     LANGUAGE_MODEL_SUITE,
@@ -18,7 +19,6 @@ from orchestrator.spec.identity import Span, state_key
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.schedule import Phase, freeze_phases, step_at
 from orchestrator.spec.suites import TASKED, Use, uses
-from orchestrator.spec.tasks import POOLED
 from orchestrator.spec.work import (
     Conditions,
     DataWork,
@@ -216,7 +216,7 @@ class Lowering:
             )
             wheel = evaluate.source.startswith("wheel://")
             drawn = {task.name for task in evaluate.tasks if wheel and task.shots and not task.source}
-            pools = tuple(sorted(drawn & POOLED))
+            pools = tuple(sorted(name for name in drawn if TASKS.get(name).pooled))
             items = self._add(stages, DataWork(spec, 0, names, apart, pools), "prepare", "evaluation items")
         benchmarks = {}
         for suite in evaluate.suites:

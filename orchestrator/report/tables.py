@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.catalog.benchmarks import BENCHMARK_OF
 from orchestrator.report import outside
 from orchestrator.report.collect import Results
 from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, best, between, direction, says_nothing, to_baseline
 from orchestrator.report.statistics import Comparison, Summary, summary
-from orchestrator.spec.suites import BENCHMARK_OF
 
 DIGITS = 4
 UNRESOLVED = "n.r."

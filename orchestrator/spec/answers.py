@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.catalog.benchmarks import TEMPLATES
+from orchestrator.catalog.tasks import task_kind
 from orchestrator.errors import SourceError
-from orchestrator.spec.suites import TEMPLATES
-from orchestrator.spec.tasks import COLUMNS
+from orchestrator.registry import load
 
 _LETTERS = tuple("ABCDEFGH")
 _HINT = "label the row or leave it out: an item whose right answer is not known cannot be scored"
@@ -37,13 +38,20 @@ def check(task: str, row: Mapping[str, Any], where: str) -> None:
 
     A task without a rule is left to the harness. `where` names the file and the row.
     """
-    missing = [column for column in COLUMNS.get(task, ()) if column not in row]
+    kind = task_kind(task)
+    needed = kind.columns if kind is not None else ()
+    missing = [column for column in needed if column not in row]
     if missing:
         raise SourceError(
             f"{where} has no column {missing[0]!r}",
             cause=f"it has {', '.join(map(str, row))[:200]}",
-            hint=f"task {task!r} reads the columns {', '.join(COLUMNS[task])}",
+            hint=f"task {task!r} reads the columns {', '.join(needed)}",
         )
+    if kind is not None and kind.check:
+        try:
+            load(kind.check, f"task {task!r}")(row)
+        except ValueError as error:
+            raise SourceError(f"{where}: an item of task {task!r} {error}", hint=_HINT) from None
     rule = _RULES.get(TEMPLATES.get(task, task))
     if rule is None:
         return

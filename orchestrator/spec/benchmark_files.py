@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.catalog.benchmarks import BENCHMARKS, GLUE, SAFETY_SETS, STYLES
 from orchestrator.errors import SourceError
 from orchestrator.spec.answers import check
-from orchestrator.spec.suites import BENCHMARKS, GLUE, SAFETY_SETS, STYLES
 
 Row = dict[str, Any]
 Splits = dict[str, list[Row]]  # split -> rows

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from orchestrator.errors import did_you_mean
+from orchestrator.catalog.tasks import TASKS
+from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.spec import cell as cells
 from orchestrator.spec.declared import read_uses
 from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of
 from orchestrator.spec.problems import Mistake, Problems, brief
 from orchestrator.spec.rules import STAGE_RESOURCES
-from orchestrator.spec.tasks import TASKS
+from orchestrator.spec.tasks import published
 from orchestrator.spec.units import Length
 from orchestrator.spec.vocabulary import meaning
 
@@ -65,9 +67,9 @@ class Builder:
                 return None
             return self.build(inner, value, path)
         if path == ("evaluate", "tasks"):
-            return self._named(cells.TaskSpec, TASKS, value, path)
+            return self._named(cells.TaskSpec, value, path)
         if path == ("evaluate", "judges"):
-            return self._named(cells.JudgeSpec, {}, value, path)
+            return self._named(cells.JudgeSpec, value, path)
         if field.registry is not None:
             return read_uses(field, value, path, self._add)
         if path == ("execution", "resources"):
@@ -78,7 +80,7 @@ class Builder:
             return 1
         return result
 
-    def _named(self, owner: type, known: Mapping[str, cells.TaskSpec], value: Any, path: Path) -> Any:
+    def _named(self, owner: type, value: Any, path: Path) -> Any:
         """Tasks or judges by name (`{arc_easy: {shots: 5}}`, merged by layer) or as a list of names or mappings."""
         if isinstance(value, Mapping):
             for name, spec in value.items():
@@ -91,15 +93,28 @@ class Builder:
         for item in value:
             spec = {"name": item} if isinstance(item, str) else item
             name = spec.get("name") if isinstance(spec, Mapping) else None
-            if isinstance(name, str) and name in known:
-                default = known[name]
-                spec = {"shots": default.shots, "metric": default.metric, **spec}
+            if owner is cells.TaskSpec and isinstance(name, str):
+                spec = {**self._published(name), **spec}
             built.append(self.build(owner, spec, (*path, str(name)) if name else path))
         names = [one.name for one in built if one]
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise Mistake(f"names {name!r} twice")
         return None if None in built else tuple(built)
+
+    def _published(self, name: str) -> dict[str, object]:
+        """Return what a task's declaration says; of a task that cannot be found its name's rule tells."""
+        kind = None
+        with contextlib.suppress(MoegridError):
+            kind = TASKS.find(name)
+        if kind is None:
+            return {}
+        try:
+            task = published(kind)
+        except MoegridError as error:
+            raise Mistake("; ".join(filter(None, (error.error, error.cause))), error.hint) from None
+        own = {"source": task.source, "revision": task.revision} if task.source else {}
+        return {"shots": task.shots, "metric": task.metric, **own}
 
     def _resources(self, value: object, path: Path) -> Any:
         if not isinstance(value, Mapping):

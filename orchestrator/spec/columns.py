@@ -9,14 +9,14 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cache
 
+from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS, SAFETY_SETS
 from orchestrator.catalog.metrics import DISTURBED, EFFICIENCY, LANGUAGE_MODEL, OF_TOKENS, ROUTING, SIMILARITY
+from orchestrator.catalog.tasks import TASKS, task_kind
 from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import SUITES, Cell, EvaluateSpec, JudgeSpec
-from orchestrator.spec.suites import BENCHMARKS, COLUMNS, JUDGES, SAFETY_SETS, Use, uses
-from orchestrator.spec.tasks import TASKS
+from orchestrator.spec.suites import JUDGES, Use, uses
+from orchestrator.spec.tasks import PUBLISHED
 
-# Tasks for which lm-eval reports accuracy by characters too.
-NORMALISED = frozenset({"hellaswag", "arc_easy", "arc_challenge", "piqa", "openbookqa", "sciq"})
 GENERATED = ("nq_open",)  # answers that are generated have no likelihood
 
 
@@ -65,7 +65,7 @@ def unknown_column(name: str, cells: Sequence[Cell], at: float | None = None) ->
         return "it is measured at the end of training alone: add 1.0 to at, or use scheduler: fifo"
     if suites:
         task = name.partition("/")[0]
-        where = f" with the task {task}" if task in TASKS else ""
+        where = f" with the task {task}" if task in TASKS.builtins else ""
         return f"the suite {suites[0]!r}{where} makes it: evaluate that, or name another column"
     plain = [column for column in sorted(made) if "/" not in column]
     return f"columns: {', '.join(plain)}" if plain else "evaluate a suite that makes it"
@@ -87,7 +87,7 @@ def every_column() -> frozenset[str]:
 def _every() -> dict[str, frozenset[str]]:
     sources = {name: dataclasses.replace(getattr(EvaluateSpec(), name), source="file://") for name in BENCHMARKS}
     judges = tuple(JudgeSpec(name) for name in JUDGES)
-    whole = EvaluateSpec(tasks=tuple(TASKS.values()), judges=judges, **sources)
+    whole = EvaluateSpec(tasks=tuple(PUBLISHED.values()), judges=judges, **sources)
     return {suite: suite_columns(whole, suite) for suite in SUITES}
 
 
@@ -99,7 +99,8 @@ def _made(cells: Sequence[Cell], at: float | None) -> frozenset[str]:
 def _reasoning(evaluate: EvaluateSpec) -> Iterator[str]:
     for task in evaluate.tasks:
         yield from (f"{task.name}/acc", f"{task.name}/{task.metric}", f"{task.name}/answer_bpb")
-        if task.name in NORMALISED:
+        kind = task_kind(task.name)
+        if kind is not None and kind.normalised:
             yield f"{task.name}/acc_norm"
     if evaluate.tasks:
         yield from ("reasoning_avg", "answer_bpb")

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import DataSpec
-from orchestrator.spec.suites import BENCHMARKS
 
 Columns = tuple[str, ...]
 # Repositories known by these names alone: hub://ORG/NAME[:CONFIG][@REVISION].

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from orchestrator.catalog.tasks import splits_of, splits_read
 from orchestrator.errors import SourceError
 from orchestrator.spec.answers import check
 from orchestrator.spec.rows import Row, json_rows, placed
-from orchestrator.spec.tasks import SPLITS, splits_read
 
 _Open = Callable[[], BinaryIO]
 
@@ -25,7 +25,8 @@ def read_items(path: Path, task: str) -> dict[str, Iterator[tuple[str, Row]]]:
     `<task>.jsonl` is the split that is evaluated. A folder or zip file that is named after the task and has neither
     holds its sub-tasks, one file each (`blimp.zip`).
     """
-    evaluated = SPLITS.get(task, ("train",))[0]
+    known = splits_of(task)
+    evaluated = known[0] if known else "train"
     contents = _files(path)
     mine = {name: opened for name, opened in contents.items() if _belongs(name, task)}
     apart = {name for name in mine if PurePosixPath(name).parent.name == task}
@@ -36,7 +37,7 @@ def read_items(path: Path, task: str) -> dict[str, Iterator[tuple[str, Row]]]:
     hint = f"it needs {task}/<split>.jsonl or {task}.jsonl"
     if not splits:
         raise SourceError(f"{path} has no items of task {task!r}", hint=hint)
-    if task in SPLITS and evaluated not in splits:
+    if known and evaluated not in splits:
         cause = f"it has {', '.join(f'{task}/{split}.jsonl' for split in splits)}"
         raise SourceError(f"{path} has no {task}/{evaluated}.jsonl: that split is evaluated", cause=cause, hint=hint)
     return {split: _rows(files) for split, files in splits.items()}

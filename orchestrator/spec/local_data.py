@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from orchestrator.catalog.tasks import splits_of, splits_read
 from orchestrator.errors import SourceError
 from orchestrator.spec.benchmark_files import read_labels
 from orchestrator.spec.cell import DataSpec, JudgeSpec, TaskSpec
@@ -20,7 +21,6 @@ from orchestrator.spec.problems import Mistake
 from orchestrator.spec.rows import Row, data_files, local_path, read_file
 from orchestrator.spec.sources import examples_of
 from orchestrator.spec.suites import JUDGES
-from orchestrator.spec.tasks import SPLITS, splits_read
 
 # Rows of each file that a plan looks at.
 HEAD = 200
@@ -148,7 +148,7 @@ def items_findings(source: str, task: TaskSpec) -> Iterator[tuple[str, str]]:
         return
     evaluated, *pools = read
     if task.shots and not set(splits) - {evaluated}:
-        wanted = " or ".join(SPLITS.get(task.name, ("", "train"))[1:]) or "another split"
+        wanted = " or ".join((splits_of(task.name) or ("", "train"))[1:]) or "another split"
         yield (
             f"{source} has no split to draw {task.shots} shots of task {task.name!r} from",
             f"add {wanted}, or shots: 0",

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS
+from orchestrator.catalog.tasks import TASKS
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.registry import Registry
 from orchestrator.spec.cell import SUITES
@@ -15,7 +16,6 @@ from orchestrator.spec.engines import ENGINES, REFUSED
 from orchestrator.spec.model import BACKBONES, CHOICES, PRESETS, UPCYCLES
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.suites import JUDGES
-from orchestrator.spec.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "optimizer": Rule(names=OPTIMIZERS),
     },
     "TaskSpec": {
-        "name": one_of(*TASKS),
+        "name": Rule(names=TASKS),
         "shots": Rule(low=0, high=100),
         "limit": NATURAL,
         "metric": one_of("acc", "acc_norm"),

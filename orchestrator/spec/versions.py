@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from orchestrator import registry
+from orchestrator.catalog.benchmarks import COLUMNS
 from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.losses import BY_FIELD
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.model import CHOICES, DEFAULTS, ModelSpec, MoESpec
-from orchestrator.spec.suites import COLUMNS
 
 # "preset NAME", "loss NAME", "suite NAME", "metric NAME", ..., as the functions below yield them -> version, from 2 on.
 VERSIONS: dict[str, int] = {
@@ -102,7 +102,7 @@ def of_evaluation(
         yield f"suite {suite}"
     yield from (f"metric {metric}" for metric in (*BY_SUITE.get(suite, ()), *asked))
     for task in tasks:
-        yield f"task {task.name}"
+        yield f"{'benchmark task' if benchmark else 'task'} {task.name}"
         if task.name in COLUMNS:
             yield f"metric {COLUMNS[task.name]}"
     if benchmark:

