@@ -199,13 +199,12 @@ def test_what_ended_before_a_new_run_uses_none_of_its_budget(graph: StageGraph, 
     stage = submitted(store, scheduler)[0][0]
     for number in range(RULES["killed"].retries):
         drive.journal.record_failure(Failure(stage, f"a-0-{number}", "killed", "m", code=code_digest()), "")
-    again = engine(graph, store, scheduler, max_jobs=1)
+    again = engine(graph, store, scheduler)
     attempt = drive.journal.claims({stage})[stage].attempt
     scheduler.states[attempt] = JobState(ENDED)
     snapshot = again.tick()
     assert stage not in snapshot.plan.keys("blocked")
-    assert submitted(store, scheduler)[-1][0] == stage
-    assert len(submitted(store, scheduler)) == 2
+    assert sum(stage in job for job in submitted(store, scheduler)) == 2
     # Of the new run's own attempts the budget is spent as ever.
     for number in range(RULES["killed"].retries + 1):
         again.journal.record_failure(Failure(stage, f"b-0-{number}", "killed", "m", code=code_digest()), "")
