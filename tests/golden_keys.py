@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.losses import LOAD_VARIANTS
+from orchestrator.catalog.routers import ROUTERS
 from orchestrator.plan.evaluations import benchmark_works, evaluation
 from orchestrator.plan.graph import build_graph
 from orchestrator.plan.stages import CellStages, Lowering, Stage
@@ -38,8 +39,9 @@ from orchestrator.spec.engines import ENGINES
 from orchestrator.spec.files import grid_names
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.identity import digest
-from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, PRESETS, UPCYCLES, ModelSpec, MoESpec, resolve_model
+from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, UPCYCLES, Model, ModelSpec, MoESpec
 from orchestrator.spec.pins import FORMATS, WHEELS
+from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.suites import JUDGES, TASKED, uses
 from orchestrator.spec.tasks import PUBLISHED
 from orchestrator.spec.work import (
@@ -162,10 +164,10 @@ def tokenizers() -> Iterator[tuple[str, TokenizerSpec]]:
     yield "pretrained file", TokenizerSpec("pretrained", 50280, "file:///models/tokenizer.json", digest="70ce")
 
 
-def models() -> Iterator[tuple[str, ModelSpec]]:
+def models() -> Iterator[tuple[str, Model]]:
     """Yield every backbone, preset and variant, choice of a factor, and origin of the weights."""
-    for preset, variants in PRESETS.items():
-        for variant in variants:
+    for preset, kind in ROUTERS.builtins.items():
+        for variant in kind.variants:
             moe = MoESpec(preset=preset, variant=variant)
             yield f"preset {preset} {variant}".rstrip(), resolve_model(ModelSpec(moe=moe))
     for backbone in BACKBONES:

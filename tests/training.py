@@ -23,6 +23,7 @@ from orchestrator.plan.stages import before_finetuning
 from orchestrator.spec.cell import BalanceSpec, DataSpec, Execution, Resources, TrainSpec
 from orchestrator.spec.identity import plain
 from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.work import Conditions, InitWork, TrainWork, Work, work_to_json
 from orchestrator.store import Manifest, Store
 
@@ -88,7 +89,7 @@ def prepare(url: str) -> Store:
 
 def init_work(model: ModelSpec = MODEL) -> InitWork:
     """Return the init work of `model`."""
-    return InitWork(model, TOKENIZER, 0)
+    return InitWork(resolve_model(model), TOKENIZER, 0)
 
 
 def segments(
@@ -102,15 +103,16 @@ def segments(
 ) -> list[TrainWork]:
     """Return the works of a phase cut into (frozen role, start, stop), after the last work of an earlier phase."""
     history = after.spans if after else ()
-    init, limit = init_work(before_finetuning(model)).key(), 0
+    resolved = resolve_model(model)
+    init, limit = init_work(before_finetuning(resolved)).key(), 0
     if phase == "finetune":
-        limit = model.moe.collaboration_top or 0
+        limit = resolved.moe.collaboration_top
     else:
-        model = before_finetuning(model)
+        resolved = before_finetuning(resolved)
     works = []
     for frozen, start, stop in schedule:
         conditions = Conditions(phase, dataclasses.replace(train, freeze=frozen), key(tokens), 0, limit)
-        works.append(TrainWork(model, TOKENIZER, init, history, conditions, start, stop))
+        works.append(TrainWork(resolved, TOKENIZER, init, history, conditions, start, stop))
         history = works[-1].spans
     return works
 

@@ -14,12 +14,12 @@ from jobs.models.attention import Attention
 from jobs.models.loss import linear_cross_entropy
 from jobs.models.norm import replace_norms
 from jobs.models.shards import tensors_digest
-from jobs.moe.block import DenseBlock, MoEBlock, build_block, dense_width
-from jobs.moe.routers import MoEPlusPlus
+from jobs.moe.block import DenseBlock, MoEBlock, block_of, dense_width
 from jobs.moe.routing import Routing
 from jobs.moe.spans import SpanState
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import ModelSpec, resolve_model
+from orchestrator.spec.model import Model, ModelSpec
+from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.validity import model_problems
 
 
@@ -76,7 +76,7 @@ class _FeedForward(nn.Module):
 class CausalLM(nn.Module):
     """A transformers causal LM whose feed-forwards are our blocks. Build it with `build_model`."""
 
-    def __init__(self, spec: ModelSpec, backbone: Any) -> None:
+    def __init__(self, spec: Model, backbone: Any) -> None:
         super().__init__()
         self.spec = spec
         self.backbone: Any = backbone
@@ -86,8 +86,8 @@ class CausalLM(nn.Module):
             width = spec.dense_width if layer < spec.dense_layers else 0
             block = (
                 DenseBlock(spec.moe, spec.hidden_size, spec.init_std, width)
-                if width or spec.moe.preset == "dense"
-                else build_block(spec.moe, hidden_size=spec.hidden_size, init_std=spec.init_std)
+                if width
+                else block_of(spec.moe, spec.hidden_size, spec.init_std)
             )
             decoder.mlp = _FeedForward(block)
             decoder.mlp.call = self._call
@@ -95,9 +95,8 @@ class CausalLM(nn.Module):
             decoder.self_attn.role = "attention"
         for index, block in enumerate(self.moe_blocks):
             block.layer = index
-        if self.moe_blocks and isinstance(self.moe_blocks[0].router, MoEPlusPlus):
-            # No layer stands before the first: a weight without a gradient would stop data-parallel training.
-            self.moe_blocks[0].router.residual = None
+        for block in self.moe_blocks[:1]:
+            block.router.first_layer()
         backbone.model.embed_tokens.role = "embedding"
         backbone.lm_head.role = "embedding"
 
@@ -190,7 +189,7 @@ class CausalLM(nn.Module):
         return (position_ids * 1_000_003 + input_ids).reshape(-1)
 
 
-def _olmoe_config(spec: ModelSpec, vocab_size: int) -> PreTrainedConfig:
+def _olmoe_config(spec: Model, vocab_size: int) -> PreTrainedConfig:
     return OlmoeConfig(
         vocab_size=vocab_size,
         hidden_size=spec.hidden_size,
@@ -211,7 +210,7 @@ def _olmoe_config(spec: ModelSpec, vocab_size: int) -> PreTrainedConfig:
     )
 
 
-def _llama_config(spec: ModelSpec, vocab_size: int) -> PreTrainedConfig:
+def _llama_config(spec: Model, vocab_size: int) -> PreTrainedConfig:
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=spec.hidden_size,
@@ -238,23 +237,26 @@ def build_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
     """
     problems = model_problems(spec)
     if problems:
-        raise MoegridError("this model cannot be built", cause="; ".join(problems))
-    spec = resolve_model(spec)
+        raise MoegridError("this model cannot be built", cause="; ".join(fault.message for fault in problems))
+    model = CausalLM(*_backbone(resolve_model(spec), vocab_size))
+    _reset(model)
+    return model
+
+
+def _backbone(spec: Model, vocab_size: int) -> tuple[Model, nn.Module]:
     vocab = spec.vocab_size or vocab_size
     # The feed-forwards that transformers would make are of width 1: they are replaced at once.
     if spec.backbone == "olmoe":
         config = _olmoe_config(spec, vocab)
         backbone: nn.Module = OlmoeForCausalLM(config)
         config.num_experts, config.num_experts_per_tok = spec.moe.num_experts, spec.moe.top_k
-        config.norm_topk_prob, config.intermediate_size = bool(spec.moe.renormalise), spec.moe.expert_width
+        config.norm_topk_prob, config.intermediate_size = spec.moe.renormalise, spec.moe.expert_width
     else:
         config = _llama_config(spec, vocab)
         backbone = LlamaForCausalLM(config)
         config.intermediate_size = spec.dense_width if spec.dense_layers else dense_width(spec.moe)
     replace_norms(backbone)
-    model = CausalLM(spec, backbone)
-    _reset(model)
-    return model
+    return spec, backbone
 
 
 @torch.no_grad()

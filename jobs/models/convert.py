@@ -12,8 +12,10 @@ from torch import Tensor
 from jobs.models.backbones import CausalLM, build_model, canonical_state
 from jobs.models.public import export_checkpoint
 from jobs.models.sources import Checkpoint, open_checkpoint
+from orchestrator.catalog.routers import DEEPSEEK, DENSE, OLMOE
 from orchestrator.errors import MoegridError, SourceError
-from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.model import Model, ModelSpec, MoESpec
+from orchestrator.spec.resolve import resolve_model
 
 __all__ = ["export_checkpoint", "import_checkpoint", "load_checkpoint", "spec_of"]
 
@@ -55,8 +57,8 @@ _NORM_EPS = {
 }  # where config.json leaves it to its class
 
 
-def spec_of(config: dict[str, Any]) -> ModelSpec:
-    """Return the ModelSpec of a transformers config (olmoe, deepseek 16B, llama, our qwen2_moe), else SourceError."""
+def spec_of(config: dict[str, Any]) -> Model:
+    """Return the model of a transformers config (olmoe, deepseek 16B, llama, our qwen2_moe), else SourceError."""
     kind = config.get("model_type")
     rope = config.get("rope_parameters") or {}
     supported = {**_SUPPORTED, **_SUPPORTED_OF.get(str(kind), {})}
@@ -95,20 +97,20 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
         "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
     if kind == "llama":
-        moe = MoESpec(preset="dense", top_k=1, num_experts=1, expert_width=number("intermediate_size"))
-        return ModelSpec(backbone="smollm2", moe=moe, **shape)
+        moe = MoESpec(preset=DENSE, top_k=1, num_experts=1, expert_width=number("intermediate_size"))
+        return resolve_model(ModelSpec(backbone="smollm2", moe=moe, **shape))
     if kind == "olmoe":
         moe = MoESpec(
-            preset="olmoe",
+            preset=OLMOE,
             top_k=number("num_experts_per_tok"),
             num_experts=number("num_experts"),
             expert_width=number("intermediate_size"),
             renormalise=bool(config.get("norm_topk_prob", False)),
         )
-        return ModelSpec(backbone="olmoe", moe=moe, **shape)
+        return resolve_model(ModelSpec(backbone="olmoe", moe=moe, **shape))
     if kind == "qwen2_moe":
         moe = MoESpec(
-            preset="deepseek_moe",
+            preset=DEEPSEEK,
             top_k=number("num_experts_per_tok"),
             num_experts=number("num_experts"),
             shared_experts=number("shared_expert_intermediate_size") // number("moe_intermediate_size"),
@@ -116,9 +118,11 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
             renormalise=bool(config.get("norm_topk_prob", False)),
         )
         width = number("intermediate_size") if dense_layers else 0
-        return ModelSpec(backbone="deepseek_moe", dense_layers=len(dense_layers), dense_width=width, moe=moe, **shape)
+        layers = len(dense_layers)
+        model = ModelSpec(backbone="deepseek_moe", dense_layers=layers, dense_width=width, moe=moe, **shape)
+        return resolve_model(model)
     moe = MoESpec(
-        preset="deepseek_moe",
+        preset=DEEPSEEK,
         top_k=number("num_experts_per_tok"),
         num_experts=number("n_routed_experts"),
         shared_experts=config.get("n_shared_experts") or 0,
@@ -127,9 +131,8 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
         routed_scaling=float(config.get("routed_scaling_factor") or 1.0),
     )
     dense = config.get("first_k_dense_replace", 0)
-    return ModelSpec(
-        backbone="deepseek_moe", dense_layers=dense, dense_width=number("intermediate_size"), moe=moe, **shape
-    )
+    width = number("intermediate_size")
+    return resolve_model(ModelSpec(backbone="deepseek_moe", dense_layers=dense, dense_width=width, moe=moe, **shape))
 
 
 def import_checkpoint(source: str | Path | Checkpoint) -> CausalLM:

@@ -27,8 +27,9 @@ from transformers import MixtralConfig, PreTrainedConfig, Qwen2MoeConfig
 from jobs.models.backbones import CausalLM, canonical_state
 from jobs.models.shards import write_tensors
 from jobs.moe.block import dense_width
+from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import DEFAULTS, ModelSpec, resolve_model
+from orchestrator.spec.model import DEFAULTS, Model
 
 # What our block may do that no layout holds; other fields change nothing unless one of these does.
 _OURS = (
@@ -54,15 +55,17 @@ EXPORTED = (
 )
 
 
-def public_layout(spec: ModelSpec) -> str:
+def public_layout(spec: Model) -> str:
     """Return the `model_type` of the architecture of transformers that computes what `spec` does.
 
     Raises MoegridError that names what none of them has.
     """
-    spec = resolve_model(spec)
     moe, llama = spec.moe, spec.backbone != "olmoe"
     own = [f"{name} {getattr(moe, name)!r}" for name in _OURS if getattr(moe, name) != DEFAULTS[name]]
-    if moe.preset == "dense":
+    kind = kind_of(moe)
+    if kind.routes and not kind.plain:
+        own.append(f"the router of preset {moe.preset!r}")
+    if not kind.routes:
         if not llama:
             own.append("dense layers with the attention of OLMoE")
         if len({dense_width(moe), *([spec.dense_width] if spec.dense_layers else [])}) > 1:
@@ -96,7 +99,7 @@ def export_checkpoint(model: CausalLM, directory: Path, special: Mapping[str, in
     when no public architecture computes what the model does.
     """
     layout, dtype = public_layout(model.spec), next(model.parameters()).dtype
-    scaling = float(model.spec.moe.routed_scaling or 1.0)
+    scaling = model.spec.moe.routed_scaling
     if layout != "llama" and dtype != torch.float32 and math.frexp(scaling)[0] != 0.5:
         raise MoegridError(
             f"routed_scaling {scaling} cannot be exported in {str(dtype).removeprefix('torch.')}",
@@ -144,7 +147,7 @@ def _config(model: CausalLM, layout: str) -> dict[str, Any]:
         **shape,
         intermediate_size=spec.dense_width or moe.expert_width,
         moe_intermediate_size=moe.expert_width,
-        shared_expert_intermediate_size=moe.expert_width * (moe.shared_experts or 0),
+        shared_expert_intermediate_size=moe.expert_width * moe.shared_experts,
         num_experts=moe.num_experts,
         norm_topk_prob=bool(moe.renormalise),
         mlp_only_layers=list(range(spec.dense_layers)),
@@ -158,7 +161,7 @@ _MIXTRAL = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def _tensors(model: CausalLM, layout: str) -> Iterator[tuple[str, Tensor]]:
-    moe, scaling = model.spec.moe, float(model.spec.moe.routed_scaling or 1.0)
+    moe, scaling = model.spec.moe, model.spec.moe.routed_scaling
     block = "block_sparse_moe" if layout == "mixtral" else "mlp"
     for name, tensor in canonical_state(model).items():
         public = name.removeprefix("backbone.")

@@ -11,8 +11,9 @@ from jobs.models.backbones import CausalLM, build_model, canonical_state
 from jobs.models.convert import import_checkpoint, load_checkpoint, spec_of
 from jobs.models.sources import open_checkpoint
 from jobs.moe.block import MoEBlock, dense_width
+from orchestrator.catalog.routers import DENSE
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.model import Model
 from orchestrator.spec.sources import files_sha256
 
 SEED = 42
@@ -20,7 +21,7 @@ SEED = 42
 REDRAWN = 0.5
 
 
-def initial_model(spec: ModelSpec, vocab_size: int, seed: int = 0) -> CausalLM:
+def initial_model(spec: Model, vocab_size: int, seed: int = 0) -> CausalLM:
     """Return the model that a run starts from: random (torch's current generator), imported, or upcycled.
 
     `seed` shifts the generator of upcycling, so that seed 0 is the published 42.
@@ -48,7 +49,7 @@ def initial_model(spec: ModelSpec, vocab_size: int, seed: int = 0) -> CausalLM:
     return model
 
 
-def _check_shape(spec: ModelSpec, theirs: ModelSpec, name: str) -> None:
+def _check_shape(spec: Model, theirs: Model, name: str) -> None:
     """Raise when the checkpoint's weights would mean something else in a model of `spec`, though they might fit."""
     fields = ["hidden_size", "num_layers", "num_heads", "num_kv_heads", "rope_theta", "norm_eps", "tie_embeddings"]
     pairs = {field: (getattr(spec, field), getattr(theirs, field)) for field in fields}
@@ -57,7 +58,7 @@ def _check_shape(spec: ModelSpec, theirs: ModelSpec, name: str) -> None:
     if (spec.backbone == "olmoe") == (theirs.backbone == "olmoe"):
         del pairs["backbone"]
     if spec.upcycle:
-        pairs["preset"] = ("dense", theirs.moe.preset)
+        pairs["preset"] = (DENSE, theirs.moe.preset)
         if spec.dense_layers:
             pairs["dense_width"] = (spec.dense_width, dense_width(theirs.moe))
     differing = {field: pair for field, pair in pairs.items() if pair[0] != pair[1]}
@@ -71,7 +72,7 @@ def _check_shape(spec: ModelSpec, theirs: ModelSpec, name: str) -> None:
 
 
 @torch.no_grad()
-def upcycle(dense: CausalLM, spec: ModelSpec, seed: int = SEED) -> CausalLM:
+def upcycle(dense: CausalLM, spec: Model, seed: int = SEED) -> CausalLM:
     """Return a model of `spec` whose attention, norms and embeddings are the dense model's.
 
     `copy`: every expert, shared ones too, starts as the dense feed-forward (narrower experts as its segments in turn).

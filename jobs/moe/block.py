@@ -10,41 +10,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jobs.moe.expert_choice import ExpertChoice
-from jobs.moe.experts import ConstantExperts, Experts, SharedExperts
+from jobs.moe.experts import Experts, SharedExperts
 from jobs.moe.presets import build_router
-from jobs.moe.routers import Context
+from jobs.moe.routers import Context, Part
 from jobs.moe.routing import Routing, to_physical
 from jobs.moe.spans import SpanState
+from orchestrator.catalog.parameters import Parameters
+from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import ModelSpec, MoESpec, resolve_moe
+from orchestrator.spec.model import ModelSpec, Moe, MoESpec
+from orchestrator.spec.resolve import resolve_moe
 from orchestrator.spec.validity import moe_problems
 
 
 class MoEBlock(nn.Module):
-    """Routed experts, shared experts and MoE++'s special experts under one router. Build it with `build_block`."""
+    """Routed experts, shared experts and what the router brings, under one router. Build it with `build_block`."""
 
-    def __init__(self, moe: MoESpec, hidden_size: int, init_std: float = 0.02) -> None:
+    def __init__(self, moe: Moe, hidden_size: int, init_std: float = 0.02) -> None:
         super().__init__()
         self.moe, self.hidden_size, self.init_std = moe, hidden_size, init_std
         self.layer = 0
         self.expert_dropout = 0.0
         self.router = build_router(moe, hidden_size)
-        self.experts = Experts(moe.num_experts, hidden_size, moe.expert_width, moe.expert or "swiglu")
-        shared = moe.shared_experts or 0
-        self.shared = SharedExperts(shared, hidden_size, moe.expert_width, moe.expert or "swiglu") if shared else None
-        constants = moe.constant_experts or 0
-        self.constant = ConstantExperts(constants, hidden_size) if constants else None
-        # MoE++'s released layer feeds k * x to every expert.
-        self.input_scale = float(moe.top_k) if (moe.preset, moe.variant) == ("moepp", "reference") else 1.0
+        self.experts = Experts(moe.num_experts, hidden_size, moe.expert_width, moe.expert)
+        shared = moe.shared_experts
+        self.shared = SharedExperts(shared, hidden_size, moe.expert_width, moe.expert) if shared else None
+        brought = self.router.parts()
+        self._parts = tuple(brought)
+        for name, part in brought.items():
+            self.add_module(name, part)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the initial weights from torch's current generator."""
         self.router.reset_parameters()
-        for part in (self.experts, self.shared, self.constant):
+        for part in (self.experts, self.shared, *self.parts.values()):
             if part is not None:
                 part.reset_parameters(self.init_std)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What the router brings beside the experts, by name."""
+        return {name: getattr(self, name) for name in self._parts}
 
     @property
     def causal(self) -> bool:
@@ -79,7 +86,8 @@ class MoEBlock(nn.Module):
         mask = torch.ones(len(x), dtype=torch.bool, device=x.device) if padding is None else ~padding.reshape(-1).bool()
         context = Context(batch, mask, padding is not None, spans, previous, keys, span_states, self.layer)
         routing = self.router(x, context)
-        source = x * self.input_scale if self.input_scale != 1.0 else x
+        scale = self.router.input_scale
+        source = x * scale if scale != 1.0 else x
         routed = self._routed(source, routing)
         if self.expert_dropout and self.training:
             routed = F.dropout(routed, self.expert_dropout)
@@ -87,32 +95,16 @@ class MoEBlock(nn.Module):
         return y.view(batch, length, width).to(x_BSD.dtype), routing
 
     def _routed(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        indices, weights = routing.indices, routing.weights
-        if self.moe.preset == "tc_moe":
-            # The negative ids' sign rides on the weight of the physical expert.
-            weights = torch.where(indices >= self.moe.num_experts, -weights, weights)
+        indices = routing.indices
+        weights = self.router.signed(indices, routing.weights)
         y: Tensor = self.experts(x_TD, to_physical(indices, routing.physical), weights)
-        if self.moe.preset == "moepp":
-            y = y + self._special(x_TD, indices, weights)
-        return y
-
-    def _special(self, x_TD: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        """Return the share of constant and copy experts; zero experts add nothing."""
-        per_id = weights.new_zeros(len(x_TD), self.router.num_ids + 1)
-        per_id = per_id.scatter_add(1, torch.where(indices < 0, self.router.num_ids, indices), weights).to(x_TD.dtype)
-        first, constants = self.moe.num_experts, self.moe.constant_experts or 0
-        copies = first + constants
-        scale = per_id[:, copies : copies + (self.moe.copy_experts or 0)].sum(-1, keepdim=True)
-        if self.constant is None:
-            return scale * x_TD
-        kept, value = self.constant(x_TD, per_id[:, first:copies])
-        mixed: Tensor = (scale + kept) * x_TD + value
-        return mixed
+        special = self.router.special(x_TD, indices, weights, self.parts)
+        return y if special is None else y + special
 
     def _combine(self, routed: Tensor, shared: Tensor) -> Tensor:
         if self.moe.combine == "sum":
             return routed + shared
-        k, n = self.moe.top_k, self.moe.shared_experts or 0
+        k, n = self.moe.top_k, self.moe.shared_experts
         return routed * (k / (k + n)) + shared * (n / (k + n))
 
     @torch.no_grad()
@@ -130,13 +122,7 @@ class MoEBlock(nn.Module):
     @torch.no_grad()
     def update_thresholds(self, cutoffs: Tensor) -> None:
         """Expert choice: move the thresholds towards `cutoffs` [N], the mean C-th best scores of one optimizer step."""
-        router = self.router
-        if not isinstance(router, ExpertChoice):
-            raise MoegridError(f"preset {self.moe.preset!r} has no expert-choice thresholds")
-        decay = self.moe.threshold_decay or 0.0
-        started = router.threshold_updates > 0
-        router.threshold.copy_(torch.where(started, decay * router.threshold + (1 - decay) * cutoffs, cutoffs))
-        router.threshold_updates += 1
+        self.router.update_thresholds(cutoffs)
 
     def named_weights(self) -> dict[str, Tensor]:
         """Return every parameter and saved buffer by its public name (`router.weight`, `experts.gate`, ...)."""
@@ -171,10 +157,10 @@ def _copy_named(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Non
 class DenseBlock(nn.Module):
     """The dense twin: one feed-forward with the width of all active experts; it routes nothing."""
 
-    def __init__(self, moe: MoESpec, hidden_size: int, init_std: float = 0.02, width: int = 0) -> None:
+    def __init__(self, moe: Moe, hidden_size: int, init_std: float = 0.02, width: int = 0) -> None:
         super().__init__()
         self.init_std = init_std
-        self.ffn = SharedExperts(1, hidden_size, width or dense_width(moe), moe.expert or "swiglu")
+        self.ffn = SharedExperts(1, hidden_size, width or dense_width(moe), moe.expert)
         self.ffn.role = "other"
         self.ffn.reset_parameters(init_std)
 
@@ -197,9 +183,14 @@ class DenseBlock(nn.Module):
         self.ffn.reset_parameters(self.init_std)
 
 
-def dense_width(moe: MoESpec) -> int:
+def dense_width(moe: Moe) -> int:
     """Return the feed-forward width with the active parameters of `moe`'s experts."""
-    return moe.expert_width * (moe.top_k + (moe.shared_experts or 0))
+    return moe.expert_width * (moe.top_k + moe.shared_experts)
+
+
+def block_of(moe: Moe, hidden_size: int, init_std: float) -> MoEBlock | DenseBlock:
+    """Return the block of a resolved spec."""
+    return (MoEBlock if kind_of(moe).routes else DenseBlock)(moe, hidden_size, init_std)
 
 
 def build_block(
@@ -219,11 +210,10 @@ def build_block(
         unknown = set(fields) - {field.name for field in dataclasses.fields(MoESpec)}
         if unknown:
             raise MoegridError(f"unknown MoE field(s): {', '.join(sorted(unknown))}")
-        moe = MoESpec(**fields)
+        moe = MoESpec(**{**fields, "parameters": Parameters(fields.get("parameters", {}))})
     if not hidden_size:
         raise MoegridError("a block needs hidden_size", hint="pass hidden_size=D or use a ModelSpec")
     problems = moe_problems(moe)
     if problems:
-        raise MoegridError("this MoE block cannot be built", cause="; ".join(problems))
-    moe = resolve_moe(moe)
-    return (DenseBlock if moe.preset == "dense" else MoEBlock)(moe, hidden_size, init_std)
+        raise MoegridError("this MoE block cannot be built", cause="; ".join(fault.message for fault in problems))
+    return block_of(resolve_moe(moe), hidden_size, init_std)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def set_collaboration(block: MoEBlock, lists_NT: Tensor) -> None:
     """Set a block's C2R lists; a preset `c2r` saves them with the model. Legal: k-1 <= T <= N-1."""
     moe, router = block.moe, block.router
-    if moe.choice == "expert" or router.physical is not None or (moe.n_group or 1) > 1:
+    if moe.choice == "expert" or router.physical is not None or moe.n_group > 1:
         raise MoegridError("collaboration lists apply to plain token choice without groups only")
     if lists_NT.dim() != 2 or lists_NT.is_floating_point():
         raise MoegridError(f"collaboration lists are {tuple(lists_NT.shape)} {lists_NT.dtype}", hint="[N,T] integers")
@@ -33,10 +33,7 @@ def set_collaboration(block: MoEBlock, lists_NT: Tensor) -> None:
         raise MoegridError("a collaboration list names its own expert, or one twice", hint="T distinct other experts")
     allowed = torch.zeros(moe.num_experts, moe.num_experts, dtype=torch.bool, device=router.device)
     allowed.scatter_(1, lists_NT.to(router.device), True)
-    if "allowed" in router._buffers:
-        router.allowed = allowed
-    else:
-        router.__dict__["allowed"] = allowed
+    router.allowed = allowed
 
 
 def collaboration_lists(indices_TK: Tensor, num_experts: int, length: int) -> Tensor:

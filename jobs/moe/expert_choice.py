@@ -50,6 +50,14 @@ class ExpertChoice(Router):
         routing.cutoffs = cutoffs
         return routing
 
+    @torch.no_grad()
+    def update_thresholds(self, cutoffs_N: Tensor) -> None:
+        """Move the thresholds towards `cutoffs_N`, the mean C-th best scores of one optimizer step."""
+        decay = self.moe.threshold_decay
+        started = self.threshold_updates > 0
+        self.threshold.copy_(torch.where(started, decay * self.threshold + (1 - decay) * cutoffs_N, cutoffs_N))
+        self.threshold_updates += 1
+
     def _chosen(self, scores_TN: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
         """Return the choice [T,N] and, where tokens were ranked, the C-th best scores [N]."""
         passed = (scores_TN >= self.threshold) & context.mask.unsqueeze(-1)

@@ -267,25 +267,3 @@ class SharedExperts(nn.Module):
         if self.form == "relu_mlp":
             return F.linear(F.relu(F.linear(x, self.up)), self.down)
         return F.linear(F.gelu(F.linear(x, self.up, self.up_bias)), self.down, self.down_bias)
-
-
-class ConstantExperts(nn.Module):
-    """MoE++'s constant experts: a * x + b * v with [a, b] = softmax(W x). `router` [n,2,D], `value` [n,D]."""
-
-    role = "routed_expert"
-
-    def __init__(self, num_experts: int, hidden_size: int) -> None:
-        super().__init__()
-        self.router = nn.Parameter(torch.empty(num_experts, 2, hidden_size))
-        self.value = nn.Parameter(torch.empty(num_experts, hidden_size))
-
-    def reset_parameters(self, std: float) -> None:
-        """Draw the mixing weights from N(0, std) and the constants from N(0, 1), as the released layer does."""
-        nn.init.normal_(self.router, std=std)
-        nn.init.normal_(self.value)
-
-    def forward(self, x_TD: Tensor, weights_Tn: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (c [T,1], v [T,D]): the weighted outputs sum to c * x + v."""
-        logits = torch.einsum("td,ncd->tnc", x_TD, self.router).float()
-        mix = (torch.softmax(logits, dim=-1) * weights_Tn.unsqueeze(-1)).to(x_TD.dtype)
-        return mix[..., 0].sum(-1, keepdim=True), mix[..., 1] @ self.value

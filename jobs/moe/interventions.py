@@ -90,18 +90,14 @@ def c2r(model: nn.Module, lists: Mapping[int, Tensor]) -> Iterator[None]:
     blocks = _blocks(model)
     for layer in lists:
         _check_layer(blocks, layer)
-    before = {layer: getattr(blocks[layer].router, "allowed", None) for layer in lists}
+    before = {layer: blocks[layer].router.allowed for layer in lists}
     try:
         for layer, lists_NT in lists.items():
             set_collaboration(blocks[layer], lists_NT)
         yield
     finally:
         for layer, allowed in before.items():
-            router = blocks[layer].router
-            if allowed is None:
-                router.__dict__.pop("allowed", None)
-            else:
-                router.allowed = allowed
+            blocks[layer].router.allowed = allowed
 
 
 def _blocks(model: nn.Module) -> list[MoEBlock]:

@@ -1,20 +1,20 @@
-"""From a resolved spec to its router: the one line that a new router adds."""
+"""From a resolved spec to its router."""
 
 from __future__ import annotations
 
+from typing import cast
+
 from jobs.moe.expert_choice import ExpertChoice
-from jobs.moe.routers import MoEPlusPlus, Router, TCMoE, XMoE
-from orchestrator.spec.model import MoESpec
-
-# Presets without a line differ from each other in fields only and use the plain `Router`.
-ROUTERS: dict[str, type[Router]] = {
-    "xmoe": XMoE,
-    "moepp": MoEPlusPlus,
-    "tc_moe": TCMoE,
-}
+from jobs.moe.routers import Router
+from orchestrator.catalog.routers import ROUTERS
+from orchestrator.registry import load
+from orchestrator.spec.model import Moe
 
 
-def build_router(moe: MoESpec, hidden_size: int) -> Router:
-    """Return the router of a resolved spec: expert choice for any preset, else the preset's class."""
-    cls = ExpertChoice if moe.choice == "expert" else ROUTERS.get(moe.preset, Router)
-    return cls(moe, hidden_size)
+def build_router(moe: Moe, hidden_size: int) -> Router:
+    """Return the router of a resolved spec: expert choice for any preset, else the code that its kind names."""
+    if moe.choice == "expert":
+        return ExpertChoice(moe, hidden_size)
+    kind = ROUTERS.get(moe.preset)
+    origin = ROUTERS.origin(moe.preset)
+    return cast(Router, load(kind.code, str(origin or f"preset {moe.preset!r}"))(moe, hidden_size))

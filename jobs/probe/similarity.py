@@ -51,7 +51,7 @@ def output_similarity(model: CausalLM, batches: Iterable[TokenBatch], tokens: in
             hook.remove()
     layers = []
     for block, kept in zip(blocks, inputs, strict=True):
-        x_TD = torch.cat(kept)[:tokens] * block.input_scale
+        x_TD = torch.cat(kept)[:tokens] * block.router.input_scale
         total = torch.zeros(block.moe.num_experts, block.moe.num_experts, dtype=torch.float64)
         for part in x_TD.split(SIMILARITY_CHUNK):
             outputs = torch.stack([_one_expert(block.experts, part, e) for e in range(block.moe.num_experts)])

@@ -10,6 +10,7 @@ from torch import Tensor
 from jobs.data.packing import Batches
 from jobs.models.backbones import CausalLM
 from jobs.moe.collaboration import collaboration_lists, set_collaboration
+from orchestrator.errors import MoegridError
 
 # Co-activations of this many micro-batches make C2R's lists.
 PROFILE_BATCHES = 16
@@ -34,7 +35,10 @@ def profile_collaboration(model: CausalLM, sample: Iterable[tuple[Tensor, Tensor
     was_training = model.training
     model.eval()
     for block in model.moe_blocks:
-        block.router.allowed.fill_(True)
+        allowed = block.router.allowed
+        if allowed is None:
+            raise MoegridError("this model has no collaboration lists", hint="set model.moe.collaboration_top")
+        allowed.fill_(True)
     chosen: list[list[Tensor]] = [[] for _ in model.moe_blocks]
     device = next(model.parameters()).device
     for input_ids, attention_mask, spans in sample:
@@ -44,6 +48,6 @@ def profile_collaboration(model: CausalLM, sample: Iterable[tuple[Tensor, Tensor
         for layer, routing in enumerate(routings):
             chosen[layer].append(routing.indices)
     for block, indices in zip(model.moe_blocks, chosen, strict=True):
-        length = block.moe.collaboration_top or 0
+        length = block.moe.collaboration_top
         set_collaboration(block, collaboration_lists(torch.cat(indices), block.moe.num_experts, length))
     model.train(was_training)

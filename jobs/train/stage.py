@@ -26,8 +26,10 @@ from jobs.train.loop import StepResult, Trainer
 from jobs.train.meter import STATE_FORMAT, Meter, recorded_meter
 from jobs.train.schedule import learning_rates
 from orchestrator.catalog.freezing import freezes
+from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import ArtifactMissing, CorruptBlob
 from orchestrator.spec.identity import lineage, state_keys
+from orchestrator.spec.model import Moe
 from orchestrator.spec.providers import uses_of
 from orchestrator.spec.work import TrainWork, work_from_json
 from orchestrator.store import Manifest
@@ -211,10 +213,15 @@ def _mixed(context: StageContext, work: TrainWork, manifest: Manifest, step: int
     return mixed, mixed_code
 
 
+def _fixed_load(moe: Moe) -> bool:
+    """Return whether every token is assigned to the same number of experts."""
+    return moe.choice == "token" and kind_of(moe).routes
+
+
 def _assignments(context: StageContext, manifest: Manifest, engine: Engine, step: int, steps: int) -> int | None:
     """Return how many tokens each layer assigned to experts in the `steps` steps before `step`, times k, if fixed."""
     made, moe = work_from_json(manifest.spec), engine.model.spec.moe
-    if moe.preset == "dense" or moe.choice != "token" or not isinstance(made, TrainWork) or step - steps < made.start:
+    if not _fixed_load(moe) or not isinstance(made, TrainWork) or step - steps < made.start:
         return None
     source, train = _source(context, made), made.conditions.train
     batches = ((at, index) for at in range(step - steps, step) for index in range(train.accumulation))
@@ -304,7 +311,7 @@ def _observe(
     context.series(trainer.step, row | observed)
     segment.rows.append(json.dumps({"step": trainer.step, "time": time.time(), **row, **observed}))
     moe = trainer.engine.model.spec.moe
-    routed = moe.choice == "token" and moe.preset != "dense"
+    routed = _fixed_load(moe)
     vocabulary = vocabulary_size(context, work.tokenizer)
     trainer.meter.judge(
         row, vocabulary, moe.top_k if routed else 0, moe.num_experts, not freezes(train.freeze, "router")

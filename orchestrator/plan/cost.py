@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from orchestrator.catalog.routers import kind_of
 from orchestrator.plan.stages import Stage
 from orchestrator.spec.cell import Resources, TrainSpec
 from orchestrator.spec.identity import canonical_text
-from orchestrator.spec.model import ModelSpec, resolve_moe
+from orchestrator.spec.model import Model, Moe
 from orchestrator.spec.work import DataWork, EvaluateWork, GenerateWork, InitWork, TokensWork, TrainWork
 
 # Sustained FLOP/s assumed before anything of the same shape has finished.
@@ -40,34 +41,41 @@ class Parameters:
 
 
 @lru_cache(maxsize=4096)
-def parameters(model: ModelSpec, vocab_size: int) -> Parameters:
-    """Count the parameters of `model` from its shape.
+def parameters(model: Model, vocab_size: int) -> Parameters:
+    """Count the parameters of `model` from its shape, to the last one; each router counts its own.
 
-    `vocab_size` is used where the model leaves it to the tokenizer. Router extras of single algorithms
-    (projections, constants) are below 1 % and not counted.
+    `vocab_size` is used where the model leaves it to the tokenizer. `active` takes every chosen id for an expert of
+    full cost.
     """
-    moe = resolve_moe(model.moe)
+    moe, kind = model.moe, kind_of(model.moe)
     d = model.hidden_size
     vocab = model.vocab_size or vocab_size
     head_dim = d // model.num_heads
     attention = 2 * d * d + 2 * d * head_dim * model.num_kv_heads
-    matrices = GLU_MATRICES if moe.expert == "swiglu" else MLP_MATRICES
-    expert = matrices * d * moe.expert_width
-    shared = (moe.shared_experts or 0) * expert
+    # OLMoE norms queries and keys as well.
+    norms = 2 * d + (d + head_dim * model.num_kv_heads if model.backbone == "olmoe" else 0)
     moe_layers = model.num_layers - model.dense_layers
-    dense = matrices * d * (model.dense_width or moe.expert_width * moe.top_k)
-    is_dense = moe.preset == "dense"
-    routed_total = 0 if is_dense else moe.num_experts * expert
-    routed_active = 0 if is_dense else moe.top_k * expert
-    router = 0 if is_dense else moe.num_experts * d
-    ffn_dense = matrices * d * moe.expert_width * moe.top_k if is_dense else 0
-    norms = 2 * d * model.num_layers + d
-    common = model.num_layers * attention + norms + model.dense_layers * dense
+    dense = model.dense_layers * _feed_forward(moe, d, model.dense_width)
+    expert = _feed_forward(moe, d, moe.expert_width)
+    shared = _feed_forward(moe, d, moe.expert_width * moe.shared_experts) if moe.shared_experts else 0
+    common = model.num_layers * (attention + norms) + d + dense
+    if kind.routes:
+        routed, chosen = moe.num_experts * expert, moe.top_k * expert
+        routers = sum(kind.count(moe, d, first=layer == 0) for layer in range(moe_layers))
+        total, active = (common + moe_layers * (of + shared) + routers for of in (routed, chosen))
+    else:
+        width = moe.expert_width * (moe.top_k + moe.shared_experts)
+        total = active = common + moe_layers * _feed_forward(moe, d, width)
     head = vocab * d
     embedding = 0 if model.tie_embeddings else vocab * d
-    total = common + moe_layers * (routed_total + shared + router + ffn_dense) + head + embedding
-    active = common + moe_layers * (routed_active + shared + router + ffn_dense) + head
-    return Parameters(total=total, active=active, expert=expert)
+    return Parameters(total=total + head + embedding, active=active + head, expert=expert)
+
+
+def _feed_forward(moe: Moe, hidden_size: int, width: int) -> int:
+    """Return the parameters of one feed-forward of the experts' form."""
+    matrices = GLU_MATRICES if moe.expert == "swiglu" else MLP_MATRICES
+    biases = hidden_size + width if moe.expert == "gelu_mlp_bias" else 0
+    return matrices * hidden_size * width + biases
 
 
 def shape_of(stage: Stage, resources: Resources) -> tuple[Any, ...]:

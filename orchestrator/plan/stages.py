@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.plan.evaluations import (
     EFFICIENCY_SUITE,
@@ -16,7 +17,7 @@ from orchestrator.plan.evaluations import (
 )
 from orchestrator.spec.cell import Cell, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.identity import Span, state_key
-from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.model import Model
 from orchestrator.spec.schedule import Phase, freeze_phases, step_at
 from orchestrator.spec.suites import TASKED, Use, uses
 from orchestrator.spec.work import (
@@ -92,12 +93,12 @@ def constant_part(train: TrainSpec, frozen: str) -> TrainSpec:
     return dataclasses.replace(train, freeze=frozen, router_lr=router_lr, router_lr_ratio=1.0, data=data)
 
 
-def before_finetuning(model: ModelSpec) -> ModelSpec:
+def before_finetuning(model: Model) -> Model:
     """Return the model that the initial weights and pretraining belong to: C2R's limit is not there yet.
 
-    So a model with the limit shares them with the one without. Preset `c2r` is never without.
+    So a model with the limit shares them with the one without. A preset that needs it is never without.
     """
-    if not model.moe.collaboration_top or model.moe.preset == "c2r":
+    if not model.moe.collaboration_top or "collaboration_top" in kind_of(model.moe).needs:
         return model
     return dataclasses.replace(model, moe=dataclasses.replace(model.moe, collaboration_top=0))
 
@@ -235,7 +236,7 @@ class Lowering:
         self, cell: Cell, phase: str, train: TrainSpec, seed: int, base: _Base
     ) -> tuple[tuple[Phase, Conditions, str], ...]:
         """Return (freeze phase, conditions, their digest) of one training phase."""
-        tokens, limit = base.tokens[phase], cell.model.moe.collaboration_top or 0 if phase == "finetune" else 0
+        tokens, limit = base.tokens[phase], cell.model.moe.collaboration_top if phase == "finetune" else 0
         identity = (phase, id(train), seed, tokens, limit)
         if identity not in self._spans:
             spans = []
@@ -259,7 +260,7 @@ class Lowering:
             step = step_at(at, train.steps)
             for suite in evaluate.suites:
                 # A dense model routes nothing; interventions are measured on the final state alone.
-                if suite == EFFICIENCY_SUITE and (step != train.steps or cell.model.moe.preset == "dense"):
+                if suite == EFFICIENCY_SUITE and (step != train.steps or not kind_of(cell.model.moe).routes):
                     continue
                 identity = ("evaluate", suite, states[step], id(evaluate), id(cell.model), cell.seed.eval)
                 if identity not in self._suites:

@@ -87,7 +87,7 @@ def models(plan: Plan) -> list[dict[str, Any]]:
         row = {
             "backbone": model.backbone,
             "preset": model.moe.preset,
-            "experts": f"{model.moe.top_k}/{model.moe.num_experts}+{model.moe.shared_experts or 0}",
+            "experts": f"{model.moe.top_k}/{model.moe.num_experts}+{model.moe.shared_experts}",
             "total": count.total,
             "active": count.active,
             "flops_per_token": count.flops_per_token,

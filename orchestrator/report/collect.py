@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from orchestrator.errors import CorruptBlob
-from orchestrator.spec.model import is_causal
+from orchestrator.spec.resolve import is_causal
 from orchestrator.spec.suites import item_scores
 from orchestrator.store import Manifest, Store
 from orchestrator.tracking import records

@@ -13,7 +13,7 @@ from orchestrator.catalog.metrics import METRICS
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.uses import Names, Uses
 from orchestrator.spec.identity import DERIVED, NEUTRAL, parameters_of
-from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.model import Model
 
 DEFAULT_SUITES = ("lm", "reasoning", "efficiency")
 SUITES = (*DEFAULT_SUITES, "probe", "safety", "over_refusal", "hallucination", "adversarial", "ood")
@@ -370,7 +370,7 @@ class Execution:
 class Cell:
     """One resolved combination: everything that defines its result, and how to run it."""
 
-    model: ModelSpec
+    model: Model
     """The model."""
     tokenizer: TokenizerSpec
     """Its tokenizer."""

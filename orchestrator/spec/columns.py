@@ -11,6 +11,7 @@ from functools import cache
 
 from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS, SAFETY_SETS
 from orchestrator.catalog.metrics import DISTURBED, EFFICIENCY, LANGUAGE_MODEL, OF_TOKENS, ROUTING, SIMILARITY
+from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.tasks import TASKS, task_kind
 from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import SUITES, Cell, EvaluateSpec, JudgeSpec
@@ -23,7 +24,7 @@ GENERATED = ("nq_open",)  # answers that are generated have no likelihood
 def columns_of(cell: Cell, at: float | None = None) -> frozenset[str]:
     """Return the columns that the cell has when it is evaluated at the fraction `at`, by default its last one."""
     at = max(cell.evaluate.at) if at is None else at
-    dense = cell.model.moe.preset == "dense"
+    dense = not kind_of(cell.model.moe).routes
     found: set[str] = set()
     for suite in cell.evaluate.suites:
         # Interventions are for the final state of a model that has experts.
@@ -92,7 +93,7 @@ def _every() -> dict[str, frozenset[str]]:
 
 
 def _made(cells: Sequence[Cell], at: float | None) -> frozenset[str]:
-    sections = {(id(cell.evaluate), cell.model.moe.preset == "dense"): cell for cell in cells}
+    sections = {(id(cell.evaluate), kind_of(cell.model.moe).routes): cell for cell in cells}
     return frozenset().union(*(columns_of(cell, at) for cell in sections.values()))
 
 

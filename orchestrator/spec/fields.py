@@ -81,12 +81,12 @@ def _distinct(values: tuple[Any, ...]) -> None:
 def fields_of(owner: type) -> dict[str, Field]:
     """Return the fields of the dataclass `owner` that a grid may set, by name."""
     hints = typing.get_type_hints(owner)
-    rules = RULES.get(owner.__name__, {})
+    rules = RULES.get(written(owner).__name__, {})
     return {
         one.name: Field(
             owner,
             one.name,
-            hints[one.name],
+            written(hints[one.name]),
             rules.get(one.name),
             one.metadata.get("registry"),
             one.metadata.get("main", ""),
@@ -94,6 +94,11 @@ def fields_of(owner: type) -> dict[str, Field]:
         for one in dataclasses.fields(owner)
         if not one.metadata.get("derived")
     }
+
+
+def written(hint: Any) -> Any:
+    """Return what a grid writes for a type: the open spec of a resolved model, else the type itself."""
+    return getattr(hint, "WRITTEN", hint)
 
 
 def dataclass_in(hint: Any) -> type | None:

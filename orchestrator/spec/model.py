@@ -1,6 +1,7 @@
 """What a model is: backbone shape, and the factors of its Mixture-of-Experts block (MoE-Bench, LibMoE, MoE-RBench).
 
-`PRESETS` holds the published algorithms as values of these factors; `moe_problems` is the validity matrix.
+The published algorithms are values of these factors (`orchestrator.catalog.routers`), which also fill in what is not
+written (`orchestrator.spec.resolve`); `moe_problems` is the validity matrix.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
-from orchestrator.spec.identity import NEUTRAL
+from orchestrator.catalog.parameters import Parameters
+from orchestrator.spec.identity import NEUTRAL, parameters_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,41 @@ class MoESpec:
     """Divides the logits."""
     router_init_std: float = 0.02
     """Standard deviation of the router's initial weights."""
+    parameters: Parameters = field(default=Parameters(), metadata=parameters_of("preset"))
+    """The preset's own parameters, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moe(MoESpec):
+    """The MoE block of one model with nothing left open: what `resolve_moe` returns; same fields, so the same keys."""
+
+    WRITTEN: ClassVar[type] = MoESpec
+
+    shared_experts: int = 0
+    choice: str = "token"
+    unit: str = "token"
+    pool: str = "first"
+    score: str = "softmax"
+    renormalise: bool = True
+    expert: str = "swiglu"
+    combine: str = "sum"
+    routed_scaling: float = 1.0
+    n_group: int = 1
+    topk_group: int = 1
+    group_score: str = "max"
+    train_select: str = "topc"
+    eval_select: str = "topc"
+    choice_group: str = "sequence"
+    threshold_decay: float = 0.99
+    balance_bias: bool = False
+    collaboration_top: int = 0
+    zero_experts: int = 0
+    copy_experts: int = 0
+    constant_experts: int = 0
+    null_experts: int = 0
+    gating_residual: bool = False
+    gating_layers: int = 1
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +170,14 @@ class ModelSpec:
     """Let a checkpoint be trained with a tokenizer that is not its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Model(ModelSpec):
+    """A model with nothing left open: what `resolve_model` returns. A grid writes a `ModelSpec` in its place."""
+
+    WRITTEN: ClassVar[type] = ModelSpec
+    moe: Moe = field(default_factory=Moe)
+
+
 BACKBONES = ("olmoe", "deepseek_moe", "smollm2")
 UPCYCLES = ("", "copy", "partial", "shared_only")
 CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
@@ -150,118 +195,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "gating_layers": (1, 2),
     }
 )
+# What a preset leaves open.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {
-        "shared_experts": 0,
-        "choice": "token",
-        "unit": "token",
-        "pool": "first",
-        "score": "softmax",
-        "renormalise": True,
-        "expert": "swiglu",
-        "combine": "sum",
-        "routed_scaling": 1.0,
-        "n_group": 1,
-        "topk_group": 1,
-        "group_score": "max",
-        "train_select": "topc",
-        "eval_select": "topc",
-        "choice_group": "sequence",
-        "threshold_decay": 0.99,
-        "balance_bias": False,
-        "collaboration_top": 0,
-        "zero_experts": 0,
-        "copy_experts": 0,
-        "constant_experts": 0,
-        "null_experts": 0,
-        "gating_residual": False,
-        "gating_layers": 1,
-        "temperature": 1.0,
-    }
+    {one.name: one.default for one in dataclasses.fields(Moe) if getattr(MoESpec(), one.name) is None}
 )
-
-
-def _preset(variants: Mapping[str, Mapping[str, Any]] | None = None, **fields: Any) -> dict[str, dict[str, Any]]:
-    """Return variant name -> field values; the first variant is the default."""
-    return {name: {**fields, **extra} for name, extra in (variants or {"": {}}).items()}
-
-
-PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
-    {
-        "dense": _preset(),
-        "smoe": _preset(),
-        "olmoe": _preset(renormalise=False),
-        "deepseek_moe": _preset(
-            {
-                "16b": {},
-                "v2": {"routed_scaling": 1.0},
-                "v3": {"score": "sigmoid", "renormalise": True, "group_score": "top2_sum", "balance_bias": True},
-            },
-            renormalise=False,
-            shared_experts=2,
-        ),
-        "sigma_moe": _preset({"original": {"renormalise": False}, "libmoe": {"renormalise": True}}, score="sigmoid"),
-        "xmoe": _preset(
-            {
-                "paper": {"temperature": 0.07, "renormalise": False},
-                "torchscale": {"temperature": 1.0, "renormalise": False},
-                "libmoe_lm": {"temperature": 0.3, "renormalise": True},
-                "libmoe_vlm": {"temperature": 0.3, "renormalise": False},
-            },
-            score="cosine",
-        ),
-        "sharede_v2": _preset(shared_experts=2),
-        "sharede_v3": _preset(shared_experts=2, score="sigmoid"),
-        "moepp": _preset(
-            {"paper": {"renormalise": False}, "reference": {"renormalise": True}, "mixtral": {"renormalise": True}},
-            zero_experts=1,
-            copy_experts=1,
-            constant_experts=2,
-            gating_residual=True,
-        ),
-        "tc_moe": _preset(null_experts=1, renormalise=False),
-        "expert_choice": _preset(choice="expert", renormalise=False),
-        "word": _preset(unit="word"),
-        "sentence": _preset(unit="sentence"),
-        "aux_free": _preset(score="sigmoid", balance_bias=True),
-        "c2r": _preset(),
-    }
-)
-
-
-def resolve_moe(moe: MoESpec) -> MoESpec:
-    """Return `moe` with every None field filled from its preset and variant; ValueError when they are unknown."""
-    variants = PRESETS.get(moe.preset)
-    if variants is None:
-        raise ValueError(f"preset {moe.preset!r} is none of {', '.join(PRESETS)}")
-    variant = moe.variant or next(iter(variants))
-    if variant not in variants:
-        known = ", ".join(v for v in variants if v) or "none: leave variant empty"
-        raise ValueError(f"preset {moe.preset!r} has no variant {variant!r} ({known})")
-    values = {**DEFAULTS, **variants[variant]}
-    if moe.choice == "expert":
-        values["renormalise"] = False
-    if moe.preset == "c2r" and moe.collaboration_top is None:
-        # Half of the other experts: between the legal ends k-1 (hardest limit) and N-1 (none).
-        values["collaboration_top"] = max(moe.top_k - 1, (moe.num_experts - 1) // 2)
-    missing = {name: value for name, value in values.items() if getattr(moe, name) is None}
-    return dataclasses.replace(moe, variant=variant, **missing)
-
-
-def resolve_model(model: ModelSpec) -> ModelSpec:
-    """Return `model` with its MoE block resolved."""
-    return dataclasses.replace(model, moe=resolve_moe(model.moe))
-
-
-def is_causal(moe: MoESpec | Mapping[str, Any]) -> bool:
-    """Return whether no later token can change an earlier token's routing, in training and in evaluation.
-
-    `moe` may be the fields as a root document holds them; those of another version that are not known are left out.
-    """
-    if not isinstance(moe, MoESpec):
-        names = {field.name for field in dataclasses.fields(MoESpec)}
-        moe = MoESpec(**{name: value for name, value in moe.items() if name in names})
-    moe = resolve_moe(moe) if moe.preset in PRESETS else moe
-    if moe.choice == "expert":
-        return moe.train_select == moe.eval_select == "threshold"
-    return moe.unit == "token" or moe.pool != "full_mean"

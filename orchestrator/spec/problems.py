@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from orchestrator.errors import GridError, Problem
 
 
@@ -12,6 +14,14 @@ class Mistake(ValueError):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class Fault(NamedTuple):
+    """What is wrong with one field of a dataclass (`parameters.noise`; "" = with several), and the remedy."""
+
+    field: str
+    message: str
+    hint: str = ""
 
 
 class Problems:

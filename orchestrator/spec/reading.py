@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import did_you_mean
 from orchestrator.spec.adaptive import Adaptive, more_seeds, read_adaptive
 from orchestrator.spec.axes import AxisReader, Condition, read_condition, show_value
@@ -231,7 +232,7 @@ class Reading:
         """Report a named metric that no evaluation of the grid makes; none of them would be noticed before its end."""
         if self.problems or not cells:
             return
-        alike = {(id(cell.evaluate), cell.model.moe.preset == "dense"): cell for cell in cells}
+        alike = {(id(cell.evaluate), kind_of(cell.model.moe).routes): cell for cell in cells}
         known = [sourced(cell) for cell in alike.values()]
         for i, name in enumerate(self.primary):
             hint = unknown_column(name, known)

@@ -8,12 +8,13 @@ from typing import Any
 
 from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS
+from orchestrator.catalog.routers import ROUTERS
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.registry import Registry
 from orchestrator.spec.cell import SUITES
 from orchestrator.spec.engines import ENGINES, REFUSED
-from orchestrator.spec.model import BACKBONES, CHOICES, PRESETS, UPCYCLES
+from orchestrator.spec.model import BACKBONES, CHOICES, UPCYCLES
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.suites import JUDGES
 
@@ -143,7 +144,7 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "MoESpec": {
         **{name: Rule(choices=values) for name, values in CHOICES.items()},
-        "preset": one_of(*PRESETS),
+        "preset": Rule(names=ROUTERS),
         "top_k": POSITIVE,
         "num_experts": POSITIVE,
         "expert_width": POSITIVE,

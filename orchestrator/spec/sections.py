@@ -31,9 +31,10 @@ from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.hub_sets import benchmark_findings, items_findings, layout_findings
 from orchestrator.spec.identity import digest
 from orchestrator.spec.local_data import told
-from orchestrator.spec.model import ModelSpec, resolve_model
+from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.parameters import typed_parameters
 from orchestrator.spec.problems import Mistake
+from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.sources import anywhere, anywhere_model, examples_of, pin, pin_checkpoint
 from orchestrator.spec.suites import TASKED
 from orchestrator.spec.tokenizers import pin_tokenizer

@@ -48,7 +48,10 @@ def pin(data: DataSpec, folder: Path) -> DataSpec:
     return dataclasses.replace(data, source=source, revision=revision, digest=digest)
 
 
-def pin_checkpoint(model: ModelSpec, folder: Path) -> ModelSpec:
+_Modelled = TypeVar("_Modelled", bound=ModelSpec)
+
+
+def pin_checkpoint(model: _Modelled, folder: Path) -> _Modelled:
     """Return `model` with the sha256 of its checkpoint's files, where it starts from a folder or file of this machine.
 
     A relative path is sought in `folder` and becomes absolute. Raises Mistake when nothing is there, or something else
@@ -72,7 +75,7 @@ def pin_checkpoint(model: ModelSpec, folder: Path) -> ModelSpec:
     return dataclasses.replace(model, checkpoint=f"file://{found}", checkpoint_digest=digest)
 
 
-def anywhere_model(model: ModelSpec) -> ModelSpec:
+def anywhere_model(model: _Modelled) -> _Modelled:
     """Return `model` without its checkpoint's path: files are known by their content, wherever they lie."""
     if model.checkpoint.startswith("file://") and model.checkpoint_digest:
         return dataclasses.replace(model, checkpoint="file://")

@@ -6,16 +6,14 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from orchestrator.catalog.routers import kind_of
 from orchestrator.spec.cell import EvaluateSpec
 from orchestrator.spec.expand import GridCell
 from orchestrator.spec.identity import digest
-from orchestrator.spec.model import ModelSpec
-
-# Presets whose name decides more than the fields they fill in: a router, experts or losses of their own.
-OWN_CODE = frozenset({"dense", "xmoe", "moepp", "tc_moe"})
+from orchestrator.spec.model import Model
 
 
-def computed(model: ModelSpec, *, finetuned: bool) -> ModelSpec:
+def computed(model: Model, *, finetuned: bool) -> Model:
     """Return `model` as what it computes: without the name of a preset that only fills in fields.
 
     C2R begins with fine-tuning; before, and where there is none, its limit does nothing.
@@ -23,7 +21,7 @@ def computed(model: ModelSpec, *, finetuned: bool) -> ModelSpec:
     moe = model.moe
     if not finetuned:
         moe = dataclasses.replace(moe, collaboration_top=0)
-    if moe.preset not in OWN_CODE:
+    if kind_of(moe).plain:
         moe = dataclasses.replace(moe, preset="", variant="")
     return dataclasses.replace(model, moe=moe)
 

@@ -10,12 +10,13 @@ from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.catalog.freezing import NONE, freezes, freezes_moe_alone
 from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS, READ
+from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.spec.cell import Cell, EvaluateSpec, Resources, TrainSpec
 from orchestrator.spec.engines import least_processes
 from orchestrator.spec.factors import check_freeze
-from orchestrator.spec.fields import Path, fields_of
-from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.fields import Path
+from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
 from orchestrator.spec.suites import CONTRASTED, JUDGED, JUDGES, contrasted_layers, suites_reading
@@ -23,18 +24,15 @@ from orchestrator.spec.tokenizers import foreign
 from orchestrator.spec.validity import model_problems
 
 Finding = tuple[Path, str, str]  # field path, message, hint
-_MOE_FIELDS = frozenset(fields_of(MoESpec))
-_MODEL_FIELDS = frozenset(fields_of(ModelSpec))
 TASK_SUITES = ("reasoning", "efficiency")
 
 
 def section_findings(name: str, section: object) -> Iterator[Finding]:
     """Yield what is wrong inside one section of a cell."""
     if isinstance(section, ModelSpec):
-        for message in model_problems(section):
-            word = message.split(" ")[0]
-            path = (name, "moe", word) if word in _MOE_FIELDS else (name, word) if word in _MODEL_FIELDS else (name,)
-            yield path, message, "set another value, or leave such cells out with exclude"
+        for fault in model_problems(section):
+            path = (name, *fault.field.split(".")) if fault.field else (name,)
+            yield path, fault.message, fault.hint or "set another value, or leave such cells out with exclude"
     elif isinstance(section, TrainSpec):
         yield from _train(name, section)
     elif isinstance(section, EvaluateSpec):
@@ -118,11 +116,12 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
             message = f"{name}.sequence_length {train.sequence_length} exceeds model.context {context}"
             yield (name, "sequence_length"), message, "raise model.context or shorten the sequences"
         words = [frozen for frozen, _ in parse_freeze(train.freeze) if frozen != NONE]
-        if cell.model.moe.preset == "dense" and any(map(freezes_moe_alone, words)):
-            message = f"freeze {train.freeze!r} does not apply: preset 'dense' has no router and no experts"
+        kind = kind_of(cell.model.moe)
+        if not kind.routes and any(map(freezes_moe_alone, words)):
+            message = f"freeze {train.freeze!r} does not apply: preset {kind.name!r} has no router and no experts"
             yield (name, "freeze"), message, "use when: {freeze: {preset: [...]}}"
-        if train.balance.aux_variant == "heterogeneous" and cell.model.moe.preset not in ("moepp", "dense"):
-            message = f"aux_variant 'heterogeneous' does not apply: preset {cell.model.moe.preset!r} is not MoE++"
+        if train.balance.aux_variant == "heterogeneous" and kind.routes and "cost" not in kind.records:
+            message = f"aux_variant 'heterogeneous' does not apply: ids of preset {kind.name!r} cost the same"
             yield (name, "balance", "aux_variant"), message, "use it with preset 'moepp'"
         asked, engine = cell.execution.resources.get(name, Resources()), cell.execution.engine
         if asked.nodes * asked.processes < least_processes(engine):
@@ -163,7 +162,6 @@ def _optimizer_reads(field: str) -> Applies:
     return lambda _, train: field in OPTIMIZERS.get(train.optimizer).reads
 
 
-MOE_ONLY = "preset 'dense' has no router"
 _TRAIN_RULES: dict[str, tuple[Applies, str]] = {
     "aux_variant": (lambda _, train: train.balance.aux_coef > 0, "aux_coef is 0"),
     "aux_group": (
@@ -180,8 +178,8 @@ _TRAIN_RULES: dict[str, tuple[Applies, str]] = {
         "the preset has no balancing bias",
     ),
     "null_coef": (
-        lambda cell, train: train.balance.null_coef == 0 or cell.model.moe.preset == "tc_moe",
-        "only preset 'tc_moe' has null experts",
+        lambda cell, train: train.balance.null_coef == 0 or "null" in kind_of(cell.model.moe).records,
+        "the preset has no null experts",
     ),
     **{name: (_optimizer_reads(name), "the optimizer does not use it") for name in READ},
     "min_lr_ratio": (lambda _, train: train.schedule != "constant", "the schedule is constant"),
@@ -194,8 +192,8 @@ _MODEL_RULES: dict[str, tuple[Callable[[Cell], bool], str]] = {
     "eval_select": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
     "choice_group": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
     "threshold_decay": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
-    "topk_group": (lambda cell: (cell.model.moe.n_group or 1) > 1, "n_group is 1"),
-    "group_score": (lambda cell: (cell.model.moe.n_group or 1) > 1, "n_group is 1"),
+    "topk_group": (lambda cell: cell.model.moe.n_group > 1, "n_group is 1"),
+    "group_score": (lambda cell: cell.model.moe.n_group > 1, "n_group is 1"),
     "combine": (lambda cell: bool(cell.model.moe.shared_experts), "there is no shared expert"),
     "dense_width": (lambda cell: cell.model.dense_layers > 0, "dense_layers is 0"),
     "collaboration_top": (lambda cell: cell.finetune is not None, "C2R begins with fine-tuning, and the cell has none"),
@@ -219,19 +217,22 @@ def _router_frozen(train: TrainSpec) -> bool:
 def why_not(cell: Cell, path: Path) -> str:
     """Return why the field at `path` has no effect in `cell`, "" when it has one."""
     name = path[-1]
-    dense = cell.model.moe.preset == "dense"
+    kind = kind_of(cell.model.moe)
+    no_router = "" if kind.routes else f"preset {kind.name!r} has no router"
     if path[0] in ("pretrain", "finetune"):
         train = cell.pretrain if path[0] == "pretrain" else cell.finetune
         if train is None:
             return f"the cell has no {path[0]} phase"
-        if dense and (name in ("router_lr", "router_lr_ratio", "expert_dropout") or path[1] == "balance"):
-            return MOE_ONLY
+        if no_router and (name in ("router_lr", "router_lr_ratio", "expert_dropout") or path[1] == "balance"):
+            return no_router
         if path[1:3] == ("balance", "losses") and name != COEFFICIENT and path[3] not in train.balance.losses:
             return f"the loss {path[3]} is off"
         applies, reason = _TRAIN_RULES.get(name, (None, ""))
         return "" if applies is None or applies(cell, train) else reason
-    if path[:2] == ("model", "moe") and dense and name not in _DENSE_KEEPS:
-        return MOE_ONLY
+    if path[:2] == ("model", "moe") and no_router and name not in _DENSE_KEEPS:
+        return no_router
+    if path[:3] == ("model", "moe", "parameters"):
+        return ""  # one that the preset does not have is refused
     if path[0] == "model":
         holds, reason = _MODEL_RULES.get(name, (None, ""))
         return "" if holds is None or holds(cell) else reason

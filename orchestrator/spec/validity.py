@@ -2,173 +2,183 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, UPCYCLES, ModelSpec, MoESpec, resolve_moe
+from orchestrator.catalog.routers import OWNERS, ROUTERS, RouterKind, kind_of
+from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, UPCYCLES, ModelSpec, Moe, MoESpec
+from orchestrator.spec.parameters import of_kind
+from orchestrator.spec.problems import Fault, Mistake
+from orchestrator.spec.resolve import resolve_moe
 
 COUNTS = ("shared_experts", "zero_experts", "copy_experts", "constant_experts", "null_experts", "collaboration_top")
 SIZES = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "context")
 
 
-def moe_problems(moe: MoESpec) -> tuple[str, ...]:
+def moe_problems(moe: MoESpec) -> tuple[Fault, ...]:
     """Return every reason why `moe` cannot be built, empty when it can; works on unresolved specs."""
+    sizes = [*_number_faults(moe, ("top_k", "num_experts", "expert_width"), least=1)]
+    if sizes:
+        return tuple(sizes)
     try:
-        moe = resolve_moe(moe)
-    except ValueError as error:
-        return (str(error),)
-    problems = [
-        f"{name} {getattr(moe, name)!r} is none of {', '.join(map(str, allowed))}"
+        resolved = resolve_moe(moe)
+    except Mistake as mistake:
+        return (Fault("preset", mistake.message, mistake.hint),)
+    kind = kind_of(resolved)
+    faults = [
+        Fault(name, f"{name} {getattr(resolved, name)!r} is none of {', '.join(map(str, allowed))}")
         for name, allowed in CHOICES.items()
-        if getattr(moe, name) not in allowed
+        if getattr(resolved, name) not in allowed
     ]
-    problems += _number_problems(moe, ("top_k", "num_experts", "expert_width", "n_group", "topk_group"), least=1)
-    problems += _number_problems(moe, COUNTS, least=0)
-    if not (moe.routed_scaling or 0) > 0:
-        problems.append(f"routed_scaling {moe.routed_scaling} must be positive")
-    if not 0 <= (moe.threshold_decay or 0) < 1:
-        problems.append(f"threshold_decay {moe.threshold_decay} must be at least 0 and below 1")
-    if not moe.router_init_std >= 0:
-        problems.append(f"router_init_std {moe.router_init_std} must not be negative")
-    if problems:
-        return tuple(problems)
-    if moe.preset == "dense":
-        return tuple(_dense_problems(moe))
-    return (*_routing_problems(moe), *_preset_problems(moe), *_group_problems(moe))
+    faults += _number_faults(resolved, ("n_group", "topk_group"), least=1)
+    faults += _number_faults(resolved, COUNTS, least=0)
+    if not resolved.routed_scaling > 0:
+        faults.append(Fault("routed_scaling", f"routed_scaling {resolved.routed_scaling} must be positive"))
+    if not 0 <= resolved.threshold_decay < 1:
+        value = resolved.threshold_decay
+        faults.append(Fault("threshold_decay", f"threshold_decay {value} must be at least 0 and below 1"))
+    if not resolved.router_init_std >= 0:
+        faults.append(Fault("router_init_std", f"router_init_std {resolved.router_init_std} must not be negative"))
+    for name, message, hint in of_kind(kind, resolved.parameters, ROUTERS.word)[1]:
+        faults.append(Fault(f"parameters.{name}" if name else "parameters", message, hint))
+    if faults:
+        return tuple(faults)
+    if not kind.routes:
+        return tuple(_unrouted_faults(resolved))
+    return (*_routing_faults(resolved), *_kind_faults(kind, resolved), *_group_faults(kind, resolved))
 
 
-def _number_problems(spec: MoESpec | ModelSpec, names: Sequence[str], least: int) -> list[str]:
-    values = {name: getattr(spec, name) for name in names}
-    return [
-        f"{name} {value!r} must be a whole number of at least {least}"
-        for name, value in values.items()
-        if not isinstance(value, int) or isinstance(value, bool) or value < least
-    ]
+def _number_faults(spec: MoESpec | ModelSpec, names: Sequence[str], least: int) -> Iterator[Fault]:
+    for name in names:
+        value = getattr(spec, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            yield Fault(name, f"{name} {value!r} must be a whole number of at least {least}")
 
 
-def _dense_problems(moe: MoESpec) -> list[str]:
+def _unrouted_faults(moe: Moe) -> Iterator[Fault]:
     kept = ("expert", "shared_experts")
-    changed = [name for name, value in DEFAULTS.items() if name not in kept and getattr(moe, name) != value]
-    return [f"{name} does not apply: preset 'dense' has no router" for name in changed]
+    for name, value in DEFAULTS.items():
+        if name not in kept and getattr(moe, name) != value:
+            yield Fault(name, f"{name} does not apply: preset {moe.preset!r} has no router")
 
 
-def _routing_problems(moe: MoESpec) -> list[str]:
-    problems = []
+def _routing_faults(moe: Moe) -> Iterator[Fault]:
     if moe.top_k > moe.num_experts:
-        problems.append(f"top_k {moe.top_k} exceeds num_experts {moe.num_experts} (both are the routed numbers)")
+        yield Fault("top_k", f"top_k {moe.top_k} exceeds num_experts {moe.num_experts} (both are the routed numbers)")
     if moe.choice == "expert":
         if moe.unit != "token":
-            problems.append(
-                f"choice 'expert' with unit {moe.unit!r}: experts pick single tokens, which splits the spans"
-            )
+            message = f"choice 'expert' with unit {moe.unit!r}: experts pick single tokens, which splits the spans"
+            yield Fault("choice", message)
         if moe.score != "softmax":
-            problems.append(f"choice 'expert' needs score 'softmax' (a softmax over experts), not {moe.score!r}")
+            message = f"choice 'expert' needs score 'softmax' (a softmax over experts), not {moe.score!r}"
+            yield Fault("choice", message)
         if moe.balance_bias:
-            problems.append("choice 'expert' with balance_bias: the load is balanced by construction")
+            yield Fault("choice", "choice 'expert' with balance_bias: the load is balanced by construction")
     else:
         if moe.top_k == 1 and moe.renormalise:
-            problems.append("top_k 1 with renormalise: the weight is always 1 and the router gets no task gradient")
+            message = "top_k 1 with renormalise: the weight is always 1 and the router gets no task gradient"
+            yield Fault("top_k", message)
         for name in ("train_select", "eval_select", "choice_group"):
             if getattr(moe, name) != DEFAULTS[name]:
-                problems.append(f"{name} applies to choice 'expert' only")
+                yield Fault(name, f"{name} applies to choice 'expert' only")
     if moe.unit == "token" and moe.pool != DEFAULTS["pool"]:
-        problems.append("pool applies to the units word and sentence only")
+        yield Fault("pool", "pool applies to the units word and sentence only")
     if moe.combine == "weighted" and not moe.shared_experts:
-        problems.append("combine 'weighted' needs shared_experts")
-    if not (moe.temperature or 0) > 0:
-        problems.append("temperature must be positive")
-    return problems
+        yield Fault("combine", "combine 'weighted' needs shared_experts")
+    if not moe.temperature > 0:
+        yield Fault("temperature", "temperature must be positive")
 
 
-def _preset_problems(moe: MoESpec) -> list[str]:
-    problems = []
-    if (moe.score == "cosine") != (moe.preset == "xmoe"):
-        problems.append("score 'cosine' and preset 'xmoe' belong together (the cosine needs its projection)")
-    if moe.preset == "xmoe" and moe.num_experts < 2:
-        problems.append("preset 'xmoe' projects to num_experts / 2 dimensions: it needs at least 2 experts")
-    if moe.preset in ("sigma_moe", "sharede_v3") and moe.score != "sigmoid":
-        problems.append(f"preset {moe.preset!r} has score 'sigmoid' by definition")
-    if moe.preset in ("sharede_v2", "moepp", "tc_moe") and moe.score != "softmax":
-        problems.append(f"preset {moe.preset!r} has score 'softmax' by definition")
-    if moe.preset.startswith("sharede") and not moe.shared_experts:
-        problems.append(f"preset {moe.preset!r} needs shared_experts")
-    special = (moe.zero_experts or 0) + (moe.copy_experts or 0) + (moe.constant_experts or 0)
-    if moe.preset == "moepp" and not special:
-        problems.append("preset 'moepp' needs zero_experts, copy_experts or constant_experts")
-    if moe.preset != "moepp" and (special or moe.gating_residual or moe.gating_layers != 1):
-        problems.append("zero, copy, constant experts, gating_residual and gating_layers belong to preset 'moepp'")
-    if (moe.preset == "tc_moe") != bool(moe.null_experts):
-        problems.append("null_experts and preset 'tc_moe' belong together")
-    if moe.preset in ("moepp", "tc_moe"):
+def _kind_faults(kind: RouterKind, moe: Moe) -> Iterator[Fault]:
+    """Yield what the block's router does not go with."""
+    who = f"preset {moe.preset!r}"
+    if moe.score not in kind.scores:
+        its = " or ".join(map(repr, kind.scores))
+        yield Fault("score", f"score {moe.score!r} and {who} do not belong together: it has score {its}")
+    for name in kind.needs:
+        if not getattr(moe, name):
+            yield Fault("preset", f"{who} needs {name}")
+    foreign: dict[str, list[str]] = {}
+    for name, owner in OWNERS.items():
+        if name not in kind.own and getattr(moe, name) != DEFAULTS[name]:
+            foreign.setdefault(owner, []).append(name)
+    for owner, names in foreign.items():
+        yield Fault(names[0], f"{', '.join(names)} belong to preset {owner!r}")
+    own = [Fault(*fault) for fault in kind.problems(moe)] if kind.problems else []
+    yield from own
+    if kind.ids(moe) != moe.num_experts:
         if moe.choice == "expert":
-            problems.append(f"choice 'expert' with preset {moe.preset!r}: its ids are not all experts of equal cost")
+            yield Fault("choice", f"choice 'expert' with {who}: its ids are not all experts of equal cost")
         if moe.balance_bias:
-            problems.append(
-                f"balance_bias with preset {moe.preset!r}: ids without a full expert must not be loaded evenly"
-            )
-    if moe.preset == "tc_moe" and moe.renormalise:
-        problems.append("renormalise with preset 'tc_moe': its weights have a normalisation of their own")
-    if moe.preset == "moepp" and moe.variant != "paper" and not moe.renormalise:
-        problems.append(f"preset 'moepp' variant {moe.variant!r} renormalises by definition")
-    if moe.preset == "xmoe" and moe.choice == "expert":
-        problems.append("choice 'expert' with preset 'xmoe': scores are cosines of a token, not comparable over tokens")
-    if moe.preset == "xmoe" and moe.variant == "libmoe_vlm" and moe.top_k == 1:
-        problems.append("preset 'xmoe' variant 'libmoe_vlm' with top_k 1: a softmax over one weight has no gradient")
-    return problems
+            message = f"balance_bias with {who}: ids without a full expert must not be loaded evenly"
+            yield Fault("balance_bias", message)
+    elif not kind.plain and moe.choice == "expert" and not any(fault.field == "choice" for fault in own):
+        yield Fault("choice", f"choice 'expert' with {who}: it has a router of its own, in which tokens choose")
 
 
-def _group_problems(moe: MoESpec) -> list[str]:
-    problems = []
-    n_group, topk_group = moe.n_group or 1, moe.topk_group or 1
+def _group_faults(kind: RouterKind, moe: Moe) -> Iterator[Fault]:
+    n_group, topk_group = moe.n_group, moe.topk_group
+    special = kind.ids(moe) != moe.num_experts
     if moe.num_experts % n_group:
-        problems.append(f"n_group {n_group} does not divide num_experts {moe.num_experts}")
+        yield Fault("n_group", f"n_group {n_group} does not divide num_experts {moe.num_experts}")
     elif not 1 <= topk_group <= n_group:
-        problems.append(f"topk_group {topk_group} must lie between 1 and n_group {n_group}")
+        yield Fault("topk_group", f"topk_group {topk_group} must lie between 1 and n_group {n_group}")
     elif topk_group * (moe.num_experts // n_group) < moe.top_k:
-        problems.append(f"topk_group {topk_group} leaves fewer than top_k {moe.top_k} experts to choose from")
+        message = f"topk_group {topk_group} leaves fewer than top_k {moe.top_k} experts to choose from"
+        yield Fault("topk_group", message)
     elif n_group > 1 and moe.group_score == "top2_sum" and moe.num_experts // n_group < 2:
-        problems.append("group_score 'top2_sum' needs at least 2 experts in a group")
-    if n_group > 1 and (moe.choice == "expert" or moe.preset in ("moepp", "tc_moe", "xmoe")):
-        problems.append("n_group > 1 applies to plain token choice (softmax or sigmoid) only")
-    if moe.collaboration_top or moe.preset == "c2r":
-        if not moe.top_k - 1 <= (moe.collaboration_top or 0) <= moe.num_experts - 1:
-            problems.append(
-                f"collaboration_top must lie between top_k - 1 and num_experts - 1, is {moe.collaboration_top}"
-            )
+        yield Fault("group_score", "group_score 'top2_sum' needs at least 2 experts in a group")
+    if n_group > 1 and (moe.choice == "expert" or special):
+        yield Fault("n_group", "n_group > 1 applies to plain token choice (softmax or sigmoid) only")
+    if moe.collaboration_top:
+        field = "collaboration_top"
+        if not moe.top_k - 1 <= moe.collaboration_top <= moe.num_experts - 1:
+            message = f"{field} must lie between top_k - 1 and num_experts - 1, is {moe.collaboration_top}"
+            yield Fault(field, message)
         if moe.top_k < 2:
-            problems.append("collaboration_top limits which experts work together: it needs top_k of at least 2")
-        if moe.choice == "expert" or moe.preset in ("moepp", "tc_moe") or n_group > 1:
-            problems.append("collaboration_top applies to plain token choice without groups only")
-    return problems
+            yield Fault(field, f"{field} limits which experts work together: it needs top_k of at least 2")
+        if moe.choice == "expert" or special or n_group > 1:
+            yield Fault(field, f"{field} applies to plain token choice without groups only")
 
 
-def model_problems(model: ModelSpec) -> tuple[str, ...]:
-    """Return every reason why `model` cannot be built, those of its MoE block included."""
-    problems = list(moe_problems(model.moe))
+def model_problems(model: ModelSpec) -> tuple[Fault, ...]:
+    """Return every reason why `model` cannot be built; fields of its MoE block are called `moe.NAME`."""
+    of_block = moe_problems(model.moe)
+    faults = [fault._replace(field=f"moe.{fault.field}" if fault.field else "") for fault in of_block]
     if model.backbone not in BACKBONES:
-        problems.append(f"backbone {model.backbone!r} is none of {', '.join(BACKBONES)}")
+        faults.append(Fault("backbone", f"backbone {model.backbone!r} is none of {', '.join(BACKBONES)}"))
     if model.upcycle not in UPCYCLES:
-        problems.append(f"upcycle {model.upcycle!r} is none of {', '.join(u or 'empty' for u in UPCYCLES)}")
-    wrong = _number_problems(model, SIZES, least=1)
-    if not model.init_std >= 0:
-        wrong.append(f"init_std {model.init_std} must not be negative")
-    if not model.norm_eps >= 0:
-        wrong.append(f"norm_eps {model.norm_eps} must not be negative")
+        known = ", ".join(u or "empty" for u in UPCYCLES)
+        faults.append(Fault("upcycle", f"upcycle {model.upcycle!r} is none of {known}"))
+    wrong = [*_number_faults(model, SIZES, least=1)]
+    for name in ("init_std", "norm_eps"):
+        if not getattr(model, name) >= 0:
+            wrong.append(Fault(name, f"{name} {getattr(model, name)} must not be negative"))
     if wrong:
-        return (*problems, *wrong)
+        return (*faults, *wrong)
+    return (*faults, *_shape_faults(model), *([] if of_block else _upcycle_faults(model)))
+
+
+def _shape_faults(model: ModelSpec) -> Iterator[Fault]:
     if model.hidden_size % model.num_heads:
-        problems.append(f"num_heads {model.num_heads} does not divide hidden_size {model.hidden_size}")
+        message = f"num_heads {model.num_heads} does not divide hidden_size {model.hidden_size}"
+        yield Fault("num_heads", message)
     elif (model.hidden_size // model.num_heads) % 2:
-        problems.append("hidden_size / num_heads must be even (rotary embedding)")
+        yield Fault("hidden_size", "hidden_size / num_heads must be even (rotary embedding)")
     if model.num_heads % model.num_kv_heads:
-        problems.append(f"num_kv_heads {model.num_kv_heads} does not divide num_heads {model.num_heads}")
+        message = f"num_kv_heads {model.num_kv_heads} does not divide num_heads {model.num_heads}"
+        yield Fault("num_kv_heads", message)
     if not 0 <= model.dense_layers < max(model.num_layers, 1):
-        problems.append("dense_layers must be at least 0 and below num_layers")
+        yield Fault("dense_layers", "dense_layers must be at least 0 and below num_layers")
     if model.dense_layers and not model.dense_width:
-        problems.append("dense_layers needs dense_width")
-    if model.upcycle == "shared_only" and not problems and not resolve_moe(model.moe).shared_experts:
-        problems.append("upcycle 'shared_only' needs shared_experts")
-    if model.upcycle and model.moe.preset == "dense":
-        problems.append("upcycle applies to MoE models: preset 'dense' takes the dense checkpoint as it is")
-    if model.upcycle and model.moe.expert not in (None, "swiglu"):
-        problems.append(f"upcycle with expert {model.moe.expert!r}: the dense feed-forward is a 'swiglu'")
-    return tuple(problems)
+        yield Fault("dense_layers", "dense_layers needs dense_width")
+
+
+def _upcycle_faults(model: ModelSpec) -> Iterator[Fault]:
+    moe = resolve_moe(model.moe)
+    if model.upcycle == "shared_only" and not moe.shared_experts:
+        yield Fault("upcycle", "upcycle 'shared_only' needs shared_experts")
+    if model.upcycle and not kind_of(moe).routes:
+        message = f"upcycle applies to MoE models: preset {moe.preset!r} takes the dense checkpoint as it is"
+        yield Fault("upcycle", message)
+    if model.upcycle and moe.expert != "swiglu":
+        yield Fault("upcycle", f"upcycle with expert {moe.expert!r}: the dense feed-forward is a 'swiglu'")

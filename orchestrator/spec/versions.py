@@ -15,8 +15,9 @@ from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.losses import BY_FIELD
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.optimizers import OPTIMIZERS
+from orchestrator.catalog.routers import ROUTERS, kind_of
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
-from orchestrator.spec.model import CHOICES, DEFAULTS, ModelSpec, MoESpec
+from orchestrator.spec.model import CHOICES, DEFAULTS, Model, Moe
 
 # "preset NAME", "loss NAME", "suite NAME", "metric NAME", ..., as the functions below yield them -> version, from 2 on.
 VERSIONS: dict[str, int] = {
@@ -41,16 +42,16 @@ def raised(names: Iterable[str]) -> dict[str, int | str]:
     return found
 
 
-def of_model(model: ModelSpec) -> Iterator[str]:
+def of_model(model: Model) -> Iterator[str]:
     """Yield what decides the meaning of a model: its backbone, preset, routing choices and the parts it has."""
     moe = model.moe
     yield f"backbone {model.backbone}"
-    yield f"preset {moe.preset}"
+    yield f"{ROUTERS.word} {moe.preset}"
     yield f"preset {moe.preset} {moe.variant}"
     if model.checkpoint:
         yield f"upcycle {model.upcycle or 'none'}"
     yield f"expert {moe.expert}"
-    if moe.preset == "dense":
+    if not kind_of(moe).routes:
         return
     yield from (f"{name} {getattr(moe, name)}" for name in CHOICES if name != "expert")
     yield from (name for name in DEFAULTS if name not in CHOICES and getattr(moe, name) != DEFAULTS[name])
@@ -109,9 +110,9 @@ def of_evaluation(
         yield f"benchmark {benchmark}"
 
 
-def of_removal(suite: str, moe: MoESpec) -> Iterator[str]:
+def of_removal(suite: str, moe: Moe) -> Iterator[str]:
     """Yield what decides how experts are removed, where the suite removes some."""
-    groups = moe.n_group or 1
+    groups = moe.n_group
     if suite == "efficiency" and groups > 1 and moe.group_score == "top2_sum" and moe.num_experts == 2 * groups:
         yield "removal from groups of two"
 

@@ -20,7 +20,7 @@ from orchestrator.catalog.uses import Uses
 from orchestrator.spec import versions
 from orchestrator.spec.cell import DataSpec, GenerationSpec, JudgeSpec, TaskSpec, TokenizerSpec, TrainSpec
 from orchestrator.spec.identity import NEUTRAL, Span, digest, lineage, plain, science_key, state_key, state_keys
-from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.model import Model
 from orchestrator.spec.sources import anywhere, anywhere_model
 
 
@@ -113,7 +113,7 @@ class InitWork:
     """
 
     kind: ClassVar[str] = "init"
-    model: ModelSpec
+    model: Model
     tokenizer: str
     seed: int = 0
     private: str = ""
@@ -163,7 +163,7 @@ class TrainWork:
     """
 
     kind: ClassVar[str] = "train"
-    model: ModelSpec
+    model: Model
     tokenizer: str
     init: str
     history: tuple[Span, ...]
@@ -206,7 +206,7 @@ class EvaluateWork:
     kind: ClassVar[str] = "evaluate"
     suite: str
     state: str
-    model: ModelSpec
+    model: Model
     tokenizer: str
     items: str  # key of the evaluation items ("" for `lm`)
     tokens: str  # key of the held-out tokens ("" for task suites)
@@ -246,7 +246,7 @@ class GenerateWork:
 
     kind: ClassVar[str] = "generate"
     state: str
-    model: ModelSpec
+    model: Model
     tokenizer: str
     items: str
     benchmark: str

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.spec.identity import digest
-from orchestrator.spec.model import is_causal
 from orchestrator.spec.providers import Use
+from orchestrator.spec.resolve import is_causal
 from orchestrator.store.artifacts import Manifest
 from orchestrator.tracking.records import Attempt, Failure, Row, values
 

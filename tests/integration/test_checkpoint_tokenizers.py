@@ -16,7 +16,8 @@ from jobs.models.sources import open_checkpoint
 from jobs.preemption import Signals
 from jobs.run import run_job
 from orchestrator.spec.cell import DataSpec, TokenizerSpec, TrainSpec
-from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.model import Model, ModelSpec
+from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.tokenizers import tokenizer_sha256
 from orchestrator.spec.work import Conditions, DataWork, InitWork, TokenizerWork, TokensWork, TrainWork
 from orchestrator.store import Store
@@ -41,7 +42,7 @@ def tokenizer_of(folder: Path) -> TokenizerWork:
     return TokenizerWork(source, data="")
 
 
-def model_of(dense: Path) -> ModelSpec:
+def model_of(dense: Path) -> Model:
     return dataclasses.replace(spec_of(open_checkpoint(dense).config), checkpoint=f"file://{dense}")
 
 
@@ -91,7 +92,7 @@ def test_a_tokenizer_of_the_same_size_that_is_not_the_checkpoints_is_refused(den
 def test_a_model_with_fewer_ids_than_its_tokenizer_is_refused(dense: Path, tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "store"))
     tokenizer = tokenizer_of(dense)
-    init = InitWork(ModelSpec(vocab_size=300), tokenizer.key())
+    init = InitWork(resolve_model(ModelSpec(vocab_size=300)), tokenizer.key())
     batch, attempt = submit(store, [tokenizer, init])
     assert run_job(store.url, batch, 0, Signals()) != 0
     failure = json.dumps(store.get_json(f"attempts/{attempt}/failure.json"))

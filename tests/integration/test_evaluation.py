@@ -26,8 +26,9 @@ from orchestrator.plan.graph import build_graph
 from orchestrator.spec.cell import DataSpec, EvaluateSpec, TaskSpec, TokenizerSpec
 from orchestrator.spec.columns import suite_columns
 from orchestrator.spec.grid import load_grid
-from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
+from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.pins import WHEELS
+from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.work import DataWork, EvaluateWork, InitWork, TokenizerWork, TokensWork
 from orchestrator.store import Store
 from tests.integration.stages import run_stages, submit

@@ -23,7 +23,8 @@ from jobs.evaluate.encoding import Encoder
 from jobs.models.backbones import load_canonical
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.spec.cell import GenerationSpec, JudgeSpec, Resources, TaskSpec
-from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
+from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.work import EvaluateWork, GenerateWork, InitWork, JudgeWork
 from orchestrator.store import Store
 from tests.integration.stages import run_stages

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from transformers import AutoModelForCausalLM
 from jobs.models.backbones import CausalLM, build_model, weights_sha256
 from jobs.models.convert import export_checkpoint, import_checkpoint
 from jobs.models.public import public_layout
+from orchestrator.catalog.routers import ROUTERS
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import BACKBONES, PRESETS, ModelSpec, MoESpec, resolve_moe
+from orchestrator.spec.model import BACKBONES, ModelSpec, MoESpec
+from orchestrator.spec.resolve import resolve_model
 from tests.public_models import IDS, VOCAB
 
-VARIANTS = [(preset, variant) for preset, variants in PRESETS.items() for variant in variants]
+VARIANTS = [(preset, variant) for preset, kind in ROUTERS.builtins.items() for variant in kind.variants]
 # What an architecture of transformers computes, by our backbone's attention; everything else is refused.
 EXPORTED = {
     "olmoe": {"olmoe", "smoe"},
@@ -32,7 +33,7 @@ def model_of(backbone: str, moe: MoESpec, **fields: Any) -> CausalLM:
     """Return a model with random weights: wide ones, so that a difference shows."""
     torch.manual_seed(0)
     spec = ModelSpec(backbone=backbone, hidden_size=32, num_layers=2, init_std=0.3, moe=moe, **fields)
-    return build_model(dataclasses.replace(spec, moe=resolve_moe(spec.moe)), VOCAB).eval()
+    return build_model(spec, VOCAB).eval()
 
 
 @torch.no_grad()
@@ -111,7 +112,7 @@ def test_a_gated_shared_expert_is_not_taken_for_ours(tmp_path: Path) -> None:
 )
 def test_what_transformers_lacks_is_named(backbone: str, of_moe: dict[str, Any], named: str) -> None:
     with pytest.raises(MoegridError, match="has no public layout") as raised:
-        public_layout(ModelSpec(backbone=backbone, moe=MoESpec(preset="smoe", **of_moe)))
+        public_layout(resolve_model(ModelSpec(backbone=backbone, moe=MoESpec(preset="smoe", **of_moe))))
     assert named in raised.value.cause
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jobs.moe import build_block
 from jobs.moe.collaboration import set_collaboration
-from orchestrator.spec.model import PRESETS
+from orchestrator.catalog.routers import ROUTERS
 
 D, W, N, K, B, S = 20, 12, 8, 3, 2, 11
 SPEC = {"hidden_size": D, "num_experts": N, "top_k": K, "expert_width": W}
@@ -254,7 +254,7 @@ def test_aux_free_bias_selects_but_never_weighs(score: str) -> None:
     compare(make(preset="aux_free", score=score), reference)
 
 
-@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "dense"])
+@pytest.mark.parametrize("preset", [preset for preset in ROUTERS.builtins if preset != "dense"])
 def test_routers_compute_in_fp32_under_bf16(preset: str) -> None:
     block = make(preset=preset).bfloat16()
     spans = torch.arange(S).expand(B, S) // 3

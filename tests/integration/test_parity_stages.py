@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from orchestrator.plan.stages import before_finetuning
 from orchestrator.spec.cell import BalanceSpec
-from orchestrator.spec.model import resolve_model
+from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Store
 from tests.training import MODEL, TRAIN, init_work, prepare, run_chain, segments, state_bits

@@ -30,7 +30,8 @@ from orchestrator.spec.cell import (
     TokenizerSpec,
 )
 from orchestrator.spec.columns import suite_columns
-from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
+from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.suites import Use, uses
 from orchestrator.spec.work import DataWork, EvaluateWork, GenerateWork, InitWork, JudgeWork, TokenizerWork, Work
 from orchestrator.store import Store

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.moe.presets import ROUTERS
 from orchestrator import cli
 from orchestrator.errors import EXIT_DONE, EXIT_USAGE
-from orchestrator.spec.twins import OWN_CODE
 
 CUDA = "set.execution.device=cuda"
 GPU = [f"set.execution.resources.{phase}.gpus=1" for phase in ("pretrain", "finetune", "evaluate")]
@@ -60,7 +58,3 @@ def test_nothing_is_said_where_the_gpus_are(
     monkeypatch.setenv("MOEGRID_GPUS", str(gpus))
     assert cli.main(["plan", "quickstart", "--json", "--site", site, CUDA, *GPU]) == EXIT_DONE
     assert json.loads(capsys.readouterr().out)["lacking"] == []
-
-
-def test_a_preset_that_only_fills_in_fields_is_known_as_such() -> None:
-    assert {*ROUTERS, "dense"} == OWN_CODE

@@ -20,7 +20,8 @@ from jobs.evaluate.prefix_tree import cut, plan
 from jobs.evaluate.scoring import Model, Scorer
 from jobs.models.backbones import build_model
 from jobs.moe.interventions import random_routing
-from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
+from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.work import EvaluateWork
 from tests import training
 
@@ -312,7 +313,7 @@ def test_without_pretraining_text_the_heldout_responses_are_scored(tmp_path):
     blobs = {f"heldout_{name}.npy": training._npy(array) for name, array in arrays.items()}
     tokens = training.put(store, "heldout", "tokens", blobs, {"pad": 0})
     context = StageContext(training.make_job(store, []), tokens, "lm")
-    work = EvaluateWork("lm", tokens, ModelSpec(), tokens, items="", tokens=tokens, max_length=3)
+    work = EvaluateWork("lm", tokens, resolve_model(ModelSpec()), tokens, items="", tokens=tokens, max_length=3)
 
     class Words:
         def decode(self, ids):

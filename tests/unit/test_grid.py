@@ -348,5 +348,5 @@ def test_rules_name_fields_that_exist() -> None:
 def test_the_heterogeneous_load_loss_belongs_to_moepp(load: Load) -> None:
     balance = "set: {pretrain.balance.aux_variant: heterogeneous}\n"
     assert load("factors: {preset: [moepp], seed: [0]}\n" + balance).cells
-    with pytest.raises(GridError, match="is not MoE"):
+    with pytest.raises(GridError, match="cost the same"):
         load("factors: {preset: [smoe], seed: [0]}\n" + balance)

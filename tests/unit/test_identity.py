@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.catalog.losses import LOAD_VARIANTS
+from orchestrator.catalog.routers import ROUTERS
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import identity, versions
@@ -18,7 +19,6 @@ from orchestrator.spec.engines import ENGINES
 from orchestrator.spec.files import grid_names
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.identity import canonical, digest, lineage, plain, science_key, state_key, state_keys
-from orchestrator.spec.model import PRESETS
 from orchestrator.spec.suites import JUDGES
 from orchestrator.spec.work import TaskSource, work_from_json, work_to_json
 from tests.golden_keys import GOLDEN, current_keys, example_works
@@ -39,7 +39,8 @@ def test_golden_keys_cover_everything_that_has_an_identity(current: dict[str, An
     golden = json.loads(GOLDEN.read_text())
     assert set(golden) == set(current)
     assert set(golden["works"]) == set(identity.KIND_VERSIONS)
-    presets = {f"preset {preset} {variant}".rstrip() for preset, of in PRESETS.items() for variant in of}
+    variants = ((name, variant) for name, kind in ROUTERS.builtins.items() for variant in kind.variants)
+    presets = {f"preset {name} {variant}".rstrip() for name, variant in variants}
     assert presets <= set(golden["models"])
     losses = {f.name for f in dataclasses.fields(BalanceSpec)} - {
         "aux_coef",

@@ -13,9 +13,9 @@ from jobs.moe.balance import balance_loss, balanced_value, collective, layer_los
 from jobs.moe.block import build_block
 from jobs.moe.routing import Routing
 from orchestrator.catalog.losses import LOAD_VARIANTS
+from orchestrator.catalog.routers import ROUTERS
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import BalanceSpec
-from orchestrator.spec.model import PRESETS
 
 N, K, B, S, D = 6, 2, 3, 10, 12
 
@@ -201,7 +201,7 @@ def test_only_a_share_of_the_whole_batch_is_summed_over_ranks(variant: str, monk
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (2, 5)], ids=["no row", "no token", "padding alone"])
-@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "dense"])
+@pytest.mark.parametrize("preset", [preset for preset in ROUTERS.builtins if preset != "dense"])
 def test_without_a_token_every_loss_and_its_gradient_is_zero(preset: str, shape: tuple[int, int]) -> None:
     block = build_block({"preset": preset, "hidden_size": D, "num_experts": N, "top_k": K})
     x = torch.randn(*shape, D, requires_grad=True)

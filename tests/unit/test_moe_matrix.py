@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from jobs.models.backbones import build_model, canonical_state, load_canonical, weights_sha256
 from jobs.moe import build_block
 from jobs.moe.balance import balance_loss
+from orchestrator.catalog.routers import ROUTERS
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import BalanceSpec
 from orchestrator.spec.identity import plain
-from orchestrator.spec.model import BACKBONES, PRESETS, ModelSpec, MoESpec, is_causal, resolve_moe
+from orchestrator.spec.model import BACKBONES, ModelSpec, MoESpec
+from orchestrator.spec.resolve import is_causal, resolve_moe
 from orchestrator.spec.validity import model_problems, moe_problems
 
 VOCAB, BATCH, LENGTH = 64, 3, 24
@@ -27,9 +29,9 @@ BALANCE = BalanceSpec(bias_rate=0.01, entropy_coef=0.01, null_coef=0.01, mutual_
 def combinations() -> list[MoESpec]:
     """Preset and variant x choice x unit and pool x shared x balancing x combination, the valid ones."""
     found = []
-    for preset, variants in PRESETS.items():
+    for preset, kind in ROUTERS.builtins.items():
         for variant, choice, (unit, pool), shared, bias in itertools.product(
-            variants,
+            kind.variants,
             (None, "expert"),
             ((None, None), ("word", None), ("word", "causal_mean"), ("sentence", "full_mean")),
             (None, 1),
@@ -90,7 +92,7 @@ def test_a_valid_combination_trains_saves_and_loads(moe: MoESpec, tmp_path: Path
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ROUTERS.builtins)
 def test_every_preset_on_every_backbone(preset: str, backbone: str, tmp_path: Path) -> None:
     train_save_and_load(MoESpec(preset=preset, **SIZES), backbone, tmp_path)
 
@@ -156,14 +158,14 @@ def test_experts_of_any_width_compute_in_every_type(expert: str, width: int, dty
 
 
 def test_the_matrix_is_not_empty_and_every_preset_is_in_it() -> None:
-    assert {moe.preset for moe in COMBINATIONS} == set(PRESETS)
+    assert {moe.preset for moe in COMBINATIONS} == set(ROUTERS.builtins)
     assert len(COMBINATIONS) > 60
 
 
 @pytest.mark.parametrize(
     "fields, reason",
     [
-        ({"preset": "smo"}, "preset 'smo' is none of"),
+        ({"preset": "smo"}, "preset 'smo' is unknown"),
         ({"preset": "xmoe", "variant": "x"}, "no variant"),
         ({"top_k": 1}, "no task gradient"),
         ({"top_k": 9}, "exceeds num_experts"),
@@ -190,7 +192,7 @@ def test_the_matrix_is_not_empty_and_every_preset_is_in_it() -> None:
 )
 def test_an_invalid_combination_is_refused_with_its_reason(fields: dict[str, Any], reason: str) -> None:
     moe = MoESpec(**{**SIZES, **fields})
-    assert any(reason in problem for problem in moe_problems(moe)), moe_problems(moe)
+    assert any(reason in fault.message for fault in moe_problems(moe)), moe_problems(moe)
     with pytest.raises(MoegridError, match="cannot be built"):
         build_block(moe, hidden_size=16)
 

@@ -14,12 +14,13 @@ from orchestrator.plan.root import root_document
 from orchestrator.spec.cell import Cell, DataSpec, EvaluateSpec, Seeds, TaskSpec, TokenizerSpec, TrainSpec
 from orchestrator.spec.grid import Grid, GridCell
 from orchestrator.spec.identity import lineage, state_key
-from orchestrator.spec.model import ModelSpec, MoESpec, resolve_model
+from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.work import TrainWork, work_from_json, work_to_json
 from tests.small_grid import SCHEDULES
 
 BASE = Cell(
-    model=ModelSpec(hidden_size=32, num_layers=2, moe=MoESpec(top_k=2, num_experts=4, expert_width=16)),
+    model=resolve_model(ModelSpec(hidden_size=32, num_layers=2, moe=MoESpec(top_k=2, num_experts=4, expert_width=16))),
     tokenizer=TokenizerSpec(vocab_size=300),
     evaluate=EvaluateSpec(at=(0.5, 1.0), tasks=(TaskSpec("arc_easy", limit=5),)),
     seed=Seeds(),
@@ -215,7 +216,7 @@ def test_the_root_document_reaches_every_artifact() -> None:
 
 
 def test_equal_active_width_means_equal_active_parameters() -> None:
-    coarse = ModelSpec(moe=MoESpec(top_k=2, num_experts=8, expert_width=128))
-    fine = ModelSpec(moe=MoESpec(top_k=16, num_experts=64, expert_width=16))
+    coarse = resolve_model(ModelSpec(moe=MoESpec(top_k=2, num_experts=8, expert_width=128)))
+    fine = resolve_model(ModelSpec(moe=MoESpec(top_k=16, num_experts=64, expert_width=16)))
     router = (64 - 8) * coarse.hidden_size * coarse.num_layers
     assert parameters(fine, 4096).active - parameters(coarse, 4096).active == router

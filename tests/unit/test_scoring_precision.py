@@ -10,7 +10,8 @@ import torch
 
 from jobs.evaluate import state
 from jobs.models.backbones import CausalLM, build_model, canonical_state, parameter_roles
-from orchestrator.spec.model import PRESETS, ModelSpec, MoESpec
+from orchestrator.catalog.routers import ROUTERS
+from orchestrator.spec.model import ModelSpec, MoESpec
 
 
 def model_of(**fields: object) -> CausalLM:
@@ -31,7 +32,7 @@ def loaded(model: CausalLM, precision: str, monkeypatch: pytest.MonkeyPatch) -> 
     return state.load_state(context, work).model  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "dense"])
+@pytest.mark.parametrize("preset", [preset for preset in ROUTERS.builtins if preset != "dense"])
 def test_in_bf16_the_same_experts_serve(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(preset=preset)
     for router in (block.router for block in model.moe_blocks):

@@ -9,12 +9,12 @@ import pytest
 from orchestrator.catalog.benchmarks import COLUMNS
 from orchestrator.catalog.losses import BY_FIELD, LOAD_VARIANTS
 from orchestrator.catalog.metrics import BY_SUITE
+from orchestrator.catalog.routers import ROUTERS
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import versions
 from orchestrator.spec.cell import SUITES
 from orchestrator.spec.grid import load_grid
-from orchestrator.spec.model import PRESETS
 from orchestrator.spec.suites import JUDGES
 from orchestrator.spec.work import DataWork, EvaluateWork, InitWork
 from tests import golden_keys
@@ -64,7 +64,7 @@ def test_what_has_a_version_exists_and_is_raised_from_two_on() -> None:
 
 def test_every_preset_loss_task_suite_metric_and_judge_has_a_version() -> None:
     known = set(parts())
-    assert {f"preset {preset}" for preset in PRESETS} <= known
+    assert {f"preset {preset}" for preset in ROUTERS.builtins} <= known
     assert {f"loss {loss}" for loss in (*LOAD_VARIANTS, *(kind.name for kind in BY_FIELD.values()))} <= known
     assert {f"task {task}" for task in TASKS.builtins} <= known
     assert {f"suite {suite}" for suite in set(SUITES) - {"safety", "over_refusal"}} <= known
@@ -72,7 +72,7 @@ def test_every_preset_loss_task_suite_metric_and_judge_has_a_version() -> None:
     assert {f"metric {metric}" for metric in (*metrics, *COLUMNS.values())} <= known
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ROUTERS.builtins)
 def test_a_new_version_of_a_preset_renews_its_models_alone(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     of = {name for name, model in models() if model.moe.preset == preset}
     assert renewed(monkeypatch, f"preset {preset}") == of

@@ -1,11 +1,12 @@
-"""Routers: from a token's hidden state to a `Routing` record.
+"""The router that all others are made of: token choice, and the hooks by which a block asks what differs.
 
-A new router is one class (its logits, scores, weights: override what differs) and one line in
-`jobs.moe.presets.ROUTERS`; its parameters are fields of `orchestrator.spec.model.MoESpec`. All computes in fp32.
+A new router is one class (its logits, scores, weights: override what differs) and its declaration, a `RouterKind` of
+`orchestrator.catalog.routers`; its own parameters are `self.settings`. All computes in fp32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,14 @@ from jobs.moe.selection import count, limit_collaboration, limit_groups, random_
 from jobs.moe.spans import SpanState, pool_spans
 from jobs.moe.switches import Switches
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import MoESpec
+from orchestrator.spec.model import Moe
+from orchestrator.spec.resolve import settings
 
 # The least that a sum of weights is divided by: a token without experts has weights of 0, not NaN.
 TINY = torch.finfo(torch.float32).tiny
+
+
+Extras = dict[str, Any]  # fields of a `Routing` record
 
 
 @dataclass
@@ -38,31 +43,45 @@ class Context:
     layer: int = 0
 
 
+class Part(nn.Module):
+    """A module that a router brings beside the experts; `role` says which learning rate and freezing it shares."""
+
+    role = "routed_expert"
+
+    def reset_parameters(self, std: float) -> None:
+        """Draw the initial weights."""
+        raise NotImplementedError
+
+
 class Router(nn.Module):
     """Token choice over a linear router: softmax or sigmoid scores, top-k, raw or renormalised weights.
 
-    `weight` [N,D]. Optional `bias` [N] (aux-loss-free balancing) enters the selection, never the weights.
+    `weight` [N,D]. Optional `bias` [N] (aux-loss-free balancing) enters the selection, never the weights. `settings`
+    are the router's own parameters, an instance of its declaration's dataclass (None when it has none).
     """
 
     role = "router"
     bias: Tensor
-    allowed: Tensor
+    allowed: Tensor | None
     physical: Tensor | None
 
-    def __init__(self, moe: MoESpec, hidden_size: int) -> None:
+    def __init__(self, moe: Moe, hidden_size: int) -> None:
         super().__init__()
         self.moe = moe
         self.hidden_size = hidden_size
+        self.settings: Any = settings(moe)
         self.num_ids = self.count_ids()
-        self.fixed_temperature = float(moe.temperature or 1.0)
-        self.scaling = float(moe.routed_scaling or 1.0)
+        self.fixed_temperature = moe.temperature
+        self.scaling = moe.routed_scaling
         self.switches = Switches()
         self.build()
         if moe.balance_bias:
             self.register_buffer("bias", torch.zeros(self.num_ids))
-        if moe.collaboration_top:
-            # Until a profiling stage sets the lists, every expert may work with every other.
-            self.register_buffer("allowed", torch.ones(self.num_ids, self.num_ids, dtype=torch.bool))
+        # Until a profiling stage sets C2R's lists, every expert may work with every other. An intervention's are not
+        # saved with the model.
+        limited = bool(moe.collaboration_top)
+        everything = torch.ones(self.num_ids, self.num_ids, dtype=torch.bool) if limited else None
+        self.register_buffer("allowed", everything, persistent=limited)
         physical = self.physical_ids()
         self.register_buffer("physical", physical, persistent=False)
 
@@ -102,9 +121,35 @@ class Router(nn.Module):
         weights = chosen_scores(scores_TN, indices_TK, empty_TK)
         return renormalised(weights) if self.moe.renormalise else weights
 
-    def extras(self) -> dict[str, Any]:
+    def extras(self) -> Extras:
         """Return further fields of the `Routing` record."""
         return {}
+
+    # What a block asks ------------------------------------------------------------------------------------------
+
+    @property
+    def input_scale(self) -> float:
+        """What the experts' input is multiplied with."""
+        return 1.0
+
+    def signed(self, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        """Return the weights [T,K] with the signs of the chosen ids."""
+        return weights_TK
+
+    def parts(self) -> dict[str, Part]:
+        """Return further modules of the block by name."""
+        return {}
+
+    def special(self, x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, parts: Mapping[str, Part]) -> Tensor | None:
+        """Return what ids without a feed-forward expert add to the output [T,D], None when there are none."""
+        return None
+
+    def first_layer(self) -> None:
+        """Drop what the first MoE layer of a model does not have."""
+
+    def update_thresholds(self, cutoffs_N: Tensor) -> None:
+        """Move running thresholds towards the C-th best scores of a step (expert choice)."""
+        raise MoegridError(f"preset {self.moe.preset!r} has no expert-choice thresholds")
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -116,8 +161,8 @@ class Router(nn.Module):
     @property
     def choices(self) -> int:
         """Among how many ids a token's choice falls: the limits of groups and of collaboration lists count."""
-        if self.moe.n_group and self.moe.n_group > 1:
-            return self.num_ids // self.moe.n_group * (self.moe.topk_group or 1)
+        if self.moe.n_group > 1:
+            return self.num_ids // self.moe.n_group * self.moe.topk_group
         return self.moe.collaboration_top + 1 if self.moe.collaboration_top else self.num_ids
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
@@ -156,7 +201,7 @@ class Router(nn.Module):
     def choose(self, logits_TN: Tensor, scores_TN: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the chosen ids [T,k], best first, and which of them are not to be had [T,k] (None = all are)."""
         moe, values = self.moe, scores_TN.detach()
-        grouped = (moe.n_group or 1) > 1
+        grouped = moe.n_group > 1
         if moe.balance_bias:
             values = values + self.bias
         elif self.switches.temperature != 1.0 and not (grouped and moe.group_score == "top2_sum"):
@@ -165,8 +210,8 @@ class Router(nn.Module):
         if self.switches.removed:
             values = values.masked_fill(self.removed_ids(), float("-inf"))
         if grouped:
-            values = limit_groups(values, moe.n_group or 1, moe.topk_group or 1, moe.group_score or "max")
-        if hasattr(self, "allowed"):
+            values = limit_groups(values, moe.n_group, moe.topk_group, moe.group_score)
+        if self.allowed is not None:
             values = limit_collaboration(values, self.allowed)
         drop = self.switches.drop
         chosen = top_k(values, moe.top_k + drop)[:, drop:]
@@ -217,7 +262,7 @@ class Router(nn.Module):
             logits_TN.view(shape),
             context.spans,
             context.mask.view(context.batch, -1),
-            self.moe.pool or "first",
+            self.moe.pool,
             states.get(context.layer) if states is not None else None,
         )
         if states is not None:
@@ -234,141 +279,3 @@ def chosen_scores(scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None
 def renormalised(weights_TK: Tensor) -> Tensor:
     """Return the weights divided by their sum over a token's slots."""
     return weights_TK / weights_TK.sum(-1, keepdim=True).clamp_min(TINY)
-
-
-class XMoE(Router):
-    """Cosine router on a low-dimensional projection (r = N/2): `projection` [r,D], `embeddings` [N,r].
-
-    Variants: `paper` (learned temperature), `torchscale` (no cosine: the projected input keeps its length), `libmoe_lm`
-    (double softmax, renormalised), `libmoe_vlm` (softmax over the selected probabilities). LibMoE multiplies the unit
-    input with embeddings of length 1.5, the others with unit ones.
-    """
-
-    def build(self) -> None:
-        rank = max(1, self.num_ids // 2)
-        self.projection = nn.Parameter(torch.empty(rank, self.hidden_size))
-        self.embeddings = nn.Parameter(torch.empty(self.num_ids, rank))
-        if self.moe.variant == "paper":
-            self.temperature = nn.Parameter(torch.tensor(float(self.moe.temperature or 1.0)))
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.projection, std=self.moe.router_init_std)
-        nn.init.orthogonal_(self.embeddings, gain=0.32)
-        if self.moe.variant != "paper":
-            with torch.no_grad():
-                self.embeddings.mul_(1.5 / self.embeddings.norm(dim=1, keepdim=True))
-        else:
-            nn.init.constant_(self.temperature, float(self.moe.temperature or 1.0))
-
-    def logits(self, x_TD: Tensor, context: Context) -> Tensor:
-        projected, embeddings = F.linear(x_TD, self.projection.float()), self.embeddings.float()
-        if self.moe.variant != "paper":
-            # Held at length 1.5 outside the graph, as if the parameter had been rescaled in place before use.
-            held = embeddings.detach() * (1.5 / embeddings.detach().norm(dim=1, keepdim=True))
-            embeddings = embeddings + (held - embeddings).detach()
-        if self.moe.variant != "torchscale":
-            projected = F.normalize(projected, dim=-1)
-        if self.moe.variant in ("paper", "torchscale"):
-            embeddings = F.normalize(embeddings, dim=-1)
-        return F.linear(projected, embeddings)
-
-    def tempered(self, logits_TN: Tensor) -> Tensor:
-        return logits_TN / (self.temperature.float() if self.moe.variant == "paper" else self.fixed_temperature)
-
-    def score(self, logits_TN: Tensor) -> Tensor:
-        scores = super().score(logits_TN)
-        if self.moe.variant == "libmoe_lm":
-            if self.switches.removed:
-                scores = scores.masked_fill(logits_TN == float("-inf"), float("-inf"))
-            scores = torch.softmax(scores, dim=-1)
-        return scores
-
-    def weigh(self, scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None) -> Tensor:
-        if self.moe.variant != "libmoe_vlm":
-            return super().weigh(scores_TN, indices_TK, empty_TK)
-        chosen = scores_TN.gather(1, indices_TK)
-        if empty_TK is None:
-            return torch.softmax(chosen, dim=-1)
-        return torch.softmax(chosen.masked_fill(empty_TK, float("-inf")), dim=-1).masked_fill(empty_TK, 0.0)
-
-
-class MoEPlusPlus(Router):
-    """MoE++: ids are the FFN experts, then constant, copy and zero experts.
-
-    `residual` [N,N] adds the previous layer's logits; with two gating layers, `hidden` [8N,D], tanh, `weight` [N,8N].
-    """
-
-    COST_OF_SPECIAL = 0.75  # tau, eta of every expert that is no FFN
-    cost: Tensor
-
-    def count_ids(self) -> int:
-        moe = self.moe
-        return moe.num_experts + (moe.constant_experts or 0) + (moe.copy_experts or 0) + (moe.zero_experts or 0)
-
-    def physical_ids(self) -> Tensor:
-        ids = torch.arange(self.num_ids)
-        return torch.where(ids < self.moe.num_experts, ids, -1)
-
-    def build(self) -> None:
-        width = self.hidden_size
-        if self.moe.gating_layers == 2:
-            width = 8 * self.num_ids
-            self.hidden = nn.Parameter(torch.empty(width, self.hidden_size))
-        self.weight = nn.Parameter(torch.empty(self.num_ids, width))
-        self.residual: nn.Parameter | None = None
-        if self.moe.gating_residual:
-            self.residual = nn.Parameter(torch.empty(self.num_ids, self.num_ids))
-        cost = torch.where(self.physical_ids() >= 0, 1.0, self.COST_OF_SPECIAL)
-        self.register_buffer("cost", cost, persistent=False)
-
-    def reset_parameters(self) -> None:
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=self.moe.router_init_std)
-
-    def logits(self, x_TD: Tensor, context: Context) -> Tensor:
-        hidden = torch.tanh(F.linear(x_TD, self.hidden.float())) if self.moe.gating_layers == 2 else x_TD
-        logits = F.linear(hidden, self.weight.float())
-        if self.residual is not None and context.previous is not None:
-            logits = logits + F.linear(context.previous, self.residual.float())
-        return logits
-
-    def weigh(self, scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None) -> Tensor:
-        if self.moe.variant != "reference":
-            return super().weigh(scores_TN, indices_TK, empty_TK)
-        zero = indices_TK >= self.num_ids - (self.moe.zero_experts or 0)
-        return renormalised(chosen_scores(scores_TN, indices_TK, empty_TK).masked_fill(zero, 0.0))
-
-    def extras(self) -> dict[str, Any]:
-        return {"cost": self.cost}
-
-
-class TCMoE(Router):
-    """TC-MoE: ids are E positive, E negative (output times -1), then null experts; `weight` [2E + null, D]."""
-
-    offset: Tensor
-
-    def count_ids(self) -> int:
-        return 2 * self.moe.num_experts + (self.moe.null_experts or 0)
-
-    def physical_ids(self) -> Tensor:
-        experts = torch.arange(self.moe.num_experts)
-        return torch.cat([experts, experts, torch.full((self.moe.null_experts or 0,), -1)])
-
-    def build(self) -> None:
-        super().build()
-        experts, nulls = self.moe.num_experts, self.moe.null_experts or 0
-        sizes = torch.tensor([experts, experts, nulls])
-        self.register_buffer("offset", torch.tensor([0.0, 1.0, 10.0]).repeat_interleave(sizes), persistent=False)
-
-    def tempered(self, logits_TN: Tensor) -> Tensor:
-        return logits_TN / self.fixed_temperature - self.offset
-
-    def weigh(self, scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None) -> Tensor:
-        first_null = 2 * self.moe.num_experts
-        chosen = chosen_scores(scores_TN, indices_TK, empty_TK)
-        real = torch.where(indices_TK < first_null, chosen, 0.0)
-        total = real.sum(-1, keepdim=True) + scores_TN[:, first_null:].sum(-1, keepdim=True)
-        return real / total.clamp_min(TINY)
-
-    def extras(self) -> dict[str, Any]:
-        return {"null": (2 * self.moe.num_experts, self.num_ids)}

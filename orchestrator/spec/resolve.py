@@ -1,0 +1,69 @@
+"""From a written model to one with nothing left open, and what its routing promises."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from orchestrator.catalog.parameters import Parameters, made
+from orchestrator.catalog.routers import ROUTERS, Fields, kind_of
+from orchestrator.errors import MoegridError
+from orchestrator.spec.model import DEFAULTS, Model, ModelSpec, Moe, MoESpec
+from orchestrator.spec.parameters import of_kind
+from orchestrator.spec.problems import Mistake
+
+
+def resolve_moe(moe: MoESpec) -> Moe:
+    """Return `moe` with every None field filled from its preset and variant, its parameters typed.
+
+    Raises Mistake (a ValueError) when preset or variant are unknown, or the preset's package is broken.
+    """
+    try:
+        kind = kind_of(moe)
+    except MoegridError as error:
+        raise Mistake(": ".join(part for part in (error.error, error.cause) if part), error.hint) from None
+    variant = moe.variant or next(iter(kind.variants))
+    if variant not in kind.variants:
+        known = ", ".join(v for v in kind.variants if v) or "none: leave variant empty"
+        raise Mistake(f"preset {moe.preset!r} has no variant {variant!r} ({known})")
+    values = {**DEFAULTS, **(kind.derived(moe) if kind.derived else {}), **kind.variants[variant]}
+    if moe.choice == "expert":
+        values["renormalise"] = False
+    written = {field.name: getattr(moe, field.name) for field in dataclasses.fields(MoESpec)}
+    values |= {name: value for name, value in written.items() if value is not None}
+    typed, wrong = of_kind(kind, moe.parameters, ROUTERS.word)
+    # What is wrong stays as it was written, for `moe_problems` to say.
+    return Moe(**values | {"variant": variant, "parameters": moe.parameters if wrong else typed})
+
+
+def resolve_model(model: ModelSpec) -> Model:
+    """Return `model` with its MoE block resolved."""
+    written = {field.name: getattr(model, field.name) for field in dataclasses.fields(ModelSpec)}
+    return Model(**{**written, "moe": resolve_moe(model.moe)})
+
+
+def settings(moe: MoESpec) -> Any:
+    """Return the parameters of a block's router as its own dataclass, None when it has none."""
+    return made(kind_of(moe), moe.parameters)
+
+
+def is_causal(moe: MoESpec | Fields) -> bool:
+    """Return whether no later token can change an earlier token's routing, in training and in evaluation.
+
+    `moe` may be the fields as a root document holds them; those of another version that are not known are left out.
+    """
+    if not isinstance(moe, MoESpec):
+        names = {field.name for field in dataclasses.fields(MoESpec)}
+        known = {name: value for name, value in moe.items() if name in names}
+        moe = MoESpec(**{**known, "parameters": Parameters(known.get("parameters"))})
+    try:
+        kind = ROUTERS.find(moe.preset)
+    except MoegridError:  # its package is broken here, its results can be read
+        kind = None
+    if kind is not None:
+        moe = resolve_moe(moe)
+        if not kind.causal:
+            return False
+    if moe.choice == "expert":
+        return moe.train_select == moe.eval_select == "threshold"
+    return moe.unit == "token" or moe.pool != "full_mean"
