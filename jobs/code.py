@@ -39,7 +39,7 @@ APART = (
 @cache
 def code_digest(root: Path = JOBS) -> str:
     """Return the digest of the training code that this process runs."""
-    found = {path.relative_to(root).as_posix() for folder in FOLDERS for path in (root / folder).glob("*.py")}
+    found = {path.relative_to(root).as_posix() for folder in FOLDERS for path in (root / folder).rglob("*.py")}
     names = sorted((found | set(FILES)) - set(APART))
     lines = [f"{name} {_sha256(essence((root / name).read_text('utf-8')))}" for name in names]
     return _sha256("\n".join(lines))[:16]
