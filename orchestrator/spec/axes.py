@@ -199,8 +199,7 @@ class AxisReader:
             try:
                 result = factor.assign(value, self.active_width)
             except Mistake as mistake:
-                starts = mistake.message.startswith(("granularity", "freeze schedule"))
-                message = mistake.message if starts else f"factor {factor.name!r}: {mistake.message}"
+                message = mistake.message if mistake.named else f"factor {factor.name!r}: {mistake.message}"
                 self.problems.add(message, place, factor.name, mistake.hint)
                 sound = False
                 continue

@@ -88,7 +88,7 @@ def check_freeze(schedule: str) -> None:
         words = [part.partition("@")[0].strip() for part in schedule.split("->")]
         wrong = [word for word in words if word != NONE and FREEZING.find(word) is None]
         hint = did_you_mean(wrong[0], (NONE, *FREEZING.names()), "roles") if wrong else "as in none->router"
-        raise Mistake(str(error), hint) from None
+        raise Mistake(str(error), hint, named=True) from None
 
 
 def granularity(value: Any, active_width: int) -> tuple[int, int, int, int]:
@@ -101,14 +101,16 @@ def granularity(value: Any, active_width: int) -> tuple[int, int, int, int]:
         raise Mistake(f"{value!r} is not a granularity", "write top_k/num_experts[+shared], as in 2/8 or 1/7+1")
     top_k, num_experts, shared = (int(group or 0) for group in match.groups())
     if top_k < 1:
-        raise Mistake(f"granularity {value!r} selects no expert", "top_k is at least 1")
+        raise Mistake(f"granularity {value!r} selects no expert", "top_k is at least 1", named=True)
     if top_k > num_experts:
-        raise Mistake(f"granularity {value!r} selects {top_k} of {num_experts} experts", "top_k is at most num_experts")
+        message = f"granularity {value!r} selects {top_k} of {num_experts} experts"
+        raise Mistake(message, "top_k is at most num_experts", named=True)
     width, rest = divmod(active_width, top_k + shared)
     if rest or not width:
         raise Mistake(
             f"granularity {value!r} divides the active width {active_width} by {top_k + shared} active experts",
             "choose k + shared that divides it, or another model.active_width",
+            named=True,
         )
     return top_k, num_experts, shared, width
 

@@ -8,12 +8,16 @@ from orchestrator.errors import GridError, Problem
 
 
 class Mistake(ValueError):
-    """One wrong value: the reason, and the remedy where there is one; a `Problem` once its place is known."""
+    """One wrong value: the reason, and the remedy where there is one; a `Problem` once its place is known.
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    `named`: the message says itself what the value is of.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, named: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.named = named
 
 
 class Fault(NamedTuple):

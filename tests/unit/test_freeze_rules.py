@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.models.backbones import parameter_roles
-from jobs.train import stage as training
+from jobs.models.backbones import build_model, parameter_roles
 from orchestrator.catalog.freezing import FREEZING, FreezeRule
 from orchestrator.errors import GridError, MoegridError
 from orchestrator.plan.graph import build_graph
@@ -62,7 +61,7 @@ def test_what_it_names_keeps_every_bit_and_its_moments(tmp_path: Path, word: str
     before, frozen, after = (tensors(straight, work, "weights.safetensors") for work in works)
     states = [tensors(straight, work, "optimizer.safetensors") for work in works]
     kept = 0
-    for name, _, role in parameter_roles(training.build_model(MODEL, 64)):
+    for name, _, role in parameter_roles(build_model(MODEL, 64)):
         expected = WORDS[word](name, role)
         assert torch.equal(before[name], frozen[name]) == expected or precision == "bf16", name
         if expected:
@@ -129,7 +128,7 @@ def test_a_rule_that_cannot_be_is_refused(tmp_path: Path) -> None:
         (("x",), "freezes nothing"),
     ):
         with pytest.raises(MoegridError, match=said):
-            FreezeRule(*wrong)  # type: ignore[arg-type]
+            FreezeRule(*wrong)
     (work,) = segments([("gone", 0, 4)], dataclasses.replace(TRAIN, steps=4))
     store = fresh(tmp_path, "store")
     with pytest.raises(MoegridError, match=r"the code of freeze 'gone' of rules 1.2 cannot be imported"):
