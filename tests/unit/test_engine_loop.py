@@ -201,9 +201,10 @@ def test_what_ended_before_a_new_run_uses_none_of_its_budget(graph: StageGraph, 
         drive.journal.record_failure(Failure(stage, f"a-0-{number}", "killed", "m", code=code_digest()), "")
     again = engine(graph, store, scheduler)
     attempt = drive.journal.claims({stage})[stage].attempt
-    scheduler.states[attempt] = JobState(ENDED)
+    scheduler.states[attempt] = JobState(ENDED, signal=9)
     snapshot = again.tick()
     assert stage not in snapshot.plan.keys("blocked")
+    again.tick()
     assert sum(stage in job for job in submitted(store, scheduler)) == 2
     # Of the new run's own attempts the budget is spent as ever.
     for number in range(RULES["killed"].retries + 1):
