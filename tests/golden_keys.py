@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.catalog.benchmarks import BENCHMARKS
+from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.catalog.routers import ROUTERS
@@ -35,7 +36,6 @@ from orchestrator.spec.cell import (
     TokenizerSpec,
     TrainSpec,
 )
-from orchestrator.spec.engines import ENGINES
 from orchestrator.spec.files import grid_names
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.identity import digest
@@ -100,7 +100,7 @@ def current_keys() -> dict[str, Any]:
         "tasks": named((name, work.key()) for name, work in task_works()),
         "suites": named((name, work.key()) for name, work in suite_works()),
         "judges": named((name, work.key()) for name, work in judge_works()),
-        "engines": {engine: keys_of(lowered(execution=Execution(engine=engine))) for engine in ENGINES},
+        "engines": {engine: keys_of(lowered(execution=Execution(engine=engine))) for engine in ENGINES.builtins},
     }
     for name, scale in WHOLE_GRIDS:
         graph = build_graph(load_grid(name, scale=scale))

@@ -27,10 +27,11 @@ from jobs.train.optimizer import (
     set_learning_rates,
     take_step,
 )
+from orchestrator.catalog.engines import ENGINES, REFUSED
 from orchestrator.catalog.optimizers import MASTER, OPTIMIZERS
 from orchestrator.errors import MoegridError
+from orchestrator.registry import load
 from orchestrator.spec.cell import TrainSpec
-from orchestrator.spec.engines import ENGINES, REFUSED
 
 
 class TorchEngine:
@@ -148,14 +149,7 @@ class TorchEngine:
 
 def build_engine(name: str, model: CausalLM, train: TrainSpec, rank: int, world_size: int) -> Engine:
     """Return the engine `name` over `model`; MoegridError if it is not offered."""
-    if name == "torch":
-        return TorchEngine(model, train, rank, world_size)
-    if name == "fsdp":
-        from jobs.train.fsdp import FsdpEngine
-
-        return FsdpEngine(model, train, rank, world_size)
-    if name in ENGINES:
-        from jobs.train.zero import ZeroEngine
-
-        return ZeroEngine(model, train, rank, world_size, stage=int(name.partition(":")[2]))
-    raise MoegridError(f"engine {name!r} is not offered", cause=REFUSED.get(name, ""), hint=", ".join(ENGINES))
+    if name in REFUSED:
+        raise MoegridError(f"engine {name!r} is not offered", cause=REFUSED[name], hint=", ".join(ENGINES.names()))
+    engine: Engine = load(ENGINES.get(name).code, ENGINES.who(name))(model, train, rank, world_size)
+    return engine

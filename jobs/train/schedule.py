@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
+from orchestrator.catalog.parameters import made
+from orchestrator.catalog.schedules import SCHEDULES
+from orchestrator.registry import load
 from orchestrator.spec.cell import TrainSpec
 
 
@@ -15,19 +21,36 @@ def warmup_steps(train: TrainSpec) -> int:
 def lr_factor(train: TrainSpec, step: int) -> float:
     """Return the factor on the peak learning rate that the optimizer step after `step` completed steps uses.
 
-    Warm-up rises linearly and reaches 1 in its last step; after it `cosine` and `linear` fall to `min_lr_ratio`, which
-    they would reach at step `train.steps`.
+    Warm-up rises linearly and reaches 1 in its last step; after it the phase's schedule says the factor.
     """
     warm = warmup_steps(train)
     if step < warm:
         return (step + 1) / warm
     done = (step - warm) / max(1, train.steps - warm)
+    kind = SCHEDULES.get(train.schedule)
+    return _shape(kind.name)(done, train, made(kind, train.schedule_parameters))
+
+
+def cosine(done: float, train: TrainSpec, parameters: None) -> float:
+    """Fall along half a cosine to `min_lr_ratio`, which it would reach at step `train.steps`."""
     low = train.min_lr_ratio
-    if train.schedule == "cosine":
-        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
-    if train.schedule == "linear":
-        return 1 - (1 - low) * done
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def linear(done: float, train: TrainSpec, parameters: None) -> float:
+    """Fall in a line to `min_lr_ratio`, which it would reach at step `train.steps`."""
+    return 1 - (1 - train.min_lr_ratio) * done
+
+
+def constant(done: float, train: TrainSpec, parameters: None) -> float:
+    """Stay."""
     return 1.0
+
+
+@cache
+def _shape(name: str) -> Callable[[float, TrainSpec, Any], float]:
+    shape: Callable[[float, TrainSpec, Any], float] = load(SCHEDULES.get(name).code, SCHEDULES.who(name))
+    return shape
 
 
 def learning_rates(train: TrainSpec, step: int) -> tuple[float, float]:

@@ -25,6 +25,7 @@ from jobs.train.freeze import frozen_digest
 from jobs.train.loop import StepResult, Trainer
 from jobs.train.meter import STATE_FORMAT, Meter, recorded_meter
 from jobs.train.schedule import learning_rates
+from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.freezing import freezes
 from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import ArtifactMissing, CorruptBlob
@@ -155,7 +156,11 @@ def _enter(context: StageContext, work: TrainWork, segment: Segment) -> Session:
         if work.start > 0 and live.phase == work.conditions.phase:
             return live
         # The other engines keep hooks in the model, and C2R's lists are part of it only from here on.
-        if work.start == 0 and context.execution.engine == "torch" and not work.conditions.collaboration_top:
+        if (
+            work.start == 0
+            and ENGINES.get(context.execution.engine).plain_model
+            and not work.conditions.collaboration_top
+        ):
             engine = _engine(context, work, live.engine.model)
             return Session(engine, work.conditions.phase, work.parent, 0, 0, Meter(), mixed_code=live.mixed_code)
     writer.wait()

@@ -185,6 +185,16 @@ class ZeroEngine:
                     self._kept.pop(f"{name}.{slot}", None)
 
 
+def stage_1(model: CausalLM, train: TrainSpec, rank: int, world_size: int) -> ZeroEngine:
+    """Return the engine that partitions the optimizer's state."""
+    return ZeroEngine(model, train, rank, world_size, stage=1)
+
+
+def stage_2(model: CausalLM, train: TrainSpec, rank: int, world_size: int) -> ZeroEngine:
+    """Return the engine that partitions gradients as well."""
+    return ZeroEngine(model, train, rank, world_size, stage=2)
+
+
 def _deepspeed(device: str) -> Any:
     """Import DeepSpeed on the process group that exists already."""
     os.environ.setdefault("DS_ACCELERATOR", device)

@@ -165,7 +165,7 @@ class TrainSpec:
     router_lr_ratio: float = 1.0
     """Peak learning rate of the router relative to `lr`."""
     schedule: str = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    """Shape of the learning rate after the warm-up, ours or one of an installed package."""
     warmup_ratio: float = 0.03
     """Fraction of the steps over which the rate rises linearly."""
     min_lr_ratio: float = 0.1
@@ -188,6 +188,8 @@ class TrainSpec:
     """Dropout inside the experts."""
     balance: BalanceSpec = field(default_factory=BalanceSpec)
     """Losses and updates that keep the experts' load even."""
+    schedule_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("schedule"))
+    """Parameters of a schedule that has its own, by name."""
     optimizer: str = field(default="adamw", metadata=NEUTRAL)
     """The optimizer, ours or one of an installed package."""
     optimizer_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("optimizer"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import registry
+from orchestrator.catalog.engines import ENGINES
 from orchestrator.registry import Origin
 from orchestrator.spec import versions
 from orchestrator.spec.work import EvaluateWork, GenerateWork, TrainWork, Work
@@ -47,7 +48,7 @@ def names_of(work: Work, engine: str = "") -> Iterator[str]:
     if isinstance(work, (TrainWork, EvaluateWork, GenerateWork)):
         yield from versions.of_model(work.model)
     if engine and isinstance(work, TrainWork):
-        yield f"engine {engine.partition(':')[0]}"
+        yield f"{ENGINES.word} {engine}"
 
 
 def of_all(uses: Iterable[Use]) -> tuple[Use, ...]:

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.catalog.engines import ENGINES, REFUSED
 from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.catalog.routers import ROUTERS
+from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.registry import Registry
 from orchestrator.spec.cell import SUITES
-from orchestrator.spec.engines import ENGINES, REFUSED
 from orchestrator.spec.model import BACKBONES, CHOICES, UPCYCLES
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.suites import JUDGES
@@ -36,7 +37,8 @@ class Rule:
     def check(self, value: Any) -> None:
         """Raise Mistake when `value` breaks the rule."""
         if value in self.refused:
-            raise Mistake(f"{value!r} is not offered: {self.refused[value]}", f"one of {', '.join(self.choices)}")
+            offered = self.names.names() if self.names is not None else self.choices
+            raise Mistake(f"{value!r} is not offered: {self.refused[value]}", f"one of {', '.join(offered)}")
         if self.choices and value not in self.choices:
             raise Mistake(f"must be one of {', '.join(map(repr, self.choices))}, not {value!r}", self._near(value))
         if self.names is not None:
@@ -95,7 +97,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "lr": ABOVE_ZERO,
         "router_lr": NOT_NEGATIVE,
         "router_lr_ratio": NOT_NEGATIVE,
-        "schedule": one_of("cosine", "linear", "constant"),
+        "schedule": Rule(names=SCHEDULES),
         "warmup_ratio": FRACTION,
         "min_lr_ratio": FRACTION,
         "betas": Rule(low=0, high=0.999999),
@@ -135,7 +137,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "minutes": POSITIVE,
     },
     "Execution": {
-        "engine": Rule(choices=ENGINES, refused=REFUSED),
+        "engine": Rule(names=ENGINES, refused=REFUSED),
         "device": one_of("cpu", "cuda"),
         "checkpoint_steps": NATURAL,
         "checkpoint_seconds": NOT_NEGATIVE,

@@ -7,13 +7,14 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from orchestrator.catalog.benchmarks import BENCHMARKS
+from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.freezing import NONE, freezes, freezes_moe_alone
 from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS, READ
 from orchestrator.catalog.routers import kind_of
+from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.spec.cell import Cell, EvaluateSpec, Resources, TrainSpec
-from orchestrator.spec.engines import least_processes
 from orchestrator.spec.factors import check_freeze
 from orchestrator.spec.fields import Path
 from orchestrator.spec.model import ModelSpec
@@ -124,10 +125,11 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
             message = f"aux_variant 'heterogeneous' does not apply: ids of preset {kind.name!r} cost the same"
             yield (name, "balance", "aux_variant"), message, "use it with preset 'moepp'"
         asked, engine = cell.execution.resources.get(name, Resources()), cell.execution.engine
-        if asked.nodes * asked.processes < least_processes(engine):
-            message = f"engine {engine!r} needs {least_processes(engine)} processes or more in {name}"
+        least = ENGINES.get(engine).least_processes
+        if asked.nodes * asked.processes < least:
+            message = f"engine {engine!r} needs {least} processes or more in {name}"
             yield ("execution", "engine"), message, "--processes 2, or engine: torch"
-        if engine != "torch" and not OPTIMIZERS.get(train.optimizer).elementwise:
+        if ENGINES.get(engine).cuts and not OPTIMIZERS.get(train.optimizer).elementwise:
             message = f"optimizer {train.optimizer!r} updates whole parameters, and engine {engine!r} cuts them"
             yield (name, "optimizer"), message, "use engine: torch, or another optimizer"
     if cell.model.upcycle and not cell.model.checkpoint:
@@ -182,7 +184,7 @@ _TRAIN_RULES: dict[str, tuple[Applies, str]] = {
         "the preset has no null experts",
     ),
     **{name: (_optimizer_reads(name), "the optimizer does not use it") for name in READ},
-    "min_lr_ratio": (lambda _, train: train.schedule != "constant", "the schedule is constant"),
+    "min_lr_ratio": (lambda _, train: SCHEDULES.get(train.schedule).low, "the schedule does not fall to it"),
     "router_lr": (lambda _, train: not _router_frozen(train), "the router is frozen all the time"),
     "router_lr_ratio": (lambda _, train: not _router_frozen(train), "the router is frozen all the time"),
 }

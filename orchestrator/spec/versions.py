@@ -16,6 +16,7 @@ from orchestrator.catalog.losses import BY_FIELD
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.catalog.routers import ROUTERS, kind_of
+from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.model import CHOICES, DEFAULTS, Model, Moe
 
@@ -61,7 +62,7 @@ def of_training(train: TrainSpec, collaboration_top: int) -> Iterator[str]:
     """Yield what decides the meaning of training steps: losses, frozen role, schedule, precision."""
     yield from of_balance(train.balance)
     yield f"loss over {train.loss}"
-    yield f"schedule {train.schedule}"
+    yield f"{SCHEDULES.word} {train.schedule}"
     yield f"{OPTIMIZERS.word} {train.optimizer}"
     yield f"precision {train.precision}"
     if train.freeze:

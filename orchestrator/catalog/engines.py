@@ -1,0 +1,49 @@
+"""Training engines by name: who holds parameters, gradients and optimizer state, on how many processes.
+
+The code is a function `build(model, train, rank, world_size) -> Engine` (`jobs.train.engine` has the protocol). An
+engine is how a result is computed, not what it is: it is in no key, and states keep their bits within one engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from orchestrator.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """One engine.
+
+    `cuts`: it updates pieces of parameters, so that an optimizer must be elementwise. `plain_model`: it leaves nothing
+    in the model, which another phase may go on with in the same process.
+    """
+
+    name: str
+    code: str
+    least_processes: int = 1
+    cuts: bool = False
+    plain_model: bool = False
+
+
+BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
+    {
+        # One process, or data parallel.
+        "torch": EngineKind("torch", "jobs.train.engines:TorchEngine", plain_model=True),
+        # Everything sharded.
+        "fsdp": EngineKind("fsdp", "jobs.train.fsdp:FsdpEngine", least_processes=2, cuts=True),
+        # Optimizer state partitioned; with 2 gradients as well.
+        "deepspeed:1": EngineKind("deepspeed:1", "jobs.train.zero:stage_1", least_processes=2, cuts=True),
+        "deepspeed:2": EngineKind("deepspeed:2", "jobs.train.zero:stage_2", least_processes=2, cuts=True),
+    }
+)
+ENGINES = Registry("engines", "engine", EngineKind, BUILTINS)
+# What could not be shown to freeze, fork and resume with equal bits.
+REFUSED = {
+    "deepspeed": "it does not say which ZeRO stage: write deepspeed:1 or deepspeed:2",
+    "deepspeed:0": "it partitions nothing: engine torch is data parallel too, with a fixed order of sums",
+    "deepspeed:3": "its parameters stay partitioned when a freeze phase needs another engine; engine fsdp shards them",
+    "ddp": "engine torch is data parallel on several processes",
+}
