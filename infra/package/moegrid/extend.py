@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from orchestrator.backends.base import Batch as Batch
     from orchestrator.backends.base import Handle as Handle
     from orchestrator.backends.base import JobState as JobState
+    from orchestrator.backends.base import node_command as node_command
+    from orchestrator.backends.base import node_environment as node_environment
     from orchestrator.catalog.backends import BackendKind as BackendKind
     from orchestrator.catalog.losses import LossKind as LossKind
     from orchestrator.catalog.metrics import MetricKind as MetricKind
@@ -50,6 +52,8 @@ CODE = {
     "Recorded": "orchestrator.tracking.tracker",
     "Routing": "jobs.moe",
     "build_block": "jobs.moe",
+    "node_command": "orchestrator.backends.base",
+    "node_environment": "orchestrator.backends.base",
 }
 
 

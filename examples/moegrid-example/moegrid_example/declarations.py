@@ -1,0 +1,59 @@
+"""What this package declares: plain data, without torch, so that planning stays light."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moegrid.extend import BackendKind, LossKind, MetricKind, OptimizerKind, TrackerKind
+
+
+@dataclass(frozen=True)
+class Evenness:
+    """Parameters of the loss; a value that differs from its default is in the keys of what trains with it."""
+
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.power < 1:
+            raise ValueError(f"power must be at least 1, not {self.power:g}")
+
+
+EVENNESS = LossKind(
+    "evenness",
+    code="moegrid_example.loss:evenness",
+    parameters=Evenness,
+    description="mean |N P_i - 1|^power over the experts",
+)
+
+
+@dataclass(frozen=True)
+class SureTokens:
+    threshold: float = 0.5
+
+
+SURE_TOKENS = MetricKind(
+    "sure_tokens",
+    code="moegrid_example.metric:sure_tokens",
+    parameters=SureTokens,
+    low=0.0,
+    high=1.0,
+    description="share of tokens whose router is sure",
+)
+
+
+@dataclass(frozen=True)
+class Lion:
+    fast: float = 0.9
+    slow: float = 0.99
+
+
+LION = OptimizerKind("lion", code="moegrid_example.optimizer:lion", parameters=Lion, slots=("momentum",))
+
+LINES = TrackerKind("lines", code="moegrid_example.tracker:Lines")
+
+PROCESSES = BackendKind(
+    "processes",
+    settings="moegrid_example.backend:ProcessesSite",
+    code="moegrid_example.backend:open_site",
+    lists="moegrid_example/backend.py lists the settings: slots, folder",
+)
