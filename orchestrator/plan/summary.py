@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.plan.cost import flops, parameters, state_bytes, tokens_of
 from orchestrator.plan.needs import gates, missing_benchmarks
 from orchestrator.plan.plan import ACTIONS, PHASES, Plan
+from orchestrator.spec.providers import of_all, of_driver
 
 
 def phases(plan: Plan) -> list[dict[str, Any]]:
@@ -117,7 +118,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "phases": phases(plan),
         "groups": groups(plan),
         "models": models(plan),
-        "plugins": [{**use.to_json(), "shown": str(use)} for use in plan.graph.uses()],
+        "plugins": [{**use.to_json(), "shown": str(use)} for use in of_all((*plan.graph.uses(), *of_driver()))],
         "gated": [{"name": gate.name, "stages": gate.stages, "hint": gate.hint} for gate in gates(plan)],
         "left_out": [
             {"suite": left.suite, "tasks": list(left.tasks), "hint": left.hint} for left in missing_benchmarks(grid)

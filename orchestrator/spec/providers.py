@@ -12,6 +12,9 @@ from orchestrator.registry import Origin
 from orchestrator.spec import versions
 from orchestrator.spec.work import EvaluateWork, GenerateWork, TrainWork, Work
 
+# Groups whose code runs where the driver runs.
+DRIVERS = ("backends", "trackers")
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -49,6 +52,12 @@ def names_of(work: Work, engine: str = "") -> Iterator[str]:
         yield from versions.of_model(work.model)
     if engine and isinstance(work, TrainWork):
         yield f"{ENGINES.word} {engine}"
+
+
+def of_driver() -> tuple[Use, ...]:
+    """Return who provides what the driver uses from outside: no result depends on it."""
+    registries = [registry.REGISTRIES[group] for group in DRIVERS if group in registry.REGISTRIES]
+    return _uses((one.group, name, found.origin) for one in registries for name, found in one.outside.items())
 
 
 def of_all(uses: Iterable[Use]) -> tuple[Use, ...]:

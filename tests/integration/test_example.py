@@ -47,6 +47,11 @@ def test_a_grid_runs_with_every_name_of_the_package(installed: Path, tmp_path: P
     words += ["--tracking", f"lines://{wall}", *SMALL.format(folder=folder).strip().splitlines()]
     (use,) = json.loads(moegrid("plan", *words, "--json"))["plugins"]
     assert use["shown"].startswith("moegrid-example 0.1.0 (")
+    assert {group: set(names) for group, names in use["names"].items()} == {
+        **STAGES,
+        "backends": {"processes"},
+        "trackers": {"lines"},
+    }
     moegrid("run", *words)
 
     rows = json.loads(moegrid("table", *words, "--json"))
@@ -66,7 +71,12 @@ def test_a_grid_runs_with_every_name_of_the_package(installed: Path, tmp_path: P
 
 
 # What manifests name of it; backend and tracker belong to no result.
-STAGES = {"losses": {"evenness"}, "metrics": {"sure_tokens"}, "optimizers": {"lion"}}
+STAGES = {
+    "freezing": {"lower_half"},
+    "losses": {"evenness"},
+    "metrics": {"sure_tokens"},
+    "optimizers": {"lion"},
+}
 
 
 def test_doctor_lists_what_it_provides(installed: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moegrid.extend import BackendKind, LossKind, MetricKind, OptimizerKind, TrackerKind
+from moegrid.extend import BackendKind, FreezeRule, LossKind, MetricKind, OptimizerKind, TrackerKind
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Lion:
 
 
 LION = OptimizerKind("lion", code="moegrid_example.optimizer:lion", parameters=Lion, slots=("momentum",))
+
+LOWER_HALF = FreezeRule("lower_half", code="moegrid_example.freeze:lower_half")
 
 LINES = TrackerKind("lines", code="moegrid_example.tracker:Lines")
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.backends.base import node_command as node_command
     from orchestrator.backends.base import node_environment as node_environment
     from orchestrator.catalog.backends import BackendKind as BackendKind
+    from orchestrator.catalog.freezing import FreezeRule as FreezeRule
     from orchestrator.catalog.losses import LossKind as LossKind
     from orchestrator.catalog.metrics import MetricKind as MetricKind
     from orchestrator.catalog.optimizers import OptimizerKind as OptimizerKind
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 # What declares a name, for the control plane.
 KINDS = {
     "BackendKind": "orchestrator.catalog.backends",
+    "FreezeRule": "orchestrator.catalog.freezing",
     "LossKind": "orchestrator.catalog.losses",
     "MetricKind": "orchestrator.catalog.metrics",
     "OptimizerKind": "orchestrator.catalog.optimizers",
