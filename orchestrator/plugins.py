@@ -136,7 +136,7 @@ def register(plugin: Plugin) -> tuple[str, ...]:
         raise MoegridError(f"plugin {plugin.name!r} declares nothing", hint=hint)
     for registry in REGISTRIES.values():
         registry.forget(plugin.origin)
-    own_path = re.compile(rf"(?:\./)?{plugin.stem}(?:\.py)?((?:\.\w+)*:[\w.]+)")
+    own_path = re.compile(rf"(?:\./)?{plugin.stem}(?:\.py)?((?:\.\w+)*:[\w./-]+)")
     registered: dict[str, None] = {}
     for registry, declaration in declarations:
         named = f"{registry.word} {declaration.name}"

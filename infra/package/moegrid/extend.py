@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from jobs.moe import Routing as Routing
     from jobs.moe import build_block as build_block
+    from jobs.moe.routers import Context as Context
+    from jobs.moe.routers import Router as Router
     from orchestrator.backends.base import Batch as Batch
     from orchestrator.backends.base import Handle as Handle
     from orchestrator.backends.base import JobState as JobState
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from orchestrator.catalog.losses import LossKind as LossKind
     from orchestrator.catalog.metrics import MetricKind as MetricKind
     from orchestrator.catalog.optimizers import OptimizerKind as OptimizerKind
+    from orchestrator.catalog.routers import RouterKind as RouterKind
+    from orchestrator.catalog.tasks import TaskKind as TaskKind
     from orchestrator.catalog.trackers import TrackerKind as TrackerKind
     from orchestrator.errors import MoegridError as MoegridError
     from orchestrator.tracking.tracker import KEY_TAG as KEY_TAG
@@ -42,16 +46,20 @@ KINDS = {
     "LossKind": "orchestrator.catalog.losses",
     "MetricKind": "orchestrator.catalog.metrics",
     "OptimizerKind": "orchestrator.catalog.optimizers",
+    "RouterKind": "orchestrator.catalog.routers",
+    "TaskKind": "orchestrator.catalog.tasks",
     "TrackerKind": "orchestrator.catalog.trackers",
 }
 # What their code builds on: of nodes, with torch; of backends and trackers, where the driver runs.
 CODE = {
     "KEY_TAG": "orchestrator.tracking.tracker",
     "Batch": "orchestrator.backends.base",
+    "Context": "jobs.moe.routers",
     "Handle": "orchestrator.backends.base",
     "JobState": "orchestrator.backends.base",
     "MoegridError": "orchestrator.errors",
     "Recorded": "orchestrator.tracking.tracker",
+    "Router": "jobs.moe.routers",
     "Routing": "jobs.moe",
     "build_block": "jobs.moe",
     "node_command": "orchestrator.backends.base",
