@@ -16,5 +16,4 @@ def build_router(moe: Moe, hidden_size: int) -> Router:
     if moe.choice == "expert":
         return ExpertChoice(moe, hidden_size)
     kind = ROUTERS.get(moe.preset)
-    origin = ROUTERS.origin(moe.preset)
-    return cast(Router, load(kind.code, str(origin or f"preset {moe.preset!r}"))(moe, hidden_size))
+    return cast(Router, load(kind.code, ROUTERS.who(moe.preset))(moe, hidden_size))

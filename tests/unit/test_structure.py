@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from orchestrator import resources
+from orchestrator.catalog.routers import ROUTERS
 
 ROOT = resources.ROOT
 PACKAGES = ("orchestrator", "jobs")
@@ -94,3 +95,33 @@ def test_no_file_is_longer_than_one_reads_at_once() -> None:
 def test_untyped_places_do_not_become_more() -> None:
     lines = [line for path in modules(ROOT).values() for line in path.read_text("utf-8").splitlines()]
     assert sum(bool(re.search(r"\bAny\b", line)) and "import" not in line for line in lines) <= MOST_ANY
+
+
+# Where a preset may be known by its name: its declaration and its own code.
+OF_PRESETS = ("orchestrator.catalog.routers", "jobs.moe.routers")
+
+
+def compared_presets(source: str, names: frozenset[str]) -> list[int]:
+    """Return the lines that compare a preset or variant with a text, or a router with one of our classes."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        inner = list(ast.walk(node))
+        asked = any(isinstance(one, ast.Attribute) and one.attr in ("preset", "variant") for one in inner)
+        texts = {one.value for one in inner if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+        words = {one.id for one in inner if isinstance(one, ast.Name)}
+        compared = isinstance(node, ast.Compare) and bool(texts & names)
+        begins = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".preset.startswith")
+        isinstance_of = isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
+        if (asked and (compared or begins)) or (isinstance_of and words & {"XMoE", "MoEPlusPlus", "TCMoE"}):
+            found.append(node.lineno)  # type: ignore[attr-defined]
+    return found
+
+
+def test_no_preset_is_known_by_its_name_but_where_it_is_declared() -> None:
+    variants = (variant for kind in ROUTERS.builtins.values() for variant in kind.variants)
+    names = frozenset([*ROUTERS.builtins, *variants]) - {""}
+    apart = {name: path for name, path in modules(ROOT).items() if not name.startswith(OF_PRESETS)}
+    found = {name: compared_presets(path.read_text("utf-8"), names) for name, path in apart.items()}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+    example = "moe.preset == 'tc_moe'\nisinstance(router, MoEPlusPlus)\nmoe.preset.startswith('sharede')\n"
+    assert compared_presets(example + "moe.preset != other\n", names) == [1, 2, 3]

@@ -1,0 +1,52 @@
+"""The plan counts a model's parameters to the last one: every preset and variant, expert form and backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.models.backbones import build_model
+from orchestrator.catalog.routers import ROUTERS
+from orchestrator.plan.cost import parameters
+from orchestrator.spec.model import BACKBONES, CHOICES, ModelSpec, MoESpec
+from orchestrator.spec.resolve import resolve_model
+
+VOCAB = 64
+SHAPE: dict[str, Any] = {"hidden_size": 24, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2}
+BLOCK: dict[str, Any] = {"num_experts": 6, "top_k": 2, "expert_width": 10}
+VARIANTS = [(preset, variant) for preset, kind in ROUTERS.builtins.items() for variant in kind.variants]
+
+
+def same(spec: ModelSpec) -> None:
+    model = resolve_model(spec)
+    built = sum(parameter.numel() for parameter in build_model(model, VOCAB).parameters())
+    assert parameters(model, VOCAB).total == built
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize(("preset", "variant"), VARIANTS)
+def test_of_every_preset_and_variant(preset: str, variant: str, backbone: str) -> None:
+    moe = MoESpec(preset=preset, variant=variant, **BLOCK)
+    dense = int(backbone == "deepseek_moe")
+    same(ModelSpec(backbone=backbone, dense_layers=dense, dense_width=20 * dense, moe=moe, **SHAPE))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("expert", CHOICES["expert"])
+@pytest.mark.parametrize("preset", ["smoe", "dense", "sharede_v2"])
+def test_of_every_expert_form(preset: str, expert: str, tied: bool) -> None:
+    same(ModelSpec(moe=MoESpec(preset=preset, expert=expert, **BLOCK), tie_embeddings=tied, **SHAPE))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"gating_layers": 2},
+        {"gating_residual": False},
+        {"gating_layers": 2, "gating_residual": False, "constant_experts": 0},
+        {"zero_experts": 3, "copy_experts": 2},
+    ],
+)
+def test_of_what_moepp_may_leave_out(fields: dict[str, Any]) -> None:
+    same(ModelSpec(moe=MoESpec(preset="moepp", **BLOCK, **fields), **SHAPE))
