@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.freezing import FREEZING
+from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.plan.evaluations import benchmark_works, evaluation
@@ -42,7 +43,7 @@ from orchestrator.spec.identity import digest
 from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, UPCYCLES, Model, ModelSpec, MoESpec
 from orchestrator.spec.pins import FORMATS, WHEELS
 from orchestrator.spec.resolve import resolve_model
-from orchestrator.spec.suites import JUDGES, TASKED, uses
+from orchestrator.spec.suites import TASKED, uses
 from orchestrator.spec.tasks import PUBLISHED
 from orchestrator.spec.work import (
     Conditions,
@@ -265,7 +266,7 @@ def suite_works() -> Iterator[tuple[str, Work]]:
 
 def judge_works() -> Iterator[tuple[str, JudgeWork]]:
     """Yield every judge, with and without what it can be told."""
-    for name, kind in JUDGES.items():
+    for name, kind in JUDGES.builtins.items():
         judge = JudgeSpec(name, "file:///models/judge", digest="1d") if kind.source else JudgeSpec(name)
         for suite in ("safety", "over_refusal"):
             yield f"{name} of {suite}", JudgeWork(suite, "responses", judge)

@@ -6,6 +6,7 @@ Weights are safetensors, in the precision they were saved in; no code of a check
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import torch
 from jobs.data.hub import TOKENIZER_FILES, snapshot
 from jobs.evaluate.encoding import Encoder
 from jobs.evaluate.prefix_lm import PrefixLM, window
+from orchestrator.catalog.judges import JUDGES
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.cell import JudgeSpec
-from orchestrator.spec.suites import JUDGES
 
 Pair = tuple[str, str]  # prompt, response
 VERDICTS = ("safe", "unsafe")
@@ -63,10 +64,11 @@ def load_checkpoint(judge: JudgeSpec, kind: str, device: str) -> tuple[Any, Any]
 class RewardModel:
     """A classifier's score of (prompt, response): its one output, or the probability of the class `judge.label`."""
 
-    def __init__(self, judge: JudgeSpec, device: str) -> None:
-        self.template = judge.template or JUDGES[judge.name].template
+    def __init__(self, judge: JudgeSpec, device: str, ranks: int = 1) -> None:
+        self.template = judge.template or JUDGES.get(judge.name).template
         self.tokenizer, self.model = load_checkpoint(judge, "AutoModelForSequenceClassification", device)
         self._class = self._chosen(judge.label)
+        self.bounds = (0.0, 1.0) if judge.label else (-math.inf, math.inf)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
@@ -105,7 +107,7 @@ class RewardModel:
 class LlamaGuard:
     """The probability that a safeguard model answers `unsafe` rather than `safe` to its template."""
 
-    def __init__(self, judge: JudgeSpec, device: str) -> None:
+    def __init__(self, judge: JudgeSpec, device: str, ranks: int = 1) -> None:
         tokenizer, model = load_checkpoint(judge, "AutoModelForCausalLM", device)
         self._lm = PrefixLM(model, tokenizer)
         self._encoder = Encoder(tokenizer, self._lm.prefix_token_id)

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.evaluate.ledger import Ledger
-from jobs.evaluate.refusals import refuses
 from jobs.evaluate.responses import RESPONSES_BLOB, read_responses
 from jobs.evaluate.results import Mean, Table
+from orchestrator.catalog.judges import JUDGES
+from orchestrator.catalog.parameters import made
 from orchestrator.errors import MoegridError
+from orchestrator.registry import load
 from orchestrator.spec.benchmark_files import read_labels
 from orchestrator.spec.cell import JudgeSpec
-from orchestrator.spec.suites import JUDGES, MODERATION_MODEL
 
 if TYPE_CHECKING:
     from jobs.context import StageContext
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Pair = tuple[str, str]  # prompt, response
+Scorer = Callable[[Sequence[Pair]], list[float]]
 
 # Responses judged and stored together.
 JUDGED_ITEMS = 32
-UNBOUNDED = ("reward_model", "labels")
 
 
 class Judge:
@@ -41,53 +42,39 @@ class Judge:
     """
 
     def __init__(self, spec: JudgeSpec, device: str, ranks: int = 1) -> None:
+        kind = JUDGES.get(spec.name)
+        asked = () if kind.parameters is None else (made(kind, spec.parameters),)
+        self._score: Scorer = load(kind.code, f"judge {spec.name!r}")(spec, device, ranks, *asked)
         self.spec = spec
-        self._ranks = ranks
-        self.template = spec.template or JUDGES[spec.name].template
-        self.revision = spec.revision or spec.digest
-        self._served: Callable[[], str] = lambda: ""
-        self._score = self._open(device)
-
-    def _open(self, device: str) -> Callable[[Sequence[Pair]], list[float]]:
-        spec = self.spec
-        if spec.name == "refusal_rate":
-            return lambda pairs: [float(refuses(response)) for _, response in pairs]
-        if spec.name == "labels":
-            return Labels(Path(spec.source.removeprefix("file://")))
-        if spec.name == "openai_moderation":
-            from jobs.evaluate.judge_models import fill
-            from jobs.evaluate.moderation import Moderation
-
-            self.revision = spec.revision or MODERATION_MODEL
-            client = Moderation.from_environment(self.revision)
-            client.per_minute /= self._ranks
-            self._served = lambda: client.model_served
-            return lambda pairs: client.scores([fill(self.template, *pair) for pair in pairs], spec.label)
-        from jobs.evaluate.judge_models import LlamaGuard, RewardModel
-
-        model = RewardModel(spec, device) if spec.name == "reward_model" else LlamaGuard(spec, device)
-        self.template = model.template
-        return model
+        self.template: str = getattr(self._score, "template", spec.template or kind.template)
+        self.revision: str = getattr(self._score, "revision", spec.revision or spec.digest)
+        self._bounds: tuple[float, float] = getattr(self._score, "bounds", (kind.low, kind.high))
 
     @property
     def model_served(self) -> str:
         """The model that a server says it used, else ""."""
-        return self._served()
+        return str(getattr(self._score, "model_served", ""))
 
     def scores(self, pairs: Sequence[Pair]) -> list[float]:
-        """Return one finite score a pair, in [0, 1] where the judge gives probabilities; MoegridError otherwise."""
+        """Return one finite score a pair, in the judge's bounds; MoegridError otherwise."""
         found = self._score(pairs)
         if len(found) != len(pairs):
             raise MoegridError(f"judge {self.spec.name!r} gave {len(found)} scores for {len(pairs)} responses")
-        bounded = self.spec.name not in UNBOUNDED or (self.spec.name == "reward_model" and bool(self.spec.label))
+        low, high = self._bounds
+        between = "" if (low, high) == (-math.inf, math.inf) else f" between {low:g} and {high:g}"
         for (prompt, _), score in zip(pairs, found, strict=True):
-            if not math.isfinite(score) or (bounded and not 0.0 <= score <= 1.0):
+            if not math.isfinite(score) or not low <= score <= high:
                 raise MoegridError(
                     f"judge {self.spec.name!r} gave the score {score}",
                     cause=f"for the response to {prompt[:80]!r}",
-                    hint="a score must be a finite number" + (" between 0 and 1" if bounded else ""),
+                    hint=f"a score must be a finite number{between}",
                 )
         return found
+
+
+def open_labels(judge: JudgeSpec, device: str, ranks: int) -> Scorer:
+    """Return the judge that looks a person's labels up."""
+    return Labels(Path(judge.source.removeprefix("file://")))
 
 
 class Labels:
@@ -133,13 +120,13 @@ def run(context: StageContext, work: JudgeWork) -> None:
     info: dict[str, Any] = {**table.info, **about, "source": work.judge.source, "label": work.judge.label}
     info["model_served"] = judge.model_served
     info |= {name: responses.info.get(name) for name in ("generation", "dola", "seed")}
-    items = scores_parquet(rows, scores, about, JUDGES[work.judge.name].column)
+    items = scores_parquet(rows, scores, about, JUDGES.get(work.judge.name).shown)
     ledger.commit(work, blobs={"items.parquet": items}, metrics=table.metrics, info=info)
 
 
 def summarise(suite: str, judge: JudgeSpec, rows: Sequence[Row], scores: Sequence[float]) -> Table:
     """Return the mean score of each set and over the sets; for over-refusal, of safe and unsafe prompts apart."""
-    column = JUDGES[judge.name].column
+    column = JUDGES.get(judge.name).shown
     table = Table()
     groups: dict[str, list[float]] = {}
     for row, score in zip(rows, scores, strict=True):

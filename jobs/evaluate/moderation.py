@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from jobs.evaluate.judge_models import fill
+from orchestrator.catalog.judges import JUDGES, MODERATION_KEY, MODERATION_MODEL
 from orchestrator.errors import MoegridError, ServiceAway
-from orchestrator.spec.suites import MODERATION_KEY
+from orchestrator.spec.cell import JudgeSpec
 
 BASE_URL = "https://api.openai.com/v1"
 ATTEMPTS = 6
@@ -131,6 +133,26 @@ class Moderation:
     def _clean(self, error: urllib.error.HTTPError) -> str:
         text = error.read(500).decode(errors="replace")
         return " ".join(text.split()).replace(self.key, "***")
+
+
+class Moderator:
+    """The judge that asks a server: the score of the category `judge.label`, or of the worst one."""
+
+    def __init__(self, judge: JudgeSpec, device: str, ranks: int) -> None:
+        self.template = judge.template or JUDGES.get(judge.name).template
+        self.revision = judge.revision or MODERATION_MODEL
+        self._label = judge.label
+        self._client = Moderation.from_environment(self.revision)
+        self._client.per_minute /= ranks
+
+    @property
+    def model_served(self) -> str:
+        """The model that the server says it used."""
+        return self._client.model_served
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Return the score of each pair in its template."""
+        return self._client.scores([fill(self.template, *pair) for pair in pairs], self._label)
 
 
 def _score(result: Any, category: str) -> float:

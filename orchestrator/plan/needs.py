@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.catalog.judges import JUDGES
 from orchestrator.errors import MoegridError
 from orchestrator.spec.grid import Grid
 from orchestrator.spec.hub_sets import hub_name, is_gated
-from orchestrator.spec.suites import MODERATION_KEY, LeftOut, left_out
+from orchestrator.spec.suites import LeftOut, left_out
 from orchestrator.spec.work import DataWork, InitWork, JudgeWork, TokenizerWork, Work
 
 if TYPE_CHECKING:
@@ -26,15 +28,17 @@ def missing_benchmarks(grid: Grid) -> list[LeftOut]:
 
 def missing_keys(plan: Plan) -> MoegridError | None:
     """Return what is wrong when pending judges need a key that this environment does not have, else None."""
-    judges = [plan.graph.stages[key].work for key in plan.pending]
-    asking = sum(isinstance(work, JudgeWork) and work.judge.name == "openai_moderation" for work in judges)
-    if not asking or os.environ.get(MODERATION_KEY, "").strip():
-        return None
-    return MoegridError(
-        f"{MODERATION_KEY} is not set",
-        cause=f"judge 'openai_moderation' is asked by {asking} stage{'' if asking == 1 else 's'} of this plan",
-        hint=f"export {MODERATION_KEY} here and where jobs run, or leave the judge out (evaluate.judges)",
-    )
+    works = [plan.graph.stages[key].work for key in plan.pending]
+    asking = Counter(work.judge.name for work in works if isinstance(work, JudgeWork))
+    for name, count in sorted(asking.items()):
+        key = JUDGES.get(name).key
+        if key and not os.environ.get(key, "").strip():
+            return MoegridError(
+                f"{key} is not set",
+                cause=f"judge {name!r} is asked by {count} stage{'' if count == 1 else 's'} of this plan",
+                hint=f"export {key} here and where jobs run, or leave the judge out (evaluate.judges)",
+            )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

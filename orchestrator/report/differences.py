@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from orchestrator.catalog.metrics import METRICS, known
 from orchestrator.report.collect import CellResult, Results, Setting
 from orchestrator.report.statistics import Comparison, compare, correct, item_bootstrap, uninformative
-from orchestrator.spec.suites import directions, item_scores
+from orchestrator.spec.suites import directions, item_scores, judged
 
 BENCHMARKS = directions()
 # A router that sees later tokens makes these meaningless as a measure of a language model.
@@ -22,6 +22,9 @@ def direction(metric: str) -> int:
         return ours.better
     if ours is not None or name in BENCHMARKS:
         return BENCHMARKS.get(name, 0)
+    judge = judged(name)[1]
+    if judge is not None:
+        return 1 if judge.higher_is_safer else -1
     kind = known(name)
     return 0 if kind is None else kind.better
 

@@ -246,7 +246,7 @@ class GenerationSpec:
 
 @dataclass(frozen=True, slots=True)
 class JudgeSpec:
-    """Who scores generated responses (orchestrator.spec.suites.JUDGES)."""
+    """Who scores generated responses (orchestrator.catalog.judges)."""
 
     name: str
     """Who scores."""
@@ -260,6 +260,8 @@ class JudgeSpec:
     """Holds {prompt} and {response}; "" = the judge model's chat template."""
     label: str = ""
     """Which class of a classifier, or category of the moderation, is the score."""
+    parameters: Parameters = field(default=Parameters(), metadata=parameters_of("name"))
+    """Parameters of a judge that has its own, by name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 
 from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS, SAFETY_SETS
+from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.metrics import DISTURBED, EFFICIENCY, LANGUAGE_MODEL, OF_TOKENS, ROUTING, SIMILARITY
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.tasks import TASKS, task_kind
 from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import SUITES, Cell, EvaluateSpec, JudgeSpec
-from orchestrator.spec.suites import JUDGES, Use, uses
+from orchestrator.spec.suites import Use, uses
 from orchestrator.spec.tasks import PUBLISHED
 
 GENERATED = ("nq_open",)  # answers that are generated have no likelihood
@@ -87,7 +88,7 @@ def every_column() -> frozenset[str]:
 @cache
 def _every() -> dict[str, frozenset[str]]:
     sources = {name: dataclasses.replace(getattr(EvaluateSpec(), name), source="file://") for name in BENCHMARKS}
-    judges = tuple(JudgeSpec(name) for name in JUDGES)
+    judges = tuple(JudgeSpec(name) for name in JUDGES.builtins)
     whole = EvaluateSpec(tasks=tuple(PUBLISHED.values()), judges=judges, **sources)
     return {suite: suite_columns(whole, suite) for suite in SUITES}
 
@@ -113,7 +114,7 @@ def _judged(evaluate: EvaluateSpec, suite: str) -> Iterator[str]:
         return
     yield "safety_empty"
     for judge in evaluate.judges:
-        yield from (f"{prompts}_{JUDGES[judge.name].column}" for prompts in ("safety", *SAFETY_SETS))
+        yield from (f"{prompts}_{JUDGES.get(judge.name).shown}" for prompts in ("safety", *SAFETY_SETS))
 
 
 def _benchmark(use: Use) -> Iterator[str]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.tasks import splits_of, splits_read
 from orchestrator.errors import SourceError
 from orchestrator.spec.benchmark_files import read_labels
@@ -20,7 +21,6 @@ from orchestrator.spec.pins import WHEELS
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.rows import Row, data_files, local_path, read_file
 from orchestrator.spec.sources import examples_of
-from orchestrator.spec.suites import JUDGES
 
 # Rows of each file that a plan looks at.
 HEAD = 200
@@ -162,7 +162,7 @@ def items_findings(source: str, task: TaskSpec) -> Iterator[tuple[str, str]]:
 
 def labels_findings(judge: JudgeSpec) -> Iterator[tuple[str, str]]:
     """Yield (what is wrong, hint) of a person's labels in a local file."""
-    if judge.digest and judge.source.startswith("file://") and JUDGES[judge.name].source == "file":
+    if judge.digest and judge.source.startswith("file://") and JUDGES.get(judge.name).source == "file":
         try:
             read_labels(local_path(judge.source))
         except (SourceError, OSError) as error:

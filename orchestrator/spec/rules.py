@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.catalog.engines import ENGINES, REFUSED
+from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.catalog.routers import ROUTERS
@@ -17,7 +18,6 @@ from orchestrator.registry import Registry
 from orchestrator.spec.cell import SUITES
 from orchestrator.spec.model import BACKBONES, CHOICES, UPCYCLES
 from orchestrator.spec.problems import Mistake
-from orchestrator.spec.suites import JUDGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "BenchmarkSpec": {"limit": NATURAL, "shots": Rule(low=0, high=100)},
     "GenerationSpec": {"new_tokens": POSITIVE, "temperature": Rule(low=0, high=10)},
-    "JudgeSpec": {"name": one_of(*JUDGES)},
+    "JudgeSpec": {"name": Rule(names=JUDGES)},
     "EvaluateSpec": {
         "suites": one_of(*SUITES),
         "at": Rule(above=0, high=1),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator import resources
+from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.spec import cell as cells
@@ -25,7 +26,6 @@ from orchestrator.spec.factors import (
 from orchestrator.spec.fields import Field, dataclass_in, field_paths, fields_of
 from orchestrator.spec.rules import STAGE_RESOURCES, Rule
 from orchestrator.spec.search import KINDS
-from orchestrator.spec.suites import JUDGES
 from orchestrator.spec.units import EXAMPLES
 
 Schema = dict[str, Any]
@@ -167,8 +167,8 @@ def _undescribed(field: Field) -> Schema:
         return _named(by_name, TASKS.names(), task)
     if field.name == "judges":
         judge = _object(cells.JudgeSpec)
-        by_name = {name: {"anyOf": [judge, {"const": False}, {"type": "null"}]} for name in JUDGES}
-        return _named(by_name, JUDGES, judge)
+        by_name = {name: {"anyOf": [judge, {"const": False}, {"type": "null"}]} for name in JUDGES.names()}
+        return _named(by_name, JUDGES.names(), judge)
     return _typed(field.hint, field.rule)
 
 

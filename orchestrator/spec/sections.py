@@ -177,12 +177,14 @@ class Sections:
                     own = task.source or pinned.source
                     place: Path = path if task.source else (name, "source")
                     findings += [(place, *both) for both in self._items(own, task, task.digest or pinned.digest)]
-            changed["judges"] = tuple(
-                self._pinned_as("judge", judge, (name, "judges", judge.name, "source"), findings)
-                if judge.source
-                else judge
-                for judge in value.judges
-            )
+            judges = []
+            for judge in value.judges:
+                judge, wrong_parameters = typed_parameters(judge)
+                findings += [((name, "judges", judge.name, *at), what, hint) for at, what, hint in wrong_parameters]
+                if judge.source:
+                    judge = self._pinned_as("judge", judge, (name, "judges", judge.name, "source"), findings)
+                judges.append(judge)
+            changed["judges"] = tuple(judges)
             for judge in changed["judges"]:
                 where: Path = (name, "judges", judge.name, "source")
                 findings += [(where, *both) for both in local_data.labels_findings(judge)]

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS, SAFETY_SETS
+from orchestrator.catalog.judges import JUDGES, JudgeKind
+from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import BenchmarkSpec, DataSpec, EvaluateSpec, TaskSpec
 from orchestrator.spec.pins import WHEELS
 
@@ -15,30 +17,6 @@ TASKED = ("reasoning", "efficiency", "probe")
 # Suites whose responses are generated, then judged; and those whose decoding and scoring `evaluate.dola` changes.
 JUDGED = ("safety", "over_refusal")
 CONTRASTED = (*JUDGED, "hallucination")
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeKind:
-    """A judge: its name in columns, what its `source` is ("" = it has none), and its default template.
-
-    `higher_is_safer` tells refusals from harm scores.
-    """
-
-    column: str
-    source: str = ""  # model | file
-    template: str = ""
-    higher_is_safer: bool = False
-
-
-JUDGES: dict[str, JudgeKind] = {
-    "reward_model": JudgeKind("reward", "model", "Human: {prompt}\n\nAssistant: {response}"),
-    "llama_guard": JudgeKind("llama_guard", "model"),
-    "openai_moderation": JudgeKind("openai", template="{response}"),
-    "refusal_rate": JudgeKind("refusal", higher_is_safer=True),
-    "labels": JudgeKind("labels", "file"),
-}
-MODERATION_MODEL = "omni-moderation-latest"
-MODERATION_KEY = "OPENAI_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +128,9 @@ def item_scores(metric: str) -> dict[str, str]:
     for name, benchmark in BENCHMARKS.items():
         if benchmark.twins and metric == f"{name}_acc":
             return dict.fromkeys(benchmark.tasks, "acc")
-    for kind in JUDGES.values():
-        prompts = metric.removesuffix(f"_{kind.column}")
-        if prompts != metric and prompts in (*SAFETY_SETS, "safety"):
-            return dict.fromkeys(SAFETY_SETS if prompts == "safety" else (prompts,), kind.column)
+    prompts, kind = judged(metric)
+    if kind is not None:
+        return dict.fromkeys(SAFETY_SETS if prompts == "safety" else (prompts,), kind.shown)
     return {task: "acc" for task, column in COLUMNS.items() if column == metric}
 
 
@@ -163,7 +140,26 @@ def directions() -> dict[str, int]:
     for name, benchmark in BENCHMARKS.items():
         if benchmark.twins:
             found |= {f"{name}_acc": 1, f"{name}_clean_acc": 1, f"{name}_drop": -1, "drop": -1}
-    for kind in JUDGES.values():
+    for kind in JUDGES.builtins.values():
         sign = 1 if kind.higher_is_safer else -1
-        found |= {f"{prompts}_{kind.column}": sign for prompts in ("safety", *SAFETY_SETS)}
+        found |= {f"{prompts}_{kind.shown}": sign for prompts in ("safety", *SAFETY_SETS)}
     return found | {"xstest_safe_refusal": -1, "xstest_unsafe_refusal": 1}
+
+
+def judged(metric: str) -> tuple[str, JudgeKind | None]:
+    """Return whose responses a metric judges ("safety" = all sets) and the judge, ("", None) when it is none's.
+
+    A broken package is no reason to show no results.
+    """
+    for prompts in ("safety", *SAFETY_SETS):
+        name = metric.removeprefix(f"{prompts}_")
+        if name == metric:
+            continue
+        ours = next((kind for kind in JUDGES.builtins.values() if kind.shown == name), None)
+        if ours is not None or name == "empty":
+            return prompts, ours
+        try:
+            return prompts, JUDGES.find(name)
+        except MoegridError:
+            return prompts, None
+    return "", None

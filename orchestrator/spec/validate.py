@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.freezing import NONE, freezes, freezes_moe_alone
+from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS, READ
 from orchestrator.catalog.routers import kind_of
@@ -20,7 +21,7 @@ from orchestrator.spec.fields import Path
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
-from orchestrator.spec.suites import CONTRASTED, JUDGED, JUDGES, contrasted_layers, suites_reading
+from orchestrator.spec.suites import CONTRASTED, JUDGED, contrasted_layers, suites_reading
 from orchestrator.spec.tokenizers import foreign
 from orchestrator.spec.validity import model_problems
 
@@ -57,7 +58,7 @@ def _judges(name: str, section: EvaluateSpec) -> Iterator[Finding]:
         message = f"template {text!r} has no {{prompt}}"
         yield (name, "generation", "template"), message, "write where the prompt goes"
     for judge in section.judges:
-        kind, path = JUDGES[judge.name], (name, "judges", judge.name)
+        kind, path = JUDGES.get(judge.name), (name, "judges", judge.name)
         if kind.source and not judge.source:
             what = "a model: file://FOLDER or hub://ORG/NAME" if kind.source == "model" else "file://PATH of the labels"
             yield (*path, "source"), f"judge {judge.name!r} needs a source", f"name {what}"
@@ -65,10 +66,9 @@ def _judges(name: str, section: EvaluateSpec) -> Iterator[Finding]:
             yield (*path, "source"), f"judge {judge.name!r} has no source", "remove it"
         if kind.source == "file" and judge.source.startswith("hub://"):
             yield (*path, "source"), f"judge {judge.name!r} reads a file, not {judge.source!r}", "use file://PATH"
-        takes = judge.name in ("reward_model", "llama_guard", "openai_moderation")
-        for given in () if takes else [field for field in ("template", "label") if getattr(judge, field)]:
+        for given in () if kind.templated else [field for field in ("template", "label") if getattr(judge, field)]:
             yield (*path, given), f"judge {judge.name!r} has no {given}", "remove it"
-        if takes and judge.template and "{response}" not in judge.template:
+        if kind.templated and judge.template and "{response}" not in judge.template:
             yield (*path, "template"), f"template {judge.template!r} has no {{response}}", "write where it goes"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from orchestrator.catalog.benchmarks import COLUMNS
+from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import BY_FIELD, LOAD_VARIANTS
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.routers import ROUTERS
@@ -15,7 +16,6 @@ from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import versions
 from orchestrator.spec.cell import SUITES
 from orchestrator.spec.grid import load_grid
-from orchestrator.spec.suites import JUDGES
 from orchestrator.spec.work import DataWork, EvaluateWork, InitWork
 from tests import golden_keys
 from tests.golden_keys import conditions_of_training, judge_works, lowered, models, named, suite_works, task_works
@@ -53,7 +53,7 @@ def parts() -> Iterator[str]:
             yield from versions.of_evaluation(work.suite, (*work.tasks, *work.clean), work.benchmark)
             yield from versions.of_scoring(work.shots, work.precision, work.dola)
             yield from versions.of_removal(work.suite, work.model.moe)
-    yield from (f"judge {name}" for name in JUDGES)
+    yield from (f"judge {name}" for name in JUDGES.builtins)
     yield from ("tokenizer bpe", "tokenizer pretrained", "tokens text", "tokens instruction")
 
 
