@@ -87,7 +87,7 @@ check: $(VENV)/.ready-dev  ## style, types, import rules, dead code
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/vulture
+	@$(BIN)/python infra/dead_code.py
 
 docs: $(VENV)/.ready-dev  ## build the documentation site into build/site
 	@$(BIN)/mkdocs build -q -f infra/docs.yml

@@ -98,7 +98,7 @@ def differing_code(provenance: Mapping[str, Any], uses: Iterable[Use] = ()) -> t
     return None
 
 
-def refuse_other_code(provenance: Mapping[str, Any], what: str, uses: Iterable[Use] = ()) -> None:
+def refuse_other_code(provenance: Mapping[str, object], what: str, uses: Iterable[Use] = ()) -> None:
     """Raise CodeError when a state would be continued by other training code than made it."""
     differing = differing_code(provenance, uses)
     if differing is None:

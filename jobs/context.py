@@ -187,7 +187,7 @@ class StageContext:
         *,
         blobs: Mapping[str, Path | bytes],
         metrics: Mapping[str, float] | None = None,
-        info: Mapping[str, Any] | None = None,
+        info: Mapping[str, object] | None = None,
         key: str | None = None,
         parents: Mapping[str, str] | None = None,
     ) -> Manifest:
@@ -211,7 +211,7 @@ class StageContext:
         key: str,
         blobs: tuple[Blob, ...],
         metrics: Mapping[str, float],
-        info: Mapping[str, Any],
+        info: Mapping[str, object],
         parents: Mapping[str, str],
     ) -> Manifest:
         """Commit a manifest over blobs that are already in the store."""
@@ -240,7 +240,7 @@ class StageContext:
     def _origins(self, work: Work) -> dict[str, Any]:
         """Return what a manifest says of the training code, and of what came from outside."""
         uses = uses_of(work, self.execution.engine)
-        found: dict[str, Any] = {"plugins": [use.to_json() for use in uses]} if uses else {}
+        found: dict[str, object] = {"plugins": [use.to_json() for use in uses]} if uses else {}
         if work.kind == "train":
             found["code"] = code.code_digest()
             if packages := code.package_digests(uses):
@@ -267,7 +267,7 @@ class StageContext:
         if self.rank == 0:
             self.job.reporter.series(self.stage, {"step": step, "time": when or time.time(), **metrics})
 
-    def progress(self, step: int, total: int, **values: Any) -> None:
+    def progress(self, step: int, total: int, **values: object) -> None:
         """Say in the heartbeat how far the stage is (`loss`, `tokens_per_second`, ...)."""
         self.job.reporter.beat(
             stage=self.stage, label=self.label, step=step, total=total, stopping=self.stopping, **values

@@ -108,7 +108,7 @@ def record(execution: Execution, resources: Resources, world_size: int) -> dict[
         torch_version = version("torch")
     except PackageNotFoundError:
         torch_version = ""
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "device": execution.device,
         "world_size": world_size,
         "threads": resources.cores,
@@ -125,12 +125,12 @@ def record(execution: Execution, resources: Resources, world_size: int) -> dict[
     return facts
 
 
-def differing(parent: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differing(parent: Mapping[str, object], own: Mapping[str, object]) -> dict[str, tuple[Any, Any]]:
     """Return name -> (parent's, own) of the numerics that differ; what a manifest does not record is not compared."""
     return {name: (parent[name], own[name]) for name in own if name in parent and parent[name] != own[name]}
 
 
-def refuse_other(parent: Mapping[str, Any], own: Mapping[str, Any], what: str) -> None:
+def refuse_other(parent: Mapping[str, object], own: Mapping[str, object], what: str) -> None:
     """Raise NumericsError when a state made under `parent` would be continued under `own`."""
     found = differing(parent, own)
     if not found:
@@ -144,7 +144,7 @@ def refuse_other(parent: Mapping[str, Any], own: Mapping[str, Any], what: str) -
     )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{name}={text}" for name, text in sorted(value.items())) or "none"
     return str(value) if value != "" else "none"

@@ -73,7 +73,7 @@ class Reporter:
         with self._lock:
             return list(self._leases)
 
-    def beat(self, **values: Any) -> None:
+    def beat(self, **values: object) -> None:
         """Change what the next heartbeat says."""
         with self._lock:
             self._beat.update(values)

@@ -182,7 +182,7 @@ def _declarations(module: ModuleType) -> Iterator[tuple[Registry[Any], Any]]:
             yield registry, value
 
 
-def _moved(value: Any, path: re.Pattern[str], module: str) -> Any:
+def _moved(value: object, path: re.Pattern[str], module: str) -> Any:
     """Return a declaration whose paths into its file, "my_router:Noisy" or "./my_router.py:Noisy", are importable."""
     if isinstance(value, str):
         found = path.fullmatch(value)

@@ -44,7 +44,7 @@ class Origin:
     def __str__(self) -> str:
         return f"{self.provider} {self.version[:12] if self.file else self.version}"
 
-    def identity(self, declaration: Any) -> str:
+    def identity(self, declaration: object) -> str:
         """Return what stands for the declaration's meaning in a key: a file by its content, a kind by its version."""
         if self.file:
             return f"sha256:{self.version}"

@@ -208,7 +208,7 @@ def _configured(source: str, name: HubName, card: Path) -> Mapping[str, Any]:
     return _loaded(source, builder, {split: [str(folder / path) for path in found] for split, found in paths.items()})
 
 
-def _default(name: HubName, configs: Mapping[str, Mapping[str, Any]]) -> str:
+def _default(name: HubName, configs: Mapping[str, Mapping[str, object]]) -> str:
     marked = [config for config, data in configs.items() if data.get("default")]
     known = list(HUB_SETS[name.name].configs)[:1] if name.name in HUB_SETS else []
     sole = list(configs) if len(configs) == 1 else []
@@ -257,7 +257,7 @@ def _loaded(source: str, path: str, files: Mapping[str, Sequence[str]] | None) -
     import datasets
 
     try:
-        loaded: Mapping[str, Any] = datasets.load_dataset(path, data_files=files, streaming=True)
+        loaded: Mapping[str, object] = datasets.load_dataset(path, data_files=files, streaming=True)
     except Exception as error:  # of many types: no files, a wrong pattern, files of no known kind
         raise SourceError(f"{source} has no data files that can be read", cause=_first_line(error)) from None
     return loaded

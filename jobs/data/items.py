@@ -242,7 +242,7 @@ def evaluated_texts(wheels: ItemWheels) -> list[str]:
     return texts
 
 
-def _texts(value: Any) -> Iterable[str]:
+def _texts(value: object) -> Iterable[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

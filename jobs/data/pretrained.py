@@ -79,7 +79,7 @@ def own_tokenizer(checkpoint: str) -> Any | None:
     return _from_path(path, checkpoint)[0] if has_tokenizer(path) else None
 
 
-def special_tokens(tokenizer: Any) -> dict[str, str]:
+def special_tokens(tokenizer: object) -> dict[str, str]:
     """Return bos, eos and pad by the names that public vocabularies have; a missing one falls back to the end of text.
 
     For a vocabulary alone, which declares nothing.

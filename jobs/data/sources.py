@@ -44,7 +44,7 @@ def run(context: StageContext, work: DataWork) -> None:
         apart = {source.task: source.data for source in work.sources}
         blobs, counts = item_blobs(work.data, work.tasks, apart, work.pools)
         read = read_at(work.data.source, *(data.source for data in apart.values()))
-        context.commit(work, blobs=blobs, info={"items": counts} | read)
+        context.commit(work, blobs=blobs, info={"items": counts, **read})
         return
     train, heldout = split_rows(read_rows(work.data), work.data, work.seed)
     train.extend(mixed_rows(work.data.mix, work.seed))
@@ -52,7 +52,7 @@ def run(context: StageContext, work: DataWork) -> None:
     blobs = {"train.parquet": parquet(train), "heldout.parquet": parquet(heldout)}
     rows = {"train": len(train), "heldout": len(heldout), "mixed": work.data.mix.rows}
     read = read_at(work.data.source, work.data.mix.source)
-    context.commit(work, blobs=blobs, info={"rows": rows} | read)
+    context.commit(work, blobs=blobs, info={"rows": rows, **read})
 
 
 def read_rows(data: DataSpec, template: str = "{prompt}") -> Sequence[Document | Example]:

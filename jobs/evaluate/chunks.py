@@ -93,7 +93,7 @@ def prepare(
     Tasks that generate keep room for their new tokens. A task that an earlier stage of the job has prepared in the same
     way is used again.
     """
-    known: dict[Any, Prepared] = context.job.live.setdefault("tasks", {})
+    known: dict[object, Prepared] = context.job.live.setdefault("tasks", {})
     items = work.clean_items or work.items if clean else work.items
     room = lm.max_length - work.new_tokens
     tasks = []

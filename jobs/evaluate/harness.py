@@ -75,7 +75,7 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is read with
         self._rows = rows
         super().__init__(config=config)
 
-    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: object) -> None:
         self.dataset = {split: datasets.Dataset.from_list(rows) for split, rows in self._rows.items()}
 
 
@@ -89,7 +89,7 @@ class _Drawing(LocalTask):
         self._pool = pool
         super().__init__(config, rows)
 
-    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: object) -> None:
         evaluated = {split: rows for split, rows in self._rows.items() if split != self._pool}
         self.dataset = {split: datasets.Dataset.from_list(rows) for split, rows in evaluated.items()}
 
@@ -111,7 +111,7 @@ class _Fixed(ContextSampler):  # type: ignore[misc]
     def __init__(self, shots: Sequence[Row]) -> None:
         self.shots = shots
 
-    def sample(self, n: int, *args: Any, **kwargs: Any) -> Sequence[Row]:
+    def sample(self, n: int, *args: object, **kwargs: object) -> Sequence[Row]:
         return self.shots[:n]
 
 
@@ -170,7 +170,7 @@ def read_rows(directory: Path, name: str, split: str, limit: int = 0, group_by: 
 
 
 def _in_turn(rows: list[Row], column: str) -> list[Row]:
-    groups: dict[Any, list[Row]] = defaultdict(list)
+    groups: dict[object, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.get(column)].append(row)
     longest = max(map(len, groups.values()))
@@ -266,7 +266,7 @@ class Prepared:
                 fresh = not (shared and draws)
                 draws.append(list(sampler.sample(n=count, eval_doc=doc if own else None)) if fresh else draws[0])
             return draws
-        pools: dict[Any, list[Row]] = defaultdict(list)
+        pools: dict[object, list[Row]] = defaultdict(list)
         for row in sampler.df:
             pools[row[group_by]].append(row)
         for name, pool in pools.items():

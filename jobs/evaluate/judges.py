@@ -117,7 +117,7 @@ def run(context: StageContext, work: JudgeWork) -> None:
     scores = [score for part in found for score in part]
     table = summarise(work.suite, work.judge, rows, scores)
     about = {"judge": work.judge.name, "revision": judge.revision, "template": judge.template}
-    info: dict[str, Any] = {**table.info, **about, "source": work.judge.source, "label": work.judge.label}
+    info: dict[str, object] = {**table.info, **about, "source": work.judge.source, "label": work.judge.label}
     info["model_served"] = judge.model_served
     info |= {name: responses.info.get(name) for name in ("generation", "dola", "seed")}
     items = scores_parquet(rows, scores, about, JUDGES.get(work.judge.name).shown)

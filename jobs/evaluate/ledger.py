@@ -56,7 +56,7 @@ class Ledger:
         rank, size, check = self._context.rank, self._context.world_size, self._context.job.signals.check
         call = f"{self._context.stage}/{self._calls}"
         self._calls += 1
-        mine: dict[int, Any] = {}
+        mine: dict[int, object] = {}
         for number in turns(call, len(parts), size):
             mine[number] = self._once(*parts[number])
             progress(number + 1)
@@ -66,7 +66,7 @@ class Ledger:
         return values
 
     def commit(
-        self, work: Measuring, *, blobs: Mapping[str, bytes], metrics: Mapping[str, float], info: Mapping[str, Any]
+        self, work: Measuring, *, blobs: Mapping[str, bytes], metrics: Mapping[str, float], info: Mapping[str, object]
     ) -> None:
         """Commit the evaluation (rank 0 alone) and delete its chunks."""
         if self._context.rank:

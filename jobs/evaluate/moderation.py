@@ -34,7 +34,7 @@ _AGAIN = (408, 409, 429)
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect would send the key to another host."""
 
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+    def redirect_request(self, *args: object, **kwargs: object) -> None:
         return None
 
 
@@ -155,7 +155,7 @@ class Moderator:
         return self._client.scores([fill(self.template, *pair) for pair in pairs], self._label)
 
 
-def _score(result: Any, category: str) -> float:
+def _score(result: object, category: str) -> float:
     scores = result.get("category_scores") if isinstance(result, dict) else None
     if not isinstance(scores, dict) or not scores:
         raise MoegridError("a moderation result has no category_scores", cause=f"{result!r:.200}")

@@ -167,7 +167,7 @@ class PrefixLM(LM):  # type: ignore[misc]  # lm-eval is read without types
         return moe is None or moe.choice_group != "batch" or bool(getattr(self._callee.module, "causal", True))
 
 
-def window(model: torch.nn.Module, tokenizer: Any) -> int:
+def window(model: torch.nn.Module, tokenizer: object) -> int:
     """Return the model's context length: from its config, else the tokenizer, else 2048."""
     config = getattr(model, "config", None)
     config = getattr(config, "text_config", None) or config

@@ -66,7 +66,7 @@ def run(context: StageContext, work: GenerateWork) -> None:
 
 
 def _responses(lm: PrefixLM, prompts: Sequence[Row], work: GenerateWork) -> list[str]:
-    settings: dict[str, Any] = {"until": [], "max_gen_toks": work.generation.new_tokens}
+    settings: dict[str, object] = {"until": [], "max_gen_toks": work.generation.new_tokens}
     if work.generation.temperature:
         # The first prompt names the part: the same prompts get the same draws, wherever a run was cut.
         name = hashlib.sha256(f"{work.seed}/{prompts[0]['task']}/{prompts[0]['item']}".encode()).digest()
@@ -76,16 +76,16 @@ def _responses(lm: PrefixLM, prompts: Sequence[Row], work: GenerateWork) -> list
     return generated(lm, texts, settings)
 
 
-def generated(lm: PrefixLM, contexts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+def generated(lm: PrefixLM, contexts: Sequence[str], settings: Mapping[str, object]) -> list[str]:
     """Return what follows each context under lm-eval's generation settings."""
     return lm.generate_until([_request(context, settings) for context in contexts], disable_tqdm=True)
 
 
-def _request(context: str, settings: Mapping[str, Any]) -> Any:
+def _request(context: str, settings: Mapping[str, object]) -> Any:
     return SimpleNamespace(args=(context, dict(settings)))
 
 
-def responses_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def responses_parquet(rows: Sequence[Mapping[str, object]]) -> bytes:
     """Return `responses.parquet`: task, item, label, prompt, response."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -72,7 +72,7 @@ class Model:
         """Whether prefixes may be shared: a token's routing depends on that token and on earlier ones alone."""
         return bool(getattr(self.module, "cacheable", True))
 
-    def __call__(self, ids_BS: Tensor, keep_BS: Tensor, real_BS: Tensor, **kwargs: Any) -> tuple[Tensor, Any, Any]:
+    def __call__(self, ids_BS: Tensor, keep_BS: Tensor, real_BS: Tensor, **kwargs: object) -> tuple[Tensor, Any, Any]:
         """Return (logits [n,V] at the positions of `keep_BS` in row order, cache, routing records)."""
         if self.contrast is None:
             return self._run(ids_BS, keep_BS, real_BS, **kwargs)
@@ -80,7 +80,7 @@ class Model:
             logits, cache, routings = self._run(ids_BS, keep_BS, real_BS, **kwargs)
         return self.contrast.logits(logits, states), cache, routings
 
-    def _run(self, ids_BS: Tensor, keep_BS: Tensor, real_BS: Tensor, **kwargs: Any) -> tuple[Tensor, Any, Any]:
+    def _run(self, ids_BS: Tensor, keep_BS: Tensor, real_BS: Tensor, **kwargs: object) -> tuple[Tensor, Any, Any]:
         if self.ours:
             padding = None if bool(real_BS.all()) else ~real_BS
             output = self.module(ids_BS, logits_to_keep=keep_BS, padding=padding, **kwargs)
@@ -141,7 +141,7 @@ class Scorer:
 
     def _trees(self, trees: Sequence[Tree], tally: _Tally) -> None:
         ids, real = _padded([tree.ids for tree in trees], self.model.device)
-        kwargs: dict[str, Any] = {"use_cache": False}
+        kwargs: dict[str, object] = {"use_cache": False}
         if any(not tree.chain for tree in trees):
             kwargs["attention_mask"] = self._mask(trees, None, ids.shape[1])
             kwargs["position_ids"] = _padded([tree.positions for tree in trees], self.model.device)[0]
@@ -191,7 +191,7 @@ class Scorer:
         mask = torch.zeros(seen.shape, dtype=self._dtype, device=device)
         return mask.masked_fill_(~seen, torch.finfo(self._dtype).min)[:, None]
 
-    def _forward(self, ids: Tensor, real: Tensor, scored: Sequence[Scored], tally: _Tally, **kwargs: Any) -> Any:
+    def _forward(self, ids: Tensor, real: Tensor, scored: Sequence[Scored], tally: _Tally, **kwargs: object) -> Any:
         rows = np.concatenate([np.full(len(s.position), row) for row, s in enumerate(scored)])
         columns = np.concatenate([s.position for s in scored])
         targets = np.concatenate([s.target for s in scored])

@@ -112,7 +112,7 @@ class CausalLM(nn.Module):
     @property
     def moe_blocks(self) -> list[MoEBlock]:
         """The MoE blocks in layer order, aligned with `Output.routings`; dense layers are not among them."""
-        blocks: list[Any] = [decoder.mlp.block for decoder in self.layers]  # type: ignore[union-attr]
+        blocks: list[object] = [decoder.mlp.block for decoder in self.layers]  # type: ignore[union-attr]
         return [block for block in blocks if isinstance(block, MoEBlock)]
 
     @property
@@ -132,7 +132,7 @@ class CausalLM(nn.Module):
         attention_mask: Tensor | None = None,
         spans: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: object = None,
         use_cache: bool = False,
         logits_to_keep: int | Tensor = 0,
         padding: Tensor | None = None,

@@ -124,7 +124,7 @@ def _config(model: CausalLM, layout: str) -> dict[str, Any]:
         config: PreTrainedConfig = model.config
         architecture = "OlmoeForCausalLM" if layout == "olmoe" else "LlamaForCausalLM"
         return {**config.to_dict(), "architectures": [architecture], "model_type": layout}
-    shape: dict[str, Any] = {
+    shape: dict[str, object] = {
         "vocab_size": int(model.config.vocab_size),
         "hidden_size": spec.hidden_size,
         "num_hidden_layers": spec.num_layers,

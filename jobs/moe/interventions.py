@@ -29,7 +29,7 @@ def pruned(model: nn.Module, experts: Mapping[int, int | Sequence[int]]) -> Iter
     Experts are physical ones: of TC-MoE both signs go, of MoE++ only full experts can.
     """
     blocks = _blocks(model)
-    changes: dict[int, dict[str, Any]] = {}
+    changes: dict[int, dict[str, object]] = {}
     for layer, removed in experts.items():
         _check_layer(blocks, layer)
         ids = tuple(torch.as_tensor(removed).reshape(-1).tolist())

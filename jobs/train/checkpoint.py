@@ -110,10 +110,10 @@ class CheckpointWriter:
         work: TrainWork,
         engine: Engine,
         step: int,
-        state: Mapping[str, Any],
+        state: Mapping[str, object],
         rows: Sequence[str],
         *,
-        info: Mapping[str, Any],
+        info: Mapping[str, object],
         metrics: Mapping[str, float],
         last: bool,
     ) -> None:

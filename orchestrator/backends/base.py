@@ -66,7 +66,7 @@ class Handle:
         return cls(data["attempt"], data["batch"], data["id"], data.get("details", {}))
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> Handle | None:
+    def parse(cls, data: Mapping[str, object]) -> Handle | None:
         """Return the handle, None when `data` is none (damaged): the scheduler is asked by the batch's name then."""
         texts = (data.get("attempt"), data.get("batch"), data.get("id"))
         if not all(isinstance(text, str) for text in texts) or not isinstance(data.get("details", {}), Mapping):

@@ -65,7 +65,7 @@ class RaySite:
     max_jobs: int = field(default=256, metadata={"least": 1})
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> RaySite:
+    def of(cls, settings: Mapping[str, object]) -> RaySite:
         """Build from plain settings; an empty value means the default. Raises GridError with what is wrong."""
         return settings_of(cls, settings, LISTS, DRIVER_KEYS)
 
@@ -229,7 +229,7 @@ class RayBackend:
             for name, value in os.environ.items()
             if any(fnmatch.fnmatch(name, pattern) for pattern in self.site.pass_environment)
         }
-        actors: list[Any] = []
+        actors: list[object] = []
         for node in range(resources.nodes):
             request = NodeJob(
                 attempt=job.attempt,

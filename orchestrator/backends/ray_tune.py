@@ -26,7 +26,9 @@ class Outcome:
     error: str = ""
 
 
-def run_trials(spec: SearchSpec, trial: Trial, folder: Path, begun: Sequence[Mapping[str, Any]] = ()) -> list[Outcome]:
+def run_trials(
+    spec: SearchSpec, trial: Trial, folder: Path, begun: Sequence[Mapping[str, object]] = ()
+) -> list[Outcome]:
     """Run the trials of a search, `concurrency` at a time, and return how they ended.
 
     With sampler random equal seeds sample equal values. Optuna's depend on which trial ends first: the values of
@@ -47,7 +49,7 @@ def run_trials(spec: SearchSpec, trial: Trial, folder: Path, begun: Sequence[Map
         for fraction, value in trial(config):
             tune.report({"metric": value, "percent": 100 * fraction})
 
-    scheduler: Any = tune.schedulers.FIFOScheduler()
+    scheduler: object = tune.schedulers.FIFOScheduler()
     if spec.scheduler.name == "asha":
         scheduler = tune.schedulers.ASHAScheduler(
             time_attr="percent",
@@ -78,7 +80,7 @@ def run_trials(spec: SearchSpec, trial: Trial, folder: Path, begun: Sequence[Map
         ray.shutdown()
 
 
-def _sampler(spec: SearchSpec, begun: Sequence[Mapping[str, Any]]) -> Any:
+def _sampler(spec: SearchSpec, begun: Sequence[Mapping[str, object]]) -> Any:
     if spec.sampler == "random":
         from ray.tune.search.basic_variant import BasicVariantGenerator
 

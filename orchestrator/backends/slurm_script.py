@@ -75,7 +75,7 @@ class SlurmSite:
     command_timeout: float = field(default=30.0, metadata={"least": 0.1})
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> SlurmSite:
+    def of(cls, settings: Mapping[str, object]) -> SlurmSite:
         """Build from plain settings; an empty value means the default. Raises GridError with what is wrong."""
         return settings_of(cls, settings, LISTS, DRIVER_KEYS)
 

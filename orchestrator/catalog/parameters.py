@@ -15,7 +15,7 @@ class Parameters(Mapping[str, Any]):
 
     __slots__ = ("_values",)
 
-    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, values: Mapping[str, object] | None = None) -> None:
         self._values = {str(name): _frozen(value) for name, value in (values or {}).items()}
 
     def __getitem__(self, name: str) -> Any:
@@ -33,7 +33,7 @@ class Parameters(Mapping[str, Any]):
     def __repr__(self) -> str:
         return f"Parameters({self._values!r})"
 
-    def replaced(self, name: str, value: Any) -> Parameters:
+    def replaced(self, name: str, value: object) -> Parameters:
         """Return these parameters with one of another value."""
         return Parameters({**self._values, name: value})
 
@@ -48,10 +48,10 @@ class Parametrised(Protocol):
     def parameters(self) -> type | None: ...
 
 
-def made(declaration: Parametrised, given: Mapping[str, Any]) -> Any:
+def made(declaration: Parametrised, given: Mapping[str, object]) -> Any:
     """Return the kind's own dataclass with what is `given`, None when the kind has no parameters."""
     return None if declaration.parameters is None else declaration.parameters(**given)
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: object) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value

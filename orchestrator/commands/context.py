@@ -8,7 +8,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.engine.journal import Journal
 from orchestrator.engine.retry import decide
@@ -138,7 +138,7 @@ class Context:
         manifests = self.store.artifacts.many([key for keys in chosen.values() for key in keys])
         return Clock.from_finished((graph.stages[key], graph.resources(key), m.info) for key, m in manifests.items())
 
-    def emit(self, value: Any) -> None:
+    def emit(self, value: object) -> None:
         """Write JSON to stdout."""
         json.dump(value, sys.stdout, indent=2, allow_nan=False, default=str)
         sys.stdout.write("\n")

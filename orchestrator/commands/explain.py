@@ -113,7 +113,7 @@ def _known(context: Context, name: str) -> bool:
 
 
 def _predecessor(
-    cell: Mapping[str, Any], own: Mapping[str, Any], earlier: list[dict[str, Any]]
+    cell: Mapping[str, object], own: Mapping[str, object], earlier: list[dict[str, Any]]
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Return the most similar cell of the newest earlier version and its sections: equal, or of the same name, or of
     the fewest changes.
@@ -130,7 +130,7 @@ def _predecessor(
 
 
 def _why(
-    cell: Mapping[str, Any], before: Mapping[str, Any] | None, changes: list[Any], any_earlier: bool, new: bool
+    cell: Mapping[str, object], before: Mapping[str, object] | None, changes: list[Any], any_earlier: bool, new: bool
 ) -> str:
     if before is None:
         return "new: this grid was never run in this store" if new and not any_earlier else "new" if new else "done"

@@ -129,7 +129,7 @@ def show_results(context: Context, graph: StageGraph, results: Any = None) -> No
         console.print(f"MLflow: experiment {graph.grid.name!r} in {context.tracking_uri}   (look at it with: {look})")
 
 
-def try_report(context: Context, results: Any) -> Path | None:
+def try_report(context: Context, results: object) -> Path | None:
     """Write the report at the end of a run, which a full disk must not fail."""
     try:
         return write_report(context, results)

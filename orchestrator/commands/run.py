@@ -307,7 +307,7 @@ def _not_published(context: Context, why: str) -> None:
     context.console.print(f"the tracker is not up to date ({why}); nothing is lost: {sync}")
 
 
-def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan, results: Any) -> int:
+def _conclude(context: Context, graph: StageGraph, engine: Engine, plan: Plan, results: object) -> int:
     console = context.console
     counts = plan.counts()
     blocked = plan.keys("blocked")

@@ -52,7 +52,7 @@ class TrialRun:
     folder: str  # where the command was given: relative paths of sites, trackers and caches are meant from there
     environment: Mapping[str, str]
 
-    def __call__(self, values: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+    def __call__(self, values: Mapping[str, object]) -> Iterator[tuple[float, float]]:
         """Yield (fraction, mean of the metric over the trial's cells) as the states at the fractions are evaluated."""
         overrides = [*self.arguments["overrides"], *trial_overrides(values, self.fractions)]
         graph = self.graph(overrides)
@@ -150,7 +150,7 @@ def _inside(spec: SearchSpec, values: Mapping[str, Any]) -> bool:
     )
 
 
-def trial_overrides(values: Mapping[str, Any], fractions: Sequence[float]) -> list[str]:
+def trial_overrides(values: Mapping[str, object], fractions: Sequence[float]) -> list[str]:
     """Return the settings that make a grid with a search the grid of one trial."""
     axes = [f"factors.{name}={json.dumps([value])}" for name, value in values.items()]
     return ["search=null", f"at={json.dumps(list(fractions))}", *axes]

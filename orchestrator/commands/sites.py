@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from orchestrator.backends.base import Backend, Handle
 from orchestrator.catalog.backends import BACKENDS
@@ -15,7 +14,7 @@ from orchestrator.settings import Site, default_site, load_site, open_backend
 _MARKS = {"ray": "ray", "name": "slurm", "pid": "local"}
 
 
-def site_of(submission: Mapping[str, Any], handle: Handle | None, given: str = "") -> Site:
+def site_of(submission: Mapping[str, object], handle: Handle | None, given: str = "") -> Site:
     """Return the site that a batch was submitted to: as its file says now, else with its backend's defaults.
 
     `given` is the site of the command line, which may say where the file has gone. A scheduler is asked by the name it
@@ -40,7 +39,7 @@ def site_of(submission: Mapping[str, Any], handle: Handle | None, given: str = "
     return default_site(kind)
 
 
-def backend_of(submission: Mapping[str, Any], handle: Handle | None, store: str, given: str = "") -> Backend:
+def backend_of(submission: Mapping[str, object], handle: Handle | None, store: str, given: str = "") -> Backend:
     """Return the backend that has the jobs of a batch in the store with this URL."""
     return open_backend(site_of(submission, handle, given), store)
 

@@ -199,7 +199,7 @@ def _ended(context: Context, journal: Journal, attempt: str, stages: tuple[str, 
     return not any(claim.live and claim.attempt == attempt for claim in states.values())
 
 
-def _data(context: Context, graph: StageGraph, document: Mapping[str, Any]) -> dict[str, Any]:
+def _data(context: Context, graph: StageGraph, document: Mapping[str, object]) -> dict[str, Any]:
     """Return the contract of `status --json`."""
     from orchestrator.report.collect import collect
 
@@ -230,7 +230,7 @@ def _data(context: Context, graph: StageGraph, document: Mapping[str, Any]) -> d
     return {"grid": graph.grid.name, "scale": graph.grid.scale, "cells": cells}
 
 
-def _watch(context: Context, graph: StageGraph, document: Mapping[str, Any], journal: Journal) -> None:
+def _watch(context: Context, graph: StageGraph, document: Mapping[str, object], journal: Journal) -> None:
     pace = Pace()
     if not context.console.is_terminal:
         while True:
@@ -255,7 +255,7 @@ def _watch(context: Context, graph: StageGraph, document: Mapping[str, Any], jou
 def _lines(
     context: Context,
     graph: StageGraph,
-    document: Mapping[str, Any],
+    document: Mapping[str, object],
     journal: Journal,
     pace: Pace,
     *,

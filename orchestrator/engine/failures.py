@@ -126,7 +126,7 @@ class Failure:
         return cls(**{field.name: data[field.name] for field in fields(cls) if field.name in data})
 
     @classmethod
-    def parse(cls, data: Mapping[str, Any]) -> Failure | None:
+    def parse(cls, data: Mapping[str, object]) -> Failure | None:
         """Return the failure, None when `data` is no record of one (damaged)."""
         texts = ("stage", "attempt", "kind", "message", "hint", "artifact", "state", "code", "tail")
         numbers = ("step", "time", "exit_code")
@@ -175,7 +175,12 @@ def spoken(log: str, attempt: str = "") -> dict[str, Any] | None:
 
 
 def classify(
-    state: JobState, report: Mapping[str, Any] | None, log: str = "", memory_gb: float = 0.0, *, committed: bool = False
+    state: JobState,
+    report: Mapping[str, object] | None,
+    log: str = "",
+    memory_gb: float = 0.0,
+    *,
+    committed: bool = False,
 ) -> Verdict:
     """Say what ended a job that did not finish its stages.
 

@@ -64,7 +64,7 @@ class Journal:
         self.store.claims.evict(stage, attempt)
         self._claims.pop(stage, None)
 
-    def submit(self, batch: str, header: Mapping[str, Any], jobs: Sequence[Mapping[str, Any]]) -> None:
+    def submit(self, batch: str, header: Mapping[str, object], jobs: Sequence[Mapping[str, object]]) -> None:
         """Write down what a batch will be asked to run, before the scheduler hears of it."""
         document = {"format": FORMAT, "batch": batch, **header, "jobs": list(jobs)}
         self.store.create_json(f"submissions/{batch}.json", document)
@@ -184,7 +184,7 @@ _NUMBERS = frozenset({"step", "total", "time", "loss", "exit_code", "tokens_per_
 _NO_CLAIM = ClaimState(attempt="", token=0, live=False, entered=False, age=0.0, released=True)
 
 
-def _describes_jobs(submission: Mapping[str, Any]) -> bool:
+def _describes_jobs(submission: Mapping[str, object]) -> bool:
     """Return whether a submission has the shape that `submit` gave it."""
     jobs = submission.get("jobs")
     return (
@@ -199,7 +199,7 @@ def _describes_jobs(submission: Mapping[str, Any]) -> bool:
 
 
 def describe_job(
-    graph: StageGraph, attempt: str, keys: Sequence[str], resources: Resources, overrides: Mapping[str, Any]
+    graph: StageGraph, attempt: str, keys: Sequence[str], resources: Resources, overrides: Mapping[str, object]
 ) -> dict[str, Any]:
     """Return the job of a submission: everything a node needs to run these stages.
 

@@ -281,7 +281,7 @@ class Engine:
 
     def _start(self, batch: str, jobs: Sequence[dict[str, Any]]) -> None:
         grid = self.graph.grid
-        header: dict[str, Any] = {
+        header: dict[str, object] = {
             "grid": grid.name,
             "grid_digest": grid.digest,
             "scale": grid.scale,

@@ -81,7 +81,7 @@ def _feed_forward(moe: Moe, hidden_size: int, width: int) -> int:
 def shape_of(stage: Stage, resources: Resources) -> tuple[Any, ...]:
     """Return what decides a stage's speed, so that finished stages calibrate unfinished ones."""
     work = stage.work
-    shape: tuple[Any, ...] = (stage.kind, stage.phase, canonical_text(resources))
+    shape: tuple[object, ...] = (stage.kind, stage.phase, canonical_text(resources))
     if isinstance(work, TrainWork):
         train = work.conditions.train
         batch = (train.micro_batch, train.accumulation, train.sequence_length, train.precision)
@@ -149,7 +149,7 @@ def first_guess_seconds(stage: Stage, resources: Resources, vocab_size: int) -> 
 class Clock:
     """Estimates seconds per stage, calibrated by the manifests of finished stages (`info.seconds`)."""
 
-    def __init__(self, measured: Mapping[tuple[Any, ...], float] | None = None) -> None:
+    def __init__(self, measured: Mapping[tuple[object, ...], float] | None = None) -> None:
         self._measured = dict(measured or {})
         self._known: dict[tuple[str, Resources, int], float] = {}
 
@@ -159,7 +159,7 @@ class Clock:
 
         Training tells `train_seconds` for the `steps_run` since its last resume, all else `seconds`.
         """
-        sums: dict[tuple[Any, ...], tuple[float, float]] = {}
+        sums: dict[tuple[object, ...], tuple[float, float]] = {}
         for stage, resources, info in finished:
             seconds = info.get("train_seconds") or info.get("seconds")
             if not isinstance(seconds, (int, float)) or seconds <= 0:

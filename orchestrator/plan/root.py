@@ -29,7 +29,7 @@ def root_document(graph: StageGraph) -> dict[str, Any]:
     `sections` that make the cell, so that `explain` can compare two versions of a grid.
     """
     grid = graph.grid
-    sections: dict[str, Any] = {}
+    sections: dict[str, object] = {}
     named: dict[int, str] = {}
     cells = []
     for item in grid.cells:
@@ -89,7 +89,7 @@ def _resolved(cell: Cell, sections: dict[str, Any], named: dict[int, str]) -> di
 def _stages(graph: StageGraph) -> dict[str, Any]:
     stages = {}
     for key, stage in graph.stages.items():
-        entry: dict[str, Any] = {
+        entry: dict[str, object] = {
             "kind": stage.kind,
             "phase": stage.phase,
             "label": stage.label,

@@ -215,7 +215,7 @@ class Results:
         return found
 
 
-def collect(grid: str | Mapping[str, Any], store: Store) -> Results:
+def collect(grid: str | Mapping[str, object], store: Store) -> Results:
     """Return the results of a grid by its name (its newest version) or its root document.
 
     Raises MoegridError when the store does not know the grid.
@@ -292,7 +292,7 @@ def _state(cell: Mapping[str, Any], view: _View) -> tuple[str, str]:
     return (RUNNING, f"running: {stages[running]['label']}") if running else (PENDING, "not run yet")
 
 
-def _by_item(columns: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, dict[str, float]]]:
+def _by_item(columns: Mapping[str, Sequence[object]]) -> dict[str, dict[str, dict[str, float]]]:
     tasks, items = columns["task"], columns["item"]
     plain = [intervention in ("", BASE) for intervention in columns.get("intervention", [""] * len(tasks))]
     found: dict[str, dict[str, dict[str, float]]] = {}

@@ -104,7 +104,7 @@ def as_json(table: Table) -> str:
     """Return the table as JSON: one object a row."""
     rows = []
     for labels, entries in table.rows:
-        row: dict[str, Any] = dict(zip(table.labels, labels, strict=True))
+        row: dict[str, object] = dict(zip(table.labels, labels, strict=True))
         for metric, entry in zip(table.columns, entries, strict=True):
             row[metric] = {
                 "mean": entry.value,

@@ -133,7 +133,7 @@ def long_rows(results: Results) -> list[dict[str, Any]]:
     plugins = bool(outside.uses(results))
     rows = []
     for cell in results.cells:
-        row: dict[str, Any] = {name: cell.factors.get(name, "") for name in factors}
+        row: dict[str, object] = {name: cell.factors.get(name, "") for name in factors}
         row |= {"seed": cell.seed, "state": cell.state, "reason": cell.reason}
         if plugins:
             row["plugins"] = ", ".join(str(use.origin) for use in outside.cell_uses(results, cell))

@@ -97,12 +97,12 @@ def _products(document: GridDocument) -> Iterator[tuple[Mapping[str, Any], str]]
             yield product, also.place(i) if also is not None else ""
 
 
-def _seeds(product: Mapping[str, Any]) -> list[Any]:
+def _seeds(product: Mapping[str, object]) -> list[Any]:
     seeds = product[SEED]
     return list(seeds) if isinstance(seeds, list) else [seeds]
 
 
-def _continued(product: Mapping[str, Any], adaptive: Adaptive) -> dict[str, Any]:
+def _continued(product: Mapping[str, object], adaptive: Adaptive) -> dict[str, Any]:
     seeds = _seeds(product)
     first = max(seeds) + 1
     return {**product, SEED: [*seeds, *range(first, first + max(0, adaptive.max_seeds - len(seeds)))]}

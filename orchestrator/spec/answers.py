@@ -33,7 +33,7 @@ class _Rule:
     check: Callable[[Mapping[str, Any]], None]
 
 
-def check(task: str, row: Mapping[str, Any], where: str) -> None:
+def check(task: str, row: Mapping[str, object], where: str) -> None:
     """Raise SourceError when `row` does not say which of its choices is right, or has none to choose from.
 
     A task without a rule is left to the harness. `where` names the file and the row.
@@ -65,18 +65,18 @@ def check(task: str, row: Mapping[str, Any], where: str) -> None:
         raise SourceError(f"{where}: column {column!r} of task {task!r} {message}", hint=_HINT) from None
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return repr(value) if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
 
 
-def _label(column: str, value: Any, right: Sequence[Any]) -> None:
+def _label(column: str, value: object, right: Sequence[object]) -> None:
     # 1, 1.0 and True are equal, but the harness takes an index for a whole number alone.
     if not any(type(value) is type(known) and value == known for known in right):
         known = ", ".join(map(repr, right[:8]))
         raise _Bad(column, f"is {_shown(value)}, none of {known}")
 
 
-def _scored(column: str, texts: Sequence[Any]) -> None:
+def _scored(column: str, texts: Sequence[object]) -> None:
     """Refuse choices that cannot be scored: none, or one without text."""
     if not isinstance(texts, Sequence) or isinstance(texts, str):
         raise _Bad(column, f"is {_shown(texts)}, not a list of choices")
@@ -87,13 +87,13 @@ def _scored(column: str, texts: Sequence[Any]) -> None:
             raise _Bad(column, f"holds {_shown(text)}, which is no choice to score")
 
 
-def _columns(row: Mapping[str, Any], *columns: str) -> list[Any]:
+def _columns(row: Mapping[str, object], *columns: str) -> list[Any]:
     for column in columns:
         _scored(column, [row[column]])
     return [row[column] for column in columns]
 
 
-def _listed(row: Mapping[str, Any], column: str, count: int = 0) -> tuple[Sequence[Any], Sequence[Any]]:
+def _listed(row: Mapping[str, object], column: str, count: int = 0) -> tuple[Sequence[Any], Sequence[Any]]:
     """Return texts and labels of a column `{text: [...], label: [...]}`."""
     value = row[column]
     if not isinstance(value, Mapping) or not {"text", "label"} <= value.keys():
@@ -107,23 +107,23 @@ def _listed(row: Mapping[str, Any], column: str, count: int = 0) -> tuple[Sequen
     return texts, labels
 
 
-def _arc(row: Mapping[str, Any]) -> None:
+def _arc(row: Mapping[str, object]) -> None:
     _, labels = _listed(row, "choices")
     _label("answerKey", row["answerKey"], labels)
 
 
-def _openbookqa(row: Mapping[str, Any]) -> None:
+def _openbookqa(row: Mapping[str, object]) -> None:
     _, labels = _listed(row, "choices")
     answer = row["answerKey"]
     _label("answerKey", answer.lstrip() if isinstance(answer, str) else answer, labels)
 
 
-def _commonsense_qa(row: Mapping[str, Any]) -> None:
+def _commonsense_qa(row: Mapping[str, object]) -> None:
     _listed(row, "choices", 5)
     _label("answerKey", row["answerKey"], _LETTERS[:5])
 
 
-def _mmlu(row: Mapping[str, Any]) -> None:
+def _mmlu(row: Mapping[str, object]) -> None:
     choices = row["choices"]
     if not isinstance(choices, Sequence) or isinstance(choices, str) or len(choices) != 4:
         raise _Bad("choices", f"is {_shown(choices)}, not a list of 4")
@@ -150,17 +150,17 @@ def _hellaswag(row: Mapping[str, Any]) -> None:
     _label("label", label.strip() if isinstance(label, str) else label, (*range(count), *map(str, range(count))))
 
 
-def _piqa(row: Mapping[str, Any]) -> None:
+def _piqa(row: Mapping[str, object]) -> None:
     _label("label", row["label"], (0, 1, *_columns(row, "sol1", "sol2")))
 
 
-def _social_iqa(row: Mapping[str, Any]) -> None:
+def _social_iqa(row: Mapping[str, object]) -> None:
     _columns(row, "answerA", "answerB", "answerC")
     label = row["label"]
     _label("label", label.strip() if isinstance(label, str) else label, ("1", "2", "3", 1, 2, 3))
 
 
-def _boolq(row: Mapping[str, Any]) -> None:
+def _boolq(row: Mapping[str, object]) -> None:
     _label("label", row["label"], (0, 1, False, True, "no", "yes"))
 
 
@@ -201,21 +201,21 @@ def _nq_open(row: Mapping[str, Any]) -> None:
 
 
 def _classes(*names: str) -> Callable[[Mapping[str, Any]], None]:
-    def rule(row: Mapping[str, Any]) -> None:
+    def rule(row: Mapping[str, object]) -> None:
         _label("label", row["label"], (*range(len(names)), *names))
 
     return rule
 
 
-def _inference(row: Mapping[str, Any]) -> None:
+def _inference(row: Mapping[str, object]) -> None:
     _label("label", row["label"], range(3))
 
 
-def _sentences(row: Mapping[str, Any]) -> None:
+def _sentences(row: Mapping[str, object]) -> None:
     _columns(row, "sentence_good", "sentence_bad")
 
 
-def _sciq(row: Mapping[str, Any]) -> None:
+def _sciq(row: Mapping[str, object]) -> None:
     _columns(row, "distractor1", "distractor2", "distractor3", "correct_answer")
 
 

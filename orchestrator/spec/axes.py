@@ -52,14 +52,14 @@ class Axis:
                 yield ".".join(show_value(part) for part in choice.values[0]), path
 
 
-def plain_value(value: Any) -> Any:
+def plain_value(value: object) -> Any:
     """Return a typed factor value as JSON types."""
     if isinstance(value, Length):
         return value.text
     return list(value) if isinstance(value, tuple) else value
 
 
-def show_value(value: Any) -> str:
+def show_value(value: object) -> str:
     """Return a factor value as in a cell's name."""
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -131,7 +131,7 @@ class AxisReader:
     def product(self, section: Section) -> list[Axis]:
         """Return the axes of one mapping `factor: values`."""
         axes = [axis for key, value in section.data.items() if (axis := self.axis(str(key), value, section))]
-        seen: dict[Any, tuple[str, str]] = {}
+        seen: dict[object, tuple[str, str]] = {}
         for axis in axes:
             for factor in axis.factors:
                 for path in factor.paths:
@@ -159,7 +159,7 @@ class AxisReader:
             self.problems.add(mistake.message, place, name, mistake.hint)
             return None
 
-    def axis(self, key: str, values: Any, section: Section) -> Axis | None:
+    def axis(self, key: str, values: object, section: Section) -> Axis | None:
         """Return one axis, or None when it has a problem."""
         place = section.place(key)
         names = [name.strip() for name in key.strip("[] ").split(",")]
@@ -170,7 +170,7 @@ class AxisReader:
         if not values or None in factors:
             return None
         known = tuple(factor for factor in factors if factor is not None)
-        choices: dict[Any, Choice] = {}
+        choices: dict[object, Choice] = {}
         for i, value in enumerate(values):
             where = section.place(key, i)
             row = value if len(known) > 1 else [value]

@@ -69,7 +69,7 @@ def read_labels(path: Path) -> dict[tuple[str, str], list[float]]:
     return found
 
 
-def prompt_rows(name: str, where: str, rows: Iterable[Any]) -> list[Row]:
+def prompt_rows(name: str, where: str, rows: Iterable[object]) -> list[Row]:
     """Return prompts as rows with `prompt`, from texts or from objects with one of the usual columns."""
     found = []
     for number, row in enumerate(rows, 1):
@@ -83,13 +83,13 @@ def prompt_rows(name: str, where: str, rows: Iterable[Any]) -> list[Row]:
     return found
 
 
-def _prompt(name: str, where: str, text: Any) -> str:
+def _prompt(name: str, where: str, text: object) -> str:
     if not isinstance(text, str) or not text.strip():
         raise SourceError(f"{where}: a prompt must be text, not {text!r:.60}", hint=_expected(name))
     return text.strip()
 
 
-def xstest_rows(where: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+def xstest_rows(where: str, rows: Iterable[Mapping[str, object]]) -> list[Row]:
     """Return prompt, label (safe | unsafe) and type; before v2 a type that starts with `contrast` was unsafe."""
     found = []
     for number, row in enumerate(rows, 1):
@@ -102,7 +102,7 @@ def xstest_rows(where: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     return found
 
 
-def glue_rows(name: str, task: str, where: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+def glue_rows(name: str, task: str, where: str, rows: Iterable[Mapping[str, object]]) -> list[Row]:
     """Return the rows of a GLUE task with whole-number labels; SourceError where one says no answer of the task."""
     columns = _GLUE_COLUMNS[task]
     found = []
@@ -115,7 +115,7 @@ def glue_rows(name: str, task: str, where: str, rows: Iterable[Mapping[str, Any]
     return found
 
 
-def inference_rows(name: str, where: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+def inference_rows(name: str, where: str, rows: Iterable[Mapping[str, object]]) -> list[Row]:
     """Return premise, hypothesis and label (0 entailment, 1 neutral, 2 contradiction) of ANLI or SNLI rows.
 
     SNLI publishes pairs on which its annotators did not agree ("-", on the hub -1): they are no items.
@@ -313,7 +313,7 @@ def _lines(text: str, path: Path) -> Iterator[Any]:
                 raise SourceError(f"{path}:{number} is not JSON", cause=str(error)) from None
 
 
-def _label(value: Any, name: str, where: str, words: Mapping[str, int]) -> int:
+def _label(value: object, name: str, where: str, words: Mapping[str, int]) -> int:
     text = str(value)
     if text in words:
         return words[text]
@@ -322,13 +322,13 @@ def _label(value: Any, name: str, where: str, words: Mapping[str, int]) -> int:
     raise SourceError(f"{where}: column 'label' is {value!r}, none of the task's answers", hint=_expected(name))
 
 
-def _require(name: str, where: str, row: Any, columns: Sequence[str]) -> None:
+def _require(name: str, where: str, row: object, columns: Sequence[str]) -> None:
     for column in columns:
         if not isinstance(row, Mapping) or column not in row:
             raise _lacks(name, where, column, row)
 
 
-def _lacks(name: str, where: str, column: str, row: Any) -> SourceError:
+def _lacks(name: str, where: str, column: str, row: object) -> SourceError:
     has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
     return SourceError(f"{where} has no {column!r}", cause=f"it has {has[:200]}", hint=_expected(name))
 

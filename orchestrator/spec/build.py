@@ -28,7 +28,7 @@ class Builder:
         self.phase = phase
         self.lengths: dict[str, Length] = {}
 
-    def build(self, owner: type, data: Any, path: Path) -> Any:
+    def build(self, owner: type, data: object, path: Path) -> Any:
         """Return an `owner` made of `data`, or None when something was wrong with it."""
         if not isinstance(data, Mapping):
             self._add(path, f"must be a mapping, not {brief(data)}")
@@ -43,7 +43,7 @@ class Builder:
                     ".".join((*path, str(name))),
                     near_field((*path, str(name)), known, self.phase),
                 )
-        values: dict[str, Any] = {}
+        values: dict[str, object] = {}
         sound = True
         for name, field in fields.items():
             if name not in data:
@@ -60,7 +60,7 @@ class Builder:
                 sound = sound and not (values[name] is None and data[name] is not None)
         return owner(**values) if sound else None
 
-    def _field(self, field: Field, value: Any, path: Path) -> Any:
+    def _field(self, field: Field, value: object, path: Path) -> Any:
         inner = dataclass_in(field.hint)
         if inner is not None:
             if value is None and inner is not field.hint:
@@ -80,7 +80,7 @@ class Builder:
             return 1
         return result
 
-    def _named(self, owner: type, value: Any, path: Path) -> Any:
+    def _named(self, owner: type, value: object, path: Path) -> Any:
         """Tasks or judges by name (`{arc_easy: {shots: 5}}`, merged by layer) or as a list of names or mappings."""
         if isinstance(value, Mapping):
             for name, spec in value.items():

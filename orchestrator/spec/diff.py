@@ -15,7 +15,7 @@ from orchestrator.spec.sections import SCIENCE
 Difference = tuple[str, Any, Any]  # dotted path, old value, new value
 
 
-def differences(old: Any, new: Any) -> list[Difference]:
+def differences(old: object, new: object) -> list[Difference]:
     """Return where two cells (typed, or as plain sections) differ in science: (path, old, new).
 
     Any two JSON values can be compared, such as the payloads of two stages.
@@ -23,7 +23,7 @@ def differences(old: Any, new: Any) -> list[Difference]:
     return _differ("", _science(old), _science(new))
 
 
-def _science(value: Any) -> Any:
+def _science(value: object) -> Any:
     value = value.cell if isinstance(value, GridCell) else value
     if isinstance(value, Cell):
         return {name: plain(getattr(value, name)) for name in SCIENCE}
@@ -32,7 +32,7 @@ def _science(value: Any) -> Any:
     return plain(value)
 
 
-def _differ(path: str, old: Any, new: Any) -> list[Difference]:
+def _differ(path: str, old: object, new: object) -> list[Difference]:
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return [] if old == new and type(old) is type(new) else [(path, old, new)]
     found: list[Difference] = []
@@ -45,7 +45,7 @@ def _differ(path: str, old: Any, new: Any) -> list[Difference]:
     return found
 
 
-def guard(a: Any, b: Any, factor: str) -> list[str]:
+def guard(a: object, b: object, factor: str) -> list[str]:
     """Return what else than `factor` and the seeds differs between two cells, as `path: value | value`.
 
     An empty list: the comparison is fair. Cells may be typed or plain sections. Paired factors are separated by commas;

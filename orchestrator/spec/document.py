@@ -237,7 +237,7 @@ class Loader:
             known = sorted(files)
             self.problems.add(f"scale {scale!r} is unknown", grid, "scales", did_you_mean(scale, known, "scales"))
 
-    def _apply(self, data: Mapping[str, Any], places: Mapping[Path, str], known: Sequence[str]) -> None:
+    def _apply(self, data: Mapping[str, object], places: Mapping[Path, str], known: Sequence[str]) -> None:
         """Put the sections in `data` over those so far."""
         for key, value in data.items():
             place = places.get((key,), "")
@@ -291,7 +291,7 @@ class Loader:
         hint = near if near.startswith("did") else "give it a value; null removes one that was written before"
         self.problems.add(f"{key}.{name}: null removes nothing", place, f"{key}.{name}", hint)
 
-    def _layer(self, data: Mapping[str, Any], places: Mapping[Path, str]) -> None:
+    def _layer(self, data: Mapping[str, object], places: Mapping[Path, str]) -> None:
         """Add a layer of cell fields; dotted keys (`finetune.lr`) become nested ones."""
         nested: dict[str, Any] = {}
         origins: dict[tuple[str, ...], str] = {}
@@ -346,7 +346,7 @@ class Loader:
         also = self.sections.get("also", Section([], {})).data
         return any(isinstance(product, dict) and name in product for product in also if isinstance(also, list))
 
-    def _also(self, name: str, values: Any, where: str) -> None:
+    def _also(self, name: str, values: object, where: str) -> None:
         """Give the products of `also` that have the axis `name` its new values (None: no such axis) too."""
         also = self.sections.get("also", Section([], {}))
         for i, product in enumerate(also.data if isinstance(also.data, list) else []):
@@ -360,14 +360,14 @@ class Loader:
                     product[name] = values
 
 
-def deep(old: Any, new: Any) -> Any:
+def deep(old: object, new: object) -> Any:
     """Return `new` laid over `old`: mappings merge, anything else replaces."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
     return {**old, **{key: deep(old.get(key), value) for key, value in new.items()}}
 
 
-def _section(data: Mapping[str, Any], places: Mapping[Path, str], path: Path) -> Section:
+def _section(data: Mapping[str, object], places: Mapping[Path, str], path: Path) -> Section:
     """Return the part of a document below `path`, its places relative to it."""
     inner: Any = data
     for part in path:

@@ -71,7 +71,7 @@ class Product:
         """Return the cell of a combination."""
         parts = self.parts(combination)
         science = "".join([part.digest for part in parts[: len(SCIENCE)]])
-        factors: dict[str, Any] = {}
+        factors: dict[str, object] = {}
         for choice in combination:
             factors.update(choice.values)
         return GridCell(

@@ -49,7 +49,7 @@ class Factor:
     name: str
     paths: tuple[Path, ...]
 
-    def assign(self, value: Any, active_width: int) -> Assignments:
+    def assign(self, value: object, active_width: int) -> Assignments:
         """Return what `value` (plain data) sets. `active_width` is what granularity keeps equal. Raises Mistake."""
         if self.name == GRANULARITY:
             return tuple(zip(self.paths, granularity(value, active_width), strict=True))
@@ -66,8 +66,8 @@ class Factor:
         if self.name == GRANULARITY:
             moe = cell.model.moe
             return f"{moe.top_k}/{moe.num_experts}" + (f"+{moe.shared_experts}" if moe.shared_experts else "")
-        value: Any = cell
-        section: Any = None
+        value: object = cell
+        section: object = None
         for name in self.paths[0]:
             if isinstance(value, Parameters):
                 return value.get(name, default_of(section, self.paths[0][-2], name))
@@ -91,7 +91,7 @@ def check_freeze(schedule: str) -> None:
         raise Mistake(str(error), hint, named=True) from None
 
 
-def granularity(value: Any, active_width: int) -> tuple[int, int, int, int]:
+def granularity(value: object, active_width: int) -> tuple[int, int, int, int]:
     """Return (top_k, num_experts, shared_experts, expert_width) of `2/8` or `1/7+1` at equal active FFN width.
 
     Raises Mistake when it is malformed or impossible.

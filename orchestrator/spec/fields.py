@@ -41,7 +41,7 @@ class Field:
         """What one of the names stands for ("loss")."""
         return self.registry.word if self.registry is not None else ""
 
-    def typed(self, value: Any) -> Any:
+    def typed(self, value: object) -> Any:
         """Return `value` with the field's type. Raises Mistake."""
         if self.owner is TrainSpec and self.name == "steps":
             value = parse_length(value)
@@ -55,7 +55,7 @@ class Field:
         return value
 
 
-def check_all(check: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+def check_all(check: Callable[[Any], Any], items: Iterable[object]) -> list[Any]:
     """Return `check` of every item. Raises one Mistake that names every wrong one."""
     results, mistakes = [], []
     for item in items:
@@ -69,7 +69,7 @@ def check_all(check: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     return results
 
 
-def _distinct(values: tuple[Any, ...]) -> None:
+def _distinct(values: tuple[object, ...]) -> None:
     twice = [value for i, value in enumerate(values) if value in values[:i]]
     if twice:
         raise Mistake(f"names {twice[0]!r} twice")
@@ -96,12 +96,12 @@ def fields_of(owner: type) -> dict[str, Field]:
     }
 
 
-def written(hint: Any) -> Any:
+def written(hint: object) -> Any:
     """Return what a grid writes for a type: the open spec of a resolved model, else the type itself."""
     return getattr(hint, "WRITTEN", hint)
 
 
-def dataclass_in(hint: Any) -> type | None:
+def dataclass_in(hint: object) -> type | None:
     """Return the dataclass that `hint` or `hint | None` names, else None."""
     for candidate in (hint, *typing.get_args(hint)):
         if isinstance(candidate, type) and dataclasses.is_dataclass(candidate):
@@ -132,7 +132,7 @@ def is_parameter(path: Path) -> bool:
     return above is not None and above.hint is Parameters
 
 
-def type_name(hint: Any) -> str:
+def type_name(hint: object) -> str:
     """Return a type hint in a person's words."""
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     if hint in names:

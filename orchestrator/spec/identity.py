@@ -43,7 +43,7 @@ def _field_names(cls: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls))
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return `value` as JSON types: dataclasses become dicts, tuples become lists."""
     cls = type(value)
     if cls in _ATOMS:
@@ -120,7 +120,7 @@ class Canonical:
             return "{" + ",".join([f"{_quote(key)}:{self.text(item)}" for key, item in items]) + "}"
         return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
-    def text_of_fields(self, value: Any) -> str:
+    def text_of_fields(self, value: object) -> str:
         """Return the text of a dataclass without remembering it."""
         cls: type = type(value)
         fields: Sequence[tuple[str, str]] = _fields_in_order(cls)
@@ -135,18 +135,18 @@ _CANONICAL = Canonical()
 canonical_text = _CANONICAL.text
 
 
-def canonical(value: Any) -> bytes:
+def canonical(value: object) -> bytes:
     """Return the canonical JSON bytes of `value` (dataclasses allowed)."""
     return canonical_text(value).encode()
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """Return the sha256 hex digest of `value`'s canonical JSON."""
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
 def science_key(
-    kind: str, fields: Any, parents: Sequence[str] = (), versions: Mapping[str, int | str] = MappingProxyType({})
+    kind: str, fields: object, parents: Sequence[str] = (), versions: Mapping[str, int | str] = MappingProxyType({})
 ) -> str:
     """Return the key of the artifact that `kind` makes from `fields` and its parents' keys.
 

@@ -21,7 +21,7 @@ _KNOWN = (
 )
 
 
-def field_text(row: Mapping[str, Any], name: str, where: str) -> str:
+def field_text(row: Mapping[str, object], name: str, where: str) -> str:
     """Return the text at `name`, a column or a dotted path into nested columns (`conversations.0`).
 
     SourceError when the row has none there, or something else than text.
@@ -46,7 +46,7 @@ def field_text(row: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
-def exchange(row: Mapping[str, Any], data: DataSpec, where: str) -> tuple[str, str]:
+def exchange(row: Mapping[str, object], data: DataSpec, where: str) -> tuple[str, str]:
     """Return the prompt and the response of an instruction row.
 
     Where the fields are `prompt` and `response`, a row without them that holds a list of texts in `conversations`
@@ -63,7 +63,7 @@ def exchange(row: Mapping[str, Any], data: DataSpec, where: str) -> tuple[str, s
     return turns[0], turns[1]
 
 
-def first_turns(row: Mapping[str, Any], data: DataSpec) -> list[str] | None:
+def first_turns(row: Mapping[str, object], data: DataSpec) -> list[str] | None:
     """Return the turns of a row in LIMA's layout, None when its prompt and response are columns."""
     turns = row.get(CONVERSATIONS)
     if (data.prompt_field, data.response_field) != EXCHANGE or set(EXCHANGE) & set(row):
@@ -71,7 +71,7 @@ def first_turns(row: Mapping[str, Any], data: DataSpec) -> list[str] | None:
     return turns if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns) else None
 
 
-def _fields_of(row: Mapping[str, Any]) -> str:
+def _fields_of(row: Mapping[str, object]) -> str:
     """Return what to set, in view of the row's layout."""
     for columns, fields in _KNOWN:
         if set(columns) <= set(row):

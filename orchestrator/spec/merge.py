@@ -53,7 +53,7 @@ def merge(document: GridDocument, problems: Problems) -> Merged:
     if refuse:
         return Merged({}, document.sections, places, ranks)
     try:
-        fields: dict[str, Any] = reduce(deep, (layer.data for layer in document.layers), {})
+        fields: dict[str, object] = reduce(deep, (layer.data for layer in document.layers), {})
         refers = _refers(sections)
         plain = OmegaConf.to_container(OmegaConf.create({**fields, "grid": sections if refers else {}}), resolve=True)
         assert isinstance(plain, dict)
@@ -70,7 +70,7 @@ def merge(document: GridDocument, problems: Problems) -> Merged:
     return Merged({str(key): value for key, value in plain.items()}, document.sections, places, ranks)
 
 
-def _strings(data: Any) -> Iterator[str]:
+def _strings(data: object) -> Iterator[str]:
     if isinstance(data, str):
         yield data
     elif isinstance(data, dict):
@@ -81,9 +81,9 @@ def _strings(data: Any) -> Iterator[str]:
             yield from _strings(value)
 
 
-def _calls(data: Any) -> Iterator[str]:
+def _calls(data: object) -> Iterator[str]:
     return (text for text in _strings(data) if _RESOLVER.search(text))
 
 
-def _refers(data: Any) -> bool:
+def _refers(data: object) -> bool:
     return any("${" in text for text in _strings(data))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from orchestrator.errors import did_you_mean
 from orchestrator.spec.axes import plain_value, show_value
@@ -54,5 +53,5 @@ def _written(factor: Factor, text: str) -> str:
 
 
 def _shown(factor: Factor, item: GridCell) -> str:
-    value: Any = item.factors[factor.name] if factor.name in item.factors else factor.read(item.cell)
+    value: object = item.factors[factor.name] if factor.name in item.factors else factor.read(item.cell)
     return show_value(list(value) if isinstance(value, tuple) else value)

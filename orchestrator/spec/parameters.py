@@ -21,7 +21,7 @@ Wrong = tuple[tuple[str, ...], str, str]  # path in the section, message, hint
 def typed_parameters(section: Section) -> tuple[Section, list[Wrong]]:
     """Return a section (a dataclass) with the parameters of its kinds typed, and what is wrong with them."""
     found: list[Wrong] = []
-    changed: dict[str, Any] = {}
+    changed: dict[str, object] = {}
     owner: type = type(section)
     for name, of, registry in _kinds(owner):
         given: Parameters = getattr(section, name)
@@ -31,7 +31,7 @@ def typed_parameters(section: Section) -> tuple[Section, list[Wrong]]:
     return (dataclasses.replace(section, **changed) if changed else section), found  # type: ignore[type-var]
 
 
-def of_kind(declaration: Parametrised, given: Mapping[str, Any], word: str) -> tuple[Parameters, list[Any]]:
+def of_kind(declaration: Parametrised, given: Mapping[str, object], word: str) -> tuple[Parameters, list[Any]]:
     """Return what is `given` as the kind's dataclass types it, without its defaults; and [(name, message, hint)]."""
     owner, wrong, values = declaration.parameters, [], {}
     hints = {} if owner is None else _hints(owner)

@@ -84,7 +84,7 @@ def _kind(hint: Any, rule: Rule | None) -> str:
     return " ".join([str(name), *bounds])
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
+def _default(field: dataclasses.Field[object]) -> str:
     if field.default is dataclasses.MISSING:
         return "" if field.default_factory is not dataclasses.MISSING else "required"
     if field.default is None or field.default in ("", ()):

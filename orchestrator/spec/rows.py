@@ -84,7 +84,7 @@ def _parsed(data: bytes, where: str) -> Any:
         raise SourceError(f"{where} is not JSON", cause=str(error), hint="write one JSON object a line") from None
 
 
-def _object(value: Any, where: str) -> Row:
+def _object(value: object, where: str) -> Row:
     if not isinstance(value, dict):
         hint = "write one JSON object a line, with a key for each column"
         raise SourceError(f"{where} is {type(value).__name__}, not an object", hint=hint)

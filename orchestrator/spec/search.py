@@ -136,7 +136,7 @@ def read_search(reader: AxisReader, section: Section, axes: set[str]) -> SearchS
 
 
 def _scalars(
-    reader: AxisReader, section: Section, path: tuple[str, ...], data: Mapping[str, Any], names: tuple[str, ...]
+    reader: AxisReader, section: Section, path: tuple[str, ...], data: Mapping[str, object], names: tuple[str, ...]
 ) -> dict[str, Any]:
     """Return the typed scalars of `data` that are called `names`."""
     result = {}
@@ -153,7 +153,7 @@ def _scalars(
     return result
 
 
-def _axis(reader: AxisReader, section: Section, name: str, value: Any, axes: set[str]) -> SearchAxis | None:
+def _axis(reader: AxisReader, section: Section, name: str, value: object, axes: set[str]) -> SearchAxis | None:
     place = section.place("space", name)
     key = f"search.space.{name}"
     factor = reader.factor(name, place)

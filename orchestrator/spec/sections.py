@@ -86,7 +86,7 @@ class Sections:
         value = getattr(self.base, name)
         length = self.lengths.get(name)
         findings: list[Finding] = []
-        changed: dict[str, Any] = {}
+        changed: dict[str, object] = {}
         for path, new in (assignment for choice in choices for assignment in choice.assignments):
             if path[0] != name:
                 continue
@@ -257,7 +257,7 @@ class Sections:
         return pinned
 
 
-def _science(value: Any, sound: bool) -> Any:
+def _science(value: object, sound: bool) -> Any:
     """Return what of a section defines a cell: training as what it does, without what is measured when."""
     if isinstance(value, TrainSpec) and sound:
         normal = normal_train(value)

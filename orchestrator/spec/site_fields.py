@@ -23,7 +23,7 @@ OPTION = re.compile(r"^[A-Za-z][A-Za-z0-9-]*$")
 _SPOKEN = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def asked(values: Mapping[str, Any]) -> dict[str, Any]:
+def asked(values: Mapping[str, object]) -> dict[str, Any]:
     """Return what a mapping of options asks for, as text or True: what is empty or false is left out."""
     found = {}
     for name, value in values.items():
@@ -34,7 +34,7 @@ def asked(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def variables(values: Mapping[str, Any]) -> dict[str, str]:
+def variables(values: Mapping[str, object]) -> dict[str, str]:
     """Return the variables that a mapping exports: those whose value is null or false are left out."""
     found = {name: "true" if value is True else value for name, value in asked(values).items()}
     return {name: found.get(name, "") for name, value in values.items() if name in found or value == ""}
@@ -59,7 +59,7 @@ class SettingsReader:
         required = {f.name for f in own.values() if f.default is MISSING and f.default_factory is MISSING}
         before = len(self.problems.found)
         known = [*hints, *sorted(others)]
-        values: dict[str, Any] = {}
+        values: dict[str, object] = {}
         for key, value in self.document.data.items():
             if key not in known:
                 near = did_you_mean(key, known)
@@ -79,7 +79,7 @@ class SettingsReader:
                 self._add((), f"{key} is missing", self.lists)
         return owner(**values) if len(self.problems.found) == before else None
 
-    def _value(self, hint: Any, path: Path, value: Any) -> Any:
+    def _value(self, hint: object, path: Path, value: object) -> Any:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if hint is str:
             return self._text(path, value)
@@ -97,9 +97,9 @@ class SettingsReader:
             return self._mapping(arguments[1], path, value)
         return typed(hint, value)
 
-    def _mapping(self, hint: Any, path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _mapping(self, hint: object, path: Path, values: Mapping[str, object]) -> dict[str, Any]:
         """Options (any), variables (text) or amounts (numbers) by name."""
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
         for name, value in values.items():
             where = (*path, name)
             try:
@@ -125,7 +125,7 @@ class SettingsReader:
             elif plain in reserved:
                 self._add((key, name), f"{key}.{name} is set by moegrid itself", "remove it")
 
-    def _text(self, path: Path, value: Any, *, lines: bool = False, true: bool = False) -> str:
+    def _text(self, path: Path, value: object, *, lines: bool = False, true: bool = False) -> str:
         """Return a value as it was written; a list's items joined by commas. `true` may be a word."""
         if value is None or value is False:
             return ""
@@ -144,7 +144,7 @@ class SettingsReader:
         self.problems.add(message, self.document.place(path), ".".join(map(str, path)), hint)
 
 
-def settings_of(owner: type[Settings], data: Mapping[str, Any], lists: str, others: frozenset[str]) -> Settings:
+def settings_of(owner: type[Settings], data: Mapping[str, object], lists: str, others: frozenset[str]) -> Settings:
     """Return an `owner` made of plain data. Raises GridError with everything that is wrong in them."""
     problems = Problems()
     made = SettingsReader(Document(dict(data)), problems, lists).read(owner, others)

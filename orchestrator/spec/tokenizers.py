@@ -138,7 +138,7 @@ def tokenizer_sha256(path: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def special_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+def special_ids(config: Mapping[str, object]) -> dict[str, Any]:
     """Return the ids of special tokens that a model's config names."""
     names = [f"{name}_id" for name in SPECIAL]
     return {name: config[name] for name in names if config.get(name) is not None}

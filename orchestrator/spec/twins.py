@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from orchestrator.catalog.routers import kind_of
 from orchestrator.spec.cell import EvaluateSpec
@@ -31,7 +30,7 @@ def same_science(cells: Iterable[GridCell]) -> Iterator[tuple[GridCell, GridCell
     items = list(cells)
     known: dict[int, str] = {}
 
-    def of(section: Any) -> str:
+    def of(section: object) -> str:
         if id(section) not in known:
             known[id(section)] = digest(section)
         return known[id(section)]

@@ -177,7 +177,7 @@ class _Reader:
         return value
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        result: dict[str, Any] = {}
+        result: dict[str, object] = {}
         for key_node, value_node in node.value:
             where = f"{self.name}:{key_node.start_mark.line + 1}"
             key = self._key(key_node)

@@ -73,15 +73,15 @@ class Store:
         log.warning("%s in %s is damaged: it counts as absent", path, self.url)
         return None
 
-    def put_json(self, path: str, value: Any) -> None:
+    def put_json(self, path: str, value: object) -> None:
         """Write or overwrite an advisory JSON document."""
         self.objects.put(path, json.dumps(value).encode())
 
-    def create_json(self, path: str, value: Any) -> bool:
+    def create_json(self, path: str, value: object) -> bool:
         """Write a JSON document if it is absent; False if it exists."""
         return self.objects.create(path, seal(value))
 
-    def write_root(self, name: str, digest: str, document: Mapping[str, Any]) -> None:
+    def write_root(self, name: str, digest: str, document: Mapping[str, object]) -> None:
         """Record a grid version, whose `keys` stay alive from now on; before a plan reads anything."""
         path, data = f"grids/{name}/{digest}.json", seal(document)
         if not self.objects.create(path, data):

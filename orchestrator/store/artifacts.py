@@ -81,7 +81,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Return the manifest as one line of JSON whose last field is a checksum of what stands before it."""
-        fields: dict[str, Any] = {"format": FORMAT}
+        fields: dict[str, object] = {"format": FORMAT}
         fields |= {name: getattr(self, name) for name in _FIELDS}
         fields["blobs"] = [{name: getattr(blob, name) for name in _BLOB_FIELDS} for blob in self.blobs]
         body = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, default=_plain).encode()[:-1]

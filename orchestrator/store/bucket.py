@@ -293,7 +293,7 @@ def _s3(bucket: str, patience: float, *, retries: int) -> S3Store:
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
     }
     profile = {} if os.environ.get("AWS_ACCESS_KEY_ID") else _profile()
-    config: dict[str, Any] = {"region": "us-east-1", **profile}
+    config: dict[str, object] = {"region": "us-east-1", **profile}
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         config["region"] = region
     if endpoint:

@@ -153,7 +153,7 @@ class Claims:
             raise _lost(lease.stage, lease.attempt, "it was released")
         return found, body
 
-    def _swap(self, lease: Lease, **changes: Any) -> None:
+    def _swap(self, lease: Lease, **changes: object) -> None:
         while True:
             found, body = self._mine(lease)
             body |= {**changes, "beat": secrets.token_hex(4)}

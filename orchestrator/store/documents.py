@@ -13,7 +13,7 @@ from typing import Any
 _SEAL = b',"checksum":"'
 
 
-def seal(value: Any) -> bytes:
+def seal(value: object) -> bytes:
     """Return `value` as JSON; the last field of an object that is not empty is a checksum of the rest."""
     data = json.dumps(dict(value) if isinstance(value, Mapping) else value).encode()
     if not isinstance(value, Mapping) or not value:

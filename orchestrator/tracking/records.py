@@ -168,7 +168,7 @@ class LiveSeries:
         self._rows: dict[str, dict[int, Row]] = {}
         self._chunks = 0
 
-    def refresh(self, tried: Iterable[Attempt], done: Mapping[str, Any]) -> int:
+    def refresh(self, tried: Iterable[Attempt], done: Mapping[str, object]) -> int:
         """Read the new chunks of attempts at stages that have no artifact yet; return how many were ever read."""
         for attempt in tried:
             if all(stage in done for stage in attempt.stages):
@@ -206,7 +206,7 @@ def values(row: Row) -> dict[str, float]:
     }
 
 
-def _is_chunk(chunk: Mapping[str, Any]) -> bool:
+def _is_chunk(chunk: Mapping[str, object]) -> bool:
     rows = chunk.get("rows")
     steps = isinstance(rows, list) and all(isinstance(r, dict) and isinstance(r.get("step"), int) for r in rows)
     return steps and isinstance(chunk.get("stage"), str)

@@ -132,7 +132,7 @@ def points_of(rows: Iterable[Row]) -> Iterator[Point]:
 
 
 def project(
-    documents: Sequence[Mapping[str, Any]],
+    documents: Sequence[Mapping[str, object]],
     manifests: Mapping[str, Manifest],
     attempts: Sequence[Attempt] = (),
     failures: Mapping[str, Failure] | None = None,
@@ -150,7 +150,7 @@ def project(
     return runs + [run for key in view.stages if (run := view.stage_run(key, shown)) is not None]
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, str]:
+def flat(value: object, prefix: str = "") -> dict[str, str]:
     """Return nested mappings as dotted names with text values; empty values are left out."""
     if isinstance(value, Mapping):
         items = [flat(item, f"{prefix}.{name}" if prefix else str(name)) for name, item in value.items()]
@@ -265,7 +265,7 @@ class _View:
             settled=manifest is not None,
         )
 
-    def _read_by(self, stage: Mapping[str, Any], user: str) -> tuple[Dataset, ...]:
+    def _read_by(self, stage: Mapping[str, object], user: str) -> tuple[Dataset, ...]:
         """Return the data sets that a stage read: `lm` scores the held-out part of the cell's first text."""
         found = _datasets(self.cells[user].get("resolved", {}))
         if stage["kind"] == "train":

@@ -16,7 +16,7 @@ ROOT = resources.ROOT
 PACKAGES = ("orchestrator", "jobs")
 MOST_LINES = 400
 # Lines of the product with `Any`, imports aside. Lower it when some go; a new one needs another to go.
-MOST_ANY = 578
+MOST_ANY = 441
 
 
 def sources() -> list[Path]:
