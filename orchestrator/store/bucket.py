@@ -337,3 +337,8 @@ def _root_cause(text: str) -> str:
     """Return the last short phrase of an error chain, without what obstore prints for its own debugging."""
     head = text.split("Debug source:")[0].strip()
     return head.rsplit(": ", 1)[-1][:120] if head else "no answer"
+
+
+def open_bucket(url: str, patience: float, prepare: bool) -> BucketObjects:
+    """Open a bucket, or memory; there is nothing to prepare."""
+    return BucketObjects(url, patience=patience)

@@ -17,6 +17,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from orchestrator.errors import StoreError
 from orchestrator.store.objects import Entry, Object, Objects, check_path
@@ -246,3 +247,12 @@ class LocalObjects(Objects):
                 cause=f"{cause}: {error}" if cause else str(error),
                 hint=hint,
             ) from error
+
+
+def open_folder(url: str, patience: float, prepare: bool) -> LocalObjects:
+    """Open a folder by its plain path or `file://`."""
+    if not url.startswith("file://"):
+        return LocalObjects(Path(os.path.expanduser(url)), prepare=prepare)
+    if urlsplit(url).netloc not in ("", "localhost"):
+        raise StoreError(f"{url} names a folder of another host", hint="write file:///folder or the plain path")
+    return LocalObjects(Path(unquote(urlsplit(url).path)), prepare=prepare)

@@ -1,12 +1,10 @@
-"""From a URL to its objects: a folder, memory or an S3 bucket."""
+"""From a URL to its objects: a folder, memory, an S3 bucket or what another package offers."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
-
+from orchestrator.catalog.stores import STORES
 from orchestrator.errors import StoreError
+from orchestrator.registry import load
 from orchestrator.store.objects import PATIENCE, Objects
 from orchestrator.store.reading import ReadOnlyObjects
 
@@ -29,18 +27,9 @@ def _open(url: str, patience: float, *, prepare: bool) -> Objects:
     if not url:
         raise StoreError("no store was given", hint="set STORE= or --store to a folder or s3://bucket/prefix")
     scheme = url.split("://", 1)[0] if "://" in url else ""
-    if scheme in ("", "file"):
-        from orchestrator.store.local import LocalObjects
-
-        if scheme and urlsplit(url).netloc not in ("", "localhost"):
-            raise StoreError(f"{url} names a folder of another host", hint="write file:///folder or the plain path")
-        folder = unquote(urlsplit(url).path) if scheme else os.path.expanduser(url)
-        return LocalObjects(Path(folder), prepare=prepare)
-    if scheme in ("memory", "s3"):
-        from orchestrator.store.bucket import BucketObjects
-
-        return BucketObjects(url, patience=patience)
-    raise StoreError(
-        f"unknown kind of store: {scheme}://",
-        hint="give a folder, file:///folder, memory:// or s3://bucket/prefix",
-    )
+    kind = STORES.find(scheme or "file")
+    if kind is None:
+        kinds = "give a folder, file:///folder, memory:// or s3://bucket/prefix"
+        raise StoreError(f"unknown kind of store: {scheme}://", hint=STORES.near(scheme) or kinds)
+    objects: Objects = load(kind.code, STORES.who(kind.name))(url, patience, prepare)
+    return objects
