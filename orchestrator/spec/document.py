@@ -182,18 +182,18 @@ class Loader:
         """Lay the recipe's fields down first; return its name, its phase and what its plain seed means."""
         section = self.top.get("base", Section("", {(): f"{grid}:1"}))
         base = section.data
-        recipes = resources.files("recipe")
+        recipe = resources.find("recipe", str(base)) if base else None
         if not base:
-            hint = f"add base: one of {', '.join(sorted(recipes))}"
+            hint = f"add base: one of {', '.join(sorted(resources.files('recipe')))}"
             self.problems.add("base is missing: it names the recipe", section.place(), "base", hint)
-        elif str(base) not in recipes:
-            hint = did_you_mean(str(base), sorted(recipes), "recipes")
+        elif recipe is None:
+            hint = did_you_mean(str(base), sorted(resources.files("recipe")), "recipes")
             self.problems.add(f"recipe {base!r} does not exist", section.place(), "base", hint)
         else:
-            document = self._read(recipes[base])
+            document = self._read(recipe)
             if lacking := [key for key in RECIPE if key not in document.data]:
                 hint = "phase and plain_seed say what a plain factor and a plain seed mean"
-                self.problems.add(f"recipe {base!r} lacks {lacking[0]}", show(recipes[base]), "base", hint)
+                self.problems.add(f"recipe {base!r} lacks {lacking[0]}", show(recipe), "base", hint)
                 return str(base), "pretrain", "pretrain"
             self.complete = True
             self._layer({key: value for key, value in document.data.items() if key not in RECIPE}, document.places)
@@ -207,10 +207,9 @@ class Loader:
             self.problems.add(f"scales must be a mapping, not {brief(scales)}", document.places[("scales",)], "scales")
             return []
         found = []
-        known = resources.files("scale")
         for name in scales:
-            if name not in known:
-                near = did_you_mean(name, known, "scales")
+            if resources.find("scale", str(name)) is None:
+                near = did_you_mean(name, sorted(resources.files("scale")), "scales")
                 own = f"; one of your own is a file: grids/scales/{name}.yaml" if NAME.match(str(name)) else ""
                 place = document.places[("scales", name)]
                 self.problems.add(f"scales names {name!r}, which is no scale", place, f"scales.{name}", near + own)
@@ -225,16 +224,16 @@ class Loader:
 
     def _scale(self, scale: str, grid: str) -> None:
         """Apply the scale's own file; what it sets for a phase that the recipe does not have is left out."""
-        files = resources.files("scale")
-        if scale in files:
-            document = self._read(files[scale])
+        file = resources.find("scale", scale)
+        if file is not None:
+            document = self._read(file)
             absent = [key for key, value in self.layers[0].data.items() if value is None] if self.layers else []
             fields = document.data.get("set") or {}
             document.data["set"] = {key: value for key, value in fields.items() if key not in absent}
             self._apply(document.data, document.places, ("description", "runnable", "set"))
             self.sections.pop("description", None)
         else:
-            known = sorted(files)
+            known = sorted(resources.files("scale"))
             self.problems.add(f"scale {scale!r} is unknown", grid, "scales", did_you_mean(scale, known, "scales"))
 
     def _apply(self, data: Mapping[str, object], places: Mapping[Path, str], known: Sequence[str]) -> None:
