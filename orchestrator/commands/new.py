@@ -14,7 +14,7 @@ from orchestrator.registry import REGISTRIES
 TEMPLATES = resources.project("infra/new")
 PLACEHOLDER = "NAME"
 # Kind -> the registry that has its names.
-KINDS = {"loss": "losses", "metric": "metrics"}
+KINDS = {"router": "routers", "loss": "losses", "metric": "metrics", "task": "tasks"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -24,7 +24,8 @@ def new(arguments: argparse.Namespace) -> int:
     if kind not in KINDS:
         raise MoegridError(f"there is no kind {kind!r} to begin", hint=did_you_mean(kind, KINDS, "kinds"))
     _check(kind, name)
-    sources = sorted(path for path in (TEMPLATES / kind).rglob("*.py") if "__pycache__" not in path.parts)
+    everything = (path for path in (TEMPLATES / kind).rglob("*") if path.is_file())
+    sources = sorted(path for path in everything if "__pycache__" not in path.parts)
     targets = {
         source: folder / source.relative_to(TEMPLATES / kind).as_posix().replace(PLACEHOLDER, name)
         for source in sources

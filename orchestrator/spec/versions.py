@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from orchestrator import registry
-from orchestrator.catalog.benchmarks import COLUMNS
+from orchestrator.catalog.benchmarks import BENCHMARK_OF, COLUMNS
 from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.losses import BY_FIELD
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.catalog.routers import ROUTERS, kind_of
 from orchestrator.catalog.schedules import SCHEDULES
+from orchestrator.catalog.tasks import TASKS
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.model import CHOICES, DEFAULTS, Model, Moe
 
@@ -91,6 +92,8 @@ def of_data(data: DataSpec, tasks: Iterable[str] = ()) -> Iterator[str]:
         if not data.mix.template.endswith("{prompt}"):
             yield "mixed-in response after a template"
     yield from (f"items {task}" for task in tasks)
+    # A package says which splits are stored, and which of their items are sound.
+    yield from (f"{TASKS.word} {task}" for task in tasks if task not in TASKS.builtins and task not in BENCHMARK_OF)
 
 
 def of_evaluation(

@@ -17,6 +17,8 @@ from tests.small_grid import moegrid as command
 
 # How a grid uses what was written.
 USED = {
+    "router": "plugins: [./mine]\nset: {model.moe.preset: mine, model.moe.parameters: {scale: 2}}",
+    "task": "plugins: [./mine]\nset: {evaluate.tasks: {mine: {}}}",
     "metric": "plugins: [./mine.py]\nset: {evaluate.metrics: {mine: {threshold: 0.9}}}",
     "loss": "plugins: [./mine.py]\nset: {finetune.balance.losses: {mine: {coef: 0.01, power: 3}}}",
 }
@@ -56,7 +58,7 @@ def test_what_is_written_passes_its_test_and_is_used_by_a_grid(
     )
     assert done.returncode == 0, done.stdout
     (tmp_path / "grid.yaml").write_text(
-        f"base: finetune\nfactors: {{seed: [0]}}\nevaluate: [lm, probe]\n{USED[kind]}\n"
+        f"base: finetune\nfactors: {{seed: [0]}}\nevaluate: [lm, probe, reasoning]\n{USED[kind]}\n"
     )
     plan = json.loads(command("plan", str(tmp_path / "grid.yaml"), "--store", str(tmp_path / "store"), "--json"))
     (use,) = plan["plugins"]

@@ -15,7 +15,7 @@ from orchestrator.plan.graph import build_graph
 from orchestrator.spec.cell import TaskSpec
 from orchestrator.spec.columns import columns_of
 from orchestrator.spec.grid import load_grid
-from orchestrator.spec.work import EvaluateWork
+from orchestrator.spec.work import DataWork, EvaluateWork
 from tests.packages import found, install
 from tests.unit.conftest import Load
 
@@ -91,9 +91,14 @@ def test_its_items_are_known_by_content_and_its_meaning_by_its_version(load: Loa
         works = [stage.work for stage in build_graph(grid).stages.values()]
         return {work.key() for work in works if isinstance(work, EvaluateWork)}
 
-    before = keys()
+    def of_items() -> set[str]:
+        works = [stage.work for stage in build_graph(grid).stages.values()]
+        return {work.key() for work in works if isinstance(work, DataWork) and work.tasks}
+
+    before, items = keys(), of_items()
     object.__setattr__(TASKS.outside["riddle"].declaration, "version", 2)
     assert not before & keys()
+    assert not items & of_items(), "which splits are stored, and which items are sound, is the package's word"
 
 
 def test_its_own_template_makes_the_requests(site: Path) -> None:

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from orchestrator.backends.base import node_command as node_command
     from orchestrator.backends.base import node_environment as node_environment
     from orchestrator.catalog.backends import BackendKind as BackendKind
+    from orchestrator.catalog.engines import EngineKind as EngineKind
     from orchestrator.catalog.freezing import FreezeRule as FreezeRule
     from orchestrator.catalog.losses import LossKind as LossKind
     from orchestrator.catalog.metrics import MetricKind as MetricKind
     from orchestrator.catalog.optimizers import OptimizerKind as OptimizerKind
     from orchestrator.catalog.routers import RouterKind as RouterKind
+    from orchestrator.catalog.schedules import ScheduleKind as ScheduleKind
     from orchestrator.catalog.tasks import TaskKind as TaskKind
     from orchestrator.catalog.trackers import TrackerKind as TrackerKind
     from orchestrator.errors import MoegridError as MoegridError
@@ -42,11 +44,13 @@ if TYPE_CHECKING:
 # What declares a name, for the control plane.
 KINDS = {
     "BackendKind": "orchestrator.catalog.backends",
+    "EngineKind": "orchestrator.catalog.engines",
     "FreezeRule": "orchestrator.catalog.freezing",
     "LossKind": "orchestrator.catalog.losses",
     "MetricKind": "orchestrator.catalog.metrics",
     "OptimizerKind": "orchestrator.catalog.optimizers",
     "RouterKind": "orchestrator.catalog.routers",
+    "ScheduleKind": "orchestrator.catalog.schedules",
     "TaskKind": "orchestrator.catalog.tasks",
     "TrackerKind": "orchestrator.catalog.trackers",
 }
@@ -75,7 +79,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*KINDS, *CODE, "code_of", "load_plugin", "routing_of"])
+    return sorted([*KINDS, *CODE, "code_of", "load_plugin", "prompts_of", "routing_of"])
 
 
 def load_plugin(path: str | Path) -> dict[str, Any]:
@@ -89,11 +93,24 @@ def load_plugin(path: str | Path) -> dict[str, Any]:
     return {named: registry.declaration(named) for named in names}
 
 
-def code_of(declaration: Any) -> Any:
-    """Return what a declaration's `code` names, as a node imports it."""
+def code_of(declaration: Any, field: str = "code") -> Any:
+    """Return what a path of a declaration names, as a node imports it."""
     from orchestrator.registry import load
 
-    return load(declaration.code, repr(declaration.name))
+    return load(getattr(declaration, field), repr(declaration.name))
+
+
+def prompts_of(task: Any, items: str | Path, shots: int = 0) -> list[list[tuple[str, str]]]:
+    """Return for each item of a task, from `items`/<task>/<split>.jsonl, the pairs (text, answer) that are scored."""
+    from jobs.evaluate.harness import Prepared
+    from orchestrator.spec.cell import TaskSpec
+
+    def encode(pairs: Any) -> list[tuple[list[int], list[int]]]:
+        return [([0], [0]) for _ in pairs]
+
+    spec = TaskSpec(task.name, shots=shots, metric=task.metric)
+    prepared = Prepared(spec, Path(items), limit=0, seed=0, shared=False, max_length=512, encode=encode)
+    return [list(item.requests) for item in prepared.items]
 
 
 def routing_of(logits_TN: Tensor, top_k: int = 2) -> Routing:
