@@ -14,8 +14,7 @@ from jobs.models.public import export_checkpoint
 from jobs.models.sources import Checkpoint, open_checkpoint
 from orchestrator.catalog.routers import DEEPSEEK, DENSE, OLMOE
 from orchestrator.errors import MoegridError, SourceError
-from orchestrator.spec.model import Model, ModelSpec, MoESpec
-from orchestrator.spec.resolve import resolve_model
+from orchestrator.spec.model import ModelSpec, MoESpec
 
 __all__ = ["export_checkpoint", "import_checkpoint", "load_checkpoint", "spec_of"]
 
@@ -57,8 +56,8 @@ _NORM_EPS = {
 }  # where config.json leaves it to its class
 
 
-def spec_of(config: dict[str, Any]) -> Model:
-    """Return the model of a transformers config (olmoe, deepseek 16B, llama, our qwen2_moe), else SourceError."""
+def spec_of(config: dict[str, Any]) -> ModelSpec:
+    """Return the ModelSpec of a transformers config (olmoe, deepseek 16B, llama, our qwen2_moe), else SourceError."""
     kind = config.get("model_type")
     rope = config.get("rope_parameters") or {}
     supported = {**_SUPPORTED, **_SUPPORTED_OF.get(str(kind), {})}
@@ -98,7 +97,7 @@ def spec_of(config: dict[str, Any]) -> Model:
     }
     if kind == "llama":
         moe = MoESpec(preset=DENSE, top_k=1, num_experts=1, expert_width=number("intermediate_size"))
-        return resolve_model(ModelSpec(backbone="smollm2", moe=moe, **shape))
+        return ModelSpec(backbone="smollm2", moe=moe, **shape)
     if kind == "olmoe":
         moe = MoESpec(
             preset=OLMOE,
@@ -107,7 +106,7 @@ def spec_of(config: dict[str, Any]) -> Model:
             expert_width=number("intermediate_size"),
             renormalise=bool(config.get("norm_topk_prob", False)),
         )
-        return resolve_model(ModelSpec(backbone="olmoe", moe=moe, **shape))
+        return ModelSpec(backbone="olmoe", moe=moe, **shape)
     if kind == "qwen2_moe":
         moe = MoESpec(
             preset=DEEPSEEK,
@@ -119,8 +118,7 @@ def spec_of(config: dict[str, Any]) -> Model:
         )
         width = number("intermediate_size") if dense_layers else 0
         layers = len(dense_layers)
-        model = ModelSpec(backbone="deepseek_moe", dense_layers=layers, dense_width=width, moe=moe, **shape)
-        return resolve_model(model)
+        return ModelSpec(backbone="deepseek_moe", dense_layers=layers, dense_width=width, moe=moe, **shape)
     moe = MoESpec(
         preset=DEEPSEEK,
         top_k=number("num_experts_per_tok"),
@@ -132,11 +130,11 @@ def spec_of(config: dict[str, Any]) -> Model:
     )
     dense = config.get("first_k_dense_replace", 0)
     width = number("intermediate_size")
-    return resolve_model(ModelSpec(backbone="deepseek_moe", dense_layers=dense, dense_width=width, moe=moe, **shape))
+    return ModelSpec(backbone="deepseek_moe", dense_layers=dense, dense_width=width, moe=moe, **shape)
 
 
 def import_checkpoint(source: str | Path | Checkpoint) -> CausalLM:
-    """Return the model of a checkpoint, with the algorithm and shape that its config names."""
+    """Return the ModelSpec of a checkpoint, with the algorithm and shape that its config names."""
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     spec = spec_of(checkpoint.config)
     model = build_model(spec, spec.vocab_size)

@@ -13,7 +13,8 @@ from jobs.models.sources import open_checkpoint
 from jobs.moe.block import MoEBlock, dense_width
 from orchestrator.catalog.routers import DENSE
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import Model
+from orchestrator.spec.model import Model, ModelSpec
+from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.sources import files_sha256
 
 SEED = 42
@@ -21,7 +22,7 @@ SEED = 42
 REDRAWN = 0.5
 
 
-def initial_model(spec: Model, vocab_size: int, seed: int = 0) -> CausalLM:
+def initial_model(spec: ModelSpec, vocab_size: int, seed: int = 0) -> CausalLM:
     """Return the model that a run starts from: random (torch's current generator), imported, or upcycled.
 
     `seed` shifts the generator of upcycling, so that seed 0 is the published 42.
@@ -41,7 +42,7 @@ def initial_model(spec: Model, vocab_size: int, seed: int = 0) -> CausalLM:
             f"the model has {vocab} token ids, the checkpoint {checkpoint.name} {checkpoint.config['vocab_size']}",
             hint="set model.vocab_size to the checkpoint's; it may exceed the tokenizer's",
         )
-    _check_shape(spec, spec_of(checkpoint.config), checkpoint.name)
+    _check_shape(spec, resolve_model(spec_of(checkpoint.config)), checkpoint.name)
     if spec.upcycle:
         return upcycle(import_checkpoint(checkpoint), spec, SEED + seed)
     model = build_model(spec, vocab)
@@ -49,7 +50,7 @@ def initial_model(spec: Model, vocab_size: int, seed: int = 0) -> CausalLM:
     return model
 
 
-def _check_shape(spec: Model, theirs: Model, name: str) -> None:
+def _check_shape(spec: ModelSpec, theirs: Model, name: str) -> None:
     """Raise when the checkpoint's weights would mean something else in a model of `spec`, though they might fit."""
     fields = ["hidden_size", "num_layers", "num_heads", "num_kv_heads", "rope_theta", "norm_eps", "tie_embeddings"]
     pairs = {field: (getattr(spec, field), getattr(theirs, field)) for field in fields}
@@ -72,7 +73,7 @@ def _check_shape(spec: Model, theirs: Model, name: str) -> None:
 
 
 @torch.no_grad()
-def upcycle(dense: CausalLM, spec: Model, seed: int = SEED) -> CausalLM:
+def upcycle(dense: CausalLM, spec: ModelSpec, seed: int = SEED) -> CausalLM:
     """Return a model of `spec` whose attention, norms and embeddings are the dense model's.
 
     `copy`: every expert, shared ones too, starts as the dense feed-forward (narrower experts as its segments in turn).

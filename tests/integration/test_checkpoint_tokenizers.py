@@ -43,7 +43,7 @@ def tokenizer_of(folder: Path) -> TokenizerWork:
 
 
 def model_of(dense: Path) -> Model:
-    return dataclasses.replace(spec_of(open_checkpoint(dense).config), checkpoint=f"file://{dense}")
+    return resolve_model(dataclasses.replace(spec_of(open_checkpoint(dense).config), checkpoint=f"file://{dense}"))
 
 
 def test_a_checkpoint_trains_with_its_own_tokenizer_and_goes_out_with_it(dense: Path, tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ from jobs.models.convert import import_checkpoint, spec_of
 from jobs.models.sources import open_checkpoint
 from jobs.models.upcycle import initial_model, upcycle
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import Model, MoESpec
-from orchestrator.spec.resolve import resolve_moe
+from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.sources import pin_checkpoint
 from tests.public_models import IDS, VOCAB, llama_in, olmoe_in
 
@@ -26,10 +25,10 @@ def llama(tmp_path: Path) -> tuple[LlamaForCausalLM, Path]:
     return llama_in(tmp_path / "llama"), tmp_path / "llama"
 
 
-def sparse_spec(folder: Path, **moe: object) -> Model:
+def sparse_spec(folder: Path, **moe: object) -> ModelSpec:
     dense = spec_of(open_checkpoint(folder).config)
     fields: dict[str, Any] = {"num_experts": 4, "top_k": 2, "expert_width": 48, **moe}
-    sparse = resolve_moe(MoESpec(preset="smoe", **fields))
+    sparse = MoESpec(preset="smoe", **fields)
     return dataclasses.replace(dense, checkpoint=str(folder), upcycle="copy", moe=sparse)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from orchestrator import resources
 from orchestrator.catalog.routers import ROUTERS
+from orchestrator.spec.model import DEFAULTS
 
 ROOT = resources.ROOT
 PACKAGES = ("orchestrator", "jobs")
@@ -125,3 +127,26 @@ def test_no_preset_is_known_by_its_name_but_where_it_is_declared() -> None:
     assert {name: lines for name, lines in found.items() if lines} == {}
     example = "moe.preset == 'tc_moe'\nisinstance(router, MoEPlusPlus)\nmoe.preset.startswith('sharede')\n"
     assert compared_presets(example + "moe.preset != other\n", names) == [1, 2, 3]
+
+
+# Where jobs meet a model that may have open fields: a caller's spec, a block's mapping, a public checkpoint's config.
+RESOLVING = {"jobs.models.backbones": 1, "jobs.models.upcycle": 1, "jobs.moe.block": 1}
+
+
+def test_a_model_is_resolved_where_it_enters_and_trusted_after() -> None:
+    calls: Counter[str] = Counter()
+    defaulted = []
+    for name, path in modules(ROOT).items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if name.startswith("jobs.") and isinstance(node, ast.Call):
+                calls[name] += ast.unparse(node.func) in ("resolve_moe", "resolve_model")
+            if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
+                first = node.values[0]
+                if (
+                    isinstance(first, ast.Attribute)
+                    and first.attr in DEFAULTS
+                    and isinstance(node.values[1], ast.Constant)
+                ):
+                    defaulted.append(f"{name}:{node.lineno}")
+    assert +calls == RESOLVING
+    assert defaulted == []
