@@ -17,11 +17,13 @@ def bring_plugins(job: Mapping[str, Any], folder: Path) -> None:
 
     Raises PluginError when a file cannot be imported here, or a package is absent or of another version.
     """
-    for use in map(Use.from_json, job.get("plugins", ())):
+    uses = [Use.from_json(use) for use in job.get("plugins", ())]
+    for use in uses:
         if not use.origin.file:
             _check(use)
+    planned = {use.origin.version for use in uses if use.origin.file}
     try:
-        plugins.receive(job.get("plugin_files", ()), folder)
+        plugins.receive(job.get("plugin_files", ()), planned, folder)
     except MoegridError as error:
         raise PluginError(error.error, cause=error.cause, hint=error.hint) from error
 

@@ -17,7 +17,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -154,10 +154,15 @@ def register(plugin: Plugin) -> tuple[str, ...]:
     return tuple(registered)
 
 
-def receive(sent: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Register plugins that came with a submission; their files are laid below `folder`, for code that reads them."""
+def receive(sent: Sequence[Mapping[str, Any]], planned: Collection[str], folder: Path) -> None:
+    """Register plugins that came with a submission and have one of the `planned` digests.
+
+    Their files are laid below `folder`, for code that reads them.
+    """
     for one in sent:
         plugin = Plugin(one["name"], one["files"], "")
+        if plugin.digest not in planned:
+            raise MoegridError(f"plugin {plugin.name!r} is not the one that was planned with", hint="submit it again")
         home = folder / plugin.module
         inside = home / plugin.stem if INIT in plugin.files else home
         for path, text in plugin.files.items():

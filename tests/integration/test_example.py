@@ -18,6 +18,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "moegrid-example"
 SMALL = """
 set.model={{hidden_size: 32, num_layers: 2, num_heads: 2, num_kv_heads: 2, active_width: 32}}
 set.model.moe={{top_k: 2, num_experts: 4}}
+set.evaluate.tasks={{arc_easy: false, arc_challenge: false, piqa: false}}
 set.tokenizer.vocab_size=300
 set.evaluate.val_tokens=2048
 set.pretrain={{steps: 6, micro_batch: 2, sequence_length: 64}}
@@ -25,6 +26,17 @@ set.pretrain.data={{source: "file://{folder}/text.jsonl", holdout: 0.2}}
 set.finetune={{steps: 8, micro_batch: 2, accumulation: 1, sequence_length: 64}}
 set.finetune.data={{source: "file://{folder}/examples.jsonl", holdout: 0.2}}
 """
+
+
+# What manifests name of it; backend and tracker belong to no result.
+STAGES = {
+    "freezing": {"lower_half"},
+    "losses": {"evenness"},
+    "metrics": {"sure_tokens"},
+    "optimizers": {"lion"},
+    "routers": {"scaled"},
+    "tasks": {"riddles"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +69,7 @@ def test_a_grid_runs_with_every_name_of_the_package(installed: Path, tmp_path: P
     rows = json.loads(moegrid("table", *words, "--json"))
     assert [row["state"] for row in rows] == ["done", "done"]
     assert all(row["plugins"] == "moegrid-example 0.1.0" for row in rows)
-    assert all(0 <= row["sure_tokens"] <= 1 for row in rows)
+    assert all(0 <= row[name] <= 1 for row in rows for name in ("sure_tokens", "riddles/acc"))
     store = Store.peek(str(tmp_path / "store"))
     used: dict[str, set[str]] = {}
     for manifest in store.artifacts.many(store.artifacts.keys()).values():
@@ -68,15 +80,6 @@ def test_a_grid_runs_with_every_name_of_the_package(installed: Path, tmp_path: P
     submissions = [json.loads(path.read_text()) for path in (tmp_path / "store" / "submissions").glob("*.json")]
     assert {one["backend"] for one in submissions} == {"processes"}
     assert any("train/loss_evenness" in json.loads(path.read_text())["points"] for path in wall.glob("example.*.json"))
-
-
-# What manifests name of it; backend and tracker belong to no result.
-STAGES = {
-    "freezing": {"lower_half"},
-    "losses": {"evenness"},
-    "metrics": {"sure_tokens"},
-    "optimizers": {"lion"},
-}
 
 
 def test_doctor_lists_what_it_provides(installed: Path, tmp_path: Path) -> None:

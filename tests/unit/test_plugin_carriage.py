@@ -147,8 +147,9 @@ def test_a_node_with_the_version_that_was_planned_with_goes_on(registries: None,
 
 
 def test_a_plugin_file_that_a_node_cannot_import_is_a_fault_of_the_work(registries: None, tmp_path: Path) -> None:
-    use = Use(Origin("mine.py", "ab" * 32, file=True), {"routers": ("noisy",)})
-    sent = [{"name": "mine.py", "files": {"mine.py": "import no_such_module\n"}}]
+    plugin = plugins.Plugin("mine.py", {"mine.py": "import no_such_module\n"}, "")
+    use = Use(plugin.origin, {"routers": ("noisy",)})
+    sent = [plugin.to_json()]
     with pytest.raises(PluginError, match=r"plugin 'mine.py' cannot be imported"):
         bring_plugins({"plugins": [use.to_json()], "plugin_files": sent}, tmp_path)
 

@@ -95,13 +95,16 @@ def test_a_folder_is_a_plugin_and_loads_its_code_when_it_is_asked_for(
 def test_what_a_node_receives_is_the_same_plugin(tmp_path: Path, colours: Registry[Colour]) -> None:
     reading = MINE + "from pathlib import Path\nBESIDE = Path(__file__).name\n"
     plugin = plugins.read_plugin(write(tmp_path / "mine.py", text=reading))
-    plugins.receive([plugin.to_json()], tmp_path / "node")
+    plugins.receive([plugin.to_json()], {plugin.digest}, tmp_path / "node")
     assert colours.origin("blue") == plugin.origin
     module = sys.modules[plugin.module]
     assert Path(str(module.__file__)).read_text() == plugin.files["mine.py"]
     assert tmp_path / "node" in Path(str(module.__file__)).parents
+    with pytest.raises(MoegridError, match="not the one that was planned with"):
+        plugins.receive([plugin.to_json()], {"ab" * 32}, tmp_path / "node")
+    evil = plugins.Plugin("mine", {"__init__.py": "", "../../x.py": ""}, "")
     with pytest.raises(MoegridError, match="outside itself"):
-        plugins.receive([{"name": "mine", "files": {"__init__.py": "", "../../x.py": ""}}], tmp_path / "node")
+        plugins.receive([evil.to_json()], {evil.digest}, tmp_path / "node")
     assert not (tmp_path / "x.py").exists()
 
 

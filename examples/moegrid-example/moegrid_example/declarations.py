@@ -4,13 +4,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moegrid.extend import BackendKind, FreezeRule, LossKind, MetricKind, OptimizerKind, TrackerKind
+from moegrid.extend import (
+    BackendKind,
+    FreezeRule,
+    LossKind,
+    MetricKind,
+    OptimizerKind,
+    RouterKind,
+    TaskKind,
+    TrackerKind,
+)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Parameters of the router; a value that differs from its default is in the keys of what uses it."""
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"scale must be above 0, not {self.scale:g}")
+
+
+SCALED = RouterKind(
+    "scaled",
+    code="moegrid_example.router:Scaled",
+    parameters=Scaled,
+    # A row and a scale for each expert, of every layer: plan and model must agree to the last one.
+    parameter_count=lambda moe, hidden_size: moe.num_experts * (hidden_size + 1),
+)
 
 
 @dataclass(frozen=True)
 class Evenness:
-    """Parameters of the loss; a value that differs from its default is in the keys of what trains with it."""
-
     power: float = 2.0
 
     def __post_init__(self) -> None:
@@ -38,6 +65,24 @@ SURE_TOKENS = MetricKind(
     low=0.0,
     high=1.0,
     description="share of tokens whose router is sure",
+)
+
+RIDDLES = TaskKind(
+    "riddles",
+    shots=1,
+    columns=("question", "options", "right"),
+    splits=("validation", "train"),  # the one that is evaluated, then that of the shots
+    source="moegrid_example:items",
+    check="moegrid_example.task:check",
+    config={  # as lm-eval's task files
+        "output_type": "multiple_choice",
+        "validation_split": "validation",
+        "training_split": "train",
+        "doc_to_text": "Riddle: {{question}}\nAnswer:",
+        "doc_to_choice": "{{options}}",
+        "doc_to_target": "right",
+        "metric_list": [{"metric": "acc"}],
+    },
 )
 
 

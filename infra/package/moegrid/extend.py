@@ -30,14 +30,17 @@ if TYPE_CHECKING:
     from orchestrator.catalog.backends import BackendKind as BackendKind
     from orchestrator.catalog.engines import EngineKind as EngineKind
     from orchestrator.catalog.freezing import FreezeRule as FreezeRule
+    from orchestrator.catalog.judges import JudgeKind as JudgeKind
     from orchestrator.catalog.losses import LossKind as LossKind
     from orchestrator.catalog.metrics import MetricKind as MetricKind
     from orchestrator.catalog.optimizers import OptimizerKind as OptimizerKind
     from orchestrator.catalog.routers import RouterKind as RouterKind
     from orchestrator.catalog.schedules import ScheduleKind as ScheduleKind
+    from orchestrator.catalog.stores import StoreKind as StoreKind
     from orchestrator.catalog.tasks import TaskKind as TaskKind
     from orchestrator.catalog.trackers import TrackerKind as TrackerKind
     from orchestrator.errors import MoegridError as MoegridError
+    from orchestrator.resources import GridFolder as GridFolder
     from orchestrator.tracking.tracker import KEY_TAG as KEY_TAG
     from orchestrator.tracking.tracker import Recorded as Recorded
 
@@ -46,11 +49,14 @@ KINDS = {
     "BackendKind": "orchestrator.catalog.backends",
     "EngineKind": "orchestrator.catalog.engines",
     "FreezeRule": "orchestrator.catalog.freezing",
+    "GridFolder": "orchestrator.resources",
+    "JudgeKind": "orchestrator.catalog.judges",
     "LossKind": "orchestrator.catalog.losses",
     "MetricKind": "orchestrator.catalog.metrics",
     "OptimizerKind": "orchestrator.catalog.optimizers",
     "RouterKind": "orchestrator.catalog.routers",
     "ScheduleKind": "orchestrator.catalog.schedules",
+    "StoreKind": "orchestrator.catalog.stores",
     "TaskKind": "orchestrator.catalog.tasks",
     "TrackerKind": "orchestrator.catalog.trackers",
 }
