@@ -14,7 +14,8 @@ import logging
 import math
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
@@ -42,11 +43,9 @@ from orchestrator.spec.files import show
 from orchestrator.spec.problems import Problems
 from orchestrator.spec.yaml_positions import read_mapping
 
-datasets.disable_progress_bars()
-# It warns about every default that its own task files rely on.
-logging.getLogger("lm_eval").setLevel(logging.ERROR)
 # The harness compiles a template again for every field of every shot: nine tenths of the time to render a task.
-utils.env.from_string = cache(utils.env.from_string)
+_COMPILED = cache(utils.env.from_string)
+_LOG = logging.getLogger("lm_eval")
 FOLDER = Path(__file__).parent / "tasks"
 _SHIPPED = Path(shipped_tasks.__file__).parent
 # Tasks whose `process_docs` makes a document of each row by itself.
@@ -55,6 +54,30 @@ _BY_ROW = frozenset({"hellaswag"})
 _FITTING = 0.9
 
 Row = dict[str, Any]
+
+
+@contextmanager
+def _compiled() -> Iterator[None]:
+    """Let the harness keep compiled templates inside the block."""
+    genuine, utils.env.from_string = utils.env.from_string, _COMPILED
+    try:
+        yield
+    finally:
+        utils.env.from_string = genuine
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Show no bars, and no warning of each default that lm-eval's own task files rely on, inside the block."""
+    level, bars = _LOG.level, not datasets.are_progress_bars_disabled()
+    _LOG.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        _LOG.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +203,8 @@ def _in_turn(rows: list[Row], column: str) -> list[Row]:
 class Prepared:
     """A task with its items: requests rendered by the harness and tokenised, as many shots as the window takes."""
 
+    @_quiet()
+    @_compiled()
     def __init__(
         self, spec: TaskSpec, directory: Path, *, limit: int, seed: int, shared: bool, max_length: int, encode: Encode
     ) -> None:
@@ -237,6 +262,7 @@ class Prepared:
         """The harness's settings of a task whose answers are generated, None where choices are scored."""
         return dict(self._task.config.generation_kwargs) if self._task.OUTPUT_TYPE == "generate_until" else None
 
+    @_compiled()
     def match(self, item: Item, text: str) -> float:
         """Return 1 when a generated answer is one of the right ones, as the harness filters and compares it."""
         request = Instance(
@@ -330,6 +356,7 @@ class Prepared:
             for i in long:
                 items[i] = self._render(self._docs[i], i, shots[i][: items[i].shots - 1])
 
+    @_compiled()
     def outcome(self, item: Item, answers: Sequence[tuple[float, bool]]) -> Outcome:
         """Return what the (log-likelihood, is greedy) pairs of an item's requests mean."""
         results = self._task.process_results(item.doc, list(answers))
