@@ -128,7 +128,7 @@ class MoEBlock(nn.Module):
         """Return every parameter and saved buffer by its public name (`router.weight`, `experts.gate`, ...)."""
         named: dict[str, Tensor] = {}
         for name, tensor in self.state_dict().items():
-            if name == "experts.up" and self.moe.expert == "swiglu":
+            if name == "experts.up" and self.experts.kind.gated:
                 named["experts.gate"] = tensor[:, : self.experts.width]
                 named["experts.up"] = tensor[:, self.experts.width :]
             else:

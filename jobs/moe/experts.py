@@ -6,8 +6,9 @@ intermediates), `grouped` (torch's grouped matmul) and `loop` (plain autograd, t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from jobs.moe.selection import count
 from jobs.threads import for_each
+from orchestrator.catalog.experts import EXPERTS
+from orchestrator.registry import load
 
 aten = torch.ops.aten
 
@@ -44,18 +47,28 @@ def dispatch(experts_TK: Tensor, num_experts: int) -> Dispatch:
     return Dispatch(order, order // experts_TK.shape[1], counts, experts_TK.shape[1])
 
 
+def activation_of(form: str) -> Callable[[Tensor], Tensor]:
+    """Return the activation of an expert form, ours or another package's."""
+    return cast(Callable[[Tensor], Tensor], load(EXPERTS.get(form).code, EXPERTS.who(form)))
+
+
+# The forms whose backward pass `_Slices` has.
+SLICED = ("swiglu", "relu_mlp")
+
+
 class Experts(nn.Module):
-    """N feed-forward experts: `up` [N,2f,D] holds swiglu's gate and up (else [N,f,D]), `down` [N,D,f]."""
+    """N feed-forward experts: `up` [N,2f,D] holds a gated form's gate and up (else [N,f,D]), `down` [N,D,f]."""
 
     role = "routed_expert"
 
     def __init__(self, num_experts: int, hidden_size: int, width: int, form: str) -> None:
         super().__init__()
         self.form, self.width, self.num_experts = form, width, num_experts
-        rows = 2 * width if form == "swiglu" else width
+        self.kind, self.activation = EXPERTS.get(form), activation_of(form)
+        rows = 2 * width if self.kind.gated else width
         self.up = nn.Parameter(torch.empty(num_experts, rows, hidden_size))
         self.down = nn.Parameter(torch.empty(num_experts, hidden_size, width))
-        if form == "gelu_mlp_bias":
+        if self.kind.bias:
             self.up_bias = nn.Parameter(torch.empty(num_experts, width))
             self.down_bias = nn.Parameter(torch.empty(num_experts, hidden_size))
 
@@ -82,7 +95,7 @@ class Experts(nn.Module):
 
     def choose_path(self, x_TD: Tensor) -> str:
         """Return the fastest path for these inputs; benchmarks/moe_block.py prints the measurements behind the rule."""
-        if not self.has_bias and (x_TD.is_cpu or x_TD.dtype == torch.float64):
+        if self.form in SLICED and (x_TD.is_cpu or x_TD.dtype == torch.float64):
             return "slices"
         # The grouped kernel has no fp64 and wants rows of whole 16 bytes.
         aligned = all(size * x_TD.element_size() % 16 == 0 for size in (x_TD.shape[1], self.width))
@@ -90,11 +103,11 @@ class Experts(nn.Module):
 
     def activate(self, hidden: Tensor) -> Tensor:
         """Apply the non-linearity of the expert form to the first projection."""
-        if self.form == "swiglu":
+        if self.kind.gated:
             gate, up = hidden.split(self.width, dim=-1)
-            activated: Tensor = F.silu(gate) * up
-            return activated
-        return F.relu(hidden) if self.form == "relu_mlp" else F.gelu(hidden)
+            gated: Tensor = self.activation(gate) * up
+            return gated
+        return self.activation(hidden)
 
     def _grouped(self, x_TD: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, plan: Dispatch) -> Tensor:
         ends = plan.counts.cumsum(0).to(torch.int32)
@@ -130,7 +143,7 @@ class Experts(nn.Module):
 
     @property
     def has_bias(self) -> bool:
-        return self.form == "gelu_mlp_bias"
+        return self.kind.bias
 
 
 class _Slices(torch.autograd.Function):
@@ -247,11 +260,12 @@ class SharedExperts(nn.Module):
     def __init__(self, num_experts: int, hidden_size: int, width: int, form: str) -> None:
         super().__init__()
         self.form, self.width = form, num_experts * width
-        if form == "swiglu":
+        self.kind, self.activation = EXPERTS.get(form), activation_of(form)
+        if self.kind.gated:
             self.gate = nn.Parameter(torch.empty(self.width, hidden_size))
         self.up = nn.Parameter(torch.empty(self.width, hidden_size))
         self.down = nn.Parameter(torch.empty(hidden_size, self.width))
-        if form == "gelu_mlp_bias":
+        if self.kind.bias:
             self.up_bias = nn.Parameter(torch.empty(self.width))
             self.down_bias = nn.Parameter(torch.empty(hidden_size))
 
@@ -262,8 +276,8 @@ class SharedExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the feed-forward of x [..., D]."""
-        if self.form == "swiglu":
-            return F.linear(F.silu(F.linear(x, self.gate)) * F.linear(x, self.up), self.down)
-        if self.form == "relu_mlp":
-            return F.linear(F.relu(F.linear(x, self.up)), self.down)
-        return F.linear(F.gelu(F.linear(x, self.up, self.up_bias)), self.down, self.down_bias)
+        if self.kind.gated:
+            return F.linear(self.activation(F.linear(x, self.gate)) * F.linear(x, self.up), self.down)
+        if self.kind.bias:
+            return F.linear(self.activation(F.linear(x, self.up, self.up_bias)), self.down, self.down_bias)
+        return F.linear(self.activation(F.linear(x, self.up)), self.down)

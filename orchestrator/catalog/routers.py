@@ -52,7 +52,7 @@ class RouterKind:
     ids: Callable[[Moe], int] = experts_alone
     parameter_count: Callable[[Moe, int], int] | None = None
     first_layer_lacks: Callable[[Moe, int], int] = nothing
-    scores: tuple[str, ...] = ("softmax", "sigmoid")
+    scores: tuple[str, ...] = ()  # those it goes with; () = all that need no projection
     needs: tuple[str, ...] = ()  # fields of the block that must not be 0
     own: tuple[str, ...] = ()  # fields of the block that no other kind may set
     records: tuple[str, ...] = ()  # which of `cost` and `null` its routing records hold

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.routers import kind_of
 from orchestrator.plan.stages import Stage
 from orchestrator.spec.cell import Resources, TrainSpec
@@ -22,8 +23,6 @@ DATA_SECONDS = 25.0
 # An evaluated item is about this many tokens after shared prefixes are computed once.
 TOKENS_PER_ITEM = 300
 TOKENS_PER_PROMPT = 30
-GLU_MATRICES = 3
-MLP_MATRICES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +72,7 @@ def parameters(model: Model, vocab_size: int) -> Parameters:
 
 def _feed_forward(moe: Moe, hidden_size: int, width: int) -> int:
     """Return the parameters of one feed-forward of the experts' form."""
-    matrices = GLU_MATRICES if moe.expert == "swiglu" else MLP_MATRICES
-    biases = hidden_size + width if moe.expert == "gelu_mlp_bias" else 0
-    return matrices * hidden_size * width + biases
+    return EXPERTS.get(moe.expert).parameter_count(hidden_size, width)
 
 
 def shape_of(stage: Stage, resources: Resources) -> tuple[Any, ...]:

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.parameters import Parameters
+from orchestrator.catalog.scores import SCORES
+from orchestrator.registry import Registry
 from orchestrator.spec.identity import NEUTRAL, parameters_of
 
 
@@ -185,8 +188,8 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "choice": ("token", "expert"),
         "unit": ("token", "word", "sentence"),
         "pool": ("first", "causal_mean", "full_mean"),
-        "score": ("softmax", "sigmoid", "cosine"),
-        "expert": ("swiglu", "relu_mlp", "gelu_mlp_bias"),
+        "score": tuple(SCORES.builtins),
+        "expert": tuple(EXPERTS.builtins),
         "combine": ("sum", "weighted"),
         "group_score": ("max", "top2_sum"),
         "train_select": ("topc", "threshold"),
@@ -195,6 +198,8 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "gating_layers": (1, 2),
     }
 )
+# Fields of a block whose values are names in a registry, ours or another package's.
+NAMED: Mapping[str, Registry[Any]] = MappingProxyType({"score": SCORES, "expert": EXPERTS})
 # What a preset leaves open.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {one.name: one.default for one in dataclasses.fields(Moe) if getattr(MoESpec(), one.name) is None}

@@ -16,7 +16,7 @@ from orchestrator.catalog.tasks import TASKS
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.registry import Registry
 from orchestrator.spec.cell import SUITES
-from orchestrator.spec.model import BACKBONES, CHOICES, UPCYCLES
+from orchestrator.spec.model import BACKBONES, CHOICES, NAMED, UPCYCLES
 from orchestrator.spec.problems import Mistake
 
 
@@ -146,6 +146,7 @@ RULES: dict[str, dict[str, Rule]] = {
     },
     "MoESpec": {
         **{name: Rule(choices=values) for name, values in CHOICES.items()},
+        **{name: Rule(names=registry) for name, registry in NAMED.items()},
         "preset": Rule(names=ROUTERS),
         "top_k": POSITIVE,
         "num_experts": POSITIVE,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator.catalog.routers import OWNERS, ROUTERS, RouterKind, kind_of
-from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, UPCYCLES, ModelSpec, Moe, MoESpec
+from orchestrator.catalog.scores import SCORES
+from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, NAMED, UPCYCLES, ModelSpec, Moe, MoESpec
 from orchestrator.spec.parameters import of_kind
 from orchestrator.spec.problems import Fault, Mistake
 from orchestrator.spec.resolve import resolve_moe
@@ -27,7 +28,7 @@ def moe_problems(moe: MoESpec) -> tuple[Fault, ...]:
     faults = [
         Fault(name, f"{name} {getattr(resolved, name)!r} is none of {', '.join(map(str, allowed))}")
         for name, allowed in CHOICES.items()
-        if getattr(resolved, name) not in allowed
+        if getattr(resolved, name) not in NAMED.get(name, allowed)
     ]
     faults += _number_faults(resolved, ("n_group", "topk_group"), least=1)
     faults += _number_faults(resolved, COUNTS, least=0)
@@ -91,9 +92,10 @@ def _routing_faults(moe: Moe) -> Iterator[Fault]:
 def _kind_faults(kind: RouterKind, moe: Moe) -> Iterator[Fault]:
     """Yield what the block's router does not go with."""
     who = f"preset {moe.preset!r}"
-    if moe.score not in kind.scores:
-        its = " or ".join(map(repr, kind.scores))
-        yield Fault("score", f"score {moe.score!r} and {who} do not belong together: it has score {its}")
+    projected = SCORES.get(moe.score).projected
+    if (kind.scores or projected) and moe.score not in kind.scores:
+        its = f"score {' or '.join(map(repr, kind.scores))}" if kind.scores else "no projection"
+        yield Fault("score", f"score {moe.score!r} and {who} do not belong together: it has {its}")
     for name in kind.needs:
         if not getattr(moe, name):
             yield Fault("preset", f"{who} needs {name}")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.backends.base import node_environment as node_environment
     from orchestrator.catalog.backends import BackendKind as BackendKind
     from orchestrator.catalog.engines import EngineKind as EngineKind
+    from orchestrator.catalog.experts import ExpertKind as ExpertKind
     from orchestrator.catalog.freezing import FreezeRule as FreezeRule
     from orchestrator.catalog.judges import JudgeKind as JudgeKind
     from orchestrator.catalog.losses import LossKind as LossKind
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.catalog.optimizers import OptimizerKind as OptimizerKind
     from orchestrator.catalog.routers import RouterKind as RouterKind
     from orchestrator.catalog.schedules import ScheduleKind as ScheduleKind
+    from orchestrator.catalog.scores import ScoreKind as ScoreKind
     from orchestrator.catalog.stores import StoreKind as StoreKind
     from orchestrator.catalog.tasks import TaskKind as TaskKind
     from orchestrator.catalog.trackers import TrackerKind as TrackerKind
@@ -51,10 +53,12 @@ KINDS = {
     "FreezeRule": "orchestrator.catalog.freezing",
     "GridFolder": "orchestrator.resources",
     "JudgeKind": "orchestrator.catalog.judges",
+    "ExpertKind": "orchestrator.catalog.experts",
     "LossKind": "orchestrator.catalog.losses",
     "MetricKind": "orchestrator.catalog.metrics",
     "OptimizerKind": "orchestrator.catalog.optimizers",
     "RouterKind": "orchestrator.catalog.routers",
+    "ScoreKind": "orchestrator.catalog.scores",
     "ScheduleKind": "orchestrator.catalog.schedules",
     "StoreKind": "orchestrator.catalog.stores",
     "TaskKind": "orchestrator.catalog.tasks",

@@ -18,7 +18,9 @@ from jobs.moe.routing import Routing
 from jobs.moe.selection import count, limit_collaboration, limit_groups, random_ids, top_k
 from jobs.moe.spans import SpanState, pool_spans
 from jobs.moe.switches import Switches
+from orchestrator.catalog.scores import SCORES
 from orchestrator.errors import MoegridError
+from orchestrator.registry import load
 from orchestrator.spec.model import Moe
 from orchestrator.spec.resolve import settings
 
@@ -73,6 +75,9 @@ class Router(nn.Module):
         self.num_ids = self.count_ids()
         self.fixed_temperature = moe.temperature
         self.scaling = moe.routed_scaling
+        kind = SCORES.get(moe.score)
+        self.score_function = load(kind.code, SCORES.who(moe.score))
+        self.distribution = kind.distribution
         self.switches = Switches()
         self.build()
         if moe.balance_bias:
@@ -114,7 +119,8 @@ class Router(nn.Module):
     def score(self, logits_TN: Tensor) -> Tensor:
         """Return the scores s [T,N]."""
         tempered = self.tempered(logits_TN)
-        return torch.sigmoid(tempered) if self.moe.score == "sigmoid" else torch.softmax(tempered, dim=-1)
+        scores: Tensor = self.score_function(tempered)
+        return scores
 
     def weigh(self, scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None) -> Tensor:
         """Return the combine weights [T,K] of the chosen ids; slots in `empty_TK` stay empty and weigh 0."""
@@ -241,7 +247,7 @@ class Router(nn.Module):
             top_k=self.moe.top_k,
             num_experts=self.moe.num_experts,
             padded=context.padded,
-            softmax=self.moe.score != "sigmoid",
+            softmax=self.distribution,
             physical=self.physical,
             carried=carried,
             **self.extras(),

@@ -1,0 +1,126 @@
+"""A score and an expert form of another package: named in YAML, in the keys, counted, built, trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from jobs.models.backbones import build_model
+from jobs.moe import build_block
+from jobs.moe.interventions import pruned
+from orchestrator.errors import GridError, MoegridError
+from orchestrator.plan.cost import parameters
+from orchestrator.spec import versions
+from orchestrator.spec.model import Model, ModelSpec, MoESpec
+from orchestrator.spec.providers import uses_of
+from orchestrator.spec.resolve import resolve_model
+from orchestrator.spec.work import InitWork, work_from_json, work_to_json
+from tests.packages import found, install
+from tests.unit.conftest import Load
+
+MODULE = """
+import torch
+
+from orchestrator.catalog.experts import ExpertKind
+from orchestrator.catalog.scores import ScoreKind
+
+
+def softplus(logits):
+    return torch.nn.functional.softplus(logits)
+
+
+def squared(hidden):
+    return torch.relu(hidden).square()
+
+
+SOFTPLUS = ScoreKind("softplus", "outside_parts:softplus")
+REGLU2 = ExpertKind("reglu2", "outside_parts:squared", gated=True)
+RELU2 = ExpertKind("relu2", "outside_parts:squared", bias=True)
+"""
+ENTRIES = {
+    "scores": {"softplus": "outside_parts:SOFTPLUS"},
+    "experts": {"reglu2": "outside_parts:REGLU2", "relu2": "outside_parts:RELU2"},
+}
+SIZES = {"top_k": 2, "num_experts": 4, "expert_width": 16}
+
+
+@pytest.fixture(autouse=True)
+def package(tmp_path: Path) -> Iterator[None]:
+    install(tmp_path / "site", "outside_parts", MODULE, ENTRIES)
+    with found(tmp_path / "site", "outside_parts"):
+        yield
+
+
+def model_of(preset: str = "smoe", **fields: str) -> Model:
+    moe = MoESpec(preset=preset, top_k=2, num_experts=4, expert_width=16, shared_experts=1, **fields)  # type: ignore[arg-type]
+    return resolve_model(ModelSpec(hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=2, moe=moe))
+
+
+def test_a_grid_names_them_and_a_wrong_name_is_told(load: Load) -> None:
+    grid = load("factors: {score: [softmax, softplus], expert: [swiglu, reglu2]}\n")
+    assert [(i.cell.model.moe.score, i.cell.model.moe.expert) for i in grid.cells[1:3]] == [
+        ("softmax", "reglu2"),
+        ("softplus", "swiglu"),
+    ]
+    with pytest.raises(GridError, match="did you mean 'reglu2'"):
+        load("factors: {expert: [reglu]}\n")
+    with pytest.raises(GridError, match="score 'softplus' and preset 'moepp' do not belong together"):
+        load("factors: {seed: [0]}\nset: {model.moe.preset: moepp, model.moe.score: softplus}\n")
+
+
+@pytest.mark.parametrize("preset", ["smoe", "dense"])
+@pytest.mark.parametrize("expert", ["reglu2", "relu2"])
+def test_an_expert_form_is_counted_and_trains(preset: str, expert: str) -> None:
+    spec = model_of(preset, expert=expert)
+    model = build_model(spec, 64)
+    assert parameters(spec, 64).total == sum(parameter.numel() for parameter in model.parameters())
+    loss = model(torch.arange(12).view(2, 6), labels=torch.arange(12).view(2, 6)).loss
+    assert loss is not None
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_an_expert_computes_what_it_says_on_every_path() -> None:
+    block = build_block({"preset": "smoe", "hidden_size": 16, "expert": "reglu2", **SIZES}, init_std=0.3)
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    ids, weights = torch.tensor([[1], [0], [3], [1], [2]]), torch.ones(5, 1)
+    named = block.named_weights()
+    by_hand = torch.stack(
+        [
+            F.linear(
+                F.relu(F.linear(row, named["experts.gate"][e])).square() * F.linear(row, named["experts.up"][e]),
+                named["experts.down"][e],
+            )
+            for row, e in zip(x, ids[:, 0], strict=True)
+        ]
+    )
+    for path in ("", "loop", "grouped"):
+        torch.testing.assert_close(block.experts(x, ids, weights, path), by_hand, atol=1e-5, rtol=1e-5)
+
+
+def test_a_score_selects_and_weighs() -> None:
+    block = build_block({"preset": "smoe", "hidden_size": 16, "score": "softplus", **SIZES})
+    _, routing = block(torch.randn(1, 6, 16))
+    torch.testing.assert_close(routing.scores, F.softplus(routing.logits))
+    assert not routing.softmax
+    best = routing.scores.gather(1, routing.indices)
+    torch.testing.assert_close(routing.weights, best / best.sum(-1, keepdim=True))
+    with pruned(block, {0: 1}):
+        assert not bool((block(torch.randn(1, 6, 16))[1].indices == 1).any())
+    with pytest.raises(MoegridError, match="softmax over experts"):
+        build_block({"preset": "expert_choice", "hidden_size": 16, "score": "softplus", **SIZES})
+
+
+@pytest.mark.parametrize(("fields", "word"), [({"score": "softplus"}, "scores"), ({"expert": "relu2"}, "experts")])
+def test_keys_and_nodes_know_whose_it_is(fields: dict[str, str], word: str) -> None:
+    work = InitWork(model_of(**fields), "tokenizer")
+    again = work_from_json(json.loads(json.dumps(work_to_json(work))))
+    assert again.key() == work.key() != InitWork(model_of(), "tokenizer").key()
+    assert list(versions.raised(work.parts()).values()) == ["outside_parts:1"]
+    (use,) = uses_of(work)
+    assert str(use) == f"outside_parts 1.2 ({word}: {next(iter(fields.values()))})"
