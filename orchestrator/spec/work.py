@@ -60,7 +60,8 @@ class DataWork:
         return science_key(self.kind, dataclasses.replace(self, data=data, sources=sources), versions=made)
 
     def parts(self) -> Iterator[str]:
-        return versions.of_data(self.data, self.tasks)
+        yield from versions.of_data(self.data, self.tasks)
+        yield from (part for source in self.sources for part in versions.of_data(source.data))
 
 
 @dataclass(frozen=True, slots=True)

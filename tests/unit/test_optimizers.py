@@ -11,6 +11,7 @@ import torch
 
 from jobs.preemption import Preempted
 from jobs.train.optimizer import build_optimizer, export_state, plan_groups, take_step
+from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.optimizers import OPTIMIZERS, OptimizerKind
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.errors import GridError, MoegridError
@@ -204,3 +205,20 @@ def test_the_plan_of_ours_looks_at_no_package(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: pytest.fail("it scanned"))
     assert trained(tmp_path, "").optimizer == "adamw"
     assert prepare(str(tmp_path / "store"))
+
+
+def test_a_file_beside_the_grid_declares_one_as_well(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        LION[: LION.index("GONE =")].replace('"lions:', '"./mine.py:').replace('"lion"', '"my_lion"')
+    )
+    text = "plugins: [./mine.py]\nset: {pretrain: {optimizer: my_lion, optimizer_parameters: {fast: 0.8}}}\n"
+    try:
+        train = trained(tmp_path, text)
+        weight = torch.nn.Parameter(torch.ones(4, 4))
+        built = build_optimizer(train, plan_groups([("weight", weight, "other")]), {"weight": weight})
+        assert type(built).__name__ == "Lion"
+        assert str(OPTIMIZERS.identity("my_lion")).startswith("sha256:")
+    finally:
+        for name in ("my_lion", "whole"):
+            OPTIMIZERS.outside.pop(name, None)
+        FREEZING.outside.pop("lower", None)

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator import resources
 from orchestrator.errors import GridError, MoegridError
+from orchestrator.plan.graph import build_graph
 from orchestrator.settings import load_site
 from orchestrator.spec.files import find_grid
 from orchestrator.spec.grid import load_grid
@@ -78,4 +79,5 @@ def test_a_broken_package_hides_no_other(site: Path, caplog: pytest.LogCaptureFi
 
 def test_the_plan_of_a_project_grid_looks_at_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: pytest.fail("it scanned"))
-    assert load_grid("quickstart", scale="tiny").cells
+    for name in ("quickstart", "finetune_freeze", "pretrain_router"):
+        assert build_graph(load_grid(name)).stages
