@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from threading import Barrier
 
 import torch
@@ -32,13 +34,16 @@ def for_each(work: Callable[[int], None], sizes: Sequence[int]) -> None:
             work(i)
         return
     # The largest first; whoever is free takes the next one.
-    rest = iter(sorted(pieces, key=lambda i: -sizes[i]))
+    rest: SimpleQueue[int] = SimpleQueue()
+    for i in sorted(pieces, key=lambda i: -sizes[i]):
+        rest.put(i)
     inference = torch.is_inference_mode_enabled()
 
     def take() -> None:
         with torch.inference_mode(inference), torch.no_grad():
-            for i in rest:
-                work(i)
+            with suppress(Empty):
+                while True:
+                    work(rest.get_nowait())
 
     torch.set_num_threads(1)
     try:
