@@ -40,10 +40,9 @@ def for_each(work: Callable[[int], None], sizes: Sequence[int]) -> None:
     inference = torch.is_inference_mode_enabled()
 
     def take() -> None:
-        with torch.inference_mode(inference), torch.no_grad():
-            with suppress(Empty):
-                while True:
-                    work(rest.get_nowait())
+        with torch.inference_mode(inference), torch.no_grad(), suppress(Empty):
+            while True:
+                work(rest.get_nowait())
 
     torch.set_num_threads(1)
     try:
