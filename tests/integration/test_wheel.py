@@ -67,6 +67,17 @@ def test_nothing_but_moegrid_stands_at_the_top_of_site_packages(wheel: Path) -> 
     assert set(tracked.stdout.decode().split()) <= packed
 
 
+def test_an_editable_installation_holds_no_copy_of_the_code(tmp_path: Path) -> None:
+    """A copy would be what the command runs, whatever the clone has become since."""
+    code = "import sys; from hatchling.build import build_editable as build; build(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (made,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(made) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+        assert names == ["_moegrid.pth"]
+        assert archive.read("_moegrid.pth").decode().split() == [str(ROOT), str(ROOT / "infra" / "package")]
+
+
 def test_an_empty_folder_becomes_a_project_that_plans(environment: Path, tmp_path: Path) -> None:
     said = run(environment, "-m", "moegrid", "init", cwd=tmp_path)
     assert "moegrid plan my_grid" in said
