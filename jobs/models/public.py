@@ -29,7 +29,7 @@ from jobs.models.shards import write_tensors
 from jobs.moe.block import dense_width
 from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import DEFAULTS, Model
+from orchestrator.spec.model import DEFAULTS, Model, MoESpec
 
 # What our block may do that no layout holds; other fields change nothing unless one of these does.
 _OURS = (
@@ -63,6 +63,8 @@ def public_layout(spec: Model) -> str:
     moe, llama = spec.moe, spec.backbone != "olmoe"
     own = [f"{name} {getattr(moe, name)!r}" for name in _OURS if getattr(moe, name) != DEFAULTS[name]]
     kind = kind_of(moe)
+    if moe.selection != MoESpec().selection:
+        own.append(f"selection {moe.selection!r}")
     if kind.routes and not kind.plain:
         own.append(f"the router of preset {moe.preset!r}")
     if not kind.routes:

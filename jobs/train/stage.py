@@ -28,6 +28,7 @@ from jobs.train.schedule import learning_rates
 from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.freezing import freezes
 from orchestrator.catalog.routers import kind_of
+from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.errors import ArtifactMissing, CorruptBlob
 from orchestrator.spec.identity import lineage, state_keys
 from orchestrator.spec.model import Moe
@@ -220,7 +221,7 @@ def _mixed(context: StageContext, work: TrainWork, manifest: Manifest, step: int
 
 def _fixed_load(moe: Moe) -> bool:
     """Return whether every token is assigned to the same number of experts."""
-    return moe.choice == "token" and kind_of(moe).routes
+    return moe.choice == "token" and kind_of(moe).routes and SELECTIONS.get(moe.selection).fixed
 
 
 def _assignments(context: StageContext, manifest: Manifest, engine: Engine, step: int, steps: int) -> int | None:

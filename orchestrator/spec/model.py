@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.scores import SCORES
+from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.registry import Registry
 from orchestrator.spec.identity import NEUTRAL, parameters_of
 
@@ -89,6 +90,8 @@ class MoESpec:
     """Divides the logits."""
     router_init_std: float = 0.02
     """Standard deviation of the router's initial weights."""
+    selection: str = field(default="top_k", metadata=NEUTRAL)
+    """How a token's experts are selected from their scores."""
     parameters: Parameters = field(default=Parameters(), metadata=parameters_of("preset"))
     """The preset's own parameters, by name."""
 
@@ -199,7 +202,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     }
 )
 # Fields of a block whose values are names in a registry, ours or another package's.
-NAMED: Mapping[str, Registry[Any]] = MappingProxyType({"score": SCORES, "expert": EXPERTS})
+NAMED: Mapping[str, Registry[Any]] = MappingProxyType({"score": SCORES, "expert": EXPERTS, "selection": SELECTIONS})
 # What a preset leaves open.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {one.name: one.default for one in dataclasses.fields(Moe) if getattr(MoESpec(), one.name) is None}

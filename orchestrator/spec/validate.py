@@ -190,6 +190,7 @@ _TRAIN_RULES: dict[str, tuple[Applies, str]] = {
 }
 _MODEL_RULES: dict[str, tuple[Callable[[Cell], bool], str]] = {
     "pool": (lambda cell: cell.model.moe.unit != "token", "unit is 'token'"),
+    "selection": (lambda cell: cell.model.moe.choice == "token", "choice is 'expert'"),
     "train_select": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
     "eval_select": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
     "choice_group": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),

@@ -28,7 +28,12 @@ def moe_problems(moe: MoESpec) -> tuple[Fault, ...]:
     faults = [
         Fault(name, f"{name} {getattr(resolved, name)!r} is none of {', '.join(map(str, allowed))}")
         for name, allowed in CHOICES.items()
-        if getattr(resolved, name) not in NAMED.get(name, allowed)
+        if name not in NAMED and getattr(resolved, name) not in allowed
+    ]
+    faults += [
+        Fault(name, f"{name} {getattr(resolved, name)!r} is unknown", registry.hint(getattr(resolved, name)))
+        for name, registry in NAMED.items()
+        if getattr(resolved, name) not in registry
     ]
     faults += _number_faults(resolved, ("n_group", "topk_group"), least=1)
     faults += _number_faults(resolved, COUNTS, least=0)
@@ -57,6 +62,8 @@ def _number_faults(spec: MoESpec | ModelSpec, names: Sequence[str], least: int) 
 
 def _unrouted_faults(moe: Moe) -> Iterator[Fault]:
     kept = ("expert", "shared_experts")
+    if moe.selection != MoESpec().selection:
+        yield Fault("selection", f"selection does not apply: preset {moe.preset!r} has no router")
     for name, value in DEFAULTS.items():
         if name not in kept and getattr(moe, name) != value:
             yield Fault(name, f"{name} does not apply: preset {moe.preset!r} has no router")
@@ -72,6 +79,8 @@ def _routing_faults(moe: Moe) -> Iterator[Fault]:
         if moe.score != "softmax":
             message = f"choice 'expert' needs score 'softmax' (a softmax over experts), not {moe.score!r}"
             yield Fault("choice", message)
+        if moe.selection != MoESpec().selection:
+            yield Fault("selection", f"selection {moe.selection!r} applies to choice 'token' only")
         if moe.balance_bias:
             yield Fault("choice", "choice 'expert' with balance_bias: the load is balanced by construction")
     else:

@@ -17,6 +17,7 @@ from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.catalog.routers import ROUTERS, kind_of
 from orchestrator.catalog.schedules import SCHEDULES
+from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.catalog.sources import SOURCES, scheme_of
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
@@ -57,6 +58,7 @@ def of_model(model: Model) -> Iterator[str]:
     if not kind_of(moe).routes:
         return
     yield from (f"{name} {getattr(moe, name)}" for name in CHOICES if name != "expert")
+    yield f"{SELECTIONS.word} {moe.selection}"
     yield from (name for name in DEFAULTS if name not in CHOICES and getattr(moe, name) != DEFAULTS[name])
 
 

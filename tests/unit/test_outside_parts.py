@@ -28,6 +28,7 @@ import torch
 
 from orchestrator.catalog.experts import ExpertKind
 from orchestrator.catalog.scores import ScoreKind
+from orchestrator.catalog.selections import SelectionKind
 
 
 def softplus(logits):
@@ -38,11 +39,19 @@ def squared(hidden):
     return torch.relu(hidden).square()
 
 
+def top_p(values, k):
+    best, ids = values.topk(k, dim=-1)
+    before = best.cumsum(-1) - best
+    return torch.where(before < 0.5, ids, -1)
+
+
+TOP_P = SelectionKind("top_p", "outside_parts:top_p", fixed=False)
 SOFTPLUS = ScoreKind("softplus", "outside_parts:softplus")
 REGLU2 = ExpertKind("reglu2", "outside_parts:squared", gated=True)
 RELU2 = ExpertKind("relu2", "outside_parts:squared", bias=True)
 """
 ENTRIES = {
+    "selections": {"top_p": "outside_parts:TOP_P"},
     "scores": {"softplus": "outside_parts:SOFTPLUS"},
     "experts": {"reglu2": "outside_parts:REGLU2", "relu2": "outside_parts:RELU2"},
 }
@@ -116,7 +125,26 @@ def test_a_score_selects_and_weighs() -> None:
         build_block({"preset": "expert_choice", "hidden_size": 16, "score": "softplus", **SIZES})
 
 
-@pytest.mark.parametrize(("fields", "word"), [({"score": "softplus"}, "scores"), ({"expert": "relu2"}, "experts")])
+def test_a_selection_may_leave_slots_empty(load: Load) -> None:
+    fields = {"preset": "smoe", "hidden_size": 16, "selection": "top_p", "num_experts": 4, "top_k": 3}
+    block = build_block({**fields, "router_init_std": 4.0})
+    _, routing = block(torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(0)))
+    lengths = (routing.indices >= 0).sum(-1)
+    assert set(lengths.tolist()) <= {1, 2, 3}
+    assert len(set(lengths.tolist())) > 1
+    assert bool((routing.weights[routing.indices < 0] == 0).all())
+    torch.testing.assert_close(routing.weights.sum(-1), torch.ones(64))
+    assert int(routing.counts.sum()) == int(lengths.sum())
+    grid = load("factors: {selection: [top_k, top_p]}\n")
+    assert grid.cells[0].id == load("factors: {seed: [0]}\n").cells[0].id
+    with pytest.raises(GridError, match="applies to choice 'token' only"):
+        load("factors: {seed: [0]}\nset: {model.moe: {preset: expert_choice, selection: top_p}}\n")
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [({"score": "softplus"}, "scores"), ({"expert": "relu2"}, "experts"), ({"selection": "top_p"}, "selections")],
+)
 def test_keys_and_nodes_know_whose_it_is(fields: dict[str, str], word: str) -> None:
     work = InitWork(model_of(**fields), "tokenizer")
     again = work_from_json(json.loads(json.dumps(work_to_json(work))))

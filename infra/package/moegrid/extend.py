@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from orchestrator.catalog.routers import RouterKind as RouterKind
     from orchestrator.catalog.schedules import ScheduleKind as ScheduleKind
     from orchestrator.catalog.scores import ScoreKind as ScoreKind
+    from orchestrator.catalog.selections import SelectionKind as SelectionKind
     from orchestrator.catalog.stores import StoreKind as StoreKind
     from orchestrator.catalog.tasks import TaskKind as TaskKind
     from orchestrator.catalog.trackers import TrackerKind as TrackerKind
@@ -59,6 +60,7 @@ KINDS = {
     "OptimizerKind": "orchestrator.catalog.optimizers",
     "RouterKind": "orchestrator.catalog.routers",
     "ScoreKind": "orchestrator.catalog.scores",
+    "SelectionKind": "orchestrator.catalog.selections",
     "ScheduleKind": "orchestrator.catalog.schedules",
     "StoreKind": "orchestrator.catalog.stores",
     "TaskKind": "orchestrator.catalog.tasks",

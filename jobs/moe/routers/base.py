@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.moe.routing import Routing
-from jobs.moe.selection import count, limit_collaboration, limit_groups, random_ids, top_k
+from jobs.moe.selection import count, limit_collaboration, limit_groups, random_ids
 from jobs.moe.spans import SpanState, pool_spans
 from jobs.moe.switches import Switches
 from orchestrator.catalog.scores import SCORES
+from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.errors import MoegridError
 from orchestrator.registry import load
 from orchestrator.spec.model import Moe
@@ -78,6 +79,8 @@ class Router(nn.Module):
         kind = SCORES.get(moe.score)
         self.score_function = load(kind.code, SCORES.who(moe.score))
         self.distribution = kind.distribution
+        selection = SELECTIONS.get(moe.selection)
+        self.select, self.fixed = load(selection.code, SELECTIONS.who(moe.selection)), selection.fixed
         self.switches = Switches()
         self.build()
         if moe.balance_bias:
@@ -220,9 +223,12 @@ class Router(nn.Module):
         if self.allowed is not None:
             values = limit_collaboration(values, self.allowed)
         drop = self.switches.drop
-        chosen = top_k(values, moe.top_k + drop)[:, drop:]
+        chosen: Tensor = self.select(values, moe.top_k + drop)[:, drop:]
+        if self.fixed and not drop and not self.switches.removed:
+            return chosen, None
         # Fewer than k may be left: what is removed or forbidden never fills a slot.
-        return chosen, values.gather(1, chosen) == float("-inf") if drop or self.switches.removed else None
+        ids = chosen.clamp_min(0)
+        return ids, (chosen < 0) | (values.gather(1, ids) == float("-inf"))
 
     def record(
         self, context: Context, logits: Tensor, scores: Tensor, indices: Tensor, weights: Tensor, carried: Tensor
