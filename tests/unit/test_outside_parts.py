@@ -127,7 +127,8 @@ def test_a_score_selects_and_weighs() -> None:
 
 def test_a_selection_may_leave_slots_empty(load: Load) -> None:
     fields = {"preset": "smoe", "hidden_size": 16, "selection": "top_p", "num_experts": 4, "top_k": 3}
-    block = build_block({**fields, "router_init_std": 4.0})
+    torch.manual_seed(0)
+    block = build_block({**fields, "router_init_std": 0.3})
     _, routing = block(torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(0)))
     lengths = (routing.indices >= 0).sum(-1)
     assert set(lengths.tolist()) <= {1, 2, 3}
