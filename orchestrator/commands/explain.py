@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.commands.context import Context, cell_ids, split_cell, take_cell
 from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DONE, MoegridError
-from orchestrator.plan.graph import build_graph
+from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.root import root_document
-from orchestrator.spec.diff import differences
+from orchestrator.spec.diff import Difference, differences
 from orchestrator.spec.grid import load_grid
+from orchestrator.spec.providers import of_all, uses_of
 from orchestrator.tracking import records
 
 
@@ -29,7 +30,7 @@ def explain(context: Context) -> int:
         pending = [key for key in cell["stages"] if plan.actions[key].name != "done"]
         own = cell["resolved"]
         before, sections = _predecessor(cell, own, earlier)
-        changes = differences(sections, own) if before else []
+        changes = [*differences(sections, own), *_edited(graph, cell["stages"], earlier[-1])] if before else []
         answers.append(
             {
                 "id": cell["id"],
@@ -127,6 +128,17 @@ def _predecessor(
                 return other, other["resolved"]
     found = min(document["cells"], key=lambda other: len(differences(other["resolved"], own)))
     return found, found["resolved"]
+
+
+def _edited(graph: StageGraph, keys: Sequence[str], before: Mapping[str, Any]) -> list[Difference]:
+    """Return the plugin files that stages use and that had another content in the version before."""
+    old = {told["provider"]: told["version"] for told in before.get("plugins", ()) if told["file"]}
+    origins = [use.origin for use in of_all(use for key in keys for use in uses_of(graph.stages[key].work))]
+    return [
+        (f"plugins.{one.provider}", old[one.provider][:12], one.version[:12])
+        for one in origins
+        if one.file and old.get(one.provider, one.version) != one.version
+    ]
 
 
 def _why(

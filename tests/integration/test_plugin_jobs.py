@@ -76,8 +76,19 @@ def test_a_loss_of_a_plugin_file_trains_on_nodes_that_have_only_its_submission(g
     assert after["run"] == 2, "the training and the evaluation of one cell"
     assert after["done"] == before["done"] - 2
 
+    cells = json.loads(moegrid("explain", *words(grid), "--json"))["cells"]
+    assert [[change["field"] for change in cell["changes"]] for cell in cells] == [[], ["plugins.tilt.py"]]
+    assert cells[1]["why"] == "new: 1 field changed since the version before"
+
     (grid.parent / "mine" / "tilt.py").unlink()
     moegrid("plan", *words(grid), code=2)
+
+
+@pytest.mark.faults
+def test_a_plugin_file_reaches_the_workers_of_a_ray_cluster(ray_lab: object, grid: Path) -> None:
+    grid.write_text(grid.read_text().replace("[0, 0.5]", "[0.5]"))
+    moegrid("run", *words(grid, "--site", "ray", "--no-report"))
+    assert providers(grid)["train"].count(["tilt.py"]) == 1
 
 
 def test_a_plugin_file_reaches_the_nodes_of_a_slurm_cluster(

@@ -89,6 +89,13 @@ def test_an_empty_folder_becomes_a_project_that_plans(environment: Path, tmp_pat
     assert (tmp_path / "grids" / "my_grid.yaml").read_bytes() == before
 
 
+def test_a_plugin_begins_passes_its_test_and_is_planned_with(environment: Path, tmp_path: Path) -> None:
+    assert "test_mine.py" in run(environment, "-m", "moegrid", "new", "router", "mine", cwd=tmp_path)
+    assert "passed" in run(environment, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py", cwd=tmp_path)
+    (tmp_path / "g.yaml").write_text("base: pretrain\nplugins: [mine]\nset: {model.moe.preset: mine}\nevaluate: [lm]\n")
+    assert "(routers: mine)" in run(environment, "-m", "moegrid", "plan", "g.yaml", cwd=tmp_path)
+
+
 def test_a_grid_runs_beside_a_foreign_package_named_jobs(environment: Path, tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()  # one more, where the user stands
     (tmp_path / "jobs" / "__init__.py").write_text("raise RuntimeError('not ours')\n")

@@ -1,8 +1,8 @@
 """What a plugin file or a package of your own imports: the kinds that it declares, what their code builds on, helpers.
 
 Declarations are read by the control plane, which has no torch: what `CODE` names is imported where it is used, so that
-a plan stays light. In a process of your own, where another `jobs` or `orchestrator` comes first on the path, theirs are
-found.
+a plan stays light. In a process that imports this module, a test of yours say, the names `jobs` and `orchestrator` mean
+moegrid's parts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from moegrid._home import enter
 
-enter()
+enter(first=True)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +87,12 @@ def __getattr__(name: str) -> Any:
     module = KINDS.get(name) or CODE.get(name)
     if module is None:
         raise AttributeError(f"module 'moegrid.extend' has no attribute {name!r}; it has {', '.join(__dir__())}")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] != "jobs":
+            raise
+        raise ImportError(f"another package named jobs was imported before moegrid.extend: {error}") from error
 
 
 def __dir__() -> list[str]:
