@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from orchestrator.catalog.schedules import ScheduleKind as ScheduleKind
     from orchestrator.catalog.scores import ScoreKind as ScoreKind
     from orchestrator.catalog.selections import SelectionKind as SelectionKind
+    from orchestrator.catalog.sources import SourceKind as SourceKind
     from orchestrator.catalog.stores import StoreKind as StoreKind
     from orchestrator.catalog.tasks import TaskKind as TaskKind
     from orchestrator.catalog.trackers import TrackerKind as TrackerKind
@@ -51,17 +52,18 @@ if TYPE_CHECKING:
 KINDS = {
     "BackendKind": "orchestrator.catalog.backends",
     "EngineKind": "orchestrator.catalog.engines",
+    "ExpertKind": "orchestrator.catalog.experts",
     "FreezeRule": "orchestrator.catalog.freezing",
     "GridFolder": "orchestrator.resources",
     "JudgeKind": "orchestrator.catalog.judges",
-    "ExpertKind": "orchestrator.catalog.experts",
     "LossKind": "orchestrator.catalog.losses",
     "MetricKind": "orchestrator.catalog.metrics",
     "OptimizerKind": "orchestrator.catalog.optimizers",
     "RouterKind": "orchestrator.catalog.routers",
+    "ScheduleKind": "orchestrator.catalog.schedules",
     "ScoreKind": "orchestrator.catalog.scores",
     "SelectionKind": "orchestrator.catalog.selections",
-    "ScheduleKind": "orchestrator.catalog.schedules",
+    "SourceKind": "orchestrator.catalog.sources",
     "StoreKind": "orchestrator.catalog.stores",
     "TaskKind": "orchestrator.catalog.tasks",
     "TrackerKind": "orchestrator.catalog.trackers",
