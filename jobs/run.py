@@ -32,6 +32,8 @@ from jobs.preemption import Preempted, Signals
 from jobs.reporter import Reporter
 from jobs.watchdog import Hung, Watchdog
 from jobs.world import World, launch, own_world
+from orchestrator.catalog.parameters import made
+from orchestrator.catalog.suites import SUITES
 from orchestrator.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -42,6 +44,7 @@ from orchestrator.errors import (
     PluginError,
     StoreError,
 )
+from orchestrator.registry import load
 from orchestrator.spec.work import EvaluateWork, Work
 from orchestrator.store import Lease, Store
 
@@ -63,13 +66,11 @@ STAGES: dict[str, StageKind] = {
     "tokens": StageKind("jobs.data.tokens"),
     "init": StageKind("jobs.train.init"),
     "train": StageKind("jobs.train.stage", ranked=True),
-    "evaluate/lm": StageKind("jobs.evaluate.lm", ranked=True),
-    "evaluate/reasoning": StageKind("jobs.evaluate.reasoning", ranked=True),
-    "evaluate/efficiency": StageKind("jobs.evaluate.efficiency", ranked=True),
-    "evaluate/probe": StageKind("jobs.evaluate.probe"),
-    "evaluate/hallucination": StageKind("jobs.evaluate.benchmarks", ranked=True),
-    "evaluate/adversarial": StageKind("jobs.evaluate.benchmarks", ranked=True),
-    "evaluate/ood": StageKind("jobs.evaluate.benchmarks", ranked=True),
+    **{
+        f"evaluate/{name}": StageKind(kind.code.partition(":")[0], kind.ranked)
+        for name, kind in SUITES.builtins.items()
+        if kind.code
+    },
     "generate": StageKind("jobs.evaluate.responses", ranked=True),
     "judge": StageKind("jobs.evaluate.judges", ranked=True),
 }
@@ -80,15 +81,28 @@ SCRATCH_SECONDS = 86_400.0
 RECORD_PATIENCE_SECONDS = 60.0
 
 
-def stage_kind(work: Work) -> StageKind:
-    """Return who implements the work."""
-    return STAGES[f"evaluate/{work.suite}" if isinstance(work, EvaluateWork) else work.kind]
+def ranked(work: Work) -> bool:
+    """Return whether every rank works on a stage."""
+    kind = STAGES.get(_name_of(work))
+    if kind is None and isinstance(work, EvaluateWork):
+        return SUITES.get(work.suite).ranked
+    return kind is not None and kind.ranked
 
 
 def stage_function(work: Work) -> Callable[[Any, Any], None]:
-    """Return the function that runs `work`, importing its module."""
-    function: Callable[[Any, Any], None] = importlib.import_module(stage_kind(work).module).run
+    """Return the function that runs `work`, importing its module; that of a package's suite is its own."""
+    name = _name_of(work)
+    if isinstance(work, EvaluateWork) and name not in STAGES:
+        kind = SUITES.get(work.suite)
+        outside: Callable[..., None] = load(kind.code, f"suite {work.suite!r}")
+        asked = () if kind.parameters is None else (made(kind, work.parameters),)
+        return lambda context, work: outside(context, work, *asked)
+    function: Callable[[Any, Any], None] = importlib.import_module(STAGES[name].module).run
     return function
+
+
+def _name_of(work: Work) -> str:
+    return f"evaluate/{work.suite}" if isinstance(work, EvaluateWork) else work.kind
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -250,7 +264,7 @@ def _work_through(job: Job, request: JobRequest, world: World) -> None:
             continue
         if world.size == 1:  # ranks agree on a stop inside the training loop, or they would part here
             job.signals.check()
-        if job.rank and not stage_kind(stage.work).ranked:
+        if job.rank and not ranked(stage.work):
             continue
         _run_stage(job, stage)
 

@@ -18,11 +18,11 @@ from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.catalog.routers import ROUTERS
+from orchestrator.catalog.suites import SUITES
 from orchestrator.plan.evaluations import benchmark_works, evaluation
 from orchestrator.plan.graph import build_graph
 from orchestrator.plan.stages import CellStages, Lowering, Stage
 from orchestrator.spec.cell import (
-    SUITES,
     BalanceSpec,
     BenchmarkSpec,
     Cell,
@@ -43,7 +43,7 @@ from orchestrator.spec.identity import digest
 from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, UPCYCLES, Model, ModelSpec, MoESpec
 from orchestrator.spec.pins import FORMATS, WHEELS
 from orchestrator.spec.resolve import resolve_model
-from orchestrator.spec.suites import TASKED, uses
+from orchestrator.spec.suites import uses
 from orchestrator.spec.tasks import PUBLISHED
 from orchestrator.spec.work import (
     Conditions,
@@ -242,7 +242,8 @@ def task_works() -> Iterator[tuple[str, EvaluateWork]]:
 def suite_cell(**fields: Any) -> Cell:
     """Return a cell that measures every suite on every benchmark, each with a source."""
     sources: dict[str, Any] = {name: BenchmarkSpec(f"file:///data/{name}", digest=name, limit=9) for name in BENCHMARKS}
-    evaluate = EvaluateSpec(suites=SUITES, at=(1.0,), tasks=tuple(PUBLISHED.values()), digest="0", **sources)
+    tasks, suites = tuple(PUBLISHED.values()), tuple(SUITES.builtins)
+    evaluate = EvaluateSpec(suites=suites, at=(1.0,), tasks=tasks, digest="0", **sources)
     model = resolve_model(ModelSpec())
     plain = Cell(model, TokenizerSpec(), evaluate, Seeds(1, 2, 3, 4, 5), TrainSpec(TEXT), TrainSpec(EXAMPLES))
     return dataclasses.replace(plain, **fields)
@@ -253,9 +254,9 @@ def suite_works() -> Iterator[tuple[str, Work]]:
     for dola in ("", "low", "0,2"):
         cell = suite_cell()
         cell = dataclasses.replace(cell, evaluate=dataclasses.replace(cell.evaluate, dola=dola))
-        for suite in SUITES:
+        for suite, kind in SUITES.builtins.items():
             name = f"{suite} dola {dola}" if dola else suite
-            if suite in (*TASKED, "lm"):
+            if "benchmarks" not in kind.reads:
                 yield name, evaluation(cell, suite, "state", "tokenizer", "items", "tokens")
                 continue
             for use in uses(cell.evaluate, suite):

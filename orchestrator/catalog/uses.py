@@ -17,6 +17,11 @@ class Used(Parametrised, Protocol):
     """A declaration that a cell names below a field of its kind, where ours are not named."""
 
     @property
+    def code(self) -> str:
+        """The dotted path of what computes it; "" where something else of its package does."""
+        ...
+
+    @property
     def how(self) -> str:
         """How a grid uses one of ours instead."""
         ...

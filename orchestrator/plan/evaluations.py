@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
+from orchestrator.catalog.parameters import Parameters
+from orchestrator.catalog.suites import SUITES
 from orchestrator.spec.cell import Cell, EvaluateSpec, JudgeSpec
-from orchestrator.spec.suites import CONTRASTED, JUDGED, Use
+from orchestrator.spec.suites import Use
 from orchestrator.spec.work import EvaluateWork, GenerateWork, JudgeWork
 
 # Kinds of stages whose metrics are results.
 MEASURING = ("evaluate", "judge")
-LANGUAGE_MODEL_SUITE = "lm"
-EFFICIENCY_SUITE = "efficiency"
-PROBE_SUITE = "probe"
 # Tasks whose answers are generated.
 GENERATED = ("nq_open",)
 
@@ -21,7 +21,8 @@ GENERATED = ("nq_open",)
 def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, tokens: str) -> EvaluateWork:
     """Return the evaluation of one suite, with only the fields this suite reads set."""
     spec: EvaluateSpec = cell.evaluate
-    common = EvaluateWork(
+    kind = SUITES.get(suite)
+    work = EvaluateWork(
         suite=suite,
         state=state,
         model=cell.model,
@@ -30,18 +31,22 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
         tokens="",
         max_length=spec.max_length,
         precision=spec.precision,
+        parameters=Parameters(spec.suite_parameters.get(suite)),
     )
-    if suite == LANGUAGE_MODEL_SUITE:
-        return dataclasses.replace(common, tokens=tokens, val_tokens=spec.val_tokens)
-    # The key of the items says where they come from.
-    tasks = tuple(dataclasses.replace(task, source="", revision="", digest="") for task in spec.tasks)
-    if suite == PROBE_SUITE:
-        text = dataclasses.replace(common, tokens=tokens, val_tokens=spec.val_tokens, seed=cell.seed.eval)
-        return dataclasses.replace(text, items=items, tasks=tasks, limit=spec.efficiency_limit, metrics=spec.metrics)
-    tasked = dataclasses.replace(common, items=items, tasks=tasks, shots=spec.shots, seed=cell.seed.eval)
-    if suite == EFFICIENCY_SUITE:
-        return dataclasses.replace(tasked, limit=spec.efficiency_limit, routing_seeds=spec.routing_seeds)
-    return tasked
+    if "text" in kind.reads:
+        work = dataclasses.replace(work, tokens=tokens, val_tokens=spec.val_tokens)
+    if "tasks" in kind.reads:
+        # The key of the items says where they come from.
+        tasks = tuple(dataclasses.replace(task, source="", revision="", digest="") for task in spec.tasks)
+        work = dataclasses.replace(work, items=items, tasks=tasks)
+    settings: dict[str, Any] = {
+        "seed": cell.seed.eval,
+        "shots": spec.shots,
+        "limit": spec.efficiency_limit,
+        "routing_seeds": spec.routing_seeds,
+        "metrics": spec.metrics,
+    }
+    return dataclasses.replace(work, **{name: settings[name] for name in kind.settings})
 
 
 def benchmark_works(
@@ -49,7 +54,7 @@ def benchmark_works(
 ) -> Iterator[tuple[EvaluateWork | GenerateWork | JudgeWork, str]]:
     """Yield the works of one benchmark with their labels: one, or the responses and each judge's scores of them."""
     spec = cell.evaluate
-    if suite not in JUDGED:
+    if not SUITES.get(suite).judged:
         yield benchmark_evaluation(cell, suite, use, state, tokenizer, items, clean), use.name
         return
     responses = GenerateWork(
@@ -89,7 +94,7 @@ def benchmark_evaluation(
         benchmark=use.name,
         clean_items=clean,
         clean=use.clean,
-        dola=spec.dola if suite in CONTRASTED else "",
+        dola=spec.dola if SUITES.get(suite).contrasted else "",
         new_tokens=spec.generation.new_tokens if set(GENERATED) & {task.name for task in use.tasks} else 0,
     )
 

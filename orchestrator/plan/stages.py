@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.catalog.routers import kind_of
+from orchestrator.catalog.suites import SUITES, read
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.plan.evaluations import (
-    EFFICIENCY_SUITE,
-    LANGUAGE_MODEL_SUITE,
     MEASURING,
     benchmark_works,
     evaluation,
@@ -19,7 +18,7 @@ from orchestrator.spec.cell import Cell, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.identity import Span, state_key
 from orchestrator.spec.model import Model
 from orchestrator.spec.schedule import Phase, freeze_phases, step_at
-from orchestrator.spec.suites import TASKED, Use, uses
+from orchestrator.spec.suites import Use, uses
 from orchestrator.spec.work import (
     Conditions,
     DataWork,
@@ -207,7 +206,7 @@ class Lowering:
             tokens[phase] = self._add(stages, TokensWork(data, tokenizer, train.data.format, length), "prepare", label)
         items = ""
         evaluate = cell.evaluate
-        if set(TASKED) & set(evaluate.suites):
+        if read(evaluate.suites, "tasks"):
             spec = DataSpec(source=evaluate.source, format="items", digest=evaluate.digest, holdout=0.0)
             names = tuple(sorted({task.name for task in evaluate.tasks}))
             apart = tuple(
@@ -260,11 +259,12 @@ class Lowering:
             step = step_at(at, train.steps)
             for suite in evaluate.suites:
                 # A dense model routes nothing; interventions are measured on the final state alone.
-                if suite == EFFICIENCY_SUITE and (step != train.steps or not kind_of(cell.model.moe).routes):
+                kind = SUITES.get(suite)
+                if kind.final and (step != train.steps or not kind_of(cell.model.moe).routes):
                     continue
                 identity = ("evaluate", suite, states[step], id(evaluate), id(cell.model), cell.seed.eval)
                 if identity not in self._suites:
-                    if suite in (*TASKED, LANGUAGE_MODEL_SUITE):
+                    if "benchmarks" not in kind.reads:
                         work = evaluation(cell, suite, states[step], base.tokenizer, base.items, tokens)
                         made = [self._stage(work, "evaluate", f"{suite} at {at:g}", work.key())]
                     else:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from orchestrator.catalog.losses import COEFFICIENT, LOSSES
 from orchestrator.catalog.metrics import METRICS
 from orchestrator.catalog.parameters import Parameters
+from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.uses import Names, Uses
 from orchestrator.spec.identity import DERIVED, NEUTRAL, parameters_of
 from orchestrator.spec.model import Model
 
 DEFAULT_SUITES = ("lm", "reasoning", "efficiency")
-SUITES = (*DEFAULT_SUITES, "probe", "safety", "over_refusal", "hallucination", "adversarial", "ood")
 # How many threads the libraries of a process start: one per core of `Resources`.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 
@@ -324,6 +324,8 @@ class EvaluateSpec:
     """Contrast of layers (DoLa): "" = off, `low`, `high`, or layers such as `0,2,4`."""
     metrics: Uses = field(default_factory=dict, hash=False, metadata=named_in(METRICS))
     """Routing metrics of other packages that the suite `probe` computes as well."""
+    suite_parameters: Uses = field(default_factory=dict, hash=False, metadata=named_in(SUITES))
+    """Parameters of suites of other packages, by suite."""
 
 
 @dataclass(frozen=True, slots=True)

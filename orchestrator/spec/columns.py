@@ -13,9 +13,10 @@ from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS, SAFETY_SETS
 from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.metrics import DISTURBED, EFFICIENCY, LANGUAGE_MODEL, OF_TOKENS, ROUTING, SIMILARITY
 from orchestrator.catalog.routers import kind_of
+from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.tasks import TASKS, task_kind
 from orchestrator.errors import did_you_mean
-from orchestrator.spec.cell import SUITES, Cell, EvaluateSpec, JudgeSpec
+from orchestrator.spec.cell import Cell, EvaluateSpec, JudgeSpec
 from orchestrator.spec.suites import Use, uses
 from orchestrator.spec.tasks import PUBLISHED
 
@@ -29,7 +30,7 @@ def columns_of(cell: Cell, at: float | None = None) -> frozenset[str]:
     found: set[str] = set()
     for suite in cell.evaluate.suites:
         # Interventions are for the final state of a model that has experts.
-        if suite != "efficiency" or (at == 1.0 and not dense):
+        if not SUITES.get(suite).final or (at == 1.0 and not dense):
             found |= suite_columns(cell.evaluate, suite)
     return frozenset(found)
 
@@ -37,6 +38,9 @@ def columns_of(cell: Cell, at: float | None = None) -> frozenset[str]:
 def suite_columns(evaluate: EvaluateSpec, suite: str) -> frozenset[str]:
     """Return the columns of one suite, as `evaluate` sets its tasks, benchmarks and judges."""
     names = [task.name for task in evaluate.tasks]
+    if suite not in SUITES.builtins:
+        kind = SUITES.get(suite)
+        return frozenset((*kind.columns, *(f"{task}/{name}" for task in names for name in kind.task_columns)))
     if suite == "lm":
         return frozenset(LANGUAGE_MODEL)
     if suite == "reasoning":
@@ -90,7 +94,7 @@ def _every() -> dict[str, frozenset[str]]:
     sources = {name: dataclasses.replace(getattr(EvaluateSpec(), name), source="file://") for name in BENCHMARKS}
     judges = tuple(JudgeSpec(name) for name in JUDGES.builtins)
     whole = EvaluateSpec(tasks=tuple(PUBLISHED.values()), judges=judges, **sources)
-    return {suite: suite_columns(whole, suite) for suite in SUITES}
+    return {suite: suite_columns(whole, suite) for suite in SUITES.builtins}
 
 
 def _made(cells: Sequence[Cell], at: float | None) -> frozenset[str]:

@@ -33,6 +33,8 @@ def kind_of(field: Field, name: str) -> Used:
         raise Mistake(f"{registry.word} {name!r} is unknown", registry.hint(name))
     if name in registry.builtins:
         raise Mistake(f"{registry.word} {name!r} is moegrid's own", kind.how)
+    if not kind.code:
+        raise Mistake(f"{registry.word} {name!r} has no code of its own", "a suite of its package makes it")
     return kind
 
 

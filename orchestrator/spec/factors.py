@@ -37,6 +37,7 @@ _NOT_FACTORS = {
     "evaluate.tasks": "cells of one grid are measured alike",
     "evaluate.judges": "cells of one grid are judged alike",
     "evaluate.metrics": "cells of one grid are measured alike",
+    "evaluate.suite_parameters": "cells of one grid are measured alike",
 }
 
 Assignments = tuple[tuple[Path, Any], ...]

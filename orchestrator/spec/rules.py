@@ -12,10 +12,10 @@ from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.catalog.schedules import SCHEDULES
+from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.registry import Registry
-from orchestrator.spec.cell import SUITES
 from orchestrator.spec.model import BACKBONES, CHOICES, NAMED, UPCYCLES
 from orchestrator.spec.problems import Mistake
 
@@ -119,7 +119,7 @@ RULES: dict[str, dict[str, Rule]] = {
     "GenerationSpec": {"new_tokens": POSITIVE, "temperature": Rule(low=0, high=10)},
     "JudgeSpec": {"name": Rule(names=JUDGES)},
     "EvaluateSpec": {
-        "suites": one_of(*SUITES),
+        "suites": Rule(names=SUITES),
         "at": Rule(above=0, high=1),
         "max_length": Rule(low=16),
         "shots": one_of("per_item", "shared"),

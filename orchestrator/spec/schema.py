@@ -10,9 +10,10 @@ from typing import Any
 from orchestrator import resources
 from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.parameters import Parameters
+from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.spec import cell as cells
-from orchestrator.spec.cell import SUITES, Cell
+from orchestrator.spec.cell import Cell
 from orchestrator.spec.descriptions import descriptions
 from orchestrator.spec.factors import (
     GRANULARITY,
@@ -81,7 +82,7 @@ def grid_schema() -> Schema:
             "description": "by factor and value: other fields that go with it",
         },
         "baseline": {"$ref": "#/$defs/values"},
-        "evaluate": {"type": "array", "items": {"enum": list(SUITES)}, "minItems": 1, "uniqueItems": True},
+        "evaluate": {"type": "array", "items": {"enum": list(SUITES.names())}, "minItems": 1, "uniqueItems": True},
         "at": {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "minItems": 1},
         "primary": {**NAMES, "description": "the columns that decide at this scale"},
         "set": {"$ref": "#/$defs/set", "description": "fields of every cell, nested or as dotted paths"},

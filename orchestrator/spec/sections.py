@@ -8,6 +8,7 @@ from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
 from orchestrator.catalog.benchmarks import BENCHMARKS
+from orchestrator.catalog.suites import read
 from orchestrator.catalog.tasks import task_kind
 from orchestrator.errors import SourceError
 from orchestrator.spec import local_data
@@ -36,7 +37,6 @@ from orchestrator.spec.parameters import typed_parameters
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.sources import anywhere, anywhere_model, examples_of, pin, pin_checkpoint
-from orchestrator.spec.suites import TASKED
 from orchestrator.spec.tokenizers import pin_tokenizer
 from orchestrator.spec.units import Length
 from orchestrator.spec.validate import Finding, normal_train, section_findings
@@ -173,7 +173,7 @@ class Sections:
                 kind = task_kind(task.name)
                 needed = kind.columns if kind is not None else ()
                 findings += [(path, *both) for both in items_findings(task.source, task.name, needed)]
-                if set(TASKED) & set(value.suites):
+                if read(value.suites, "tasks"):
                     own = task.source or pinned.source
                     place: Path = path if task.source else (name, "source")
                     findings += [(place, *both) for both in self._items(own, task, task.digest or pinned.digest)]
@@ -270,5 +270,5 @@ def _science(value: object, sound: bool) -> Any:
     if isinstance(value, EvaluateSpec):
         known: dict[str, Any] = {name: anywhere(getattr(value, name)) for name in BENCHMARKS}
         known |= {name: tuple(map(anywhere, getattr(value, name))) for name in ("tasks", "judges")}
-        return dataclasses.replace(value, at=(), suites=(), metrics={}, **known)
+        return dataclasses.replace(value, at=(), suites=(), metrics={}, suite_parameters={}, **known)
     return value

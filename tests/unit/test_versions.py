@@ -11,10 +11,10 @@ from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import BY_FIELD, LOAD_VARIANTS
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.routers import ROUTERS
+from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import versions
-from orchestrator.spec.cell import SUITES
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.work import DataWork, EvaluateWork, InitWork
 from tests import golden_keys
@@ -67,7 +67,7 @@ def test_every_preset_loss_task_suite_metric_and_judge_has_a_version() -> None:
     assert {f"preset {preset}" for preset in ROUTERS.builtins} <= known
     assert {f"loss {loss}" for loss in (*LOAD_VARIANTS, *(kind.name for kind in BY_FIELD.values()))} <= known
     assert {f"task {task}" for task in TASKS.builtins} <= known
-    assert {f"suite {suite}" for suite in set(SUITES) - {"safety", "over_refusal"}} <= known
+    assert {f"suite {suite}" for suite in set(SUITES.builtins) - {"safety", "over_refusal"}} <= known
     metrics = {metric for suite, of in BY_SUITE.items() if suite not in ("safety", "over_refusal") for metric in of}
     assert {f"metric {metric}" for metric in (*metrics, *COLUMNS.values())} <= known
 
@@ -97,7 +97,7 @@ def test_a_new_version_of_another_loss_renews_what_trains_with_it(field: str, mo
     assert renewed(monkeypatch, f"loss {BY_FIELD[field].name}") == of
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", SUITES.builtins)
 def test_a_new_version_of_a_suite_renews_its_results_alone(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = renewed(monkeypatch, f"suite {suite}")
     for name in found:
