@@ -18,6 +18,7 @@ enter(first=True)
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from jobs.evaluate.state import load_state as load_state
     from jobs.moe import Routing as Routing
     from jobs.moe import build_block as build_block
     from jobs.moe.routers import Context as Context
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from orchestrator.catalog.selections import SelectionKind as SelectionKind
     from orchestrator.catalog.sources import SourceKind as SourceKind
     from orchestrator.catalog.stores import StoreKind as StoreKind
+    from orchestrator.catalog.suites import SuiteKind as SuiteKind
     from orchestrator.catalog.tasks import TaskKind as TaskKind
     from orchestrator.catalog.trackers import TrackerKind as TrackerKind
     from orchestrator.errors import MoegridError as MoegridError
@@ -65,6 +67,7 @@ KINDS = {
     "SelectionKind": "orchestrator.catalog.selections",
     "SourceKind": "orchestrator.catalog.sources",
     "StoreKind": "orchestrator.catalog.stores",
+    "SuiteKind": "orchestrator.catalog.suites",
     "TaskKind": "orchestrator.catalog.tasks",
     "TrackerKind": "orchestrator.catalog.trackers",
 }
@@ -80,6 +83,7 @@ CODE = {
     "Router": "jobs.moe.routers",
     "Routing": "jobs.moe",
     "build_block": "jobs.moe",
+    "load_state": "jobs.evaluate.state",
     "node_command": "orchestrator.backends.base",
     "node_environment": "orchestrator.backends.base",
 }
