@@ -141,7 +141,7 @@ _MEANT: Mapping[str, tuple[str, str]] = {
         "fractions of training",
     ),
     "evaluate": ("suites evaluation eval evals evaluations metrics", "suites: lm, reasoning, efficiency, probe, ..."),
-    "factors": ("axes sweep grid matrix parameters hyperparameters params variables", "factor: values"),
+    "factors": ("axes sweep grid matrix hyperparameters params variables", "factor: values"),
     "also": ("extra union additional", "a list of further products"),
     "exclude": ("skip ignore filter", "a list of conditions"),
     "primary": ("metric main_metric metric_for_best_model", "a list of columns"),
