@@ -14,7 +14,7 @@ from orchestrator.registry import REGISTRIES
 TEMPLATES = resources.project("infra/new")
 PLACEHOLDER = "NAME"
 # Kind -> the registry that has its names.
-KINDS = {"router": "routers", "loss": "losses", "metric": "metrics", "task": "tasks"}
+KINDS = {"router": "routers", "loss": "losses", "metric": "metrics", "task": "tasks", "suite": "suites"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 

@@ -19,6 +19,7 @@ from tests.small_grid import moegrid as command
 USED = {
     "router": "plugins: [./mine]\nset: {model.moe.preset: mine, model.moe.parameters: {scale: 2}}",
     "task": "plugins: [./mine]\nset: {evaluate.tasks: {mine: {}}}",
+    "suite": "plugins: [./mine.py]\nset: {evaluate.suite_parameters: {mine: {power: 1}}}",
     "metric": "plugins: [./mine.py]\nset: {evaluate.metrics: {mine: {threshold: 0.9}}}",
     "loss": "plugins: [./mine.py]\nset: {finetune.balance.losses: {mine: {coef: 0.01, power: 3}}}",
 }
@@ -57,9 +58,9 @@ def test_what_is_written_passes_its_test_and_is_used_by_a_grid(
         timeout=300,
     )
     assert done.returncode == 0, done.stdout
-    (tmp_path / "grid.yaml").write_text(
-        f"base: finetune\nfactors: {{seed: [0]}}\nevaluate: [lm, probe, reasoning]\n{USED[kind]}\n"
-    )
+    suites = ", ".join(["lm", "probe", "reasoning", *(["mine"] if kind == "suite" else [])])
+    grid = f"base: finetune\nfactors: {{seed: [0]}}\nevaluate: [{suites}]\n{USED[kind]}\n"
+    (tmp_path / "grid.yaml").write_text(grid)
     plan = json.loads(command("plan", str(tmp_path / "grid.yaml"), "--store", str(tmp_path / "store"), "--json"))
     (use,) = plan["plugins"]
     assert use["names"] == {KINDS[kind]: ["mine"]}
