@@ -34,7 +34,7 @@ def edit(root: Path, name: str, old: str, new: str) -> None:
 
 
 CHANGES = (
-    ("moe/routers/base.py", "softmax(", "sigmoid("),
+    ("moe/routers/base.py", "clamp_min(", "clamp_max("),
     ("moe/balance.py", "def balance_loss(", "def another_loss("),
     ("train/loop.py", "reseed(", "reseed(1 + "),
     ("train/optimizer.py", "weight_decay", "weight_loss"),
