@@ -8,6 +8,7 @@ declaration at the top of the module is registered with the digest as its origin
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib
@@ -97,7 +98,22 @@ def read_plugin(path: Path) -> Plugin:
         cause = f"it holds {size / 2**20:.1f} MiB in {len(files)} files, more than {MOST_BYTES / 2**20:g}"
         hint = "keep data elsewhere; what is large or shared is better an installed package"
         raise MoegridError(f"plugin {path.name!r} is too large to travel with jobs", cause=cause, hint=hint)
+    for name, text in files.items():
+        _compiled(path.name, name, text)
     return Plugin(path.name, files, str(path if path.is_dir() else path.parent))
+
+
+def _compiled(plugin: str, name: str, text: str) -> None:
+    """Raise MoegridError when a file is no Python: the module is imported here, the others on the nodes alone."""
+    try:
+        if name.endswith(".py"):
+            ast.parse(text)
+    except SyntaxError as error:
+        raise MoegridError(
+            f"plugin {plugin!r} cannot be imported",
+            cause=f"SyntaxError: {error.msg} ({name}, line {error.lineno})",
+            hint="mend it",
+        ) from error
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
@@ -144,7 +160,7 @@ def register(plugin: Plugin) -> tuple[str, ...]:
             raise MoegridError(f"plugin {plugin.name!r} declares {named!r} twice", hint="give one another name")
         moved = _moved(declaration, own_path, plugin.module)
         code = str(getattr(moved, "code", ""))
-        if code.startswith(plugin.module) and (lacking := missing(code)):
+        if lacking := _missing(plugin, code):
             lacking = lacking.replace(plugin.module, plugin.stem)
             hint = f'write code="{plugin.stem}:NAME" of a name in it'
             raise MoegridError(f"the code of {named!r} is not in plugin {plugin.name!r}", cause=lacking, hint=hint)
@@ -152,6 +168,33 @@ def register(plugin: Plugin) -> tuple[str, ...]:
         registered[named] = None
     LOADED[plugin.digest] = plugin
     return tuple(registered)
+
+
+def _missing(plugin: Plugin, code: str) -> str:
+    """Return what is not there of the code of a declaration, as far as can be told without importing it."""
+    module, _, attribute = code.partition(":")
+    inside = "/".join(module.split(".")[1:])
+    text = next((plugin.files[name] for name in (f"{inside}.py", f"{inside}/{INIT}") if name in plugin.files), None)
+    if not module.startswith(plugin.module):
+        # A folder that was renamed: the path names a module of it under the old name.
+        return f"there is no module {module}" if text is not None and missing(code) else ""
+    if not inside or module in sys.modules:
+        return missing(code)
+    if text is None:
+        return f"there is no module {module}"
+    names = set(_bound(ast.parse(text)))
+    return "" if attribute.split(".")[0] in names or "*" in names else f"{module} has no {attribute}"
+
+
+def _bound(tree: ast.Module) -> Iterator[str]:
+    """Yield the names that a module's statements may bind at its top, in branches as well."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.alias):
+            yield (node.asname or node.name).split(".")[0]
 
 
 def receive(sent: Sequence[Mapping[str, Any]], planned: Collection[str], folder: Path) -> None:

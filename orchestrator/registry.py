@@ -8,6 +8,7 @@ when the grid is read. A declaration from outside carries its origin into the ke
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
@@ -131,6 +132,7 @@ class Registry(Generic[D]):
         name = declaration.name
         if not isinstance(declaration, self.kind):
             raise MoegridError(f"{origin}: {name!r} is no {self.kind.__name__}")
+        self._check(declaration, origin)
         if name in self.builtins:
             raise MoegridError(
                 f"{self.word} {name!r} of {origin.provider} is taken: moegrid has one of that name",
@@ -168,10 +170,27 @@ class Registry(Generic[D]):
         if not isinstance(declaration, self.kind) or declaration.name != name:
             raise MoegridError(
                 f"{self.word} {name!r} of {origin} is not declared as one",
-                cause=f"{entry.value} is {declaration!r:.80}",
-                hint=f"the entry point names a {self.kind.__module__}.{self.kind.__name__} whose name is {name!r}",
+                cause=f"{entry.value} is {_shown(declaration)}",
+                hint=f"the entry point names a {self.kind.__name__} whose name is {name!r}",
             )
+        self._check(declaration, origin)
         return Provided(declaration, origin)
+
+    def _check(self, declaration: D, origin: Origin) -> None:
+        """Raise MoegridError when a declaration's parameters cannot be filled in from a grid."""
+        owner = getattr(declaration, "parameters", None)
+        if owner is None:
+            return
+        who = f"the parameters of {self.word} {declaration.name!r} of {origin}"
+        if not isinstance(owner, type) or not dataclasses.is_dataclass(owner):
+            raise MoegridError(f"{who} are no dataclass", hint="name a class with @dataclass(frozen=True)")
+        if not owner.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            raise MoegridError(f"{who} can be changed", hint=f"write @dataclass(frozen=True) over {owner.__name__}")
+        nothing = dataclasses.MISSING
+        for one in dataclasses.fields(owner):
+            if one.default is nothing and one.default_factory is nothing:
+                hint = f"write {one.name}: {getattr(one.type, '__name__', one.type)} = ... in {owner.__name__}"
+                raise MoegridError(f"{who} have no default for {one.name!r}", hint=hint)
 
 
 REGISTRIES: dict[str, Registry[Any]] = {}
@@ -246,8 +265,22 @@ def load(path: str, who: str) -> Any:
         raise MoegridError(
             f"the code of {who} cannot be imported: {path}",
             cause=f"{type(error).__name__}: {error}",
-            hint="install the package that holds it on this machine as well",
+            hint=_remedy(module, error),
         ) from error
+
+
+def _remedy(module: str, error: ImportError | AttributeError) -> str:
+    lacking = error.name if isinstance(error, ModuleNotFoundError) else None
+    if lacking and not f"{module}.".startswith(f"{lacking}."):
+        return f"{module} imports {lacking}: install it on this machine as well"
+    if lacking:
+        return "install the package that holds it on this machine as well"
+    return "correct the path in the declaration, or what it names"
+
+
+def _shown(found: object) -> str:
+    name = getattr(found, "name", None)
+    return f"a {type(found).__name__}" + (f" named {name!r}" if isinstance(name, str) else "")
 
 
 def missing(path: str) -> str:

@@ -16,7 +16,7 @@ class Parameters(Mapping[str, Any]):
     __slots__ = ("_values",)
 
     def __init__(self, values: Mapping[str, object] | None = None) -> None:
-        self._values = {str(name): _frozen(value) for name, value in (values or {}).items()}
+        self._values = {str(name): frozen(value) for name, value in (values or {}).items()}
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -53,5 +53,6 @@ def made(declaration: Parametrised, given: Mapping[str, object]) -> Any:
     return None if declaration.parameters is None else declaration.parameters(**given)
 
 
-def _frozen(value: object) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+def frozen(value: object) -> Any:
+    """Return a plain value with its lists as tuples, so that it can be hashed."""
+    return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value

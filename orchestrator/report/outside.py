@@ -23,7 +23,7 @@ def mixed(results: Results) -> list[str]:
     for cell in results.cells:
         for use in cell_uses(results, cell):
             made = settings.setdefault(use.origin.provider, {}).setdefault(str(use.origin), {})
-            made[cell.setting] = None
+            made[cell.name] = None
     return [
         "this table mixes versions: "
         + " | ".join(f"{origin} in {', '.join(names)}" for origin, names in sorted(by_version.items()))

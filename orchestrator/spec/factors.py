@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from orchestrator.catalog.freezing import FREEZING, NONE
-from orchestrator.catalog.parameters import Parameters
+from orchestrator.catalog.parameters import Parameters, frozen
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.spec.cell import BalanceSpec, Cell, Seeds, TrainSpec
 from orchestrator.spec.declared import field_at, opened
@@ -60,7 +60,7 @@ class Factor:
         result = field_at(path).typed(value)
         if path[-1] == "freeze":
             check_freeze(result)
-        return ((path, result),)
+        return ((path, frozen(result)),)
 
     def read(self, cell: Cell) -> Any:
         """Return the value of this factor in `cell`."""

@@ -14,6 +14,7 @@ from orchestrator.registry import Registry
 from orchestrator.spec.fields import fields_of, typed
 from orchestrator.spec.problems import Mistake
 
+NOT_HERE = "remove it, or give it under with: to the values that have it"
 Section = TypeVar("Section")
 Wrong = tuple[tuple[str, ...], str, str]  # path in the section, message, hint
 
@@ -38,7 +39,7 @@ def of_kind(declaration: Parametrised, given: Mapping[str, object], word: str) -
     who = f"{word} {declaration.name!r}"
     for name, value in given.items():
         if name not in hints:
-            hint = did_you_mean(name, hints, "its parameters") if hints else "remove it"
+            hint = did_you_mean(name, hints, "its parameters") if hints else NOT_HERE
             wrong.append((name, f"{who} has no parameter {name!r}", hint))
             continue
         try:

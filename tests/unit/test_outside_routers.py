@@ -83,6 +83,18 @@ def test_what_is_wrong_is_told_with_its_place(load: Load, preset: str, written: 
     assert problem.where.endswith("grid.yaml:4" if preset == "nosy" else "grid.yaml:5")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "factors: {preset: [smoe, noisy]}\nwith: {preset: {noisy: {model.moe.parameters.noise: [1]}}}\n",
+        "factors: {model.moe.parameters.noise: [[[1]], 2]}\nset: {model.moe.preset: noisy}\n",
+    ],
+)
+def test_a_list_where_a_number_belongs_is_told_wherever_it_stands(load: Load, text: str) -> None:
+    with pytest.raises(GridError, match=r"noise must be a number, not \["):
+        load(text)
+
+
 def test_its_problems_are_told_before_anything_runs(load: Load) -> None:
     with pytest.raises(GridError, match="every token has noise of its own"):
         load(f"{SEED}set: {{model.moe.preset: noisy, model.moe.unit: word}}\n")

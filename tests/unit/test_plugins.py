@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -173,3 +174,29 @@ def test_a_plugin_that_cannot_travel_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff")
     with pytest.raises(MoegridError, match="cannot be read"):
         plugins.read_plugin(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "module", "said"),
+    [
+        ("tints.brush:paint", "def paint(): ...\n", ""),
+        ("tints.brush:paint.deep", "from somewhere import *\n", ""),
+        ("tints.brush:paint", "if True:\n    paint = 1\n", ""),
+        ("tints.brush:pant", "def paint(): ...\n", "tints.brush has no pant"),
+        ("tints.brash:paint", "def paint(): ...\n", "there is no module tints.brash"),
+        ("colours.brush:paint", "def paint(): ...\n", "there is no module colours.brush"),
+        ("tints.brush:paint", "def paint(: ...\n", "SyntaxError: .*brush.py, line 1"),
+    ],
+)
+def test_a_folders_other_modules_are_looked_at_without_being_imported(
+    tmp_path: Path, colours: Registry[Colour], code: str, module: str, said: str
+) -> None:
+    folder = tmp_path / "tints"
+    write(folder / "__init__.py", text=f"from {{module}} import Colour\nBLUE = Colour('blue', code={code!r})\n")
+    (folder / "brush.py").write_text("import a_library_that_is_not_here\n" + module if not said else module)
+    if not said:
+        assert plugins.register(plugins.read_plugin(folder)) == ("colour blue",)
+        return
+    with pytest.raises(MoegridError) as raised:
+        plugins.register(plugins.read_plugin(folder))
+    assert re.search(said, raised.value.cause)

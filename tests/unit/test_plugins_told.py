@@ -50,7 +50,9 @@ def test_a_table_says_which_plugin_and_version_made_each_row() -> None:
 
 def test_rows_of_several_versions_are_told() -> None:
     results = made_with("1.2", "1.3")
-    said = "this table mixes versions: noisy-routers 1.2 in freeze=none | noisy-routers 1.3 in freeze=router"
+    said = (
+        "this table mixes versions: noisy-routers 1.2 in freeze=none seed=0 | noisy-routers 1.3 in freeze=router seed=0"
+    )
     assert said in tables.headline(results).notes
     assert said in facts.provenance(results)
 

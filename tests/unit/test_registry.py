@@ -117,3 +117,57 @@ def test_code_that_is_not_there_says_whose_it_is() -> None:
     with pytest.raises(MoegridError, match=r"the code of paints 1.2 cannot be imported: no_such.module:X"):
         registry.load("no_such.module:X", "paints 1.2")
     assert registry.load("collections:OrderedDict.fromkeys", "x")
+
+
+@dataclass(frozen=True)
+class Paint:
+    name: str
+    parameters: type | None = None
+
+
+@dataclass(frozen=True)
+class Sound:
+    coats: int = 1
+
+
+@dataclass(frozen=True)
+class Lacking:
+    coats: int
+
+
+@dataclass
+class Open:
+    coats: int = 1
+
+
+class Bare:
+    coats = 1
+
+
+@pytest.mark.parametrize(
+    ("owner", "said"),
+    [(Lacking, "have no default for 'coats'"), (Open, "can be changed"), (Bare, "are no dataclass")],
+)
+def test_parameters_that_no_grid_could_fill_in_are_refused_where_they_are_declared(owner: type, said: str) -> None:
+    paints = Registry("paints", "paint", Paint, {})
+    try:
+        with pytest.raises(MoegridError, match=f"the parameters of paint 'blue' of mine.py .*{said}"):
+            paints.register(Paint("blue", owner), Origin("mine.py", "ab" * 32, file=True))
+        paints.register(Paint("blue", Sound), Origin("mine.py", "ab" * 32, file=True))
+    finally:
+        del registry.REGISTRIES["paints"], registry._BY_WORD["paint"]
+
+
+def test_the_remedy_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "brushes.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    hints = {}
+    for path in ("brushes:X", "no_such_package.brushes:X", "collections:Brush"):
+        with pytest.raises(MoegridError) as raised:
+            registry.load(path, "paints 1.2")
+        hints[path] = raised.value.hint
+    assert hints == {
+        "brushes:X": "brushes imports no_such_library: install it on this machine as well",
+        "no_such_package.brushes:X": "install the package that holds it on this machine as well",
+        "collections:Brush": "correct the path in the declaration, or what it names",
+    }
