@@ -202,6 +202,13 @@ def registry_of(declaration: object) -> Registry[Any] | None:
     return next((registry for registry in REGISTRIES.values() if isinstance(declaration, registry.kind)), None)
 
 
+def ours(named: str) -> bool:
+    """Return whether "WORD NAME" is one of ours, which no package and no file can change."""
+    word, _, name = named.partition(" ")
+    registry = _BY_WORD.get(word)
+    return registry is not None and name in registry.builtins
+
+
 def identity(named: str) -> str | None:
     """Return what a key holds of "WORD NAME" ("preset noisy"), None when it is ours or no declaration."""
     word, _, name = named.partition(" ")

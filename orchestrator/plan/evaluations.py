@@ -22,23 +22,13 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
     """Return the evaluation of one suite, with only the fields this suite reads set."""
     spec: EvaluateSpec = cell.evaluate
     kind = SUITES.get(suite)
-    work = EvaluateWork(
-        suite=suite,
-        state=state,
-        model=cell.model,
-        tokenizer=tokenizer,
-        items="",
-        tokens="",
-        max_length=spec.max_length,
-        precision=spec.precision,
-        parameters=Parameters(spec.suite_parameters.get(suite)),
-    )
+    fields: dict[str, Any] = {}
     if "text" in kind.reads:
-        work = dataclasses.replace(work, tokens=tokens, val_tokens=spec.val_tokens)
+        fields |= {"tokens": tokens, "val_tokens": spec.val_tokens}
     if "tasks" in kind.reads:
         # The key of the items says where they come from.
         tasks = tuple(dataclasses.replace(task, source="", revision="", digest="") for task in spec.tasks)
-        work = dataclasses.replace(work, items=items, tasks=tasks)
+        fields |= {"items": items, "tasks": tasks}
     settings: dict[str, Any] = {
         "seed": cell.seed.eval,
         "shots": spec.shots,
@@ -46,7 +36,19 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
         "routing_seeds": spec.routing_seeds,
         "metrics": spec.metrics,
     }
-    return dataclasses.replace(work, **{name: settings[name] for name in kind.settings})
+    fields |= {name: settings[name] for name in kind.settings}
+    if parameters := spec.suite_parameters.get(suite):
+        fields["parameters"] = Parameters(parameters)
+    empty = {"items": "", "tokens": ""}
+    return EvaluateWork(
+        suite=suite,
+        state=state,
+        model=cell.model,
+        tokenizer=tokenizer,
+        max_length=spec.max_length,
+        precision=spec.precision,
+        **empty | fields,
+    )
 
 
 def benchmark_works(

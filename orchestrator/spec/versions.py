@@ -31,6 +31,10 @@ VERSIONS: dict[str, int] = {
 }
 
 
+# Names that have been seen to be ours: many cells have the same ones.
+_PLAIN: set[str] = set()
+
+
 def raised(names: Iterable[str]) -> dict[str, int | str]:
     """Return what a key hashes of `names`, {} as a rule.
 
@@ -41,6 +45,10 @@ def raised(names: Iterable[str]) -> dict[str, int | str]:
     for name in names:
         if (version := VERSIONS.get(name, 1)) != 1:
             found[name] = version
+        elif name in _PLAIN:
+            continue
+        elif registry.ours(name):
+            _PLAIN.add(name)
         elif (outside := registry.identity(name)) is not None:
             found[name] = outside
     return found
