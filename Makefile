@@ -74,10 +74,10 @@ lab-down:  ## stop them
 	@infra/lab.sh down
 
 test: $(VENV)/.ready-dev  ## run the tests
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder tests $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder tests $(ARGS)
 
 coverage: $(VENV)/.ready-dev  ## run the tests and print which lines they leave out
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder tests --cov --cov-report=term $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder tests --cov --cov-report=term $(ARGS)
 
 faults: $(VENV)/.ready-dev  ## run the whole fault harness
 	@$(BIN)/python -m pytest tests -m faults $(ARGS)

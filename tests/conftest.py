@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
@@ -15,16 +16,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from tests import store_keys  # noqa: E402
 from tests.s3_lab import proxy, s3, s3_server  # noqa: E402, F401 (fixtures)
 
-# Fixtures that are one server a run: whatever uses one of them runs in one process when there are several.
-LABS = {"slurm_lab", "ray_lab", "s3_server", "server"}
-
 pytest_plugins = ["tests.lab_slurm", "tests.lab_ray"]
 
 store_keys.watch_every_store()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell several processes (`make test`) which tests belong together: those of a lab, and those of a file."""
-    for item in items:
-        uses_lab = LABS.intersection(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("labs" if uses_lab else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Where several processes run the tests (`make test`), keep files whole and all that use a lab in one of them."""
+    from tests.scheduling import ByLab
+
+    return ByLab(config, log)
