@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,11 +29,12 @@ def cluster(ray_lab: RayLab, tmp_path: Path) -> Iterator[Lab]:
 def train_on(cluster: Lab, node: str) -> Any:
     """Start a driver whose jobs run on one node; return it when the pretraining is in mid-step."""
     cluster.site.write_text((HERE / "ray.yaml").read_text() + f"custom_resources: {{{node}: 0.01}}\n")
-    driver = cluster.start(FAKE_STEP_SECONDS="0.1")
+    driver = cluster.start(FAKE_STEP_SECONDS="0.2")
     cluster.wait_for(lambda: trained(cluster), "training", 180)
     beats = cluster.store_path / "attempts"
+    steps = re.compile(r'"step": (?:[1-9]|[1-9]\d)\b')  # not so many that it could be over before the node is
     cluster.wait_for(
-        lambda: any('"step": 2' in path.read_text() for path in beats.glob("*/heartbeat.json")), "steps", 60
+        lambda: any(steps.search(path.read_text()) for path in beats.glob("*/heartbeat.json")), "steps", 60
     )
     return driver
 
