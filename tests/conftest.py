@@ -13,11 +13,14 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from jobs import machine  # noqa: E402
 from tests import store_keys  # noqa: E402
 from tests.s3_lab import proxy, s3, s3_server  # noqa: E402, F401 (fixtures)
 
 pytest_plugins = ["tests.lab_slurm", "tests.lab_ray"]
 
+# Tests compare what this process computes with what jobs do: the same code path of the CPU, before torch is imported.
+machine.choose_branch(os.environ)
 store_keys.watch_every_store()
 
 
