@@ -241,6 +241,10 @@ class SlurmBackend:
                 )
 
     def _state(self, handle: Handle, queued: Record | None, past: Record | None) -> JobState:
+        if queued and queued.state in WAITING and records.HELD_FOR_GOOD.search(queued.reason):
+            # Nothing but an administrator starts it again: a new attempt goes to another node.
+            self._scancel([], [handle])
+            return JobState(ENDED, reason="LAUNCH_FAILED", host=queued.nodes)
         if queued and queued.state not in OVER:
             phase = QUEUED if queued.state in WAITING else RUNNING
             return JobState(phase, reason=queued.reason if phase == QUEUED else "", host=queued.nodes)

@@ -25,6 +25,9 @@ WAITING = frozenset(
 OVER = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY")
 ) | {"PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"}
+# A job that could not be launched is put back and held (22.05): its node is broken, or the controller came back from
+# an older state and gave it a number that the node had seen ("Duplicate jobid").
+HELD_FOR_GOOD = re.compile(r"launch.failed.requeued.held|JobHoldMaxRequeue", re.IGNORECASE)
 
 _AWAY = re.compile(
     r"unable to contact slurm|connection (refused|reset|timed out)|socket timed out|transport endpoint|zero bytes"

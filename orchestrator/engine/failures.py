@@ -30,6 +30,7 @@ _SCHEDULER = {
     "CANCELLED": "preempted",
     "NODE_FAIL": "node_lost",
     "BOOT_FAIL": "node_lost",
+    "LAUNCH_FAILED": "node_lost",
     "OUT_OF_MEMORY": "oom",
     "TIMEOUT": "timeout",
     "DEADLINE": "timeout",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backends import slurm_records as records
-from orchestrator.backends.base import ABSENT, ENDED, RUNNING, JobState, SchedulerUnreachable
+from orchestrator.backends.base import ABSENT, ENDED, QUEUED, RUNNING, JobState, SchedulerUnreachable
 from orchestrator.backends.slurm_records import Refused
 from orchestrator.engine.failures import classify
 from orchestrator.engine.retry import rule
@@ -102,6 +102,24 @@ def test_a_job_that_the_controller_holds_is_not_absent(scheduler: Scheduler, tmp
     scheduler.prints("scontrol", "")
     with pytest.raises(SchedulerUnreachable, match="scontrol gave no answer"):
         backend.poll([one])
+
+
+@pytest.mark.parametrize("reason", ["launch failed requeued held", "launch_failed_requeued_held", "JobHoldMaxRequeue"])
+def test_a_job_that_is_held_because_it_could_not_start_is_tried_elsewhere(
+    scheduler: Scheduler, tmp_path: Path, reason: str
+) -> None:
+    backend = backend_in(tmp_path)
+    handles = list(backend.submit(batch_of(2)).values())
+    scheduler.says(squeue=queue_line(0, "PENDING", reason=reason) + queue_line(1, "PENDING", reason="JobHeldUser"))
+    assert scheduler.calls
+    states = backend.poll(handles)
+    assert states["d-0-1"].phase == QUEUED, "a person may release what a person held"
+    assert states["d-0-0"] == JobState(ENDED, reason="LAUNCH_FAILED", host="n1")
+    assert [call for call in scheduler.calls if call.startswith("scancel")] == ["scancel --quiet 7_[0]"]
+    verdict = classify(states["d-0-0"], None, "")
+    assert verdict.kind == "node_lost"
+    assert rule(verdict.kind).outside
+    assert rule(verdict.kind).retries
 
 
 def test_a_state_of_an_unknown_name_is_no_end(scheduler: Scheduler, tmp_path: Path) -> None:
