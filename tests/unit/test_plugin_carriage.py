@@ -25,6 +25,7 @@ from orchestrator.plan.plan import make_plan
 from orchestrator.plan.root import root_digest, root_document
 from orchestrator.plan.summary import to_json
 from orchestrator.registry import Origin, Registry
+from orchestrator.spec import versions
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.grid import load_grid
 from orchestrator.spec.providers import Use, of_all, uses_of
@@ -53,6 +54,7 @@ def registries() -> Iterator[None]:
 def provide(named: str, origin: Origin = PYTEST) -> None:
     """Let `origin` provide a name that a real stage uses, as a kind of its own."""
     word, _, name = named.partition(" ")
+    versions._PLAIN.clear()  # names of ours, which this registry now takes
     Registry(f"made_up_{word}s", word, Thing, {}).register(Thing(name), origin)
 
 
