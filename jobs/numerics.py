@@ -19,8 +19,6 @@ from jobs import machine
 from orchestrator.errors import NumericsError
 from orchestrator.spec.cell import THREADS, Execution, Resources
 
-# What `record` knows once torch is imported.
-_OF_TORCH = {"cpu_capability", "device_name", "mkl_branch", "cpu", "variables"}
 # Kinds of stages that compute with torch.
 TORCH_KINDS = ("init", "train", "evaluate", "generate", "judge")
 
@@ -94,21 +92,25 @@ def keep_freed_memory() -> None:
 
 
 def of_stage(kind: str, execution: Execution, resources: Resources, world_size: int) -> dict[str, Any]:
-    """Return the numerics of a stage: what torch adds counts for those alone that compute with it.
+    """Return the numerics of a stage: torch's own facts count for those alone that compute with it.
 
     Whether torch is loaded depends on what else a process was given to do, and says nothing of the others.
     """
-    facts = record(execution, resources, world_size)
-    return facts if kind in TORCH_KINDS else {name: facts[name] for name in facts if name not in _OF_TORCH}
+    facts = _of_process(execution, resources, world_size)
+    return facts | _of_torch(execution) if kind in TORCH_KINDS else facts
 
 
 def record(execution: Execution, resources: Resources, world_size: int) -> dict[str, Any]:
     """Return the numerics of this process; torch's own facts are added once torch is imported."""
+    return _of_process(execution, resources, world_size) | _of_torch(execution)
+
+
+def _of_process(execution: Execution, resources: Resources, world_size: int) -> dict[str, Any]:
     try:
         torch_version = version("torch")
     except PackageNotFoundError:
         torch_version = ""
-    facts: dict[str, object] = {
+    return {
         "device": execution.device,
         "world_size": world_size,
         "threads": resources.cores,
@@ -116,13 +118,17 @@ def record(execution: Execution, resources: Resources, world_size: int) -> dict[
         "engine": execution.engine,
         "deterministic": execution.deterministic,
     }
+
+
+def _of_torch(execution: Execution) -> dict[str, Any]:
     torch = sys.modules.get("torch")
-    if torch is not None:
-        cuda = execution.device == "cuda"
-        facts["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
-        facts["device_name"] = torch.cuda.get_device_name() if cuda else ""
-        facts |= machine.facts(execution.device)
-    return facts
+    if torch is None:
+        return {}
+    return {
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device_name": torch.cuda.get_device_name() if execution.device == "cuda" else "",
+        **machine.facts(execution.device),
+    }
 
 
 def differing(parent: Mapping[str, object], own: Mapping[str, object]) -> dict[str, tuple[Any, Any]]:

@@ -69,6 +69,7 @@ class SlurmBackend:
         self._program = tuple(program) or (*shlex.split(self.site.container), python, "-m", "jobs.run")
         self._live: set[str] = set()
         self._unseen: dict[str, float] = {}
+        self._held: set[str] = set()  # attempts that could not be launched
         self._requeued: dict[tuple[str, int, int], float] = {}
         self._accepted = False
         load_submitit()  # it takes a tenth of a second: now, not at the first submission
@@ -151,7 +152,9 @@ class SlurmBackend:
         self._scancel(["--signal=TERM"], [one for one in running if one.details["processes"] > 1])
 
     def forget(self, handles: Sequence[Handle]) -> None:
-        """Nothing to do: SLURM keeps and drops its own records."""
+        """SLURM keeps and drops its own records; only what it holds for good is taken out of the queue."""
+        self._scancel([], [handle for handle in handles if handle.attempt in self._held])
+        self._held.difference_update(handle.attempt for handle in handles)
 
     def log(self, handle: Handle) -> Path | None:
         path = Path(handle.details.get("log", ""))
@@ -243,7 +246,7 @@ class SlurmBackend:
     def _state(self, handle: Handle, queued: Record | None, past: Record | None) -> JobState:
         if queued and queued.state in WAITING and records.HELD_FOR_GOOD.search(queued.reason):
             # Nothing but an administrator starts it again: a new attempt goes to another node.
-            self._scancel([], [handle])
+            self._held.add(handle.attempt)
             return JobState(ENDED, reason="LAUNCH_FAILED", host=queued.nodes)
         if queued and queued.state not in OVER:
             phase = QUEUED if queued.state in WAITING else RUNNING

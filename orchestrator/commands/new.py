@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from orchestrator import catalog, resources
+from orchestrator.commands.begin import write_new
 from orchestrator.errors import EXIT_DONE, MoegridError, did_you_mean
 from orchestrator.registry import REGISTRIES
 
@@ -26,26 +27,10 @@ def new(arguments: argparse.Namespace) -> int:
     _check(kind, name)
     everything = (path for path in (TEMPLATES / kind).rglob("*") if path.is_file())
     sources = sorted(path for path in everything if "__pycache__" not in path.parts)
-    targets = {
-        source: folder / source.relative_to(TEMPLATES / kind).as_posix().replace(PLACEHOLDER, name)
-        for source in sources
-    }
-    existing = [str(path) for path in targets.values() if path.exists()]
-    if existing:
-        raise MoegridError(
-            f"{existing[0]} exists already",
-            cause="moegrid new overwrites nothing",
-            hint="choose another name or folder",
-        )
-    for source, target in targets.items():
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("x", encoding="utf-8") as file:
-                file.write(source.read_text(encoding="utf-8").replace(PLACEHOLDER, name))
-        except OSError as error:
-            raise MoegridError(f"{target} cannot be written", cause=str(error), hint="name another folder") from error
-        print(target)
-    test = next(target for target in targets.values() if target.name.startswith("test_"))
+    named = {source: source.relative_to(TEMPLATES / kind).as_posix().replace(PLACEHOLDER, name) for source in sources}
+    texts = {folder / path: source.read_text("utf-8").replace(PLACEHOLDER, name) for source, path in named.items()}
+    write_new(texts, "moegrid new", "choose another name or folder")
+    test = next(path for path in texts if path.name.startswith("test_"))
     plugin = name if (folder / name).is_dir() else f"{name}.py"
     print(f"next: python -m pytest {test}")
     print(f"then, in a grid beside it: plugins: [./{plugin}]   (its docstring says how the grid uses it)")

@@ -138,12 +138,10 @@ class Engine:
             failures = self.journal.failures(missing)
             self._damaged = self.store.artifacts.damaged(missing)
             self._planned = None
-        # An attempt of an earlier driver whose end is only seen now ended before this run was asked to try again.
-        failures = {
-            stage: own
-            for stage, own in failures.items()
-            if (stage, own[-1].attempt) not in self._earlier or not self._pardon(own)
-        }
+        for stage, own in list(failures.items()):
+            # An attempt of an earlier driver whose end is only seen now ended before this run was asked to try again.
+            if (stage, own[-1].attempt) in self._earlier and self._pardon(own):
+                del failures[stage]
         decisions = {stage: decide(own) for stage, own in failures.items()}
         failed = {stage: decision.reason for stage, decision in decisions.items() if not decision.retry}
         plan = self._planning(present, failed)

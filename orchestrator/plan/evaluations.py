@@ -22,7 +22,7 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
     """Return the evaluation of one suite, with only the fields this suite reads set."""
     spec: EvaluateSpec = cell.evaluate
     kind = SUITES.get(suite)
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"items": "", "tokens": ""}
     if "text" in kind.reads:
         fields |= {"tokens": tokens, "val_tokens": spec.val_tokens}
     if "tasks" in kind.reads:
@@ -39,7 +39,6 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
     fields |= {name: settings[name] for name in kind.settings}
     if parameters := spec.suite_parameters.get(suite):
         fields["parameters"] = Parameters(parameters)
-    empty = {"items": "", "tokens": ""}
     return EvaluateWork(
         suite=suite,
         state=state,
@@ -47,7 +46,7 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
         tokenizer=tokenizer,
         max_length=spec.max_length,
         precision=spec.precision,
-        **empty | fields,
+        **fields,
     )
 
 

@@ -115,7 +115,11 @@ def test_a_job_that_is_held_because_it_could_not_start_is_tried_elsewhere(
     states = backend.poll(handles)
     assert states["d-0-1"].phase == QUEUED, "a person may release what a person held"
     assert states["d-0-0"] == JobState(ENDED, reason="LAUNCH_FAILED", host="n1")
+    assert not [call for call in scheduler.calls if call.startswith("scancel")], "looking changes nothing"
+    backend.forget(handles)
     assert [call for call in scheduler.calls if call.startswith("scancel")] == ["scancel --quiet 7_[0]"]
+    backend.forget(handles)
+    assert not scheduler.calls
     verdict = classify(states["d-0-0"], None, "")
     assert verdict.kind == "node_lost"
     assert rule(verdict.kind).outside
