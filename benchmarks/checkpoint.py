@@ -27,10 +27,10 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    from jobs.context import StageContext
     from jobs.models.backbones import build_model
+    from jobs.node.context import StageContext
     from jobs.train.checkpoint import CheckpointWriter
-    from jobs.train.engines import TorchEngine
+    from jobs.train.engines.torch import TorchEngine
     from orchestrator.spec.cell import DataSpec, TrainSpec
     from orchestrator.spec.model import ModelSpec, MoESpec
     from tests import training as bench

@@ -136,8 +136,8 @@ def floor(base: dict[str, Any], axes: Mapping[str, list[Any]]) -> int:
 
 def fill(store_url: str, grid_path: Path) -> int:
     """Commit an empty artifact for every stage of the grid; return how many."""
+    from orchestrator.grid.load import load_grid
     from orchestrator.plan.graph import build_graph
-    from orchestrator.spec.grid import load_grid
     from orchestrator.store import Manifest, Store
 
     store = Store.open(store_url)
@@ -185,11 +185,11 @@ def main() -> int:
     options = parser.parse_args()
     install_peers()
 
+    from orchestrator.grid.load import load_grid
     from orchestrator.plan.cost import Clock
     from orchestrator.plan.graph import build_graph
     from orchestrator.plan.plan import make_plan
     from orchestrator.plan.summary import to_json
-    from orchestrator.spec.grid import load_grid
     from orchestrator.spec.identity import plain
 
     folder = Path(tempfile.mkdtemp(prefix="moegrid-bench-"))

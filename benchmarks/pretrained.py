@@ -25,15 +25,15 @@ import numpy as np
 import torch
 
 from jobs.data.pretrained import pretrained
-from jobs.data.sources import item_blobs
+from jobs.data.stage import item_blobs
 from jobs.data.tokenizer import transformers_tokenizer
 from jobs.evaluate.chunks import chunks, outcomes
 from jobs.evaluate.harness import Prepared
 from jobs.evaluate.prefix_lm import PrefixLM
 from jobs.evaluate.results import Scored
 from jobs.models.upcycle import initial_model
+from orchestrator.grid.load import load_grid
 from orchestrator.spec.cell import DataSpec, TaskSpec
-from orchestrator.spec.grid import load_grid
 
 WINDOW = 1024
 

@@ -29,10 +29,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.root import root_digest, root_document
 from orchestrator.plan.stages import Stage
-from orchestrator.spec.grid import load_grid
 from orchestrator.spec.work import EvaluateWork, TrainWork
 from orchestrator.store import Manifest, Store
 

@@ -69,9 +69,9 @@ def measure(folder: Path, count: int, *, run: bool) -> None:
     from orchestrator.backends.slurm import SlurmBackend
     from orchestrator.backends.slurm_script import SlurmSite
     from orchestrator.engine.loop import Engine, Options
+    from orchestrator.grid.load import load_grid
     from orchestrator.plan.graph import build_graph
     from orchestrator.plan.stages import CellStages
-    from orchestrator.spec.grid import load_grid
     from orchestrator.store import Store
 
     calls: collections.Counter[str] = collections.Counter()

@@ -29,8 +29,8 @@ from jobs.data.packing import IGNORED, Batch
 from jobs.models.backbones import CausalLM, build_model
 from jobs.models.convert import export_checkpoint
 from jobs.moe.balance import balance_loss
-from jobs.numerics import prepare_torch
-from jobs.train.engines import TorchEngine
+from jobs.node.numerics import prepare_torch
+from jobs.train.engines.torch import TorchEngine
 from jobs.train.loop import Trainer as OurTrainer
 from orchestrator.spec.cell import BalanceSpec, DataSpec, Execution, Resources, TrainSpec
 from orchestrator.spec.model import ModelSpec, MoESpec

@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.lib.sides import Side, add_arguments, job_environment, serve
-from jobs.numerics import prepare_torch
+from jobs.node.numerics import prepare_torch
 from orchestrator.spec.cell import THREADS, Execution, Resources
 
 VOCABULARY, HIDDEN, LAYERS, HEADS = 4096, 128, 4, 4
@@ -97,7 +97,7 @@ def stage(steps: int, rounds: int, threads: int) -> Any:
         execution = Execution(log_every=10, checkpoint_seconds=0.0)
         job = bench.make_job(store, works, execution=execution, resources=Resources(cores=threads))
         job.reporter.start()
-        from jobs.context import StageContext
+        from jobs.node.context import StageContext
         from jobs.train.stage import run
 
         for work in works:

@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from orchestrator.spec.reference import reference
+from orchestrator.grid.reference import reference
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

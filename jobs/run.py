@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import failures, numerics
-from jobs.context import Job, StageContext, patiently, release
-from jobs.logs import LogFile
-from jobs.opening import START_PATIENCE_SECONDS, JobRequest, StageRequest, described_job, open_store, read_job
-from jobs.plugins import bring_plugins
-from jobs.preemption import Preempted, Signals
-from jobs.reporter import Reporter
-from jobs.watchdog import Hung, Watchdog
-from jobs.world import World, launch, own_world
+from jobs.node import failures, numerics
+from jobs.node.context import Job, StageContext, patiently, release
+from jobs.node.logs import LogFile
+from jobs.node.opening import START_PATIENCE_SECONDS, JobRequest, StageRequest, described_job, open_store, read_job
+from jobs.node.plugins import bring_plugins
+from jobs.node.preemption import Preempted, Signals
+from jobs.node.reporter import Reporter
+from jobs.node.watchdog import Hung, Watchdog
+from jobs.node.world import World, launch, own_world
 from orchestrator.catalog.parameters import made
 from orchestrator.catalog.suites import SUITES
 from orchestrator.errors import (
@@ -61,7 +61,7 @@ class StageKind:
 
 # Evaluations by suite. A module is imported when its stage runs: a data stage never loads torch.
 STAGES: dict[str, StageKind] = {
-    "data": StageKind("jobs.data.sources"),
+    "data": StageKind("jobs.data.stage"),
     "tokenizer": StageKind("jobs.data.tokenizer"),
     "tokens": StageKind("jobs.data.tokens"),
     "init": StageKind("jobs.train.init"),
@@ -71,8 +71,8 @@ STAGES: dict[str, StageKind] = {
         for name, kind in SUITES.builtins.items()
         if kind.code
     },
-    "generate": StageKind("jobs.evaluate.responses", ranked=True),
-    "judge": StageKind("jobs.evaluate.judges", ranked=True),
+    "generate": StageKind("jobs.evaluate.judging.responses", ranked=True),
+    "judge": StageKind("jobs.evaluate.judging.judges", ranked=True),
 }
 SCRATCH = "moegrid-job-"
 # Containers may share a folder and not see each other's processes: only what is old goes.
@@ -204,7 +204,7 @@ def _run_stages(store: Store, request: JobRequest, signals: Signals, world: Worl
         if code == EXIT_DONE and not world.rank:
             code = _guarded(job, request.stages[0].key, lambda: _check_committed(job, request))
         if world.size > 1 and code == EXIT_DONE:
-            from jobs.train.distributed import leave
+            from jobs.node.ranks import leave
 
             leave(world.rank, world.size)
         for key in reporter.held():
@@ -253,7 +253,7 @@ def _work_through(job: Job, request: JobRequest, world: World) -> None:
     if any(stage.work.kind in numerics.TORCH_KINDS for stage in request.stages):
         numerics.prepare_torch(request.execution, request.resources)
     if world.size > 1:
-        from jobs.train.distributed import join
+        from jobs.node.ranks import join
 
         todo = join(world, request.execution, todo, nodes=request.resources.nodes)
     job.todo = todo

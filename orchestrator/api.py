@@ -10,7 +10,7 @@ from orchestrator.report.collect import collect
 from orchestrator.report.tables import long_rows
 from orchestrator.settings import store_url
 from orchestrator.store import Store
-from orchestrator.tracking.records import grid_names
+from orchestrator.store.records import grid_names
 
 Row = dict[str, Any]
 

@@ -16,7 +16,7 @@ from orchestrator.registry import load
 
 if TYPE_CHECKING:
     from orchestrator.backends.base import Backend
-    from orchestrator.spec.problems import Problems
+    from orchestrator.files.problems import Problems
 
 NO_TRACKER = "none"
 
@@ -89,10 +89,10 @@ def require(module: str, why: str) -> None:
 
 def load_site(name: str) -> Site:
     """Read the site `name`, or the YAML file `name`; raises MoegridError with everything that is wrong."""
-    from orchestrator.spec.files import show
-    from orchestrator.spec.problems import Problems
-    from orchestrator.spec.site_fields import SettingsReader
-    from orchestrator.spec.yaml_positions import read_mapping
+    from orchestrator.files.problems import Problems
+    from orchestrator.files.yaml_positions import read_mapping
+    from orchestrator.grid.files import show
+    from orchestrator.grid.site_fields import SettingsReader
 
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else resources.find("site", name)
     if path is None or not path.is_file():

@@ -13,7 +13,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from jobs import machine  # noqa: E402
+from jobs.node import machine  # noqa: E402
 from tests import store_keys  # noqa: E402
 from tests.s3_lab import proxy, s3, s3_server  # noqa: E402, F401 (fixtures)
 

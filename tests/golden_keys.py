@@ -17,8 +17,11 @@ from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import LOAD_VARIANTS
+from orchestrator.catalog.pins import FORMATS, WHEELS
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.catalog.suites import SUITES
+from orchestrator.grid.files import grid_names
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.evaluations import benchmark_works, evaluation
 from orchestrator.plan.graph import build_graph
 from orchestrator.plan.stages import CellStages, Lowering, Stage
@@ -37,11 +40,8 @@ from orchestrator.spec.cell import (
     TokenizerSpec,
     TrainSpec,
 )
-from orchestrator.spec.files import grid_names
-from orchestrator.spec.grid import load_grid
 from orchestrator.spec.identity import digest
 from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, UPCYCLES, Model, ModelSpec, MoESpec
-from orchestrator.spec.pins import FORMATS, WHEELS
 from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.suites import uses
 from orchestrator.spec.tasks import PUBLISHED

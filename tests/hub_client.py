@@ -14,19 +14,19 @@ import time
 from typing import Any
 
 from jobs.data import hub
-from jobs.failures import kind_of
+from jobs.node.failures import kind_of
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import DataSpec, JudgeSpec, TokenizerSpec
 
 
 def rows(**data: Any) -> Any:
-    from jobs.data.sources import read_rows
+    from jobs.data.stage import read_rows
 
     return [dataclasses.asdict(row) for row in read_rows(DataSpec(**data))] + [hub.read_at(data["source"])]
 
 
 def items(tasks: list[str], **data: Any) -> Any:
-    from jobs.data.sources import item_blobs
+    from jobs.data.stage import item_blobs
 
     blobs, _ = item_blobs(DataSpec(**data), tasks)
     return {name: [json.loads(line) for line in blob.splitlines()] for name, blob in blobs.items()}
@@ -47,7 +47,7 @@ def checkpoint(source: str) -> Any:
 
 
 def judge(source: str, revision: str) -> Any:
-    from jobs.evaluate.judge_models import local_folder
+    from jobs.evaluate.judging.judge_models import local_folder
 
     return sorted(path.name for path in local_folder(JudgeSpec("llama_guard", source, revision)).iterdir())
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from jobs.context import Job, StageContext
-from jobs.preemption import Signals
-from jobs.reporter import Reporter
+from jobs.node.context import Job, StageContext
+from jobs.node.preemption import Signals
+from jobs.node.reporter import Reporter
 from orchestrator.plan.stages import before_finetuning
 from orchestrator.spec.cell import BalanceSpec, DataSpec, Execution, Resources, TrainSpec
 from orchestrator.spec.identity import plain

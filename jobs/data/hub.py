@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.data.hub_sets import HUB_SETS, HubName, hub_name, is_gated
 from orchestrator.errors import SourceAway, SourceError
-from orchestrator.spec.hub_sets import HUB_SETS, HubName, hub_name, is_gated
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -14,9 +14,7 @@ from typing import Any
 
 from jobs.data import hub
 from jobs.data.wheels import WheelData
-from orchestrator.errors import SourceError
-from orchestrator.spec.cell import TokenizerSpec
-from orchestrator.spec.tokenizers import (
+from orchestrator.data.tokenizers import (
     CONFIGS,
     DECLARATIONS,
     DEFINITION,
@@ -27,6 +25,8 @@ from orchestrator.spec.tokenizers import (
     read_json,
     tokenizer_sha256,
 )
+from orchestrator.errors import SourceError
+from orchestrator.spec.cell import TokenizerSpec
 
 # What public checkpoints call the end of a text, most specific first: for a vocabulary that comes without declarations.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<｜end▁of▁sentence｜>")
@@ -55,7 +55,7 @@ def pretrained(spec: TokenizerSpec) -> tuple[Any, dict[str, str]]:
 
 def open_tokenizer(source: str) -> tuple[Any, dict[str, str]]:
     """Return the tokenizer at `source` and its special tokens, as `pretrained` does."""
-    from jobs.data.sources import parse_wheel
+    from jobs.data.stage import parse_wheel
 
     if source.startswith("wheel://"):
         with tempfile.TemporaryDirectory() as directory:

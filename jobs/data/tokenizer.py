@@ -20,7 +20,7 @@ from orchestrator.errors import SourceError
 from orchestrator.spec.work import TokenizerWork
 
 if TYPE_CHECKING:
-    from jobs.context import StageContext
+    from jobs.node.context import StageContext
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 # Merges settle early: more text costs seconds and moves bits per byte by less than a thousandth.

@@ -22,7 +22,7 @@ from orchestrator.errors import SourceError
 from orchestrator.spec.work import TokensWork
 
 if TYPE_CHECKING:
-    from jobs.context import StageContext
+    from jobs.node.context import StageContext
 
 Arrays = dict[str, NDArray[Any]]
 _BATCH = 512

@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.catalog.pins import Wheel
 from orchestrator.errors import SourceAway, SourceError
-from orchestrator.spec.pins import Wheel
 
 # A rendered request file repeats each item for point-wise mutual information under ids from here on.
 DUPLICATE_IDS = 1_000_000

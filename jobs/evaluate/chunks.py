@@ -18,7 +18,7 @@ from jobs.evaluate.prefix_tree import Schedule, cut, plan
 from jobs.evaluate.results import BASE, Scored
 
 if TYPE_CHECKING:
-    from jobs.context import StageContext
+    from jobs.node.context import StageContext
     from orchestrator.spec.work import EvaluateWork
 
 # Items scored and stored together: few enough to lose little, many enough to share prefixes and fill batches.

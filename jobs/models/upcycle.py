@@ -12,10 +12,10 @@ from jobs.models.convert import import_checkpoint, load_checkpoint, spec_of
 from jobs.models.sources import open_checkpoint
 from jobs.moe.block import MoEBlock, dense_width
 from orchestrator.catalog.routers import DENSE
+from orchestrator.data.pinning import files_sha256
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import Model, ModelSpec
 from orchestrator.spec.resolve import resolve_model
-from orchestrator.spec.sources import files_sha256
 
 SEED = 42
 # Partial re-initialisation: this share of each expert's hidden units is drawn anew (drop-upcycling's best ratio).

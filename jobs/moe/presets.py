@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from jobs.moe.expert_choice import ExpertChoice
 from jobs.moe.routers import Router
+from jobs.moe.routers.expert_choice import ExpertChoice
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.registry import load
 from orchestrator.spec.model import Moe

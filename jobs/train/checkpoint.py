@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.context import StageContext
 from jobs.models.shards import Rows, digest_text, rows_digest, shard_name, write_tensors
+from jobs.node.context import StageContext
 from jobs.train.engine import Engine
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Blob
@@ -174,7 +174,7 @@ class CheckpointWriter:
 
 
 def _announce(context: StageContext, key: str, share: Share) -> None:
-    from jobs.train.distributed import meeting
+    from jobs.node.ranks import meeting
 
     meeting().set(f"state/{key}/{context.rank}", json.dumps(asdict(share)))
 
@@ -185,7 +185,7 @@ def _collect(context: StageContext, key: str) -> list[Share]:
         return []
     from datetime import timedelta
 
-    from jobs.train.distributed import meeting
+    from jobs.node.ranks import meeting
 
     names = [f"state/{key}/{rank}" for rank in range(1, context.world_size)]
     meeting().wait(names, timedelta(seconds=SHARD_SECONDS))

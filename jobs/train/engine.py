@@ -1,4 +1,4 @@
-"""What an engine is: who owns gradients and optimizer. Implementations: `jobs.train.engines`, `fsdp` and `zero`."""
+"""What an engine is: who owns gradients and optimizer. Implementations: `jobs.train.engines`."""
 
 from __future__ import annotations
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from jobs.context import StageContext
 from jobs.data.pretrained import differing, own_tokenizer
 from jobs.data.tokenizer import Vocabulary
 from jobs.models.backbones import canonical_state, weights_sha256
 from jobs.models.shards import write_tensors
 from jobs.models.upcycle import initial_model
+from jobs.node.context import StageContext
 from jobs.train.randomness import reseed
 from jobs.train.stage import vocabulary_size
+from orchestrator.data.tokenizers import foreign_hint
 from orchestrator.errors import MoegridError
-from orchestrator.spec.tokenizers import foreign_hint
 from orchestrator.spec.work import InitWork
 
 

@@ -8,18 +8,18 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs import code, numerics
-from jobs.context import StageContext, patiently
 from jobs.data.packing import InstructionBatches, open_batches
-from jobs.data.sources import check_epoch
+from jobs.data.stage import check_epoch
 from jobs.models.backbones import CausalLM, build_model, load_canonical
 from jobs.models.shards import fetch_shards
 from jobs.moe.balance import balanced_value
-from jobs.preemption import Preempted
+from jobs.node import code, numerics
+from jobs.node.context import StageContext, patiently
+from jobs.node.preemption import Preempted
 from jobs.train.checkpoint import CheckpointWriter
 from jobs.train.collaboration import profile_collaboration, profiling_sample
 from jobs.train.engine import Engine
-from jobs.train.engines import build_engine
+from jobs.train.engines.torch import build_engine
 from jobs.train.errors import FrozenMoved
 from jobs.train.freeze import frozen_digest
 from jobs.train.loop import StepResult, Trainer

@@ -39,9 +39,9 @@ from orchestrator.backends.base import (
 from orchestrator.backends.processes import NodeJob, Processes, ending, free_place, patience
 from orchestrator.catalog.backends import BACKENDS
 from orchestrator.errors import MoegridError
+from orchestrator.grid.site_fields import settings_of, variables
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Resources
-from orchestrator.spec.site_fields import settings_of, variables
 
 NAMESPACE = "moegrid"
 LISTS = BACKENDS.get("ray").lists

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import MoegridError
-from orchestrator.spec.search import SearchAxis, SearchSpec
+from orchestrator.grid.search import SearchAxis, SearchSpec
 
 # A trial runs with its values and yields (fraction of its steps, metric) whenever there is one.
 Trial = Callable[[Mapping[str, Any]], Iterator[tuple[float, float]]]

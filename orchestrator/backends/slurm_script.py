@@ -12,9 +12,9 @@ from typing import Any
 from orchestrator.backends.base import DRIVER_KEYS, Batch
 from orchestrator.catalog.backends import BACKENDS
 from orchestrator.errors import MoegridError
+from orchestrator.grid.site_fields import asked, settings_of, variables
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import THREADS, Resources
-from orchestrator.spec.site_fields import asked, settings_of, variables
 
 # Seconds that the other ranks of a job get after the first one has ended: they may still be saving.
 RANK_PATIENCE = 300

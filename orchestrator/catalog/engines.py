@@ -31,12 +31,12 @@ class EngineKind:
 BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
     {
         # One process, or data parallel.
-        "torch": EngineKind("torch", "jobs.train.engines:TorchEngine", plain_model=True),
+        "torch": EngineKind("torch", "jobs.train.engines.torch:TorchEngine", plain_model=True),
         # Everything sharded.
-        "fsdp": EngineKind("fsdp", "jobs.train.fsdp:FsdpEngine", least_processes=2, cuts=True),
+        "fsdp": EngineKind("fsdp", "jobs.train.engines.fsdp:FsdpEngine", least_processes=2, cuts=True),
         # Optimizer state partitioned; with 2 gradients as well.
-        "deepspeed:1": EngineKind("deepspeed:1", "jobs.train.zero:stage_1", least_processes=2, cuts=True),
-        "deepspeed:2": EngineKind("deepspeed:2", "jobs.train.zero:stage_2", least_processes=2, cuts=True),
+        "deepspeed:1": EngineKind("deepspeed:1", "jobs.train.engines.zero:stage_1", least_processes=2, cuts=True),
+        "deepspeed:2": EngineKind("deepspeed:2", "jobs.train.engines.zero:stage_2", least_processes=2, cuts=True),
     }
 )
 ENGINES = Registry("engines", "engine", EngineKind, BUILTINS)

@@ -55,7 +55,7 @@ class JudgeKind:
 _OURS = (
     JudgeKind(
         "reward_model",
-        "jobs.evaluate.judge_models:RewardModel",
+        "jobs.evaluate.judging.judge_models:RewardModel",
         "reward",
         "model",
         "Human: {prompt}\n\nAssistant: {response}",
@@ -63,16 +63,16 @@ _OURS = (
         low=-math.inf,
         high=math.inf,
     ),
-    JudgeKind("llama_guard", "jobs.evaluate.judge_models:LlamaGuard", source="model", templated=True),
+    JudgeKind("llama_guard", "jobs.evaluate.judging.judge_models:LlamaGuard", source="model", templated=True),
     JudgeKind(
         "openai_moderation",
-        "jobs.evaluate.moderation:Moderator",
+        "jobs.evaluate.judging.moderation:Moderator",
         "openai",
         template="{response}",
         templated=True,
         key=MODERATION_KEY,
     ),
-    JudgeKind("refusal_rate", "jobs.evaluate.refusals:open_judge", "refusal", higher_is_safer=True),
-    JudgeKind("labels", "jobs.evaluate.judges:open_labels", source="file", low=-math.inf, high=math.inf),
+    JudgeKind("refusal_rate", "jobs.evaluate.judging.refusals:open_judge", "refusal", higher_is_safer=True),
+    JudgeKind("labels", "jobs.evaluate.judging.judges:open_labels", source="file", low=-math.inf, high=math.inf),
 )
 JUDGES = Registry("judges", "judge", JudgeKind, MappingProxyType({kind.name: kind for kind in _OURS}))

@@ -28,7 +28,7 @@ class SourceKind:
 
 
 BUILTINS: Mapping[str, SourceKind] = MappingProxyType(
-    {name: SourceKind(name, f"orchestrator.spec.sources:pin_{name}") for name in ("wheel", "hub", "file")}
+    {name: SourceKind(name, f"orchestrator.data.pinning:pin_{name}") for name in ("wheel", "hub", "file")}
 )
 SOURCES = Registry("sources", "source", SourceKind, BUILTINS)
 

@@ -21,7 +21,7 @@ _WITH_BENCHMARKS = frozenset(one.suite for one in BENCHMARKS.values() if one.sui
 class SuiteKind:
     """One suite of `evaluate`: a stage on each evaluated state.
 
-    `code` is the dotted path of what runs it, (context: jobs.context.StageContext, work:
+    `code` is the dotted path of what runs it, (context: jobs.node.context.StageContext, work:
     orchestrator.spec.work.EvaluateWork[, parameters]) -> None: it loads the state (jobs.evaluate.state.load_state) and
     commits metrics and files (`context.commit`). With `ranked` every rank of a job runs it, else rank 0 alone.
 
@@ -64,20 +64,22 @@ class SuiteKind:
 
 
 _JUDGED = ("benchmarks",)
-_BENCHMARKS = "jobs.evaluate.benchmarks:run"
+_BENCHMARKS = "jobs.evaluate.suites.benchmarks:run"
 _OURS = (
-    SuiteKind("lm", "jobs.evaluate.lm:run", ("text",), (), ranked=True),
-    SuiteKind("reasoning", "jobs.evaluate.reasoning:run", ("tasks",), ("shots", "seed"), ranked=True, needs_tasks=True),
+    SuiteKind("lm", "jobs.evaluate.suites.language_model:run", ("text",), (), ranked=True),
+    SuiteKind(
+        "reasoning", "jobs.evaluate.suites.reasoning:run", ("tasks",), ("shots", "seed"), ranked=True, needs_tasks=True
+    ),
     SuiteKind(
         "efficiency",
-        "jobs.evaluate.efficiency:run",
+        "jobs.evaluate.suites.efficiency:run",
         ("tasks",),
         ("shots", "seed", "limit", "routing_seeds"),
         ranked=True,
         final=True,
         needs_tasks=True,
     ),
-    SuiteKind("probe", "jobs.evaluate.probe:run", ("text", "tasks"), ("seed", "limit", "metrics")),
+    SuiteKind("probe", "jobs.evaluate.suites.probe:run", ("text", "tasks"), ("seed", "limit", "metrics")),
     SuiteKind("safety", reads=_JUDGED, judged=True, contrasted=True),
     SuiteKind("over_refusal", reads=_JUDGED, judged=True, contrasted=True),
     SuiteKind("hallucination", _BENCHMARKS, ("benchmarks",), ranked=True, contrasted=True),

@@ -53,7 +53,7 @@ def gc(context: Context) -> int:
 
 def schema(arguments: argparse.Namespace) -> int:
     """Write the JSON Schema of grid files, for editors."""
-    from orchestrator.spec.schema import grid_schema
+    from orchestrator.grid.schema import grid_schema
 
     json.dump(grid_schema(), sys.stdout, indent=2)
     sys.stdout.write("\n")
@@ -209,7 +209,7 @@ def _site(arguments: argparse.Namespace) -> Iterator[Check]:
 
 
 def _wheels(arguments: argparse.Namespace) -> Iterator[Check]:
-    from orchestrator.spec.pins import WHEELS
+    from orchestrator.catalog.pins import WHEELS
 
     folder = _cache() / "wheels"
     for wheel in WHEELS.values():

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from orchestrator.engine.journal import Journal
 from orchestrator.engine.retry import decide
 from orchestrator.errors import MoegridError, StoreError
+from orchestrator.grid.load import Grid, load_grid
 from orchestrator.plan.cost import Clock, shape_of
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.root import root_digest, root_document
 from orchestrator.settings import load_site, open_backend, store_url, tracking_uri
-from orchestrator.spec.grid import Grid, load_grid
 from orchestrator.store import Store
 from orchestrator.ui.console import Console
 

@@ -8,12 +8,12 @@ from typing import Any
 from orchestrator.commands.context import Context, cell_ids, split_cell, take_cell
 from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DONE, MoegridError
+from orchestrator.grid.diff import Difference, differences
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.root import root_document
-from orchestrator.spec.diff import Difference, differences
-from orchestrator.spec.grid import load_grid
 from orchestrator.spec.providers import of_all, uses_of
-from orchestrator.tracking import records
+from orchestrator.store import records
 
 
 def explain(context: Context) -> int:

@@ -42,7 +42,7 @@ def report(context: Context) -> int:
 
 def sync(context: Context) -> int:
     """Show everything that the store holds of the grid in the tracker."""
-    from orchestrator.tracking.records import grid_names
+    from orchestrator.store.records import grid_names
     from orchestrator.tracking.service import serve
     from orchestrator.tracking.service import sync as publish
 

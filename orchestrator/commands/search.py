@@ -25,11 +25,11 @@ from orchestrator.backends.ray_tune import Outcome, run_trials
 from orchestrator.commands import again
 from orchestrator.commands.context import Context
 from orchestrator.errors import EXIT_DONE, EXIT_FAILED, MoegridError
+from orchestrator.grid.files import find_grid
+from orchestrator.grid.load import load_grid
+from orchestrator.grid.search import SearchSpec
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.settings import module_environment
-from orchestrator.spec.files import find_grid
-from orchestrator.spec.grid import load_grid
-from orchestrator.spec.search import SearchSpec
 from orchestrator.store import Store
 
 POLL_SECONDS = 2.0

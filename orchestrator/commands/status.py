@@ -19,8 +19,7 @@ from orchestrator.plan.needs import missing_devices, missing_keys
 from orchestrator.plan.root import root_document
 from orchestrator.plan.summary import to_json
 from orchestrator.spec.identity import plain
-from orchestrator.store import ClaimState
-from orchestrator.tracking import records
+from orchestrator.store import ClaimState, records
 from orchestrator.ui.console import columns, duration
 from orchestrator.ui.live import Pace, Running, running
 

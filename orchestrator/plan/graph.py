@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator import registry
+from orchestrator.grid.load import Grid, GridCell
 from orchestrator.plan.stages import CellStages, Lowering, Stage
 from orchestrator.spec.cell import Execution, Resources
-from orchestrator.spec.grid import Grid, GridCell
 from orchestrator.spec.providers import Use, of_all, uses_of
 
 # One process runs the segments of a chain; longer chains only delay the other branches' scheduling.

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.catalog.judges import JUDGES
+from orchestrator.data.hub_sets import hub_name, is_gated
 from orchestrator.errors import MoegridError
-from orchestrator.spec.grid import Grid
-from orchestrator.spec.hub_sets import hub_name, is_gated
+from orchestrator.grid.load import Grid
 from orchestrator.spec.suites import LeftOut, left_out
 from orchestrator.spec.work import DataWork, InitWork, JudgeWork, TokenizerWork, Work
 

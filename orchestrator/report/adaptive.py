@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import MoegridError, did_you_mean
+from orchestrator.grid.adaptive import Adaptive
+from orchestrator.grid.expand import GridCell
+from orchestrator.grid.load import Grid
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.report.statistics import interval_seeds, summary
-from orchestrator.spec.adaptive import Adaptive
-from orchestrator.spec.expand import GridCell
-from orchestrator.spec.grid import Grid
 from orchestrator.store import Store
 
 FEWEST = 3  # an interval over two seeds says nothing: t is 12.7

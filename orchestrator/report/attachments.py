@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.report import plots, sections
 from orchestrator.report.collect import CellResult, Results
-from orchestrator.tracking.records import Row
+from orchestrator.store.records import Row
 
 FORMS = ("csv", "tex", "md")
 CURVES = ("train/loss", "routing/load_balance")

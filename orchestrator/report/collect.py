@@ -12,9 +12,8 @@ from typing import Any
 from orchestrator.errors import CorruptBlob
 from orchestrator.spec.resolve import is_causal
 from orchestrator.spec.suites import item_scores
-from orchestrator.store import Manifest, Store
-from orchestrator.tracking import records
-from orchestrator.tracking.records import Failure
+from orchestrator.store import Manifest, Store, records
+from orchestrator.store.records import Failure
 
 DONE, FAILED, BLOCKED, RUNNING, PENDING = "done", "failed", "blocked", "running", "pending"
 ITEMS_BLOB = "items.parquet"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.grid.files import grid_names as own_grids
 from orchestrator.report import formats, html, published, tables
 from orchestrator.report.collect import Results, collect
-from orchestrator.spec.files import grid_names as own_grids
 from orchestrator.store import Store
-from orchestrator.tracking.records import grid_names
+from orchestrator.store.records import grid_names
 
 
 @dataclass(frozen=True, slots=True)

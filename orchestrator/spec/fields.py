@@ -13,8 +13,8 @@ from typing import Any
 
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.uses import Names
+from orchestrator.files.problems import Mistake, brief
 from orchestrator.spec.cell import Cell, TrainSpec
-from orchestrator.spec.problems import Mistake, brief
 from orchestrator.spec.rules import RULES, Rule
 from orchestrator.spec.units import Length, parse_length
 

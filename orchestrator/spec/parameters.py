@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from orchestrator.catalog.parameters import Parameters, Parametrised
 from orchestrator.errors import did_you_mean
+from orchestrator.files.problems import Mistake
 from orchestrator.registry import Registry
 from orchestrator.spec.fields import fields_of, typed
-from orchestrator.spec.problems import Mistake
 
 NOT_HERE = "remove it, or give it under with: to the values that have it"
 Section = TypeVar("Section")

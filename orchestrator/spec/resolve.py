@@ -8,9 +8,9 @@ from typing import Any
 from orchestrator.catalog.parameters import Parameters, made
 from orchestrator.catalog.routers import ROUTERS, Fields, kind_of
 from orchestrator.errors import MoegridError
+from orchestrator.files.problems import Mistake
 from orchestrator.spec.model import DEFAULTS, Model, ModelSpec, Moe, MoESpec
 from orchestrator.spec.parameters import of_kind
-from orchestrator.spec.problems import Mistake
 
 
 def resolve_moe(moe: MoESpec) -> Moe:

@@ -15,9 +15,9 @@ from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.errors import MoegridError, did_you_mean
+from orchestrator.files.problems import Mistake
 from orchestrator.registry import Registry
 from orchestrator.spec.model import BACKBONES, CHOICES, NAMED, UPCYCLES
-from orchestrator.spec.problems import Mistake
 
 
 @dataclass(frozen=True, slots=True)

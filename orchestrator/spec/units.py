@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 
 from orchestrator.errors import did_you_mean
+from orchestrator.files.problems import Mistake
 from orchestrator.spec.cell import TrainSpec
-from orchestrator.spec.problems import Mistake
 
 UNITS = ("steps", "sequences", "tokens", "epochs")
 _PREFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.catalog.routers import OWNERS, ROUTERS, RouterKind, kind_of
 from orchestrator.catalog.scores import SCORES
+from orchestrator.files.problems import Fault, Mistake
 from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, NAMED, UPCYCLES, ModelSpec, Moe, MoESpec
 from orchestrator.spec.parameters import of_kind
-from orchestrator.spec.problems import Fault, Mistake
 from orchestrator.spec.resolve import resolve_moe
 
 COUNTS = ("shared_experts", "zero_experts", "copy_experts", "constant_experts", "null_experts", "collaboration_top")

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.spec.identity import digest
-from orchestrator.store import Store
+from orchestrator.store import Store, records
 from orchestrator.store.artifacts import Manifest
-from orchestrator.tracking import records
 from orchestrator.tracking.tracker import (
     FINISHED,
     KILLED,

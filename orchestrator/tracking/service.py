@@ -16,8 +16,7 @@ from pathlib import Path
 from orchestrator.catalog.trackers import TRACKERS, tracker_of
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError, StoreError
 from orchestrator.registry import load
-from orchestrator.store import Store
-from orchestrator.tracking import records
+from orchestrator.store import Store, records
 from orchestrator.tracking.publish import GridPublisher, Published
 from orchestrator.tracking.tracker import Tracker, TrackerAway
 from orchestrator.tracking.turn import LEASE_SECONDS, Turn, short_digest

@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from jobs import numerics
 from jobs import run as node
+from jobs.node import numerics
 from tests.faults import troubles
 
 if __name__ == "__main__":

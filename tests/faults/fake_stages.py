@@ -12,8 +12,8 @@ import os
 import time
 from pathlib import Path
 
-from jobs.context import StageContext
-from jobs.preemption import Preempted
+from jobs.node.context import StageContext
+from jobs.node.preemption import Preempted
 from orchestrator.errors import TrainingDiverged
 from orchestrator.spec.work import EvaluateWork, TrainWork, Work
 from tests.faults.troubles import happen, reached

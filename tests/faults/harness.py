@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
-from orchestrator.spec.grid import load_grid
 from orchestrator.store import Store
 
 HERE = Path(__file__).parent

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
-from orchestrator.spec.grid import load_grid
 from orchestrator.store import Manifest, Store
 from orchestrator.store.artifacts import OBSERVATIONS
 from tests.s3_faults import FaultyProxy

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs import context, opening, run
-from jobs.context import StageContext
+from jobs import run
+from jobs.node import context, opening
+from jobs.node.context import StageContext
 from jobs.train.errors import Diverged, NotFinite, RouterCollapsed
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.work import TrainWork, Work

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.preemption import Signals
+from jobs.node.preemption import Signals
 from jobs.run import run_job
 from orchestrator.spec.cell import Execution, Resources
 from orchestrator.spec.identity import plain

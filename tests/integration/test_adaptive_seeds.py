@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.grid.load import load_grid
 from orchestrator.report.adaptive import grown, seeds_asked_for
-from orchestrator.spec.grid import load_grid
 from tests.faults.harness import Lab
 
 # The fake evaluation scores lie evenly between 0 and 1, so that some intervals are soon narrow and others are not.

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from jobs.models import export
 from jobs.models.convert import spec_of
 from jobs.models.sources import open_checkpoint
-from jobs.preemption import Signals
+from jobs.node.preemption import Signals
 from jobs.run import run_job
+from orchestrator.data.tokenizers import tokenizer_sha256
 from orchestrator.spec.cell import DataSpec, TokenizerSpec, TrainSpec
 from orchestrator.spec.model import Model, ModelSpec
 from orchestrator.spec.resolve import resolve_model
-from orchestrator.spec.tokenizers import tokenizer_sha256
 from orchestrator.spec.work import Conditions, DataWork, InitWork, TokenizerWork, TokensWork, TrainWork
 from orchestrator.store import Store
 from tests.integration.stages import run_stages, submit

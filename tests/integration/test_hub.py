@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from tokenizers import Tokenizer, models
 
 from orchestrator.catalog.benchmarks import BENCHMARKS
-from orchestrator.spec.hub_sets import HUB_SETS
+from orchestrator.data.hub_sets import HUB_SETS
 from tests.hub_fixtures import CONVERSATIONS, FILES, declared, lines
 from tests.hub_server import TOKEN, Fault, Hub, serving
 

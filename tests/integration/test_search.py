@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.search import Scheduler, SearchAxis, SearchSpec
+from orchestrator.grid.search import Scheduler, SearchAxis, SearchSpec
 from orchestrator.store import Store
 from tests.faults.harness import HERE, SITE
 from tests.lab_slurm import eventually

@@ -13,12 +13,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.data.sources import item_blobs
-from jobs.evaluate import benchmarks, judges, responses
+from jobs.data.stage import item_blobs
 from jobs.evaluate.harness import Prepared
+from jobs.evaluate.judging import judges, responses
 from jobs.evaluate.prefix_lm import PrefixLM
-from jobs.preemption import Preempted, Signals
+from jobs.evaluate.suites import benchmarks
+from jobs.node.preemption import Preempted, Signals
 from jobs.run import run_job
+from orchestrator.grid.columns import suite_columns
 from orchestrator.spec.cell import (
     BenchmarkSpec,
     DataSpec,
@@ -29,7 +31,6 @@ from orchestrator.spec.cell import (
     TaskSpec,
     TokenizerSpec,
 )
-from orchestrator.spec.columns import suite_columns
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.suites import Use, uses

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.spec.grid import Grid, load_grid
+from orchestrator.grid.load import Grid, load_grid
 
 Axes = dict[str, list[object]]
 VALUES: dict[str, tuple[object, ...]] = {

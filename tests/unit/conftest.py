@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.grid import Grid, load_grid
+from orchestrator.grid.load import Grid, load_grid
 
 Load = Callable[..., Grid]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import MoegridError
+from orchestrator.grid.adaptive import Adaptive
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.report.adaptive import grown, seeds_asked_for
 from orchestrator.report.statistics import interval_seeds, summary, t_quantile
-from orchestrator.spec.adaptive import Adaptive
-from orchestrator.spec.grid import load_grid
 from orchestrator.store import Manifest, Store
 
 ASKED = Adaptive("answer_bpb", 0.1, 12)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from jobs.data.sources import item_blobs
+from jobs.data.stage import item_blobs
 from jobs.evaluate.harness import Prepared, load_config
 from orchestrator.catalog.benchmarks import BENCHMARK_OF, BENCHMARKS, GLUE
 from orchestrator.catalog.tasks import TASKS, splits_read
+from orchestrator.data.answers import check
+from orchestrator.data.benchmark_files import read_benchmark
 from orchestrator.errors import SourceError
-from orchestrator.spec.answers import check
-from orchestrator.spec.benchmark_files import read_benchmark
 from orchestrator.spec.cell import DataSpec, TaskSpec
 from tests.benchmark_samples import SAMPLES
 

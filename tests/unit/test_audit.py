@@ -8,9 +8,9 @@ import pytest
 
 from orchestrator.engine import audit
 from orchestrator.engine.audit import heal
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import make_plan
-from orchestrator.spec.grid import load_grid
 from orchestrator.store import Manifest, Store
 
 

@@ -14,9 +14,9 @@ import pytest
 from orchestrator import cli
 from orchestrator.commands.context import grid_of
 from orchestrator.errors import EXIT_PENDING, EXIT_UNREACHABLE, EXIT_USAGE
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.plan.root import root_digest, root_document
-from orchestrator.spec.grid import load_grid
 from orchestrator.store import Store
 
 ROOT = Path(cli.__file__).resolve().parents[1]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import code
-from jobs.code import JOBS, code_digest
-from jobs.failures import describe
+from jobs.node import code
+from jobs.node.code import JOBS, code_digest
+from jobs.node.failures import describe
 from orchestrator.engine.retry import rule
 from orchestrator.errors import CodeError
 from orchestrator.spec.cell import TrainSpec

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.evaluate.disturbed import DROPS, TEMPERATURES
 from jobs.evaluate.harness import load_config
+from jobs.evaluate.suites.disturbed import DROPS, TEMPERATURES
 from orchestrator.catalog.metrics import DISTURBED
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.errors import GridError
-from orchestrator.spec.columns import columns_of, every_column, unknown_column
-from orchestrator.spec.files import grid_names
-from orchestrator.spec.grid import load_grid
+from orchestrator.grid.columns import columns_of, every_column, unknown_column
+from orchestrator.grid.files import grid_names
+from orchestrator.grid.load import load_grid
 from tests.unit.conftest import Load
 
 LM = "factors: {freeze: [none, router], seed: [0, 1]}\nevaluate: [lm]\n"

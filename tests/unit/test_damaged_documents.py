@@ -17,13 +17,12 @@ from orchestrator.engine.failures import Failure
 from orchestrator.engine.journal import Journal, describe_job
 from orchestrator.engine.loop import Engine, Options
 from orchestrator.errors import EXIT_UNREACHABLE, LeaseLost, StoreError
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.root import root_digest, root_document
-from orchestrator.spec.grid import load_grid
-from orchestrator.store import Manifest, Store
+from orchestrator.store import Manifest, Store, records
 from orchestrator.store.documents import parse, seal, sound
 from orchestrator.store.retention import collect, grid_roots, plan_gc
-from orchestrator.tracking import records
 from tests.processes import ROOT
 from tests.unit.test_engine_loop import Scheduler
 

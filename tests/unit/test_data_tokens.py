@@ -11,7 +11,7 @@ import torch
 
 from jobs.data.corpora import Document, Example
 from jobs.data.packing import IGNORED, InstructionBatches, TextBatches
-from jobs.data.sources import parquet
+from jobs.data.stage import parquet
 from jobs.data.tokenizer import BOS, EOS, PAD, Vocabulary, train_bpe
 from jobs.data.tokens import instruction_arrays, span_arrays, text_arrays
 from orchestrator.errors import SourceError

@@ -12,10 +12,10 @@ from orchestrator.engine.failures import Failure
 from orchestrator.engine.journal import code_digest
 from orchestrator.engine.loop import Engine, Options
 from orchestrator.engine.retry import RULES
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import make_plan
 from orchestrator.spec.cell import Resources
-from orchestrator.spec.grid import load_grid
 from orchestrator.store import Manifest, Store
 
 

@@ -16,9 +16,9 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from jobs.evaluate.efficiency import summarise as efficiency
 from jobs.evaluate.harness import FOLDER, Prepared, load_config
 from jobs.evaluate.results import Mean, Outcome, Scored, items_parquet
+from jobs.evaluate.suites.efficiency import summarise as efficiency
 from jobs.probe.accumulate import RoutingTotals
 from jobs.probe.metrics import MetricOutOfRange
 from orchestrator.errors import MoegridError, SourceError

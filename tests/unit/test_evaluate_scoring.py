@@ -11,15 +11,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from jobs.context import StageContext
 from jobs.data.tokenizer import BOS, EOS, PAD, Vocabulary, train_bpe, transformers_tokenizer
 from jobs.evaluate.encoding import Encoder
-from jobs.evaluate.lm import heldout
 from jobs.evaluate.prefix_lm import PrefixLM
 from jobs.evaluate.prefix_tree import cut, plan
 from jobs.evaluate.scoring import Model, Scorer
+from jobs.evaluate.suites.language_model import heldout
 from jobs.models.backbones import build_model
 from jobs.moe.interventions import random_routing
+from jobs.node.context import StageContext
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.work import EvaluateWork

@@ -13,8 +13,8 @@ import torch
 from jobs.models.backbones import build_model, parameter_roles
 from orchestrator.catalog.freezing import FREEZING, FreezeRule
 from orchestrator.errors import GridError, MoegridError
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
-from orchestrator.spec.grid import load_grid
 from orchestrator.spec.work import TrainWork
 from tests.packages import found, install
 from tests.training import MODEL, TRAIN, run_chain, segments, state_bits

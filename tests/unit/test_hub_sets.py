@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from jobs.data.corpora import Example
-from jobs.data.sources import read_rows
+from jobs.data.stage import read_rows
 from orchestrator import cli
 from orchestrator.catalog.benchmarks import BENCHMARKS
+from orchestrator.data.hub_sets import HUB_MODELS, HUB_SETS, hub_name
 from orchestrator.errors import EXIT_DONE, GridError, SourceError
+from orchestrator.grid.files import GRIDS, grid_names
+from orchestrator.grid.load import load_grid
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import DataSpec
-from orchestrator.spec.files import GRIDS, grid_names
-from orchestrator.spec.grid import load_grid
-from orchestrator.spec.hub_sets import HUB_MODELS, HUB_SETS, hub_name
 from tests.unit.conftest import Load
 
 

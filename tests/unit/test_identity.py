@@ -15,11 +15,11 @@ from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.tasks import TASKS
+from orchestrator.grid.files import grid_names
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import identity, versions
 from orchestrator.spec.cell import BalanceSpec, DataSpec, EvaluateSpec, MixSpec, Seeds
-from orchestrator.spec.files import grid_names
-from orchestrator.spec.grid import load_grid
 from orchestrator.spec.identity import canonical, digest, lineage, plain, science_key, state_key, state_keys
 from orchestrator.spec.work import TaskSource, work_from_json, work_to_json
 from tests.golden_keys import GOLDEN, current_keys, example_works

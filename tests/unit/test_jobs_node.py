@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import failures, numerics
-from jobs.context import StageContext, patiently, prune_cache
-from jobs.preemption import Preempted, Signals
+from jobs.node import failures, numerics
+from jobs.node.context import StageContext, patiently, prune_cache
+from jobs.node.preemption import Preempted, Signals
+from jobs.node.world import World, world_from
 from jobs.run import run_job
 from jobs.train.errors import NotFinite
-from jobs.world import World, world_from
 from orchestrator.backends.base import ENDED, JobState
 from orchestrator.engine.failures import classify, spoken
 from orchestrator.errors import (
@@ -89,7 +89,7 @@ def test_an_error_that_hides_its_cause_is_judged_by_itself() -> None:
 def test_a_submission_that_cannot_be_read_is_no_fault_of_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes
 ) -> None:
-    monkeypatch.setattr("jobs.opening.START_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("jobs.node.opening.START_PATIENCE_SECONDS", 0.0)
     store = Store.open(str(tmp_path))
     store.objects.put("submissions/b.json", damage)
     assert run_job(str(tmp_path), "b", 0, Signals()) == EXIT_AWAY
@@ -98,7 +98,7 @@ def test_a_submission_that_cannot_be_read_is_no_fault_of_the_work(
 
 
 def test_a_flipped_byte_of_a_submission_is_no_bad_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.opening.START_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("jobs.node.opening.START_PATIENCE_SECONDS", 0.0)
     store = Store.open(str(tmp_path))
     job = {"attempt": "b-0", "stages": [{"key": "k" * 64, "label": "one", "work": {"kind": "data"}}]}
     store.create_json("submissions/b.json", {"jobs": [job]})
@@ -112,7 +112,7 @@ def test_a_flipped_byte_of_a_submission_is_no_bad_spec(tmp_path: Path, monkeypat
 def test_a_store_that_is_not_mounted_is_not_made_by_a_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], gone: str
 ) -> None:
-    monkeypatch.setattr("jobs.opening.START_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("jobs.node.opening.START_PATIENCE_SECONDS", 0.0)
     target = tmp_path / "mount"
     if gone == "store":
         target.mkdir()
@@ -247,7 +247,7 @@ def test_world_from_torchrun_slurm_or_nobody() -> None:
 @pytest.mark.parametrize("same_file", [True, False])
 def test_log_is_read_from_the_schedulers_file_or_redirected(tmp_path: Path, same_file: bool) -> None:
     program = (
-        "import pathlib, sys, os; sys.path.insert(0, os.getcwd()); from jobs.logs import LogFile\n"
+        "import pathlib, sys, os; sys.path.insert(0, os.getcwd()); from jobs.node.logs import LogFile\n"
         "print('before', flush=True)\n"
         f"log = LogFile(pathlib.Path({str(tmp_path)!r})); os.system('echo from a child'); print('after', flush=True)\n"
         "log.forward(); pathlib.Path(sys.argv[1]).write_bytes(log.read())"

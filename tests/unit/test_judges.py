@@ -17,9 +17,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from jobs.evaluate.judges import Judge, Labels, summarise
-from jobs.evaluate.moderation import Moderation
-from jobs.evaluate.refusals import refuses
+from jobs.evaluate.judging.judges import Judge, Labels, summarise
+from jobs.evaluate.judging.moderation import Moderation
+from jobs.evaluate.judging.refusals import refuses
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.cell import JudgeSpec
 

@@ -14,14 +14,14 @@ import pytest
 
 from jobs.data.corpora import Example
 from jobs.data.packing import _Order
-from jobs.data.sources import check_epoch, mixed_rows, parquet, read_rows, split_rows
+from jobs.data.stage import check_epoch, mixed_rows, parquet, read_rows, split_rows
+from orchestrator.data.local_data import HEAD, training_examples
+from orchestrator.data.pinning import pin
 from orchestrator.errors import GridError, SourceError
+from orchestrator.grid.load import Grid
 from orchestrator.plan.stages import constant_part
 from orchestrator.spec.cell import DataSpec, MixSpec, TrainSpec
-from orchestrator.spec.grid import Grid
 from orchestrator.spec.identity import digest
-from orchestrator.spec.local_data import HEAD, training_examples
-from orchestrator.spec.sources import pin
 from orchestrator.spec.units import parse_length
 from tests.benchmark_samples import PROBLEMS
 
@@ -247,7 +247,7 @@ def test_what_epochs_were_counted_for_reaches_the_node_and_no_key() -> None:
 
 
 def test_a_files_head_is_read_once_for_all_cells(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.spec import local_data, rows
+    from orchestrator.data import local_data, rows
 
     (tmp_path / "d.jsonl").write_text(_rows(9))
     opened: list[Path] = []

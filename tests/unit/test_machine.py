@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs import machine, numerics
+from jobs.node import machine, numerics
 from orchestrator.errors import NumericsError
 from orchestrator.spec.cell import Execution, Resources
 

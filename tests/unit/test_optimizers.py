@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.preemption import Preempted
+from jobs.node.preemption import Preempted
 from jobs.train.optimizer import build_optimizer, export_state, plan_groups, take_step
 from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.optimizers import OPTIMIZERS, OptimizerKind
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.errors import GridError, MoegridError
+from orchestrator.grid.load import Grid, load_grid
 from orchestrator.spec.cell import TrainSpec
-from orchestrator.spec.grid import Grid, load_grid
 from orchestrator.spec.identity import plain
 from orchestrator.spec.work import Conditions, build, work_from_json, work_to_json
 from tests.lion import LION, NAMES

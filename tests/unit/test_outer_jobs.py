@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.world import World, own_world
+from jobs.node.world import World, own_world
 from orchestrator.backends.base import Batch, Job
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.processes import NodeJob, Processes

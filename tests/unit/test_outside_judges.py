@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.evaluate.judges import Judge, summarise
+from jobs.evaluate.judging.judges import Judge, summarise
 from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.errors import GridError, MoegridError
+from orchestrator.grid.columns import columns_of
 from orchestrator.plan.graph import build_graph
 from orchestrator.report.differences import direction
 from orchestrator.spec.cell import JudgeSpec
-from orchestrator.spec.columns import columns_of
 from orchestrator.spec.suites import item_scores
 from orchestrator.spec.work import JudgeWork
 from tests.packages import found, install

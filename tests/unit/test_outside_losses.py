@@ -13,8 +13,8 @@ from jobs.moe.routing import Routing
 from jobs.moe.selection import count
 from orchestrator.catalog.losses import LOSSES
 from orchestrator.errors import GridError, MoegridError
+from orchestrator.grid.load import Grid
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TrainSpec
-from orchestrator.spec.grid import Grid
 from orchestrator.spec.identity import plain
 from orchestrator.spec.work import Conditions, build
 from tests.packages import found, install

@@ -16,10 +16,10 @@ from jobs.probe.sets import routings_of, sequence_batches, token_batch
 from orchestrator import registry
 from orchestrator.catalog.metrics import METRICS
 from orchestrator.errors import GridError, MoegridError
+from orchestrator.grid.columns import columns_of
+from orchestrator.grid.load import Grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.report.differences import direction
-from orchestrator.spec.columns import columns_of
-from orchestrator.spec.grid import Grid
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.work import EvaluateWork
 from tests.packages import found, install

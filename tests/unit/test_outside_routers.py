@@ -16,8 +16,8 @@ from jobs.moe import build_block
 from orchestrator import cli
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.errors import GridError, MoegridError
+from orchestrator.grid.load import Grid
 from orchestrator.plan.cost import parameters
-from orchestrator.spec.grid import Grid
 from orchestrator.spec.model import Model, ModelSpec, MoESpec
 from orchestrator.spec.resolve import is_causal, resolve_model
 from orchestrator.spec.work import InitWork, work_from_json, work_to_json

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.preemption import Preempted
+from jobs.node.preemption import Preempted
 from jobs.train.schedule import learning_rates, lr_factor
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.errors import GridError, MoegridError
+from orchestrator.grid.load import Grid, load_grid
 from orchestrator.spec.cell import TrainSpec
-from orchestrator.spec.grid import Grid, load_grid
 from orchestrator.spec.providers import uses_of
 from orchestrator.spec.work import Conditions
 from tests.packages import found, install
@@ -40,7 +40,7 @@ def plateau(done, train, parameters):
 
 
 def quiet(model, train, rank, world_size):
-    from jobs.train.engines import TorchEngine
+    from jobs.train.engines.torch import TorchEngine
 
     class Quiet(TorchEngine):
         def step(self, scale):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.data.sources import item_blobs, read_rows
+from jobs.data.stage import item_blobs, read_rows
 from orchestrator.catalog.sources import SOURCES
+from orchestrator.data.pinning import pin
 from orchestrator.errors import GridError
+from orchestrator.files.problems import Mistake
+from orchestrator.grid.load import Grid, load_grid
 from orchestrator.spec.cell import DataSpec
-from orchestrator.spec.grid import Grid, load_grid
-from orchestrator.spec.problems import Mistake
-from orchestrator.spec.sources import pin
 from orchestrator.spec.work import DataWork
 from tests.books import BOOKS, NAMES
 from tests.packages import found, install

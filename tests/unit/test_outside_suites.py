@@ -10,8 +10,8 @@ import pytest
 from jobs.run import ranked, stage_function
 from orchestrator.catalog.suites import SUITES, SuiteKind
 from orchestrator.errors import GridError, MoegridError
+from orchestrator.grid.columns import columns_of
 from orchestrator.plan.graph import StageGraph, build_graph
-from orchestrator.spec.columns import columns_of
 from orchestrator.spec.work import EvaluateWork, work_from_json, work_to_json
 from tests.packages import found, install
 from tests.unit.conftest import Load

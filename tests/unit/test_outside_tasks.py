@@ -11,10 +11,10 @@ import pytest
 from jobs.evaluate.harness import Prepared, load_config
 from orchestrator.catalog.tasks import TASKS, TaskKind
 from orchestrator.errors import GridError
+from orchestrator.grid.columns import columns_of
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.spec.cell import TaskSpec
-from orchestrator.spec.columns import columns_of
-from orchestrator.spec.grid import load_grid
 from orchestrator.spec.work import DataWork, EvaluateWork
 from tests.packages import found, install
 from tests.unit.conftest import Load

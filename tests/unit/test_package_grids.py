@@ -10,10 +10,10 @@ import pytest
 
 from orchestrator import resources
 from orchestrator.errors import GridError, MoegridError
+from orchestrator.grid.files import find_grid
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.settings import load_site
-from orchestrator.spec.files import find_grid
-from orchestrator.spec.grid import load_grid
 from tests.packages import found, install
 
 MODULE = """

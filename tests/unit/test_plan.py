@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from orchestrator.grid.load import Grid, GridCell
 from orchestrator.plan.cost import parameters
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import latest_step, make_plan
 from orchestrator.plan.root import root_document
 from orchestrator.spec.cell import Cell, DataSpec, EvaluateSpec, Seeds, TaskSpec, TokenizerSpec, TrainSpec
-from orchestrator.spec.grid import Grid, GridCell
 from orchestrator.spec.identity import lineage, state_key
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.resolve import resolve_model

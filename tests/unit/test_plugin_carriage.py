@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import code
-from jobs.plugins import bring_plugins
-from jobs.preemption import Signals
+from jobs.node import code
+from jobs.node.plugins import bring_plugins
+from jobs.node.preemption import Signals
 from jobs.run import run_job
 from orchestrator import plugins, registry
 from orchestrator.backends.base import ENDED, JobState
@@ -20,6 +20,7 @@ from orchestrator.engine.failures import classify
 from orchestrator.engine.journal import describe_job, plugin_files
 from orchestrator.engine.retry import rule
 from orchestrator.errors import CodeError, PluginError
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import make_plan
 from orchestrator.plan.root import root_digest, root_document
@@ -27,7 +28,6 @@ from orchestrator.plan.summary import to_json
 from orchestrator.registry import Origin, Registry
 from orchestrator.spec import versions
 from orchestrator.spec.cell import Resources
-from orchestrator.spec.grid import load_grid
 from orchestrator.spec.providers import Use, of_all, uses_of
 from orchestrator.store import Store
 from tests.golden_keys import example_works

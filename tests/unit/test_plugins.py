@@ -12,8 +12,8 @@ import pytest
 
 from orchestrator import plugins, registry
 from orchestrator.errors import GridError, MoegridError
+from orchestrator.grid.load import load_grid
 from orchestrator.registry import Registry
-from orchestrator.spec.grid import load_grid
 from orchestrator.spec.versions import raised
 
 

@@ -14,8 +14,7 @@ from orchestrator.registry import Origin
 from orchestrator.report import facts, html, tables
 from orchestrator.report.collect import Results, collect
 from orchestrator.spec.providers import Use
-from orchestrator.store import Store
-from orchestrator.tracking import records
+from orchestrator.store import Store, records
 from orchestrator.tracking.tracker import project
 from tests.grid_store import GridStore
 from tests.unit.test_registry import site  # noqa: F401 (a fixture)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.catalog.pins import WHEELS
+from orchestrator.files.problems import Problems
+from orchestrator.files.yaml_positions import parse_yaml
+from orchestrator.grid.files import GRIDS, grid_names
+from orchestrator.grid.load import Grid, load_grid
 from orchestrator.resources import ROOT
 from orchestrator.spec.fields import field_paths
-from orchestrator.spec.files import GRIDS, grid_names
-from orchestrator.spec.grid import Grid, load_grid
-from orchestrator.spec.pins import WHEELS
-from orchestrator.spec.problems import Problems
-from orchestrator.spec.yaml_positions import parse_yaml
 from tests.small_grid import SCHEDULES
 
 

@@ -11,11 +11,10 @@ from orchestrator import cli
 from orchestrator.backends.base import Handle
 from orchestrator.engine.journal import Journal, describe_job
 from orchestrator.errors import EXIT_DONE, EXIT_UNREACHABLE, EXIT_USAGE, StoreError
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.plan.root import root_digest, root_document
-from orchestrator.spec.grid import load_grid
-from orchestrator.store import Store
-from orchestrator.tracking import records
+from orchestrator.store import Store, records
 
 OVERRIDE = "set.finetune.lr=1e-3"
 # Words and what they answer on a store that is there, and on none.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from orchestrator.grid.reference import reference
+from orchestrator.grid.schema import grid_schema
 from orchestrator.spec.cell import Cell, JudgeSpec, Resources, TaskSpec
 from orchestrator.spec.descriptions import descriptions
 from orchestrator.spec.fields import dataclass_in, fields_of
-from orchestrator.spec.reference import reference
-from orchestrator.spec.schema import grid_schema
 
 
 def parts(owner: type) -> set[type]:

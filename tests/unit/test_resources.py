@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator import resources
 from orchestrator.errors import MoegridError
+from orchestrator.grid.files import find_grid
 from orchestrator.settings import load_site, tracking_uri
-from orchestrator.spec.files import find_grid
 
 
 def put(folder: Path, path: str, text: str = "name: mine\n") -> Path:

@@ -11,10 +11,10 @@ from orchestrator.backends.base import Batch, Job
 from orchestrator.backends.ray import RaySite
 from orchestrator.backends.slurm_script import SlurmSite, script
 from orchestrator.errors import GridError, MoegridError
+from orchestrator.grid.site_fields import asked, variables
 from orchestrator.resources import ROOT
 from orchestrator.settings import Site, load_site
 from orchestrator.spec.cell import Resources
-from orchestrator.spec.site_fields import asked, variables
 
 
 def site_of(folder: Path, text: str, backend: str = "slurm") -> Site:

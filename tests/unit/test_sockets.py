@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.train import sockets
-from jobs.world import free_port
+from jobs.node import sockets
+from jobs.node.world import free_port
 from orchestrator.backends.processes import free_place
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,8 +23,8 @@ JOIN = """
 import json, sys
 import psutil, torch
 import torch.distributed as dist
-from jobs.train.distributed import join
-from jobs.world import World
+from jobs.node.ranks import join
+from jobs.node.world import World
 from orchestrator.spec.cell import Execution, Resources
 
 rank, address, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])

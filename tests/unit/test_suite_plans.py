@@ -10,14 +10,14 @@ import pytest
 
 from orchestrator import cli
 from orchestrator.catalog.benchmarks import BENCHMARKS
+from orchestrator.data.benchmark_files import read_benchmark
 from orchestrator.errors import EXIT_USAGE, GridError, SourceError
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.needs import missing_keys
 from orchestrator.plan.plan import make_plan
 from orchestrator.plan.summary import to_json
 from orchestrator.report.differences import direction
-from orchestrator.spec.benchmark_files import read_benchmark
-from orchestrator.spec.grid import load_grid
 from orchestrator.spec.suites import contrasted_layers, item_scores
 from orchestrator.spec.work import EvaluateWork, GenerateWork, JudgeWork
 from tests.benchmark_samples import PROBLEMS, SAMPLES, safety, truthfulqa, xstest

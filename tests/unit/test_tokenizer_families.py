@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from jobs.data.corpora import Example
 from jobs.data.pretrained import differing, pretrained
-from jobs.data.sources import parquet
+from jobs.data.stage import parquet
 from jobs.data.tokenizer import Vocabulary, save_tokenizer, transformers_tokenizer
 from jobs.data.tokens import instruction_arrays
 from jobs.evaluate.encoding import Encoder

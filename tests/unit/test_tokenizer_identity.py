@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import GridError
+from orchestrator.grid.load import Grid
 from orchestrator.plan.graph import build_graph
-from orchestrator.spec.grid import Grid
 from tests.tokenizer_families import FAMILIES
 
 Load = Callable[..., Grid]

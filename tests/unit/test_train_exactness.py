@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.models.backbones import build_model, parameter_roles
-from jobs.preemption import Preempted
+from jobs.node.preemption import Preempted
 from jobs.train.loop import StepResult, Trainer
 from orchestrator.errors import CorruptBlob, NumericsError
 from orchestrator.spec.cell import BalanceSpec, Resources, TrainSpec

@@ -95,16 +95,16 @@ def test_meter_judges_divergence_and_collapse() -> None:
 
 
 def test_step_with_a_nan_is_not_applied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.train import engines
+    from jobs.train.engines.torch import TorchEngine
 
     torch.set_num_threads(1)
     store = prepare(str(tmp_path))
     work = segments([("", 0, 8)])[0]
-    original = engines.TorchEngine.gradient_norm
+    original = TorchEngine.gradient_norm
     seen: list[dict[str, torch.Tensor]] = []
     norms = 0
 
-    def poisoned(self: engines.TorchEngine) -> torch.Tensor:
+    def poisoned(self: TorchEngine) -> torch.Tensor:
         nonlocal norms
         norms += 1
         if norms < 3:
@@ -113,7 +113,7 @@ def test_step_with_a_nan_is_not_applied(tmp_path: Path, monkeypatch: pytest.Monk
         seen.append(dict(self.model.named_parameters()))
         return torch.tensor(float("nan"))
 
-    monkeypatch.setattr(engines.TorchEngine, "gradient_norm", poisoned)
+    monkeypatch.setattr(TorchEngine, "gradient_norm", poisoned)
     with pytest.raises(NotFinite, match="step 3"):
         run_chain(store, [init_work(), work])
     assert all(torch.equal(seen[1][name], value) for name, value in seen[0].items())

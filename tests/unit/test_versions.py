@@ -13,9 +13,9 @@ from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.tasks import TASKS
+from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import versions
-from orchestrator.spec.grid import load_grid
 from orchestrator.spec.work import DataWork, EvaluateWork, InitWork
 from tests import golden_keys
 from tests.golden_keys import conditions_of_training, judge_works, lowered, models, named, suite_works, task_works

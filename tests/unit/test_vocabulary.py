@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import GridError
-from orchestrator.spec.document import MERGED, REPLACED, TOP
-from orchestrator.spec.factors import short_names
+from orchestrator.grid.document import MERGED, REPLACED, TOP
+from orchestrator.grid.factors import short_names
+from orchestrator.grid.vocabulary import _MEANT, meaning, places, words
 from orchestrator.spec.fields import field_paths
 from orchestrator.spec.rules import STAGE_RESOURCES
-from orchestrator.spec.vocabulary import _MEANT, meaning, places, words
 from tests.unit.conftest import Load
 
 OPTIONS = ("--store", "--tracking", "--site")

@@ -1,0 +1,174 @@
+"""The suites `hallucination`, `adversarial` and `ood`: a benchmark's tasks, and their clean twins beside them.
+
+A drop is clean minus shifted accuracy: paired by item where the twin holds the same items (SST-2 styles), else between
+the two sets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.evaluate.chunks import Chunk, chunks, deviations, outcomes, prepare, task_info
+from jobs.evaluate.harness import Item, Prepared
+from jobs.evaluate.judging.responses import GENERATED_ITEMS, generated, responses_parquet
+from jobs.evaluate.ledger import Ledger
+from jobs.evaluate.prefix_lm import PrefixLM
+from jobs.evaluate.results import Mean, Outcome, Scored, Table, items_parquet
+from jobs.evaluate.state import load_state
+from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS
+from orchestrator.spec.suites import contrasted_layers
+
+if TYPE_CHECKING:
+    from jobs.node.context import StageContext
+    from orchestrator.spec.work import EvaluateWork
+
+Values = Mapping[str, Sequence[Outcome]]
+
+
+def run(context: StageContext, work: EvaluateWork) -> None:
+    """Score or generate every task and commit `items.parquet` (and `responses.parquet`) with the metrics."""
+    state = load_state(context, work)
+    layers = contrasted_layers(work.dola, work.model.num_layers, tied=work.model.tie_embeddings)
+    lm = PrefixLM(state.model, state.tokenizer, max_length=work.max_length, spans=state.spans, dola=layers)
+    tasks = prepare(context, work, lm) + prepare(context, work, lm, clean=True)
+    parts = [part for task in tasks for part in _parts(task, lm, work)]
+    items = np.cumsum([len(part.items) for part in parts]).tolist()
+    ledger = Ledger(context)
+    values = ledger.scored(
+        [(part.name, part.compute) for part in parts], lambda done: context.progress(items[done - 1], items[-1])
+    )
+    rows = [row for part, value in zip(parts, values, strict=True) for row in part.scored(value)]
+    by_task = {task.name: [row.outcome for row in rows if row.task == task.name] for task in tasks}
+    table = summarise(work.benchmark, tasks, by_task)
+    blobs = {"items.parquet": items_parquet(rows)}
+    texts = [row for part, value in zip(parts, values, strict=True) for row in part.responses(value)]
+    if texts:
+        blobs["responses.parquet"] = responses_parquet(texts)
+    info = {**table.info, **task_info(tasks, work), **deviations(values), "dola": list(layers)}
+    ledger.commit(work, blobs=blobs, metrics=table.metrics, info=info)
+
+
+class _Scored:
+    """Some items of a task whose choices are scored."""
+
+    def __init__(self, chunk: Chunk, lm: PrefixLM) -> None:
+        self.name, self.items = chunk.name, chunk.items
+        self.compute: Callable[[], dict[str, Any]] = partial(chunk.scored, lm)
+        self._chunk = chunk
+
+    def scored(self, value: Mapping[str, Any]) -> list[Scored]:
+        return outcomes(self._chunk, value["answers"])
+
+    def responses(self, value: Mapping[str, object]) -> list[dict[str, Any]]:
+        return []
+
+
+class _Generated:
+    """Some items of a task whose answers are generated."""
+
+    def __init__(self, task: Prepared, items: Sequence[Item], number: int, lm: PrefixLM, new_tokens: int) -> None:
+        self.items = tuple(items)
+        self._task = task
+        self._contexts = [item.requests[0][0] for item in items]
+        asked = hashlib.sha256("\0".join(self._contexts).encode()).hexdigest()
+        self.name = f"{task.name}-{number}-{asked[:12]}"
+        settings = {**(task.generation or {}), "max_gen_toks": new_tokens}
+        self.compute: Callable[[], dict[str, Any]] = lambda: {"texts": generated(lm, self._contexts, settings)}
+
+    def scored(self, value: Mapping[str, Any]) -> list[Scored]:
+        rows = []
+        for item, text in zip(self.items, value["texts"], strict=True):
+            right = self._task.match(item, text)
+            rows.append(Scored(self._task.name, item.id, 0, Outcome((), right, right, math.nan)))
+        return rows
+
+    def responses(self, value: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [
+            {"task": self._task.name, "item": item.id, "label": "", "prompt": context, "response": text}
+            for item, context, text in zip(self.items, self._contexts, value["texts"], strict=True)
+        ]
+
+
+def _parts(task: Prepared, lm: PrefixLM, work: EvaluateWork) -> Sequence[_Scored | _Generated]:
+    if task.generation is None:
+        return [_Scored(chunk, lm) for chunk in chunks(task)]
+    starts = range(0, len(task.items), GENERATED_ITEMS)
+    return [
+        _Generated(task, task.items[at : at + GENERATED_ITEMS], number, lm, work.new_tokens)
+        for number, at in enumerate(starts)
+    ]
+
+
+def summarise(benchmark: str, tasks: Sequence[Prepared], values: Values) -> Table:
+    """Return each task's score and, over the tasks, accuracy, that of the clean twins, and the drop between them."""
+    table = Table()
+    bits: dict[str, Mean] = {}
+    for task in tasks:
+        name = COLUMNS.get(task.name, f"{task.name}/acc")
+        chance = None if task.generation is not None else _chance(task)
+        table.add(name, Mean.of([o.acc for o in values[task.name]], name, 0.0, 1.0), chance)
+        if task.generation is None:
+            column = f"{task.name}/answer_bpb"
+            bits[task.name] = Mean.of([o.answer_bpb for o in values[task.name]], column, 0.0)
+            table.add(column, bits[task.name])
+    twins = BENCHMARKS[benchmark].twins
+    shifted = [task for task in tasks if task.name in twins]
+    if shifted:
+        names = [task.name for task in shifted]
+        same_items = not BENCHMARKS[benchmark].clean
+        chance = float(np.mean([task.chance for task in shifted]))
+        table.add(f"{benchmark}_acc", _over(names, values, same_items), chance)
+        _drops(table, benchmark, names, values)
+        table.add(f"{benchmark}_answer_bpb", Mean.over([bits[name] for name in names]))
+    return table
+
+
+def _chance(task: Prepared) -> float:
+    """Return the score of guessing; MC2 is the share of probability on true answers, so theirs among the choices."""
+    if task.name != "truthfulqa_mc2":
+        return task.chance
+    return float(np.mean([np.mean(item.doc["mc2_targets"]["labels"]) for item in task.items]))
+
+
+def _accuracy(outcomes: Sequence[Outcome]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([outcome.acc for outcome in outcomes])
+
+
+def _over(names: Sequence[str], values: Values, same_items: bool) -> Mean:
+    """Return the mean accuracy of tasks; over the same items in other words, these are the sample."""
+    if same_items:
+        return Mean.of(np.mean([_accuracy(values[name]) for name in names], axis=0), names[0], 0.0, 1.0)
+    return Mean.over([Mean.of(_accuracy(values[name]), name, 0.0, 1.0) for name in names])
+
+
+def _drops(table: Table, benchmark: str, names: Sequence[str], values: Values) -> None:
+    """Add the clean accuracy and the drop of the tasks that have a clean twin here."""
+    twins = BENCHMARKS[benchmark].twins
+    pairs = [(name, twins[name]) for name in names if twins[name] in values]
+    if not pairs:
+        return
+    clean_names = list(dict.fromkeys(twin for _, twin in pairs))
+    clean = Mean.over([Mean.of(_accuracy(values[name]), name, 0.0, 1.0) for name in clean_names])
+    table.add(f"{benchmark}_clean_acc", clean)
+    if not BENCHMARKS[benchmark].clean:
+        drops = {name: _accuracy(values[twin]) - _accuracy(values[name]) for name, twin in pairs}
+        for name, drop in drops.items():
+            table.add(f"{name}/drop", Mean.of(drop, f"{name}/drop", -1.0, 1.0))
+        whole = np.mean(list(drops.values()), axis=0)
+        table.add(f"{benchmark}_drop", Mean.of(whole, f"{benchmark}_drop", -1.0, 1.0))
+        return
+    shifted = {name: Mean.of(_accuracy(values[name]), name, 0.0, 1.0) for name, _ in pairs}
+    for name, twin in pairs:
+        table.add(f"{name}/drop", _minus(Mean.of(_accuracy(values[twin]), twin, 0.0, 1.0), shifted[name]))
+    table.add(f"{benchmark}_drop", _minus(clean, Mean.over(list(shifted.values()))))
+
+
+def _minus(clean: Mean, shifted: Mean) -> Mean:
+    """Return the difference of two independent means."""
+    return Mean(clean.value - shifted.value, math.hypot(clean.stderr, shifted.stderr), min(clean.n, shifted.n))

@@ -1,0 +1,96 @@
+"""How a node gets at its work: the store, which may be away for a while, and the job that a submission describes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.node.context import patiently
+from orchestrator.errors import MoegridError, StoreError
+from orchestrator.spec.cell import Execution, Resources
+from orchestrator.spec.work import Work, build, work_from_json
+from orchestrator.store import Store
+
+# How long a node that has not begun waits for its store; after that the driver starts it again, with growing pauses.
+START_PATIENCE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageRequest:
+    """One stage of the submission: its key, its label for people, and its payload."""
+
+    key: str
+    label: str
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """One job of the submission."""
+
+    attempt: str
+    resources: Resources
+    execution: Execution
+    stages: tuple[StageRequest, ...]
+
+
+def open_store(url: str) -> Store:
+    """Open the store that the driver has made; StoreError if it is not there or away for START_PATIENCE_SECONDS."""
+    return patiently(lambda: _open_store(url), f"store {url}", START_PATIENCE_SECONDS)
+
+
+def _open_store(url: str) -> Store:
+    if not Store.peek(url).exists:
+        # A folder that is not mounted looks like one: a store made there would hide behind the mount.
+        raise StoreError(
+            f"there is no store in {url}",
+            cause="it has no store.json",
+            hint="check that its file system is mounted on this machine, or that the bucket was not made anew",
+        )
+    return Store.open(url)
+
+
+def described_job(store: Store, batch: str, index: int) -> dict[str, Any]:
+    """Return the job `index` of a batch as its driver wrote it down; StoreError if that is absent or damaged."""
+    return patiently(lambda: _described_job(store, batch, index), f"submission {batch}", START_PATIENCE_SECONDS)
+
+
+def _described_job(store: Store, batch: str, index: int) -> dict[str, Any]:
+    path = f"submissions/{batch}.json"
+    submission = store.get_json(path)
+    if submission is None:
+        raise StoreError(
+            f"there is no submission {path} in {store.url}",
+            cause="it is empty, or it was deleted after its driver wrote it",
+            hint="moegrid resume submits the work again",
+        )
+    try:
+        job = dict(submission["jobs"][index])
+        files = submission.get("plugin_files", {})
+        job["plugin_files"] = [files[use["version"]] for use in job.get("plugins", ()) if use["file"]]
+        if not job["attempt"] or not all(stage["key"] for stage in job["stages"]) or not job["stages"]:
+            raise ValueError("it names no attempt or no stage")
+    except (LookupError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{path} in {store.url} is damaged",
+            cause=f"{type(error).__name__}: {error}",
+            hint="moegrid resume submits the work again",
+        ) from error
+    return job
+
+
+def read_job(job: dict[str, Any]) -> JobRequest:
+    """Return a described job; raises MoegridError when a payload does not make its planned key."""
+    stages = []
+    for stage in job["stages"]:
+        work = work_from_json(stage["work"])
+        if work.key() != stage["key"]:
+            raise MoegridError(
+                f"stage {stage['label']} does not produce the artifact it was planned for",
+                cause="the node runs another version of the project than the one that planned",
+                hint="deploy one version on the driver and on the nodes, then plan again",
+            )
+        stages.append(StageRequest(stage["key"], stage["label"], work))
+    resources = build(Resources, job["resources"])
+    execution = build(Execution, {"resources": {}, **job["execution"]})
+    return JobRequest(job["attempt"], resources, execution, tuple(stages))

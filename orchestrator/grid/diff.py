@@ -1,0 +1,67 @@
+"""What differs between two cells: why something is new, what a change touches, whether a comparison is fair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.files.problems import Mistake
+from orchestrator.grid.expand import GridCell
+from orchestrator.grid.factors import find_factor
+from orchestrator.grid.sections import SCIENCE
+from orchestrator.spec.cell import Cell
+from orchestrator.spec.identity import plain
+
+Difference = tuple[str, Any, Any]  # dotted path, old value, new value
+
+
+def differences(old: object, new: object) -> list[Difference]:
+    """Return where two cells (typed, or as plain sections) differ in science: (path, old, new).
+
+    Any two JSON values can be compared, such as the payloads of two stages.
+    """
+    return _differ("", _science(old), _science(new))
+
+
+def _science(value: object) -> Any:
+    value = value.cell if isinstance(value, GridCell) else value
+    if isinstance(value, Cell):
+        return {name: plain(getattr(value, name)) for name in SCIENCE}
+    if isinstance(value, Mapping) and set(SCIENCE) <= set(value):
+        return {name: value[name] for name in SCIENCE}
+    return plain(value)
+
+
+def _differ(path: str, old: object, new: object) -> list[Difference]:
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return [] if old == new and type(old) is type(new) else [(path, old, new)]
+    found: list[Difference] = []
+    for key in dict.fromkeys([*old, *new]):
+        inner = f"{path}.{key}" if path else str(key)
+        if key in old and key in new:
+            found.extend(_differ(inner, old[key], new[key]))
+        else:
+            found.append((inner, old.get(key), new.get(key)))
+    return found
+
+
+def guard(a: object, b: object, factor: str) -> list[str]:
+    """Return what else than `factor` and the seeds differs between two cells, as `path: value | value`.
+
+    An empty list: the comparison is fair. Cells may be typed or plain sections. Paired factors are separated by commas;
+    `preset` covers the fields of the block that it fills in.
+    """
+    phase = "pretrain" if _science(a)["finetune"] is None else "finetune"
+    allowed = {"seed"}
+    for name in factor.split(","):
+        try:
+            allowed |= {".".join(path) for path in find_factor(name.strip(), phase, phase).paths}
+        except Mistake:
+            continue
+        if name.strip() in ("preset", "variant"):
+            allowed.add("model.moe")
+    return [
+        f"{path}: {old} | {new}"
+        for path, old, new in differences(a, b)
+        if not any(path == one or path.startswith(f"{one}.") for one in allowed)
+    ]

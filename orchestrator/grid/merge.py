@@ -1,0 +1,89 @@
+"""The layers of a grid document merged and its `${...}` references resolved: once per grid, by OmegaConf."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from orchestrator.files.problems import Problems
+from orchestrator.grid.document import GridDocument, Section, deep
+
+_RESOLVER = re.compile(r"\$\{[^}]*:")
+
+
+@dataclass(slots=True)
+class Merged:
+    """The cell's fields as nested plain data, the other sections, and where each was written last."""
+
+    fields: dict[str, Any]
+    sections: dict[str, Section]
+    places: dict[tuple[str, ...], str]
+    ranks: dict[tuple[str, ...], int]  # of the last layer that wrote a field
+
+    def place(self, path: tuple[str, ...]) -> str:
+        """Return where the field at `path`, or its nearest ancestor, was written."""
+        for stop in range(len(path), 0, -1):
+            if path[:stop] in self.places:
+                return self.places[path[:stop]]
+            inside = [place for written, place in self.places.items() if written[:stop] == path[:stop]]
+            if inside:
+                return inside[-1]
+        return ""
+
+
+def merge(document: GridDocument, problems: Problems) -> Merged:
+    """Merge the document's layers; a later one wins, null removes a training phase."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    places: dict[tuple[str, ...], str] = {}
+    ranks: dict[tuple[str, ...], int] = {}
+    for rank, layer in enumerate(document.layers):
+        places.update(layer.places)
+        ranks.update(dict.fromkeys(layer.places, rank))
+    sections = {key: section.data for key, section in document.sections.items()}
+    refuse = list(_calls([layer.data for layer in document.layers])) + list(_calls(sections))
+    for text in refuse:
+        problems.add(
+            f"{text!r} calls a resolver", document.path, hint="only references to fields (${finetune.lr}) are allowed"
+        )
+    if refuse:
+        return Merged({}, document.sections, places, ranks)
+    try:
+        fields: dict[str, object] = reduce(deep, (layer.data for layer in document.layers), {})
+        refers = _refers(sections)
+        plain = OmegaConf.to_container(OmegaConf.create({**fields, "grid": sections if refers else {}}), resolve=True)
+        assert isinstance(plain, dict)
+        resolved = plain.pop("grid")
+        for key, section in document.sections.items() if refers else ():
+            section.data = resolved[key]
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", "") or "")
+        path = tuple(key.split("."))
+        where = next((places[path[:stop]] for stop in range(len(path), 0, -1) if path[:stop] in places), document.path)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        problems.add(f"cannot resolve {key}: {reason}", where, key, "a reference is ${section.field} of a cell")
+        return Merged({}, document.sections, places, ranks)
+    return Merged({str(key): value for key, value in plain.items()}, document.sections, places, ranks)
+
+
+def _strings(data: object) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict):
+        for value in data.values():
+            yield from _strings(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _strings(value)
+
+
+def _calls(data: object) -> Iterator[str]:
+    return (text for text in _strings(data) if _RESOLVER.search(text))
+
+
+def _refers(data: object) -> bool:
+    return any("${" in text for text in _strings(data))

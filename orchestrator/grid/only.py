@@ -1,0 +1,57 @@
+"""Which cells of a grid a command is about: `--only freeze=none->router`, `--only 5303feb1be93`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.errors import did_you_mean
+from orchestrator.files.problems import Mistake, Problems
+from orchestrator.files.yaml_positions import parse_yaml
+from orchestrator.grid.axes import plain_value, show_value
+from orchestrator.grid.expand import GridCell
+from orchestrator.grid.factors import Factor, find_factor
+
+
+def select(
+    cells: Sequence[GridCell], only: Sequence[str], phase: str, plain_seed: str, problems: Problems
+) -> list[GridCell]:
+    """Return the cells with an id or a factor's value in `only`; several values of one factor: any of them."""
+    kept = list(cells)
+    ids = [text for text in only if "=" not in text]
+    for text in ids:
+        if not any(item.id.startswith(text) for item in cells):
+            hint = "write FACTOR=VALUE or a cell's id"
+            problems.add(f"--only {text!r}: no cell has this id", "command line", hint=hint)
+    if ids:
+        kept = [item for item in kept if item.id.startswith(tuple(ids))]
+    wanted: dict[str, tuple[Factor, list[str]]] = {}  # factor -> its values, written as in names
+    for text in only:
+        name, equals, value = text.partition("=")
+        if equals:
+            try:
+                factor = find_factor(name.strip(), phase, plain_seed)
+            except Mistake as mistake:
+                problems.add(mistake.message, "command line", name, mistake.hint)
+            else:
+                wanted.setdefault(factor.name, (factor, []))[1].append(_written(factor, value.strip()))
+    for name, (factor, values) in wanted.items():
+        shown = [_shown(factor, item) for item in kept]
+        for value in values:
+            if value not in shown:
+                hint = did_you_mean(value, sorted(set(shown)), "values")
+                problems.add(f"--only {name}={value} matches no cell", "command line", name, hint)
+        kept = [item for item, text in zip(kept, shown, strict=True) if text in values]
+    return kept
+
+
+def _written(factor: Factor, text: str) -> str:
+    """Return a value of the command line as names show it: 1e-4 is 0.0001."""
+    try:
+        return show_value(plain_value(factor.assign(parse_yaml(text, "", Problems()).data, 0)[0][1]))
+    except Mistake:
+        return text
+
+
+def _shown(factor: Factor, item: GridCell) -> str:
+    value: object = item.factors[factor.name] if factor.name in item.factors else factor.read(item.cell)
+    return show_value(list(value) if isinstance(value, tuple) else value)

