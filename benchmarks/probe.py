@@ -20,7 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jobs.models.backbones import CausalLM, build_model
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model
 from jobs.probe.accumulate import RoutingTotals
 from jobs.probe.collect import probe
 from jobs.probe.sets import TokenBatch, routings_of, text_batches

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.lib.sides import Side, add_arguments, job_environment, serve
 from jobs.data.packing import IGNORED, Batch
-from jobs.models.backbones import CausalLM, build_model
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model
 from jobs.models.convert import export_checkpoint
 from jobs.moe.balance import balance_loss
 from jobs.node.numerics import prepare_torch

@@ -19,19 +19,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs.node import failures, numerics
-from jobs.node.context import Job, StageContext, patiently, release
+from jobs.node.context import Job, StageContext, release
 from jobs.node.logs import LogFile
 from jobs.node.opening import START_PATIENCE_SECONDS, JobRequest, StageRequest, described_job, open_store, read_job
+from jobs.node.patience import patiently
 from jobs.node.plugins import bring_plugins
 from jobs.node.preemption import Preempted, Signals
 from jobs.node.reporter import Reporter
 from jobs.node.watchdog import Hung, Watchdog
 from jobs.node.world import World, launch, own_world
+from orchestrator.catalog.kinds import STAGES, computes
 from orchestrator.catalog.parameters import made
 from orchestrator.catalog.suites import SUITES
 from orchestrator.errors import (
@@ -51,29 +52,6 @@ from orchestrator.store import Lease, Store
 log = logging.getLogger("jobs.run")
 
 
-@dataclass(frozen=True, slots=True)
-class StageKind:
-    """Where a kind of stage is implemented, and whether every rank works on it; else rank 0 does, alone."""
-
-    module: str
-    ranked: bool = False
-
-
-# Evaluations by suite. A module is imported when its stage runs: a data stage never loads torch.
-STAGES: dict[str, StageKind] = {
-    "data": StageKind("jobs.data.stage"),
-    "tokenizer": StageKind("jobs.data.tokenizer"),
-    "tokens": StageKind("jobs.data.tokens"),
-    "init": StageKind("jobs.train.init"),
-    "train": StageKind("jobs.train.stage", ranked=True),
-    **{
-        f"evaluate/{name}": StageKind(kind.code.partition(":")[0], kind.ranked)
-        for name, kind in SUITES.builtins.items()
-        if kind.code
-    },
-    "generate": StageKind("jobs.evaluate.judging.responses", ranked=True),
-    "judge": StageKind("jobs.evaluate.judging.judges", ranked=True),
-}
 SCRATCH = "moegrid-job-"
 # Containers may share a folder and not see each other's processes: only what is old goes.
 SCRATCH_SECONDS = 86_400.0
@@ -250,7 +228,7 @@ def _work_through(job: Job, request: JobRequest, world: World) -> None:
     job.reporter.start()
     if world.rank == 0:
         todo = patiently(lambda: _todo(job, request), "list of what is there", START_PATIENCE_SECONDS)
-    if any(stage.work.kind in numerics.TORCH_KINDS for stage in request.stages):
+    if any(computes(stage.work.kind) for stage in request.stages):
         numerics.prepare_torch(request.execution, request.resources)
     if world.size > 1:
         from jobs.node.ranks import join

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from orchestrator import resources
 from orchestrator.errors import MoegridError
 from orchestrator.registry import Registry
 
@@ -117,3 +118,11 @@ def _below(root: Path, kind: str, name: str) -> Path | None:
 def _all_below(root: Path, kind: str) -> list[Path]:
     places, suffix = _PLACES[kind]
     return [path for place in places for path in sorted((root / place).glob(f"*{suffix}"))]
+
+
+def show(path: Path) -> str:
+    """Return `path` relative to the project or the working directory where it lies inside, else in full."""
+    for root in (resources.ROOT, Path.cwd()):
+        if path.is_relative_to(root):
+            return str(path.relative_to(root))
+    return str(path)

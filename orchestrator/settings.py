@@ -91,8 +91,8 @@ def load_site(name: str) -> Site:
     """Read the site `name`, or the YAML file `name`; raises MoegridError with everything that is wrong."""
     from orchestrator.files.problems import Problems
     from orchestrator.files.yaml_positions import read_mapping
-    from orchestrator.grid.files import show
     from orchestrator.grid.site_fields import SettingsReader
+    from orchestrator.resources import show
 
     path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else resources.find("site", name)
     if path is None or not path.is_file():

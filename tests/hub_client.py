@@ -26,7 +26,7 @@ def rows(**data: Any) -> Any:
 
 
 def items(tasks: list[str], **data: Any) -> Any:
-    from jobs.data.stage import item_blobs
+    from jobs.data.item_files import item_blobs
 
     blobs, _ = item_blobs(DataSpec(**data), tasks)
     return {name: [json.loads(line) for line in blob.splitlines()] for name, blob in blobs.items()}

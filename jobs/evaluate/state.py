@@ -10,8 +10,11 @@ import torch
 
 from jobs.data.spans import Spans
 from jobs.data.tokenizer import Vocabulary, transformers_tokenizer
-from jobs.models.backbones import CausalLM, build_model, load_canonical, parameter_roles
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model
+from jobs.models.roles import parameter_roles
 from jobs.models.shards import fetch_shards
+from jobs.models.weights import load_canonical
 from orchestrator.errors import MoegridError
 
 if TYPE_CHECKING:

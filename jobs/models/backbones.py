@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM, PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig
 
 from jobs.models.attention import Attention
 from jobs.models.loss import linear_cross_entropy
-from jobs.models.norm import replace_norms
-from jobs.models.shards import tensors_digest
-from jobs.moe.block import DenseBlock, MoEBlock, block_of, dense_width
+from jobs.moe.block import DenseBlock, MoEBlock, block_of
 from jobs.moe.routing import Routing
 from jobs.moe.spans import SpanState
-from orchestrator.errors import MoegridError
-from orchestrator.spec.model import Model, ModelSpec
-from orchestrator.spec.resolve import resolve_model
-from orchestrator.spec.validity import model_problems
+from orchestrator.spec.model import Model
 
 
 @dataclass
@@ -187,134 +181,3 @@ class CausalLM(nn.Module):
             past = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(past, past + input_ids.shape[1], device=input_ids.device).unsqueeze(0)
         return (position_ids * 1_000_003 + input_ids).reshape(-1)
-
-
-def _olmoe_config(spec: Model, vocab_size: int) -> PreTrainedConfig:
-    return OlmoeConfig(
-        vocab_size=vocab_size,
-        hidden_size=spec.hidden_size,
-        intermediate_size=1,
-        num_hidden_layers=spec.num_layers,
-        num_attention_heads=spec.num_heads,
-        num_key_value_heads=spec.num_kv_heads,
-        max_position_embeddings=spec.context,
-        initializer_range=spec.init_std,
-        rms_norm_eps=spec.norm_eps,
-        tie_word_embeddings=spec.tie_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-        num_experts=1,
-        num_experts_per_tok=1,
-        pad_token_id=None,
-        eos_token_id=None,
-        attn_implementation="sdpa",
-    )
-
-
-def _llama_config(spec: Model, vocab_size: int) -> PreTrainedConfig:
-    return LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=spec.hidden_size,
-        intermediate_size=1,
-        num_hidden_layers=spec.num_layers,
-        num_attention_heads=spec.num_heads,
-        num_key_value_heads=spec.num_kv_heads,
-        max_position_embeddings=spec.context,
-        initializer_range=spec.init_std,
-        rms_norm_eps=spec.norm_eps,
-        tie_word_embeddings=spec.tie_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-        attn_implementation="sdpa",
-    )
-
-
-def build_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
-    """Return a model with random weights from torch's current generator; the caller seeds it.
-
-    Raises MoegridError with every reason when the spec is invalid.
-    """
-    problems = model_problems(spec)
-    if problems:
-        raise MoegridError("this model cannot be built", cause="; ".join(fault.message for fault in problems))
-    model = CausalLM(*_backbone(resolve_model(spec), vocab_size))
-    _reset(model)
-    return model
-
-
-def _backbone(spec: Model, vocab_size: int) -> tuple[Model, nn.Module]:
-    vocab = spec.vocab_size or vocab_size
-    # The feed-forwards that transformers would make are of width 1: they are replaced at once.
-    if spec.backbone == "olmoe":
-        config = _olmoe_config(spec, vocab)
-        backbone: nn.Module = OlmoeForCausalLM(config)
-        config.num_experts, config.num_experts_per_tok = spec.moe.num_experts, spec.moe.top_k
-        config.norm_topk_prob, config.intermediate_size = spec.moe.renormalise, spec.moe.expert_width
-    else:
-        config = _llama_config(spec, vocab)
-        backbone = LlamaForCausalLM(config)
-        config.intermediate_size = spec.dense_width if spec.dense_layers else dense_width(spec.moe)
-    replace_norms(backbone)
-    return spec, backbone
-
-
-@torch.no_grad()
-def _reset(model: CausalLM) -> None:
-    """Draw all weights in module order: N(0, init_std) for matrices, 0 for biases; blocks draw their own."""
-    for module in model.modules():
-        if isinstance(module, (MoEBlock, DenseBlock)):
-            module.reset_parameters()
-        elif isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=model.spec.init_std)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-
-
-def parameter_roles(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str]]:
-    """Yield (name, parameter, role): the role of the nearest enclosing module that has one, else `other`."""
-    seen: set[int] = set()
-
-    def walk(module: nn.Module, prefix: str, role: str) -> Iterator[tuple[str, nn.Parameter, str]]:
-        role = getattr(module, "role", role)
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield prefix + name, parameter, role
-        for name, child in module.named_children():
-            yield from walk(child, f"{prefix}{name}.", role)
-
-    yield from walk(model, "", "other")
-
-
-def canonical_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and saved buffers by name in a fixed order, tied weights once: a state's weights."""
-    state: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            state[name] = tensor.detach()
-    return state
-
-
-def load_canonical(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy `canonical_state` back in; raises MoegridError when names differ.
-
-    C2R's lists may be missing: those of a state from before fine-tuning limit nothing.
-    """
-    own = canonical_state(model)
-    unlimited = {name for name in own if name.endswith(".router.allowed") and name not in state}
-    if own.keys() - unlimited != set(state):
-        difference = sorted(own.keys() ^ set(state))
-        raise MoegridError(
-            "these weights belong to another model", cause=f"differing names: {', '.join(difference[:8])}"
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.fill_(True) if name in unlimited else tensor.copy_(state[name])
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """Return the digest of names, dtypes, shapes and bytes of `canonical_state`."""
-    return tensors_digest(canonical_state(model))

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.models.backbones import CausalLM, build_model, canonical_state
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model
 from jobs.models.public import export_checkpoint
 from jobs.models.sources import Checkpoint, open_checkpoint
+from jobs.models.weights import canonical_state
 from orchestrator.catalog.routers import DEEPSEEK, DENSE, OLMOE
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.model import ModelSpec, MoESpec

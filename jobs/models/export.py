@@ -22,9 +22,10 @@ def export_state(store: Store, key: str, folder: Path) -> None:
     Raises MoegridError when there is no such state, or when no public architecture computes what its model does.
     """
     from jobs.data.tokenizer import save_tokenizer, transformers_tokenizer
-    from jobs.models.backbones import build_model, load_canonical
+    from jobs.models.building import build_model
     from jobs.models.public import export_checkpoint, public_layout
     from jobs.models.shards import Shards, shard_names
+    from jobs.models.weights import load_canonical
 
     manifest = _manifest(store, key)
     work = work_from_json(manifest.spec)

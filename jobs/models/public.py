@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from transformers import MixtralConfig, PreTrainedConfig, Qwen2MoeConfig
 
-from jobs.models.backbones import CausalLM, canonical_state
+from jobs.models.backbones import CausalLM
 from jobs.models.shards import write_tensors
+from jobs.models.weights import canonical_state
 from jobs.moe.block import dense_width
 from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import MoegridError

@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jobs.models.backbones import CausalLM, build_model, canonical_state
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model
 from jobs.models.convert import import_checkpoint, load_checkpoint, spec_of
 from jobs.models.sources import open_checkpoint
+from jobs.models.weights import canonical_state
 from jobs.moe.block import MoEBlock, dense_width
 from orchestrator.catalog.routers import DENSE
 from orchestrator.data.pinning import files_sha256

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -15,11 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.node import code, numerics
+from jobs.node.cache import _is_whole, cache_directory, prune_cache
+from jobs.node.patience import patiently
 from jobs.node.preemption import Signals
 from jobs.node.provenance import provenance
 from jobs.node.reporter import Reporter
 from jobs.node.watchdog import Watchdog
-from orchestrator.errors import ArtifactMissing, CorruptBlob, LeaseLost, StoreError
+from orchestrator.errors import ArtifactMissing, LeaseLost, StoreError
 from orchestrator.spec.cell import Execution, Resources
 from orchestrator.spec.providers import uses_of
 from orchestrator.spec.work import Work, work_to_json
@@ -28,34 +28,8 @@ from orchestrator.store import Blob, Manifest, Store
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# How long a node waits for a store that is away before it gives up what it wanted to write or read.
-PATIENCE_SECONDS = 900.0
-# A full disk does not mend by waiting; one that refuses to be written seldom does.
-_HOPELESS = (errno.ENOSPC, errno.EDQUOT)
-_SELDOM = (errno.EROFS, errno.EACCES, errno.EPERM)
-SELDOM_SECONDS = 60.0
-CACHE_BYTES = 20 * 2**30
 # Blobs of one artifact that are fetched and verified at a time.
 FETCHES = 4
-
-
-def patiently(action: Callable[[], T], what: str, patience: float | None = None) -> T:
-    """Return `action()`, tried again with growing pauses while the store is unreachable."""
-    patience = PATIENCE_SECONDS if patience is None else patience
-    began, pause = time.monotonic(), 1.0
-    while True:
-        try:
-            return action()
-        except CorruptBlob:
-            raise
-        except StoreError as error:
-            number = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
-            limit = min(patience, SELDOM_SECONDS) if number in _SELDOM else patience
-            if number in _HOPELESS or time.monotonic() - began + pause > limit:
-                raise
-            log.warning("%s: %s; trying again in %.0f s", what, error.error, pause)
-            time.sleep(pause)
-            pause = min(2 * pause, 30.0)
 
 
 @dataclass
@@ -283,39 +257,3 @@ def release(job: Job, stage: str, *, reopen: bool = False) -> None:
             job.store.claims.release(lease, reopen=reopen)
     except (LeaseLost, StoreError) as error:
         log.warning("lease of %s not released: %s", stage[:12], error.error)
-
-
-def cache_directory() -> Path:
-    """Return the node-local cache of blobs, by checksum (MOEGRID_CACHE, else the user's cache directory)."""
-    named = os.environ.get("MOEGRID_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moegrid"
-    return base / "blobs"
-
-
-def _is_whole(path: Path, blob: Blob) -> bool:
-    """Whether a cached file has the blob's bytes: a cache lies on a disk that can be damaged as any other."""
-    try:
-        with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size == blob.size and (
-                hashlib.file_digest(file, "sha256").hexdigest() == blob.sha256
-            )
-    except OSError:
-        return False
-
-
-def prune_cache(root: Path, keep: Path, limit: int = CACHE_BYTES) -> None:
-    """Delete the longest unused blobs until `root` holds at most `limit` bytes; `keep` stays."""
-    files = []
-    for path in root.glob("*/*"):
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            continue
-        files.append((status.st_mtime, status.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if total <= limit:
-            return
-        if path != keep:
-            path.unlink(missing_ok=True)
-            total -= size

@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.node import machine
+from orchestrator.catalog.kinds import computes
 from orchestrator.errors import NumericsError
 from orchestrator.spec.cell import THREADS, Execution, Resources
-
-# Kinds of stages that compute with torch.
-TORCH_KINDS = ("init", "train", "evaluate", "generate", "judge")
 
 
 def set_threads(resources: Resources) -> None:
@@ -97,7 +95,7 @@ def of_stage(kind: str, execution: Execution, resources: Resources, world_size: 
     Whether torch is loaded depends on what else a process was given to do, and says nothing of the others.
     """
     facts = _of_process(execution, resources, world_size)
-    return facts | _of_torch(execution) if kind in TORCH_KINDS else facts
+    return facts | _of_torch(execution) if computes(kind) else facts
 
 
 def record(execution: Execution, resources: Resources, world_size: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.node.context import patiently
+from jobs.node.patience import patiently
 from orchestrator.errors import MoegridError, StoreError
 from orchestrator.spec.cell import Execution, Resources
 from orchestrator.spec.work import Work, build, work_from_json

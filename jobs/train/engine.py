@@ -7,8 +7,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from jobs.models.backbones import CausalLM, canonical_state
+from jobs.models.backbones import CausalLM
 from jobs.models.shards import Rows, dealt, tensors_digest
+from jobs.models.weights import canonical_state
 
 
 class Engine(Protocol):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from jobs.models.backbones import CausalLM, parameter_roles
+from jobs.models.backbones import CausalLM
+from jobs.models.roles import parameter_roles
 from orchestrator.catalog.freezing import FREEZING
 from orchestrator.registry import load
 from orchestrator.spec.model import ModelSpec

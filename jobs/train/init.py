@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jobs.data.pretrained import differing, own_tokenizer
 from jobs.data.tokenizer import Vocabulary
-from jobs.models.backbones import canonical_state, weights_sha256
 from jobs.models.shards import write_tensors
 from jobs.models.upcycle import initial_model
+from jobs.models.weights import canonical_state, weights_sha256
 from jobs.node.context import StageContext
 from jobs.train.randomness import reseed
 from jobs.train.stage import vocabulary_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -19,6 +19,7 @@ from jobs.train.errors import NotFinite
 from jobs.train.meter import Meter
 from jobs.train.randomness import reseed
 from jobs.train.schedule import learning_rates
+from jobs.train.sums import Sums
 from orchestrator.catalog.freezing import freezes
 from orchestrator.spec.work import Conditions
 
@@ -37,43 +38,6 @@ class StepResult:
     counts_LN: list[list[float]]
     requests: list[bool]
     once: dict[str, float] = field(default_factory=dict)
-
-
-class Sums:
-    """Named tensors summed over micro-batches, then over ranks as one vector, then read with one look at the host."""
-
-    def __init__(self) -> None:
-        self._tensors: dict[str, Tensor] = {}
-
-    def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
-        """Add `weight * value` to the sum of this name (in fp64)."""
-        value = value.detach().double() * weight
-        known = self._tensors.get(name)
-        self._tensors[name] = value if known is None else known + value
-
-    def layout(self) -> dict[str, torch.Size]:
-        """Return the shape of every sum, in order."""
-        return {name: tensor.shape for name, tensor in self._tensors.items()}
-
-    def fill(self, layout: Mapping[str, torch.Size], device: torch.device) -> None:
-        """Make the sums those of `layout`, in its order; what is missing is zero."""
-        missing = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in layout.items()}
-        self._tensors = missing | self._tensors
-
-    def reduce(self, engine: Engine, after: Tensor) -> tuple[dict[str, Tensor], dict[str, list[float]], float]:
-        """Return the sums over ranks as tensors and as flat lists, and the scalar `after`, which is not summed."""
-        sizes = [tensor.numel() for tensor in self._tensors.values()]
-        flat = engine.sum_over_ranks(torch.cat([tensor.reshape(-1) for tensor in self._tensors.values()]))
-        tensors = {
-            name: part.view(self._tensors[name].shape)
-            for name, part in zip(self._tensors, flat.split(sizes), strict=True)
-        }
-        values = torch.cat([flat, after.detach().double().reshape(1)]).tolist()
-        lists, first = {}, 0
-        for name, size in zip(self._tensors, sizes, strict=True):
-            lists[name] = values[first : first + size]
-            first += size
-        return tensors, lists, values[-1]
 
 
 @dataclass

@@ -10,16 +10,19 @@ from typing import Any
 
 from jobs.data.packing import InstructionBatches, open_batches
 from jobs.data.stage import check_epoch
-from jobs.models.backbones import CausalLM, build_model, load_canonical
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model
 from jobs.models.shards import fetch_shards
+from jobs.models.weights import load_canonical
 from jobs.moe.balance import balanced_value
 from jobs.node import code, numerics
-from jobs.node.context import StageContext, patiently
+from jobs.node.context import StageContext
+from jobs.node.patience import patiently
 from jobs.node.preemption import Preempted
 from jobs.train.checkpoint import CheckpointWriter
 from jobs.train.collaboration import profile_collaboration, profiling_sample
 from jobs.train.engine import Engine
-from jobs.train.engines.torch import build_engine
+from jobs.train.engines.building import build_engine
 from jobs.train.errors import FrozenMoved
 from jobs.train.freeze import frozen_digest
 from jobs.train.loop import StepResult, Trainer

@@ -36,3 +36,9 @@ SOURCES = Registry("sources", "source", SourceKind, BUILTINS)
 def scheme_of(source: str) -> str:
     """Return the scheme of a source, "" when it has none."""
     return source.partition("://")[0] if "://" in source else ""
+
+
+def outside_kind(source: str) -> SourceKind | None:
+    """Return the kind of a source that another package reads; None for ours and for what nobody provides."""
+    scheme = scheme_of(source)
+    return SOURCES.find(scheme) if scheme and scheme not in SOURCES.builtins else None

@@ -20,7 +20,6 @@ from orchestrator.commands.live_report import LiveReport, live_report
 from orchestrator.commands.results import show_results, try_report
 from orchestrator.engine import driver
 from orchestrator.engine.audit import heal
-from orchestrator.engine.failures import Failure
 from orchestrator.engine.journal import Journal
 from orchestrator.engine.loop import Engine, Options, Snapshot
 from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, MoegridError
@@ -29,6 +28,7 @@ from orchestrator.plan.needs import missing_devices, missing_keys
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.root import root_document
 from orchestrator.settings import load_site, module_environment, open_backend, require
+from orchestrator.store.attempts import Failure
 from orchestrator.ui.console import plural
 from orchestrator.ui.live import Progress, stage_name
 from orchestrator.ui.plan_view import show_plan

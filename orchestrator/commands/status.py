@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.backends.base import Backend, Handle
-from orchestrator.commands import again
-from orchestrator.commands.context import Context, cell_ids, take_cell
-from orchestrator.commands.sites import backend_of
-from orchestrator.engine.driver import batch_of, driver_of, is_alive
+from orchestrator.commands.context import Context
 from orchestrator.engine.journal import Journal
-from orchestrator.errors import EXIT_DONE, EXIT_PENDING, MoegridError
+from orchestrator.errors import EXIT_DONE
 from orchestrator.plan.graph import StageGraph
-from orchestrator.plan.needs import missing_devices, missing_keys
 from orchestrator.plan.root import root_document
-from orchestrator.plan.summary import to_json
-from orchestrator.spec.identity import plain
 from orchestrator.store import ClaimState, records
 from orchestrator.ui.console import columns, duration
 from orchestrator.ui.live import Pace, Running, running
 
 WATCH_SECONDS = 2.0
-_ATTEMPT = re.compile(r"\d{12}[0-9a-f]{6}-\d+-\d+")
 _ORDER = ("failed", "blocked", "running", "pending", "done")
 _COLOURS = {"done": "green", "running": "blue", "failed": "red", "blocked": "red"}
-
-
-def plan(context: Context) -> int:
-    """Show what a run would do; with --exit-code say by 4 that something is to do."""
-    from orchestrator.ui.plan_view import show_plan
-
-    gpus = context.gpus()  # a site that does not exist is a mistake also where nothing runs yet
-    graph = context.load_graph()
-    result = context.plan(graph, Journal(context.store))
-    if context.arguments.json:
-        seeds = {"adaptive": [{**plain(s), "state": s.state} for s in context.seeds]} if graph.grid.adaptive else {}
-        lacking = [error for error in (missing_keys(result), missing_devices(result, gpus)) if error]
-        told = [{"error": error.error, "cause": error.cause, "hint": error.hint} for error in lacking]
-        context.emit({**to_json(result), **seeds, "lacking": told})
-    else:
-        from orchestrator.backends.host import cores
-
-        show_plan(result, context.console, parallel=cores(), gpus=gpus, adaptive=context.told_seeds(graph))
-        if graph.grid.runnable:
-            context.console.print(f"  this scale does not run on site 'local': {graph.grid.runnable}")
-    return EXIT_PENDING if context.arguments.exit_code and not result.settled else EXIT_DONE
 
 
 def status(context: Context) -> int:
@@ -63,139 +33,6 @@ def status(context: Context) -> int:
     else:
         _watch(context, graph, document, journal)
     return EXIT_DONE
-
-
-def logs(context: Context) -> int:
-    """Print the log of the newest attempt at a cell or stage; with --rank that of one process, with -f as it grows."""
-    wanted_name = take_cell(context.arguments)
-    graph = context.load_graph()
-    journal = Journal(context.store)
-    attempts = records.Submissions(context.store, graph.grid.name).attempts()
-    wanted = _stages(graph, wanted_name)
-    chosen = [a for a in attempts if a.id == wanted_name or wanted & set(a.stages)]
-    if not chosen:
-        raise MoegridError(
-            f"there is no attempt at {wanted_name or 'any stage'} yet",
-            hint=f"run it first: {again.command(context.arguments, 'run')}",
-        )
-    rank = context.arguments.rank
-    # A cell's newest attempt may be an evaluation by one process: the newest one that has this rank is meant.
-    attempt = next((a for a in reversed(chosen) if _ranks(journal, a.id) > (rank or 0)), chosen[-1])
-    context.console.print(
-        f"attempt {attempt.id} ({', '.join(graph.stages[s].label for s in attempt.stages if s in graph.stages)})"
-    )
-    backend = _log_backend(context, journal, attempt) if rank is None else None
-    shown = ""
-    while True:
-        if rank is not None:
-            text = _log_of_rank(context, attempt.id, rank)
-        else:
-            handle = journal.handle(attempt.id)
-            text = journal.log(attempt.id, backend.log(handle) if backend and handle else None)
-        # A long log is cut at its head, so what is new is what follows the last line shown.
-        fresh = text[len(shown) :] if text.startswith(shown) else text
-        print(fresh, end="", flush=True)
-        shown = text
-        if not context.arguments.follow or (not fresh and _ended(context, journal, attempt.id, attempt.stages)):
-            return EXIT_DONE
-        time.sleep(0.5)
-
-
-def _log_backend(context: Context, journal: Journal, attempt: records.Attempt) -> Backend | None:
-    """Return who has the attempt's output; None where it cannot be reached: what was shipped to the store is shown."""
-    try:
-        submission = journal.submission(attempt.batch) or {}
-        return backend_of(submission, journal.handle(attempt.id), context.store.url, context.arguments.site)
-    except MoegridError:
-        return None
-
-
-def _ranks(journal: Journal, attempt: str) -> int:
-    job = journal.job(attempt)
-    resources = job.get("resources", {}) if job else {}
-    return int(resources.get("nodes", 1)) * int(resources.get("processes", 1))
-
-
-def _log_of_rank(context: Context, attempt: str, rank: int) -> str:
-    """Return what a rank has shipped to the store so far, "" before its first line when it is followed."""
-    objects, folder = context.store.objects, f"attempts/{attempt}/log/"
-    data = objects.get(f"{folder}{rank}.txt")
-    if data is None and not context.arguments.follow:
-        names = (entry.path.removeprefix(folder).removesuffix(".txt") for entry in objects.list(folder))
-        known = sorted(int(name) for name in names if name.isdigit())
-        raise MoegridError(
-            f"attempt {attempt} has no log of rank {rank}",
-            hint=f"ranks with a log: {', '.join(map(str, known)) or 'none yet'}",
-        )
-    return (data or b"").decode(errors="replace")
-
-
-def cancel(context: Context) -> int:
-    """Ask every driver of the grid to stop, and running jobs that have no driver to save their states."""
-    from orchestrator.engine.loop import CANCEL_FOLDER
-
-    graph = context.load_graph()
-    journal = Journal(context.store)
-    context.store.put_json(f"{CANCEL_FOLDER}/{graph.grid.name}.json", {"time": time.time()})
-    missing = frozenset(graph.stages) - context.store.artifacts.keys()
-    # A job that waits for its turn holds a lease that may have run out: it is asked too.
-    claims = [claim for claim in journal.claims(missing).values() if claim.attempt and not claim.released]
-    flying = {claim.attempt for claim in claims if claim.live}
-    batches: dict[str, list[str]] = {}
-    for attempt in sorted({claim.attempt for claim in claims}):
-        if not is_alive(driver_of(attempt)):
-            batches.setdefault(batch_of(attempt), []).append(attempt)
-    unasked: list[MoegridError] = []
-    for (site, _), (backend, handles) in _orphans(context, journal, batches, unasked).items():
-        try:
-            backend.cancel(handles, now=context.arguments.now)
-            flying |= {handle.attempt for handle in handles}
-        except MoegridError as error:
-            context.console.print(f"jobs of site {site} could not be asked")
-            unasked.append(error)
-    resume = again.command(context.arguments, "resume")
-    context.console.print(f"asked {len(flying)} jobs to save their states and stop; go on with: {resume}")
-    for trouble in unasked:
-        context.console.print(str(trouble))
-    return max((trouble.exit_code for trouble in unasked), default=EXIT_DONE)
-
-
-def _orphans(
-    context: Context, journal: Journal, batches: Mapping[str, Sequence[str]], unasked: list[MoegridError]
-) -> dict[tuple[str, str], tuple[Backend, list[Handle]]]:
-    """Return the jobs of batches without a driver, by site; what cannot be found out goes to `unasked`."""
-    found: dict[tuple[str, str], tuple[Backend, list[Handle]]] = {}
-    for batch, attempts in batches.items():
-        submission = journal.submission(batch) or {}
-        handles = {attempt: journal.handle(attempt) for attempt in attempts}
-        known = {attempt: handle for attempt, handle in handles.items() if handle is not None}
-        place = (str(submission.get("site", "")), str(submission.get("site_file", "")))
-        try:
-            if place not in found:
-                one = next(iter(known.values()), None)
-                found[place] = (backend_of(submission, one, context.store.url, context.arguments.site), [])
-            backend = found[place][0]
-            if len(known) < len(attempts):  # their driver died before it could write down what they are called
-                known = {**backend.find(batch), **known}
-        except MoegridError as error:
-            unasked.append(error)
-        if place in found:
-            found[place][1].extend(known[attempt] for attempt in attempts if attempt in known)
-    return found
-
-
-def _stages(graph: StageGraph, name: str) -> set[str]:
-    if not name:
-        return set(graph.stages)
-    by_key = {key for key in graph.stages if len(name) >= 6 and key.startswith(name)}
-    if by_key or _ATTEMPT.fullmatch(name):
-        return by_key
-    return {stage for cell in cell_ids(graph, name) for stage in graph.cells[cell].keys if len(graph.users[stage]) == 1}
-
-
-def _ended(context: Context, journal: Journal, attempt: str, stages: tuple[str, ...]) -> bool:
-    states = journal.claims(set(stages))
-    return not any(claim.live and claim.attempt == attempt for claim in states.values())
 
 
 def _data(context: Context, graph: StageGraph, document: Mapping[str, object]) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from orchestrator.catalog.tasks import splits_of, splits_read
 from orchestrator.data.benchmark_files import read_labels
 from orchestrator.data.item_files import checked, read_items
 from orchestrator.data.layouts import exchange, field_text
-from orchestrator.data.pinning import examples_of
 from orchestrator.data.rows import Row, data_files, local_path, read_file
 from orchestrator.errors import SourceError
 from orchestrator.files.problems import Mistake
 from orchestrator.spec.cell import DataSpec, JudgeSpec, TaskSpec
+from orchestrator.spec.content import examples_of
 
 # Rows of each file that a plan looks at.
 HEAD = 200

@@ -16,7 +16,7 @@ from orchestrator.data.hub_sets import NAME
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.files.problems import Mistake
 from orchestrator.registry import load
-from orchestrator.spec.cell import BenchmarkSpec, DataSpec, JudgeSpec, MixSpec, TaskSpec, TokenizerSpec
+from orchestrator.spec.cell import DataSpec
 from orchestrator.spec.model import ModelSpec
 
 _WHEEL = re.compile(r"^wheel://([A-Za-z0-9._-]+)(?:==([^/]+))?(?:/(.*))?$")
@@ -105,35 +105,6 @@ def pin_checkpoint(model: _Modelled, folder: Path) -> _Modelled:
             "correct or remove model.checkpoint_digest",
         )
     return dataclasses.replace(model, checkpoint=f"file://{found}", checkpoint_digest=digest)
-
-
-def anywhere_model(model: _Modelled) -> _Modelled:
-    """Return `model` without its checkpoint's path: files are known by their content, wherever they lie."""
-    if model.checkpoint.startswith("file://") and model.checkpoint_digest:
-        return dataclasses.replace(model, checkpoint="file://")
-    return model
-
-
-def examples_of(mix: MixSpec) -> DataSpec:
-    """Return the instruction data that examples are mixed in from."""
-    return DataSpec(
-        mix.source,
-        format="instruction",
-        prompt_field=mix.prompt_field,
-        response_field=mix.response_field,
-        revision=mix.revision,
-        digest=mix.digest,
-    )
-
-
-Sourced = TypeVar("Sourced", DataSpec, MixSpec, BenchmarkSpec, JudgeSpec, TaskSpec, TokenizerSpec)
-
-
-def anywhere(spec: Sourced) -> Sourced:
-    """Return `spec` without its file's path: a file is known by its content, wherever it lies."""
-    if spec.source.startswith("file://") and spec.digest:
-        return dataclasses.replace(spec, source="file://")
-    return spec
 
 
 def _hub(source: str, revision: str) -> tuple[str, str]:

@@ -35,16 +35,6 @@ class Driver:
         return f"{self.id}-{next(self._batches)}"
 
 
-def driver_of(attempt: str) -> str:
-    """Return the id of the driver that made an attempt `<driver>-<batch>-<index>`."""
-    return attempt.rsplit("-", 2)[0]
-
-
-def batch_of(attempt: str) -> str:
-    """Return the batch of an attempt."""
-    return attempt.rsplit("-", 1)[0]
-
-
 def is_dead(driver: str) -> bool:
     """Is it certain that this driver does not run any more? False for a driver of another machine."""
     return _lives_here(driver) is False

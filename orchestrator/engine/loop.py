@@ -15,16 +15,17 @@ from typing import Any
 
 from orchestrator.backends.base import Backend, Batch, Job
 from orchestrator.engine.driver import Driver
-from orchestrator.engine.failures import Failure
-from orchestrator.engine.journal import Journal, code_digest, describe_job, plugin_files
+from orchestrator.engine.journal import Journal, code_digest
 from orchestrator.engine.retry import Decision, decide, pardoned
 from orchestrator.engine.watch import InFlight, Watch
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.plan.cost import Clock
+from orchestrator.plan.describe import describe_job, plugin_files
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.spec.cell import Resources
 from orchestrator.store import Store
+from orchestrator.store.attempts import Failure
 
 # How long a driver waits for a store that is away; its jobs go on meanwhile.
 PATIENCE_SECONDS = 900.0

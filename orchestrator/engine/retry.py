@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.engine.failures import Failure
+from orchestrator.store.attempts import Failure
 
 LONGEST_DELAY = 60.0
 

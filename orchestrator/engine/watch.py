@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 from orchestrator.backends.base import ABSENT, ELSEWHERE, ENDED, RUNNING, Backend, Handle, JobState
 from orchestrator.engine import driver as drivers
-from orchestrator.engine.driver import Driver, batch_of, driver_of
-from orchestrator.engine.failures import HINTS, Failure, Verdict, classify, spoken, tail
+from orchestrator.engine.driver import Driver
+from orchestrator.engine.failures import HINTS, Verdict, classify, spoken, tail
 from orchestrator.engine.journal import Journal, code_digest
 from orchestrator.errors import EXIT_DONE, SPOKEN_END
 from orchestrator.store import ClaimState
+from orchestrator.store.attempts import Failure, batch_of, driver_of
 
 SLOW_START = 20
 

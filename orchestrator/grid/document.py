@@ -16,9 +16,10 @@ from orchestrator.files.bounds import MAX_DEPTH, bound, raising
 from orchestrator.files.problems import Problems, brief
 from orchestrator.files.yaml_positions import Document, Path, parse_yaml, read_mapping
 from orchestrator.grid.factors import short_names
-from orchestrator.grid.files import COMMAND_LINE, GRIDS, NAME, show
+from orchestrator.grid.files import COMMAND_LINE, GRIDS, NAME
 from orchestrator.grid.plugin_files import PluginReader
 from orchestrator.grid.vocabulary import meaning
+from orchestrator.resources import show
 from orchestrator.spec.fields import field_paths
 
 MERGED = ("factors", "baseline", "when", "with", "set")

@@ -35,11 +35,3 @@ def grid_names() -> tuple[str, ...]:
 
 def _known(name: str) -> str:
     return did_you_mean(name, sorted(resources.files("grid")))
-
-
-def show(path: Path) -> str:
-    """Return `path` relative to the project or the working directory where it lies inside, else in full."""
-    for root in (resources.ROOT, Path.cwd()):
-        if path.is_relative_to(root):
-            return str(path.relative_to(root))
-    return str(path)

@@ -8,7 +8,7 @@ from orchestrator import plugins
 from orchestrator.errors import MoegridError
 from orchestrator.files.problems import Problems, brief
 from orchestrator.files.yaml_positions import Document
-from orchestrator.grid.files import show
+from orchestrator.resources import show
 
 
 class PluginReader:

@@ -14,7 +14,7 @@ from orchestrator.data import local_data
 from orchestrator.data.benchmark_files import read_benchmark
 from orchestrator.data.hub_sets import benchmark_findings, items_findings, layout_findings
 from orchestrator.data.local_data import told
-from orchestrator.data.pinning import anywhere, anywhere_model, examples_of, pin, pin_checkpoint
+from orchestrator.data.pinning import pin, pin_checkpoint
 from orchestrator.data.tokenizers import pin_tokenizer
 from orchestrator.errors import SourceError
 from orchestrator.files.problems import Mistake
@@ -34,6 +34,7 @@ from orchestrator.spec.cell import (
     TokenizerSpec,
     TrainSpec,
 )
+from orchestrator.spec.content import anywhere, anywhere_model, examples_of
 from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.identity import digest
 from orchestrator.spec.model import ModelSpec

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, TypeVar
 
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.uses import Uses
-from orchestrator.data.pinning import anywhere, anywhere_model
 from orchestrator.spec import versions
 from orchestrator.spec.cell import DataSpec, GenerationSpec, JudgeSpec, TaskSpec, TokenizerSpec, TrainSpec
+from orchestrator.spec.content import anywhere, anywhere_model
 from orchestrator.spec.identity import NEUTRAL, Span, digest, lineage, plain, science_key, state_key, state_keys
 from orchestrator.spec.model import Model
 

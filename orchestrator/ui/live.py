@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.engine.failures import Failure
 from orchestrator.engine.loop import Snapshot
 from orchestrator.engine.retry import decide
 from orchestrator.errors import MoegridError
 from orchestrator.plan.graph import StageGraph
+from orchestrator.store.attempts import Failure
 from orchestrator.ui.console import Console, columns, duration, quantity
 
 HEARTBEAT_SECONDS = 1.0

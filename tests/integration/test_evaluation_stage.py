@@ -20,7 +20,7 @@ from jobs.data.tokenizer import BOS, EOS, PAD, train_bpe
 from jobs.evaluate import state
 from jobs.evaluate.chunks import CHUNK_ITEMS
 from jobs.evaluate.encoding import Encoder
-from jobs.models.backbones import load_canonical
+from jobs.models.weights import load_canonical
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.spec.cell import GenerationSpec, JudgeSpec, Resources, TaskSpec
 from orchestrator.spec.model import ModelSpec, MoESpec

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from jobs.models.backbones import CausalLM, build_model, weights_sha256
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model
 from jobs.models.convert import export_checkpoint, import_checkpoint
 from jobs.models.public import public_layout
+from jobs.models.weights import weights_sha256
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import BACKBONES, ModelSpec, MoESpec

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.data.stage import item_blobs
+from jobs.data.item_files import item_blobs
 from jobs.evaluate.harness import Prepared
 from jobs.evaluate.judging import judges, responses
 from jobs.evaluate.prefix_lm import PrefixLM

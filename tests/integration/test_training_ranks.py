@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.data.packing import open_batches
-from jobs.models.backbones import build_model, load_canonical, parameter_roles
+from jobs.models.building import build_model
+from jobs.models.roles import parameter_roles
 from jobs.models.shards import Shards, shard_names
+from jobs.models.weights import load_canonical
 from jobs.train.meter import load_entropy
 from orchestrator.spec.cell import BalanceSpec, Resources
 from orchestrator.spec.model import ModelSpec

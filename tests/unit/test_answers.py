@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.data.stage import item_blobs
+from jobs.data.item_files import item_blobs
 from jobs.evaluate.harness import Prepared, load_config
 from orchestrator.catalog.benchmarks import BENCHMARK_OF, BENCHMARKS, GLUE
 from orchestrator.catalog.tasks import TASKS, splits_read

@@ -13,14 +13,15 @@ import pytest
 from orchestrator import cli
 from orchestrator.backends.base import ENDED, Handle, JobState
 from orchestrator.commands.context import Context
-from orchestrator.engine.failures import Failure
-from orchestrator.engine.journal import Journal, describe_job
+from orchestrator.engine.journal import Journal
 from orchestrator.engine.loop import Engine, Options
 from orchestrator.errors import EXIT_UNREACHABLE, LeaseLost, StoreError
 from orchestrator.grid.load import load_grid
+from orchestrator.plan.describe import describe_job
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.root import root_digest, root_document
 from orchestrator.store import Manifest, Store, records
+from orchestrator.store.attempts import Failure
 from orchestrator.store.documents import parse, seal, sound
 from orchestrator.store.retention import collect, grid_roots, plan_gc
 from tests.processes import ROOT

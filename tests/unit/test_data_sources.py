@@ -13,8 +13,10 @@ import pytest
 
 from jobs.data import hub, wheels
 from jobs.data.corpora import Document
+from jobs.data.item_files import item_blobs
 from jobs.data.overlap import overlapping, shared_fraction
-from jobs.data.stage import item_blobs, mixed_rows, parquet, parse_wheel, read_rows, split_rows
+from jobs.data.stage import mixed_rows, parquet, read_rows, split_rows
+from jobs.data.wheels import parse_wheel
 from orchestrator.errors import SourceError
 from orchestrator.spec.cell import DataSpec, MixSpec
 from orchestrator.spec.identity import science_key

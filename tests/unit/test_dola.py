@@ -13,7 +13,7 @@ from jobs.evaluate.dola import ALPHA, Contrast, contrasted
 from jobs.evaluate.generation import Generation, generate
 from jobs.evaluate.prefix_tree import plan
 from jobs.evaluate.scoring import Model, Scorer
-from jobs.models.backbones import build_model
+from jobs.models.building import build_model
 from orchestrator.spec.model import ModelSpec, MoESpec
 
 LAYERS = (0, 2)

@@ -8,8 +8,9 @@ import signal
 import pytest
 
 from orchestrator.backends.base import ENDED, JobState
-from orchestrator.engine.failures import HINTS, Failure, classify, signature, spoken, tail
+from orchestrator.engine.failures import HINTS, classify, signature, spoken, tail
 from orchestrator.engine.retry import RULES, decide, pardoned
+from orchestrator.store.attempts import Failure
 
 LINES = [
     ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "oom"),

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backends.base import ABSENT, ENDED, RUNNING, Batch, Handle, JobState, SchedulerUnreachable
-from orchestrator.engine.failures import Failure
 from orchestrator.engine.journal import code_digest
 from orchestrator.engine.loop import Engine, Options
 from orchestrator.engine.retry import RULES
@@ -17,6 +16,7 @@ from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import make_plan
 from orchestrator.spec.cell import Resources
 from orchestrator.store import Manifest, Store
+from orchestrator.store.attempts import Failure
 
 
 class Scheduler:

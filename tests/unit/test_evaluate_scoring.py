@@ -17,7 +17,7 @@ from jobs.evaluate.prefix_lm import PrefixLM
 from jobs.evaluate.prefix_tree import cut, plan
 from jobs.evaluate.scoring import Model, Scorer
 from jobs.evaluate.suites.language_model import heldout
-from jobs.models.backbones import build_model
+from jobs.models.building import build_model
 from jobs.moe.interventions import random_routing
 from jobs.node.context import StageContext
 from orchestrator.spec.model import ModelSpec, MoESpec

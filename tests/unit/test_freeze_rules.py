@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.models.backbones import build_model, parameter_roles
+from jobs.models.building import build_model
+from jobs.models.roles import parameter_roles
 from orchestrator.catalog.freezing import FREEZING, FreezeRule
 from orchestrator.errors import GridError, MoegridError
 from orchestrator.grid.load import load_grid

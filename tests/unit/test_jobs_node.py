@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from jobs.node import failures, numerics
-from jobs.node.context import StageContext, patiently, prune_cache
+from jobs.node.cache import prune_cache
+from jobs.node.context import StageContext
+from jobs.node.patience import patiently
 from jobs.node.preemption import Preempted, Signals
 from jobs.node.world import World, world_from
 from jobs.run import run_job

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.models.backbones import CausalLM, build_model, parameter_roles
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model
+from jobs.models.roles import parameter_roles
 from jobs.moe.interventions import random_routing
 from orchestrator.spec.model import ModelSpec, MoESpec
 

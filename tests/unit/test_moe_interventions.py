@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.models.backbones import build_model, canonical_state, load_canonical
+from jobs.models.building import build_model
+from jobs.models.weights import canonical_state, load_canonical
 from jobs.moe import build_block
 from jobs.moe.collaboration import collaboration_lists, set_collaboration
 from jobs.moe.interventions import c2r, dropped, pruned, random_routing, temperature

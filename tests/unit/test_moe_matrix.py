@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs.models.backbones import build_model, canonical_state, load_canonical, weights_sha256
+from jobs.models.building import build_model
+from jobs.models.weights import canonical_state, load_canonical, weights_sha256
 from jobs.moe import build_block
 from jobs.moe.balance import balance_loss
 from orchestrator.catalog.routers import ROUTERS

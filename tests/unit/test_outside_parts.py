@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jobs.models.backbones import build_model
+from jobs.models.building import build_model
 from jobs.moe import build_block
 from jobs.moe.interventions import pruned
 from orchestrator.errors import GridError, MoegridError

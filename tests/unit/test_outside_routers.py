@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.models.backbones import build_model
+from jobs.models.building import build_model
 from jobs.moe import build_block
 from orchestrator import cli
 from orchestrator.catalog.parameters import Parameters

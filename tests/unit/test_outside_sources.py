@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.data.stage import item_blobs, read_rows
+from jobs.data.item_files import item_blobs
+from jobs.data.stage import read_rows
 from orchestrator.catalog.sources import SOURCES
 from orchestrator.data.pinning import pin
 from orchestrator.errors import GridError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.models.backbones import build_model
+from jobs.models.building import build_model
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.plan.cost import parameters
 from orchestrator.spec.model import BACKBONES, CHOICES, ModelSpec, MoESpec

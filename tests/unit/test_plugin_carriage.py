@@ -17,10 +17,10 @@ from jobs.run import run_job
 from orchestrator import plugins, registry
 from orchestrator.backends.base import ENDED, JobState
 from orchestrator.engine.failures import classify
-from orchestrator.engine.journal import describe_job, plugin_files
 from orchestrator.engine.retry import rule
 from orchestrator.errors import CodeError, PluginError
 from orchestrator.grid.load import load_grid
+from orchestrator.plan.describe import describe_job, plugin_files
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import make_plan
 from orchestrator.plan.root import root_digest, root_document

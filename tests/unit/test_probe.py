@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.models.backbones import CausalLM, build_model
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model
 from jobs.probe import metrics as m
 from jobs.probe.collect import Collector, probe
 from jobs.probe.sets import routings_of, sequence_batches, text_batches, token_batch

@@ -9,9 +9,10 @@ import pytest
 
 from orchestrator import cli
 from orchestrator.backends.base import Handle
-from orchestrator.engine.journal import Journal, describe_job
+from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DONE, EXIT_UNREACHABLE, EXIT_USAGE, StoreError
 from orchestrator.grid.load import load_grid
+from orchestrator.plan.describe import describe_job
 from orchestrator.plan.graph import build_graph
 from orchestrator.plan.root import root_digest, root_document
 from orchestrator.store import Store, records

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from jobs.evaluate import state
-from jobs.models.backbones import CausalLM, build_model, canonical_state, parameter_roles
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model
+from jobs.models.roles import parameter_roles
+from jobs.models.weights import canonical_state
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.spec.model import ModelSpec, MoESpec
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.models.backbones import build_model, parameter_roles
+from jobs.models.building import build_model
+from jobs.models.roles import parameter_roles
 from jobs.node.preemption import Preempted
 from jobs.train.loop import StepResult, Trainer
 from orchestrator.errors import CorruptBlob, NumericsError

@@ -17,8 +17,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from jobs.models.backbones import CausalLM, build_model, canonical_state, load_canonical, parameter_roles
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model
+from jobs.models.roles import parameter_roles
 from jobs.models.shards import Rows, dealt, digest_bytes, digest_text, rows_digest
+from jobs.models.weights import canonical_state, load_canonical
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     assert_learning_rates,

@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jobs.models.backbones import CausalLM, parameter_roles
+from jobs.models.backbones import CausalLM
+from jobs.models.roles import parameter_roles
 from jobs.models.shards import Rows, dealt
-from jobs.train.engine import Engine, replicated_digest, replicated_weights
+from jobs.train.engine import replicated_digest, replicated_weights
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     assert_learning_rates,
@@ -27,10 +28,7 @@ from jobs.train.optimizer import (
     set_learning_rates,
     take_step,
 )
-from orchestrator.catalog.engines import ENGINES, REFUSED
 from orchestrator.catalog.optimizers import MASTER, OPTIMIZERS
-from orchestrator.errors import MoegridError
-from orchestrator.registry import load
 from orchestrator.spec.cell import TrainSpec
 
 
@@ -145,11 +143,3 @@ class TorchEngine:
         dist.all_reduce(flat)
         for view, master in zip(views, masters, strict=True):
             master.grad = view
-
-
-def build_engine(name: str, model: CausalLM, train: TrainSpec, rank: int, world_size: int) -> Engine:
-    """Return the engine `name` over `model`; MoegridError if it is not offered."""
-    if name in REFUSED:
-        raise MoegridError(f"engine {name!r} is not offered", cause=REFUSED[name], hint=", ".join(ENGINES.names()))
-    engine: Engine = load(ENGINES.get(name).code, ENGINES.who(name))(model, train, rank, world_size)
-    return engine

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jobs.models.backbones import CausalLM, parameter_roles
+from jobs.models.backbones import CausalLM
+from jobs.models.roles import parameter_roles
 from jobs.models.shards import Rows, dealt
 from jobs.train.engine import replicated_digest, replicated_weights
 from jobs.train.freeze import apply_freeze

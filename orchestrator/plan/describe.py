@@ -1,0 +1,51 @@
+"""What a batch says of its jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from orchestrator.plan.graph import StageGraph
+from orchestrator.plugins import LOADED
+from orchestrator.spec.cell import Resources
+from orchestrator.spec.identity import plain
+from orchestrator.spec.providers import of_all, uses_of
+from orchestrator.spec.work import work_to_json
+
+
+def describe_job(
+    graph: StageGraph, attempt: str, keys: Sequence[str], resources: Resources, overrides: Mapping[str, object]
+) -> dict[str, Any]:
+    """Return the job of a submission: everything a node needs to run these stages.
+
+    `overrides` replace fields of the grid's execution.
+    """
+    execution = {name: value for name, value in plain(graph.execution(keys[0])).items() if name != "resources"}
+    execution |= overrides
+    stages = [graph.stages[key] for key in keys]
+    uses = of_all(use for stage in stages for use in uses_of(stage.work, execution["engine"]))
+    label = stages[0].label if len(stages) == 1 else f"{stages[0].label} (+{len(stages) - 1})"
+    return {
+        "attempt": attempt,
+        "label": label,
+        "resources": asdict(resources),
+        "execution": execution,
+        **({"plugins": [use.to_json() for use in uses]} if uses else {}),
+        "stages": [
+            {
+                "key": stage.key,
+                "label": stage.label,
+                "phase": stage.phase,
+                "cells": list(graph.users[stage.key]),
+                "work": work_to_json(stage.work),
+            }
+            for stage in stages
+        ],
+    }
+
+
+def plugin_files(jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the content of the plugin files that jobs use, by digest: they travel with their submission."""
+    digests = {use["version"] for job in jobs for use in job.get("plugins", ()) if use["file"]}
+    return {digest: LOADED[digest].to_json() for digest in sorted(digests)}
