@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -229,9 +230,7 @@ def command_function(name: str) -> Callable[..., int]:
 
         return tick
     if name in ("plan", "status", "logs", "cancel"):
-        from orchestrator.commands import status
-
-        return _function(status, name)
+        return _function(importlib.import_module(f"orchestrator.commands.{name}"), name)
     if name in ("explain", "diff"):
         from orchestrator.commands import explain
 

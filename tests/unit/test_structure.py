@@ -130,7 +130,7 @@ def test_no_preset_is_known_by_its_name_but_where_it_is_declared() -> None:
 
 
 # Where jobs meet a model that may have open fields: a caller's spec, a block's mapping, a public checkpoint's config.
-RESOLVING = {"jobs.models.backbones": 1, "jobs.models.upcycle": 1, "jobs.moe.block": 1}
+RESOLVING = {"jobs.models.building": 1, "jobs.models.upcycle": 1, "jobs.moe.block": 1}
 
 
 def test_a_model_is_resolved_where_it_enters_and_trusted_after() -> None:
