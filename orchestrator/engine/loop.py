@@ -88,6 +88,7 @@ class Engine:
         self.watch = Watch(self.journal, backend, self.driver, stall_seconds=self.options.lease_seconds)
         self._clock = clock or Clock()
         self._stages = frozenset(graph.stages)
+        self._order = {key: index for index, key in enumerate(graph.stages)}
         self._present: set[str] = set()
         self._told: set[tuple[str, str]] = set()
         self._plan: Plan | None = None
@@ -123,6 +124,7 @@ class Engine:
     def extend(self, graph: StageGraph) -> None:
         """Go on with a version of the grid that has more cells."""
         self.graph, self._stages = graph, frozenset(graph.stages)
+        self._order = {key: index for index, key in enumerate(graph.stages)}
         self._damaged = self.store.artifacts.damaged(self._stages)
         self._plan = self._planned = None
         self._path_seconds = {}
@@ -161,7 +163,8 @@ class Engine:
             submitted = self._submit(ready, present, {*busy, *waiting, *failed}, decisions)
         news = [f for own in failures.values() for f in own if (f.stage, f.attempt) not in self._told]
         self._told.update((failure.stage, failure.attempt) for failure in news)
-        finished = () if self._first else tuple(key for key in self.graph.stages if key in present - self._present)
+        arrived = () if self._first else present - self._present
+        finished = tuple(sorted(arrived, key=self._order.__getitem__))
         self._first, self._present = False, present
         return Snapshot(plan, busy, dict(self.watch.flying), waiting, failures, finished, tuple(news), tuple(submitted))
 
