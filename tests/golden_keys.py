@@ -19,6 +19,7 @@ from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import LOAD_VARIANTS
 from orchestrator.catalog.pins import FORMATS, WHEELS
 from orchestrator.catalog.routers import ROUTERS
+from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.suites import SUITES
 from orchestrator.grid.files import grid_names
 from orchestrator.grid.load import load_grid
@@ -209,9 +210,11 @@ def conditions_of_training() -> Iterator[tuple[str, Conditions]]:
         change: dict[str, Any] = {name: 0.001}
         yield f"balance {name}", of(balance=dataclasses.replace(none, **change))
     yield "balance bias_center", of(balance=dataclasses.replace(none, bias_rate=0.001, bias_center=False))
+    for name in ("aux_schedule", "z_schedule"):
+        yield f"{name} linear", balance(**{name: "linear"})
     for field, values in (
         ("freeze", FREEZING.builtins),
-        ("schedule", ("cosine", "linear", "constant")),
+        ("schedule", SCHEDULES.builtins),
         ("precision", ("fp32", "bf16", "mixed")),
         ("loss", ("all", "response")),
         ("expert_dropout", (0.1,)),

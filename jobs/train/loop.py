@@ -18,7 +18,7 @@ from jobs.train.engine import Engine
 from jobs.train.errors import NotFinite
 from jobs.train.meter import Meter
 from jobs.train.randomness import reseed
-from jobs.train.schedule import learning_rates
+from jobs.train.schedule import balance_at, learning_rates
 from jobs.train.sums import Sums
 from orchestrator.catalog.freezing import freezes
 from orchestrator.spec.work import Conditions
@@ -60,6 +60,7 @@ class Trainer:
         """
         engine, train = self.engine, self.conditions.train
         lr, router_lr = learning_rates(train, self.step)
+        weights = balance_at(train, self.step)
         engine.set_lr(lr, router_lr)
         batches = list(self._micro_batches())
         tokens, seen = self._count_tokens(batches)
@@ -75,7 +76,7 @@ class Trainer:
             output = self._forward(batch)
             lm_sum = output.loss
             assert lm_sum is not None
-            balance, parts = balance_loss(output.routings, train.balance, spare=not weight)
+            balance, parts = balance_loss(output.routings, weights, spare=not weight)
             if router_gradient:
                 watched += _watch_logits(output.routings)
             engine.backward(weight * (lm_sum / tokens + balance / train.accumulation))

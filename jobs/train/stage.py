@@ -27,7 +27,7 @@ from jobs.train.errors import FrozenMoved
 from jobs.train.freeze import frozen_digest
 from jobs.train.loop import StepResult, Trainer
 from jobs.train.meter import STATE_FORMAT, Meter, recorded_meter
-from jobs.train.schedule import learning_rates
+from jobs.train.schedule import balance_at, learning_rates
 from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.freezing import freezes
 from orchestrator.catalog.routers import kind_of
@@ -313,6 +313,10 @@ def _observe(
     lr, router_lr = learning_rates(train, trainer.step - 1)
     row = trainer.meter.take() | result.once
     row |= {"train/lr": lr, "train/router_lr": router_lr, "train/tokens": float(trainer.tokens)}
+    coefficients = balance_at(train, trainer.step - 1)
+    for name in ("aux", "z"):
+        if getattr(train.balance, f"{name}_schedule") != "constant":
+            row[f"train/{name}_coef"] = getattr(coefficients, f"{name}_coef")
     for block in trainer.engine.model.moe_blocks[:1]:
         even = balanced_value(train.balance.aux_variant, block.moe.top_k, block.router.num_ids)
         row |= {} if even is None else {"train/aux_loss_balanced": even}

@@ -142,7 +142,8 @@ class Sections:
                     data = dataclasses.replace(data, examples=examples)
                 except Mistake as mistake:
                     findings.append(((name, "steps"), mistake.message, mistake.hint))
-            balance = value.balance
+            balance, wrong_parameters = typed_parameters(value.balance)
+            findings += [((name, "balance", *at), message, hint) for at, message, hint in wrong_parameters]
             if balance.losses:
                 try:
                     uses = kept(fields_of(BalanceSpec)["losses"], balance.losses)

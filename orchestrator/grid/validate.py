@@ -12,6 +12,7 @@ from orchestrator.catalog.freezing import NONE, freezes, freezes_moe_alone
 from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS, READ
+from orchestrator.catalog.parameters import made
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.suites import CONTRASTED, SUITES, kinds
@@ -99,6 +100,7 @@ def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
         yield (name, "data", "mix", "template"), message, "write where the prompt goes"
     if train.loss == "response" and train.data.format != "instruction":
         yield (name, "loss"), "loss 'response' needs instruction data", "set data.format: instruction, or loss: all"
+    yield from _schedules(name, train)
     try:
         check_freeze(train.freeze)
     except Mistake as mistake:
@@ -108,6 +110,25 @@ def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
     if any(start == stop for start, stop in itertools.pairwise(bounds)):
         message = f"freeze schedule {train.freeze!r} has a phase of no step at {train.steps} steps"
         yield (name, "steps"), message, "train for more steps"
+
+
+def _schedules(name: str, train: TrainSpec) -> Iterator[Finding]:
+    """Yield what the schedules of the learning rate and of the losses cannot be combined with."""
+    balance = train.balance
+    plain = dataclasses.replace(train, warmup_ratio=0.0)
+    for kind, given, phase, path in (
+        (SCHEDULES.get(train.schedule), train.schedule_parameters, train, (name,)),
+        (SCHEDULES.get(balance.aux_schedule), balance.aux_schedule_parameters, plain, (name, "balance", "aux_")),
+        (SCHEDULES.get(balance.z_schedule), balance.z_schedule_parameters, plain, (name, "balance", "z_")),
+    ):
+        if kind.problems is None:
+            continue
+        try:
+            parameters = made(kind, given)
+        except (TypeError, ValueError):
+            continue  # which is told where the parameters are typed
+        for field, message, hint in kind.problems(phase, parameters):
+            yield (*path[:2], f"{path[2]}{field}") if len(path) > 2 else (*path, field), message, hint
 
 
 def cell_findings(cell: Cell) -> Iterator[Finding]:
@@ -192,6 +213,9 @@ _TRAIN_RULES: dict[str, tuple[Applies, str]] = {
     ),
     **{name: (_optimizer_reads(name), "the optimizer does not use it") for name in READ},
     "min_lr_ratio": (lambda _, train: SCHEDULES.get(train.schedule).low, "the schedule does not fall to it"),
+    "warmup_ratio": (lambda _, train: SCHEDULES.get(train.schedule).warms, "the schedule says the whole curve"),
+    "aux_schedule": (lambda _, train: train.balance.aux_coef > 0, "aux_coef is 0"),
+    "z_schedule": (lambda _, train: train.balance.z_coef > 0, "z_coef is 0"),
     "router_lr": (lambda _, train: not _router_frozen(train), "the router is frozen all the time"),
     "router_lr_ratio": (lambda _, train: not _router_frozen(train), "the router is frozen all the time"),
 }

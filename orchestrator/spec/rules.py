@@ -88,6 +88,8 @@ RULES: dict[str, dict[str, Rule]] = {
         "entropy_coef": NOT_NEGATIVE,
         "null_coef": NOT_NEGATIVE,
         "mutual_information_coef": NOT_NEGATIVE,
+        "aux_schedule": Rule(names=SCHEDULES),
+        "z_schedule": Rule(names=SCHEDULES),
     },
     "TrainSpec": {
         "steps": Rule(low=1, high=1e12),

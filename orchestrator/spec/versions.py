@@ -91,6 +91,9 @@ def of_balance(balance: BalanceSpec) -> Iterator[str]:
         yield f"loss {balance.aux_variant}"
         yield f"aux_group {balance.aux_group}"
         yield f"aux_scope {balance.aux_scope}"
+    for coefficient, schedule in ((balance.aux_coef, balance.aux_schedule), (balance.z_coef, balance.z_schedule)):
+        if coefficient and schedule != "constant":
+            yield f"{SCHEDULES.word} {schedule}"
     yield from (f"loss {kind.name}" for field, kind in BY_FIELD.items() if getattr(balance, field))
     yield from (f"loss {name}" for name in balance.losses)
 

@@ -48,6 +48,7 @@ def test_golden_keys_cover_everything_that_has_an_identity(current: dict[str, An
         "aux_variant",
         "aux_group",
         "aux_scope",
+        *(f"{name}_schedule{more}" for name in ("aux", "z") for more in ("", "_parameters")),
         "losses",
     }
     assert {f"balance {name}" for name in losses} <= set(golden["conditions"])

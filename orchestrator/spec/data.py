@@ -1,0 +1,74 @@
+"""What a model is trained on: text or examples, what is mixed into them, and the tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from orchestrator.spec.identity import DERIVED, NEUTRAL
+
+
+@dataclass(frozen=True, slots=True)
+class MixSpec:
+    """Examples mixed into the training split of instruction data: the first `rows` of `source` in a seeded order.
+
+    MoE-RBench mixes 0 to 2,483 safety examples into fine-tuning. Nothing of them is held out.
+    """
+
+    source: str = ""
+    """Where the mixed-in examples come from: `wheel://`, `hub://` or `file://`; "" = none are mixed in."""
+    rows: int = 0
+    """How many of them."""
+    prompt_field: str = "instruction"
+    """Column of the prompt."""
+    response_field: str = "output"
+    """Column of the response."""
+    template: str = "{prompt}"
+    """How a mixed-in prompt is put, as the other data put theirs; holds {prompt}."""
+    revision: str = ""
+    """Commit of a hub source."""
+    digest: str = ""
+    """Content digest, filled in when the grid is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSpec:
+    """Text or instruction data."""
+
+    source: str
+    """`wheel://NAME==VERSION/SET` of the pinned wheels, `hub://ORG/NAME`, or `file://PATH` (JSONL, Parquet or text)."""
+    format: str = "text"
+    """`text` is packed into windows, `instruction` has a prompt and a response per example."""
+    split: str = "train"
+    """Split of a hub source."""
+    text_field: str = "text"
+    """Column of the text."""
+    prompt_field: str = "prompt"
+    """Column of the prompt."""
+    response_field: str = "response"
+    """Column of the response."""
+    rows: int = 0
+    """How many documents or examples are used, 0 = all."""
+    holdout: float = 0.02
+    """Fraction of the documents that is held out for validation."""
+    revision: str = ""
+    """Commit of a hub source."""
+    digest: str = ""
+    """Content digest (sha256 of a wheel or file, commit of a hub), filled in when the grid is loaded."""
+    mix: MixSpec = field(default_factory=MixSpec, metadata=NEUTRAL)
+    """Further examples mixed into the training split."""
+    examples: int = field(default=0, metadata=DERIVED)
+    """Examples of an epoch, where the steps are so many epochs."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSpec:
+    """A tokenizer trained on the pretraining text (`bpe`) or taken from a checkpoint (`pretrained`)."""
+
+    kind: str = "bpe"
+    """`bpe` is trained on the pretraining text, `pretrained` is taken from a checkpoint."""
+    vocab_size: int = 4096
+    """Tokens of the vocabulary."""
+    source: str = ""
+    """The checkpoint that a pretrained tokenizer comes from."""
+    digest: str = ""
+    """Content digest of the tokenizer's files."""

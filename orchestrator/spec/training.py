@@ -1,0 +1,112 @@
+"""One training phase: its data, its steps, and what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.catalog.losses import COEFFICIENT, LOSSES
+from orchestrator.catalog.parameters import Parameters
+from orchestrator.catalog.uses import Names, Uses
+from orchestrator.spec.data import DataSpec
+from orchestrator.spec.identity import NEUTRAL, parameters_of
+
+
+def named_in(registry: Names, main: str = "") -> Mapping[str, object]:
+    """Return the metadata of a field that maps names of a registry's declarations to their parameters.
+
+    It is neutral, and holds what differs from the parameters' defaults alone. `main` is what a bare number sets.
+    """
+    return {**NEUTRAL, "registry": registry, "main": main}
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceSpec:
+    """Losses and updates that keep the experts' load even; `losses` are those of other packages, by name."""
+
+    aux_coef: float = 0.01
+    """Coefficient of the load-balance loss, 0 = none."""
+    aux_variant: str = "switch"
+    """Formula of the load-balance loss (docs: models)."""
+    aux_group: str = "batch"
+    """Tokens over which fractions and probabilities are taken: a micro-batch, each sequence, or all layers together."""
+    aux_scope: str = "micro_batch"
+    """`global` counts the tokens of all micro-batches and ranks of a step, `micro_batch` those of one."""
+    z_coef: float = 0.001
+    """Coefficient of the router z-loss (ST-MoE)."""
+    bias_rate: float = 0.0
+    """Step of the bias of loss-free balancing, 0 = off."""
+    bias_center: bool = True
+    """Whether the mean of the biases is kept at 0."""
+    entropy_coef: float = 0.0
+    """Coefficient of sigma-MoE's entropy regulariser."""
+    null_coef: float = 0.0
+    """Coefficient of TC-MoE's reward loss."""
+    mutual_information_coef: float = 0.0
+    """Coefficient of the mutual-information loss."""
+    aux_schedule: str = field(default="constant", metadata=NEUTRAL)
+    """How the coefficient of the load-balance loss goes over the phase: a learning-rate schedule, down to 0."""
+    aux_schedule_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("aux_schedule"))
+    """Parameters of that schedule, by name."""
+    z_schedule: str = field(default="constant", metadata=NEUTRAL)
+    """How the coefficient of the router z-loss goes over the phase."""
+    z_schedule_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("z_schedule"))
+    """Parameters of that schedule, by name."""
+    losses: Uses = field(default_factory=dict, hash=False, metadata=named_in(LOSSES, COEFFICIENT))
+    """Losses of other packages: name -> coefficient, or a mapping of `coef` and the loss's own parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSpec:
+    """One training phase. A step is one optimizer step = `accumulation` micro-batches of `micro_batch` sequences.
+
+    Micro-batches are the routing groups, so their size is science. At most one of `router_lr` and `router_lr_ratio`
+    differs from its default.
+    """
+
+    data: DataSpec
+    """What is trained on."""
+    steps: int = 100
+    """Optimizer steps, or a length: `10k sequences`, `3.5M tokens`, `3 epochs`."""
+    micro_batch: int = 8
+    """Sequences of a micro-batch: the group that routing and balance see."""
+    accumulation: int = 1
+    """Micro-batches of a step, over all ranks."""
+    sequence_length: int = 256
+    """Tokens of a sequence."""
+    lr: float = 3e-4
+    """Peak learning rate."""
+    router_lr: float | None = None
+    """Peak learning rate of the router, absolute; empty = by its ratio."""
+    router_lr_ratio: float = 1.0
+    """Peak learning rate of the router relative to `lr`."""
+    schedule: str = "cosine"
+    """Shape of the learning rate after the warm-up, ours or one of an installed package."""
+    warmup_ratio: float = 0.03
+    """Fraction of the steps over which the rate rises linearly."""
+    min_lr_ratio: float = 0.1
+    """Last learning rate relative to the peak."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of Adam's two moments."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    clip: float = 1.0
+    """Largest norm of the gradient, 0 = no clipping."""
+    precision: str = "fp32"
+    """`fp32`; `bf16` for everything; `mixed`: bf16 products, fp32 weights."""
+    loss: str = "all"
+    """Tokens that count: `all`, or those of the `response`."""
+    freeze: str = "none"
+    """What is frozen when: `none->router`, `none@0.0->router@0.5` (fractions of the phase)."""
+    expert_dropout: float = 0.0
+    """Dropout inside the experts."""
+    balance: BalanceSpec = field(default_factory=BalanceSpec)
+    """Losses and updates that keep the experts' load even."""
+    schedule_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("schedule"))
+    """Parameters of a schedule that has its own, by name."""
+    optimizer: str = field(default="adamw", metadata=NEUTRAL)
+    """The optimizer, ours or one of an installed package."""
+    optimizer_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("optimizer"))
+    """Parameters of an optimizer that has its own, by name."""
