@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.root import root_digest, root_document
-from orchestrator.plan.stages import Stage
+from orchestrator.plan.stage import Stage
 from orchestrator.spec.work import EvaluateWork, TrainWork
 from orchestrator.store import Manifest, Store
 

@@ -71,7 +71,7 @@ def measure(folder: Path, count: int, *, run: bool) -> None:
     from orchestrator.engine.loop import Engine, Options
     from orchestrator.grid.load import load_grid
     from orchestrator.plan.graph import build_graph
-    from orchestrator.plan.stages import CellStages
+    from orchestrator.plan.stage import CellStages
     from orchestrator.store import Store
 
     calls: collections.Counter[str] = collections.Counter()

@@ -25,7 +25,8 @@ from orchestrator.grid.files import grid_names
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.evaluations import benchmark_works, evaluation
 from orchestrator.plan.graph import build_graph
-from orchestrator.plan.stages import CellStages, Lowering, Stage
+from orchestrator.plan.stage import CellStages, Stage
+from orchestrator.plan.stages import Lowering
 from orchestrator.spec.cell import (
     BalanceSpec,
     BenchmarkSpec,

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.routers import kind_of
-from orchestrator.plan.stages import Stage
+from orchestrator.plan.stage import Stage
 from orchestrator.spec.cell import Resources, TrainSpec
 from orchestrator.spec.identity import canonical_text
 from orchestrator.spec.model import Model, Moe
@@ -77,7 +77,7 @@ def _feed_forward(moe: Moe, hidden_size: int, width: int) -> int:
 
 def shape_of(stage: Stage, resources: Resources) -> tuple[Any, ...]:
     """Return what decides a stage's speed, so that finished stages calibrate unfinished ones."""
-    work = stage.work
+    work = stage.form
     shape: tuple[object, ...] = (stage.kind, stage.phase, canonical_text(resources))
     if isinstance(work, TrainWork):
         train = work.conditions.train
@@ -108,7 +108,7 @@ def tokens_of(train: TrainSpec) -> int:
 
 def flops(stage: Stage, vocab_size: int) -> float:
     """Return the FLOPs of a stage's matrix products: forward and backward for training, forward for evaluation."""
-    work = stage.work
+    work = stage.form
     if isinstance(work, TrainWork):
         train = work.conditions.train
         tokens = tokens_of(train) * stage.steps / train.steps
@@ -126,9 +126,9 @@ def flops(stage: Stage, vocab_size: int) -> float:
 
 def state_bytes(stage: Stage, vocab_size: int) -> int:
     """Return the bytes of the state a training stage commits: fp32 weights and two moments; 0 for other stages."""
-    if not isinstance(stage.work, TrainWork):
+    if not isinstance(stage.form, TrainWork):
         return 0
-    return 3 * 4 * parameters(stage.work.model, vocab_size).total
+    return 3 * 4 * parameters(stage.form.model, vocab_size).total
 
 
 def first_guess_seconds(stage: Stage, resources: Resources, vocab_size: int) -> float:
@@ -138,7 +138,7 @@ def first_guess_seconds(stage: Stage, resources: Resources, vocab_size: int) -> 
         speed = GPU_FLOPS * chips * resources.gpus * 0.35
     else:
         speed = CPU_FLOPS_PER_CORE * chips * resources.cores
-    if isinstance(stage.work, (DataWork, TokensWork)):
+    if isinstance(stage.form, (DataWork, TokensWork)):
         return DATA_SECONDS
     return PROCESS_START_SECONDS + flops(stage, vocab_size) / speed
 
@@ -148,7 +148,8 @@ class Clock:
 
     def __init__(self, measured: Mapping[tuple[object, ...], float] | None = None) -> None:
         self._measured = dict(measured or {})
-        self._known: dict[tuple[str, Resources, int], float] = {}
+        # By what stages of equal cost have in common: the objects, held so that their ids stay theirs.
+        self._known: dict[tuple[int, ...], tuple[tuple[object, ...], float]] = {}
 
     @classmethod
     def from_finished(cls, finished: Iterable[tuple[Stage, Resources, Mapping[str, Any]]]) -> Clock:
@@ -169,11 +170,11 @@ class Clock:
 
     def seconds(self, stage: Stage, resources: Resources, vocab_size: int) -> float:
         """Return the expected seconds of `stage`."""
-        identity = (stage.key, resources, vocab_size)
-        if identity not in self._known:
+        alike = (*stage.alike, resources)
+        identity = (*map(id, alike), vocab_size)
+        known = self._known.get(identity)
+        if known is None:
             rate = self._measured.get(shape_of(stage, resources)) if self._measured else None
-            if rate is not None:
-                self._known[identity] = rate * units(stage)
-            else:
-                self._known[identity] = first_guess_seconds(stage, resources, vocab_size)
-        return self._known[identity]
+            guess = rate * units(stage) if rate is not None else first_guess_seconds(stage, resources, vocab_size)
+            known = self._known[identity] = (alike, guess)
+        return known[1]

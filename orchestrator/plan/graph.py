@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from orchestrator import registry
 from orchestrator.grid.load import Grid, GridCell
-from orchestrator.plan.stages import CellStages, Lowering, Stage
+from orchestrator.plan.stage import CellStages, Stage
+from orchestrator.plan.stages import Lowering
 from orchestrator.spec.cell import Execution, Resources
 from orchestrator.spec.providers import Use, of_all, uses_of
 
 # One process runs the segments of a chain; longer chains only delay the other branches' scheduling.
 MAX_CHAIN = 16
+# Of phases that a grid says nothing of.
+NO_RESOURCES = Resources()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class StageGraph:
 
     def resources(self, key: str) -> Resources:
         """Return the resources of the stage's phase."""
-        return self.execution(key).resources.get(self.stages[key].phase, Resources())
+        return self.execution(key).resources.get(self.stages[key].phase, NO_RESOURCES)
 
     def guards(self, key: str) -> tuple[tuple[str, ...], ...]:
         """Return, for each cell that needs a training stage, what must be prepared first: all that is cheap can fail.
@@ -140,31 +144,56 @@ def build_graph(grid: Grid, *, share: bool = True) -> StageGraph:
     lowering = Lowering()
     stages: dict[str, Stage] = {}
     cells: dict[str, CellStages] = {}
-    users: dict[str, list[str]] = {}
-    children: dict[str, list[str]] = {}
-    guards: dict[str, dict[tuple[str, ...], None]] = {}
+    users: dict[str, tuple[str, ...] | list[str]] = {}
+    children: dict[str, tuple[str, ...] | list[str]] = {}
+    guards: dict[str, tuple[tuple[str, ...], ...]] = {}
+    intern: dict[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]] = {}  # one object for all equal guards
     private = {item.id: "" if share else item.id for item in grid.cells}
     for item in grid.cells:
         lowering.gather(item.cell, private=private[item.id])
     for item in grid.cells:
         lowered = lowering.cell(item.cell, private=private[item.id])
         cells[item.id] = lowered
+        alone = (item.id,)
         for stage in lowered.stages:
-            if stage.key not in stages:
-                stages[stage.key] = stage
-                users[stage.key] = []
+            key = stage.key
+            if key not in stages:
+                stages[key] = stage
+                users[key] = alone
                 for parent in stage.parents:
-                    children.setdefault(parent, []).append(stage.key)
-            users[stage.key].append(item.id)
+                    _append(children, parent, (key,))
+            else:
+                _append(users, key, alone)
             if stage.steps:
-                guards.setdefault(stage.key, {})[lowered.prepared] = None
+                known = guards.get(key, ())
+                if lowered.prepared not in known:
+                    guards[key] = intern.setdefault((*known, lowered.prepared), (*known, lowered.prepared))
     return StageGraph(
         grid=grid,
         stages=stages,
         cells=cells,
-        users={key: tuple(ids) for key, ids in users.items()},
+        users=_tuples(users),
         shared=share,
-        _children={key: tuple(keys) for key, keys in children.items()},
+        _children=_tuples(children),
         _by_id={item.id: item for item in grid.cells},
-        _guards={key: tuple(found) for key, found in guards.items()},
+        _guards=guards,
     )
+
+
+def _append(found: dict[str, tuple[str, ...] | list[str]], key: str, one: tuple[str, ...]) -> None:
+    """Append to what is known of `key`; most keys get one, so that a list is made for the second."""
+    known = found.get(key)
+    if known is None:
+        found[key] = one
+    elif isinstance(known, list):
+        known += one
+    else:
+        found[key] = [*known, *one]
+
+
+def _tuples(found: dict[str, tuple[str, ...] | list[str]]) -> dict[str, tuple[str, ...]]:
+    """Turn lists into tuples, in place where that saves a second dictionary of a million entries."""
+    for key, known in found.items():
+        if isinstance(known, list):
+            found[key] = tuple(known)
+    return cast("dict[str, tuple[str, ...]]", found)

@@ -28,7 +28,7 @@ def missing_benchmarks(grid: Grid) -> list[LeftOut]:
 
 def missing_keys(plan: Plan) -> MoegridError | None:
     """Return what is wrong when pending judges need a key that this environment does not have, else None."""
-    works = [plan.graph.stages[key].work for key in plan.pending]
+    works = [plan.graph.stages[key].form for key in plan.pending]
     asking = Counter(work.judge.name for work in works if isinstance(work, JudgeWork))
     for name, count in sorted(asking.items()):
         key = JUDGES.get(name).key
@@ -61,13 +61,13 @@ def missing_devices(plan: Plan, gpus: int | None) -> MoegridError | None:
     """
     if gpus is None:
         return None
+    graph, pending = plan.graph, plan.pending
     # Data and tokenizers are made without a GPU, whatever the device.
-    computing = [key for key in plan.pending if plan.graph.stages[key].phase != "prepare"]
-    on_gpu = [key for key in computing if plan.graph.execution(key).device == "cuda"]
-    asked = {key: plan.graph.resources(key).gpus for key in plan.pending}
+    on_gpu = [key for key in pending if graph.stages[key].phase != "prepare" and graph.execution(key).device == "cuda"]
+    asked = {key: graph.resources(key).gpus for key in pending}
     most = max(asked.values(), default=0)
     if most > gpus:
-        phases = dict.fromkeys(plan.graph.stages[key].phase for key in plan.pending if asked[key] > gpus)
+        phases = dict.fromkeys(plan.graph.stages[key].phase for key in pending if asked[key] > gpus)
         where = ", ".join(f"execution.resources.{phase}.gpus" for phase in phases)
         error, cause = f"this machine has {gpus} GPUs, and the grid asks for {most}", f"{where} of this plan"
     elif on_gpu and not gpus:
@@ -89,7 +89,7 @@ def gates(plan: Plan) -> list[Gate]:
     """Return the gated repositories, of those known, that pending stages read."""
     found: dict[str, int] = {}
     for key in plan.pending:
-        for source in {*_sources(plan.graph.stages[key].work)}:
+        for source in {*_sources(plan.graph.stages[key].form)}:
             if is_gated(source):
                 name = hub_name(source).name
                 found[name] = found.get(name, 0) + 1

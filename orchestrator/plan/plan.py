@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.plan.cost import Clock
 from orchestrator.plan.graph import StageGraph
-from orchestrator.plan.stages import Stage
+from orchestrator.plan.stage import Stage
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.work import TrainWork
 
@@ -25,6 +26,12 @@ class Action:
     step: int = 0
 
 
+# One object for all stages of which no more is to be said.
+DONE = Action("done")
+NOT_NEEDED = Action("done", "not needed: all that uses it is done")
+NEW = Action("run", "new")
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The actions of all stages of a graph and their cost."""
@@ -32,6 +39,7 @@ class Plan:
     graph: StageGraph
     actions: Mapping[str, Action]
     clock: Clock = field(default_factory=Clock)
+    _counted: list[tuple[Stage, float, int, int]] = field(default_factory=list, compare=False, repr=False)
 
     def keys(self, *names: str) -> list[str]:
         """Return the keys of the stages with one of these actions, in topological order."""
@@ -64,11 +72,7 @@ class Plan:
     def seconds(self, key: str) -> float:
         """Return the expected seconds of the work left in a stage."""
         stage = self.graph.stages[key]
-        whole = self.clock.seconds(stage, self.graph.resources(key), self.vocabulary(stage))
-        if isinstance(stage.work, TrainWork) and stage.steps:
-            left = (stage.work.stop - max(self.actions[key].step, stage.work.start)) / stage.steps
-            return whole * left
-        return whole
+        return self._whole(stage) * self._left(stage)
 
     def vocabulary(self, stage: Stage) -> int:
         """Return the size of the vocabulary of the cells that use a stage."""
@@ -76,20 +80,50 @@ class Plan:
 
     def hours(self, *, gpu: bool) -> float:
         """Return GPU-hours (or core-hours) of everything that is still to be done."""
-        total = 0.0
-        for key in self.pending:
-            total += self.seconds(key) / 3600 * devices(self.graph.resources(key), gpu=gpu)
-        return total
+        return self._hours(gpu=gpu)[0]
 
     def hours_of_grid(self, *, gpu: bool, shared: bool) -> float:
         """Return GPU-hours (or core-hours) of the whole grid from nothing, with or without sharing."""
-        total = 0.0
-        for key, stage in self.graph.stages.items():
-            resources = self.graph.resources(key)
-            seconds = self.clock.seconds(stage, resources, self.vocabulary(stage))
-            times = 1 if shared else len(self.graph.users[key])
-            total += times * seconds / 3600 * devices(resources, gpu=gpu)
-        return total
+        return self._hours(gpu=gpu)[1 if shared else 2]
+
+    def _hours(self, *, gpu: bool) -> tuple[float, float, float]:
+        """Return the hours left, those of the whole grid, and those without sharing."""
+        totals = [0.0, 0.0, 0.0]
+        for stage, *counts in self._classes():
+            held = devices(self.graph.resources(stage.key), gpu=gpu)
+            hours = self._whole(stage) / 3600 * held if held else 0.0
+            for index, count in enumerate(counts):
+                totals[index] += count * hours
+        return totals[0], totals[1], totals[2]
+
+    def _classes(self) -> Iterable[tuple[Stage, float, int, int]]:
+        """Return for stages of equal cost: one of them, how many are left, how many there are, shared and unshared."""
+        if not self._counted:
+            classes: dict[tuple[int, ...], list[Any]] = {}
+            for key, stage in self.graph.stages.items():
+                users, action = self.graph.users[key], self.actions[key]
+                cell = self.graph.cell(users[0]).cell
+                alike = (*map(id, stage.alike), id(cell.execution), id(cell.tokenizer))
+                found = classes.get(alike)
+                if found is None:
+                    found = classes[alike] = [stage, 0.0, 0, 0]
+                if action.name == "run":
+                    found[1] += 1.0
+                elif action.name == "resume":
+                    found[1] += self._left(stage)
+                found[2] += 1
+                found[3] += len(users)
+            self._counted.extend((stage, left, shared, unshared) for stage, left, shared, unshared in classes.values())
+        return self._counted
+
+    def _whole(self, stage: Stage) -> float:
+        return self.clock.seconds(stage, self.graph.resources(stage.key), self.vocabulary(stage))
+
+    def _left(self, stage: Stage) -> float:
+        """Return the part of a stage that is left where it goes on from an earlier state, else 1."""
+        if not isinstance(stage.made, TrainWork) or not stage.steps:
+            return 1.0
+        return (stage.made.stop - max(self.actions[stage.key].step, stage.made.start)) / stage.steps
 
 
 def devices(resources: Resources, *, gpu: bool) -> int:
@@ -120,11 +154,18 @@ def make_plan(
     needed = _needed(graph, present, stale_keys, damaged)
     actions: dict[str, Action] = {}
     # Preparation first: training waits for that of its cells, which may stand behind it.
-    for key, stage in sorted(graph.stages.items(), key=lambda item: item[1].phase != "prepare"):
-        if key in needed:
-            actions[key] = _action(graph, stage, present, failed, stale_keys, begun, actions)
-        else:
-            actions[key] = Action("done", "" if key in present else "not needed: all that uses it is done")
+    for preparing in (True, False):
+        for key, stage in graph.stages.items():
+            if (stage.phase == "prepare") is not preparing:
+                continue
+            if key not in needed:
+                actions[key] = DONE if key in present else NOT_NEEDED
+            elif key in present and key not in stale_keys:
+                actions[key] = DONE
+            elif failed or key in begun or key in stale_keys:
+                actions[key] = _action(graph, stage, present, failed, stale_keys, begun, actions)
+            else:
+                actions[key] = NEW
     return Plan(graph, actions, clock or Clock())
 
 
@@ -156,8 +197,6 @@ def _action(
     begun: Collection[str],
     actions: Mapping[str, Action],
 ) -> Action:
-    if stage.key in present and stage.key not in stale:
-        return Action("done")
     if stage.key in failed:
         return Action("blocked", failed[stage.key])
     blocking = [parent for parent in stage.parents if _blocked(parent, actions)]
@@ -168,13 +207,13 @@ def _action(
         reason = actions[blocking[0]].reason
         by = reason if reason.startswith("blocked by ") else f"blocked by {graph.stages[blocking[0]].label}: {reason}"
         return Action("blocked", by)
-    if stage.key in begun and isinstance(stage.work, TrainWork):
-        step = latest_step(stage.work, present)
-        if step > stage.work.start:
-            return Action("resume", f"from step {step} of {stage.work.stop}", step)
+    if stage.key in begun and isinstance(stage.made, TrainWork):
+        step = latest_step(stage.made, present)
+        if step > stage.made.start:
+            return Action("resume", f"from step {step} of {stage.made.stop}", step)
     if stage.key in stale:
         return Action("run", "a parent was repaired")
-    return Action("run", "new")
+    return NEW
 
 
 def latest_step(work: TrainWork, present: Collection[str]) -> int:

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.suites import SUITES, read
 from orchestrator.catalog.tasks import TASKS
-from orchestrator.plan.evaluations import (
-    MEASURING,
-    benchmark_works,
-    evaluation,
-)
+from orchestrator.plan.evaluations import MEASURING, benchmark_works, evaluation
+from orchestrator.plan.stage import CellStages, Result, Stage
 from orchestrator.spec.cell import Cell, DataSpec, TaskSpec, TrainSpec
+from orchestrator.spec.forms import Form, OpenConditions
 from orchestrator.spec.identity import Span, state_key
 from orchestrator.spec.model import Model
 from orchestrator.spec.schedule import Phase, freeze_phases, step_at
@@ -22,7 +20,6 @@ from orchestrator.spec.suites import Use, uses
 from orchestrator.spec.work import (
     Conditions,
     DataWork,
-    EvaluateWork,
     GenerateWork,
     InitWork,
     JudgeWork,
@@ -32,55 +29,6 @@ from orchestrator.spec.work import (
     TrainWork,
     Work,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A unit of work with its key, the keys it needs, and the class of resources (`phase`) it runs under."""
-
-    key: str
-    kind: str
-    phase: str  # prepare | pretrain | finetune | evaluate
-    work: Work
-    parents: tuple[str, ...]
-    label: str
-    steps: int = 0
-
-    @property
-    def state(self) -> str:
-        """The key of the training state (of a judge: of the responses) that an evaluation reads, else ""."""
-        if isinstance(self.work, JudgeWork):
-            return self.work.responses
-        return self.work.state if isinstance(self.work, (EvaluateWork, GenerateWork)) else ""
-
-    @property
-    def suite(self) -> str:
-        """The suite that a stage's metrics belong to, else ""."""
-        return self.work.suite if isinstance(self.work, (EvaluateWork, JudgeWork)) else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One wanted result of a cell: a suite on the state at fraction `at` of its last phase."""
-
-    key: str
-    suite: str
-    at: float
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class CellStages:
-    """The stages of one cell in the order they are needed; `prepared` are the keys of those before any training."""
-
-    stages: tuple[Stage, ...]
-    final: str
-    results: tuple[Result, ...]
-    prepared: tuple[str, ...] = ()
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(stage.key for stage in self.stages)
 
 
 def constant_part(train: TrainSpec, frozen: str) -> TrainSpec:
@@ -104,9 +52,11 @@ def before_finetuning(model: Model) -> Model:
 
 # A line of training: the initial artifact, the spans before, the conditions' digest and the step where they set in.
 Line = tuple[str, tuple[Span, ...], str, int]
+# A stage with the result that it is for its cell, None if its metrics are none.
+Measured = tuple[tuple[Stage, Result | None], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Base:
     """What the cells of equal sections have in common before training."""
 
@@ -117,6 +67,14 @@ class _Base:
     items: str
     benchmarks: Mapping[tuple[str, str], tuple[Use, str, str]]  # (suite, benchmark) -> use, its items, clean items
     prepared: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """What cells of equal sections measure on their states, step by step."""
+
+    steps: Mapping[int, tuple[tuple[str, float, Form, str], ...]]  # step -> suite, fraction, form, label
+    known: dict[tuple[str, int], Measured]  # (state, step) -> its stages
 
 
 class Lowering:
@@ -130,10 +88,10 @@ class Lowering:
     def __init__(self) -> None:
         self._stages: dict[object, Stage] = {}
         self._bases: dict[object, _Base] = {}
-        self._spans: dict[object, tuple[tuple[Phase, Conditions, str], ...]] = {}
-        self._constant: dict[tuple[int, str], TrainSpec] = {}
-        self._cuts: dict[Line, set[int]] = {}
-        self._suites: dict[object, list[Stage]] = {}
+        self._open: dict[object, tuple[tuple[Phase, OpenConditions], ...]] = {}
+        self._digests: dict[object, dict[int, tuple[str, ...]]] = {}
+        self._cuts: dict[Line, tuple[int, ...]] = {}
+        self._asked: dict[object, _Asked] = {}
 
     def gather(self, cell: Cell, *, private: str = "") -> None:
         """Note where `cell` needs its training cut."""
@@ -142,9 +100,11 @@ class Lowering:
         for phase, train, seed, last in phases_of(cell):
             wanted = [step_at(at, train.steps) for at in cell.evaluate.at] if last else []
             for span, _, digest in self._spans_of(cell, phase, train, seed, base):
-                cuts = self._cuts.setdefault((base.init, history, digest, span.start), set())
-                cuts.add(span.stop)
-                cuts.update([step for step in wanted if span.start < step < span.stop])
+                line = (base.init, history, digest, span.start)
+                steps = [span.stop, *(step for step in wanted if span.start < step < span.stop)]
+                known = self._cuts.get(line, ())
+                if not known or any(step not in known for step in steps):
+                    self._cuts[line] = tuple(sorted({*known, *steps}))
                 history = (*history, (digest, span.start, span.stop))
 
     def cell(self, cell: Cell, *, private: str = "") -> CellStages:
@@ -159,11 +119,11 @@ class Lowering:
             states = {0: state}
             for span, conditions, digest in self._spans_of(cell, phase, train, seed, base):
                 before, start = history, span.start
-                for stop in sorted(self._cuts[base.init, history, digest, span.start]):
+                for stop in self._cuts[base.init, history, digest, span.start]:
                     if stop > span.stop:
                         break
                     after = (*history, (digest, span.start, stop))
-                    stage = self._segment(cell, base, state, before, after, conditions, digest, start, stop)
+                    stage = self._segment(cell, base, state, before, after, conditions, seed, digest, start)
                     stages.append(stage)
                     state = states[stop] = stage.key
                     before, start = after, stop
@@ -233,56 +193,43 @@ class Lowering:
 
     def _spans_of(
         self, cell: Cell, phase: str, train: TrainSpec, seed: int, base: _Base
-    ) -> tuple[tuple[Phase, Conditions, str], ...]:
-        """Return (freeze phase, conditions, their digest) of one training phase."""
+    ) -> Iterator[tuple[Phase, OpenConditions, str]]:
+        """Yield (freeze phase, conditions, their digest with `seed`) of one training phase."""
         tokens, limit = base.tokens[phase], cell.model.moe.collaboration_top if phase == "finetune" else 0
-        identity = (phase, id(train), seed, tokens, limit)
-        if identity not in self._spans:
-            spans = []
-            for span in freeze_phases(train.freeze, train.steps):
-                # One object for all seeds: its canonical text is written once.
-                constant = self._constant.get((id(train), span.frozen))
-                if constant is None:
-                    constant = self._constant[id(train), span.frozen] = constant_part(train, span.frozen)
-                conditions = Conditions(phase, constant, tokens, seed, limit)
-                spans.append((span, conditions, conditions.digest()))
-            self._spans[identity] = tuple(spans)
-        return self._spans[identity]
+        identity = (phase, id(train), tokens, limit)
+        spans = self._open.get(identity)
+        if spans is None:
+            # One object for all seeds: its canonical text is written once.
+            spans = self._open[identity] = tuple(
+                (span, OpenConditions(Conditions(phase, constant_part(train, span.frozen), tokens, 0, limit)))
+                for span in freeze_phases(train.freeze, train.steps)
+            )
+            self._digests[identity] = {}
+        known = self._digests[identity]
+        digests = known.get(seed)
+        if digests is None:
+            digests = known[seed] = tuple([conditions.digest(seed) for _, conditions in spans])
+        for (span, conditions), digest in zip(spans, digests, strict=True):
+            yield span, conditions, digest
 
     def _evaluations(
         self, stages: list[Stage], cell: Cell, train: TrainSpec, states: Mapping[int, str], base: _Base
     ) -> tuple[Result, ...]:
-        evaluate = cell.evaluate
-        tokens = next(iter(base.tokens.values()))
+        identity = (id(base), id(cell.evaluate), id(cell.model), cell.seed.eval, train.steps)
+        asked = self._asked.get(identity)
+        if asked is None:
+            asked = self._asked[identity] = _Asked(_forms(cell, train, base), {})
         results: list[Result] = []
-        for at in sorted(evaluate.at):
-            step = step_at(at, train.steps)
-            for suite in evaluate.suites:
-                # A dense model routes nothing; interventions are measured on the final state alone.
-                kind = SUITES.get(suite)
-                if kind.final and (step != train.steps or not kind_of(cell.model.moe).routes):
-                    continue
-                identity = ("evaluate", suite, states[step], id(evaluate), id(cell.model), cell.seed.eval)
-                if identity not in self._suites:
-                    if "benchmarks" not in kind.reads:
-                        work = evaluation(cell, suite, states[step], base.tokenizer, base.items, tokens)
-                        made = [self._stage(work, "evaluate", f"{suite} at {at:g}", work.key())]
-                    else:
-                        made = list(self._benchmarks(cell, suite, states[step], base, at))
-                    self._suites[identity] = made
-                for stage in self._suites[identity]:
-                    stages.append(stage)
-                    if stage.kind in MEASURING:
-                        results.append(Result(stage.key, suite, at, step))
+        for step, forms in asked.steps.items():
+            state = states[step]
+            known = asked.known.get((state, step))
+            if known is None:
+                known = asked.known[state, step] = tuple(_measured(forms, state, step))
+            for stage, result in known:
+                stages.append(stage)
+                if result is not None:
+                    results.append(result)
         return tuple(results)
-
-    def _benchmarks(self, cell: Cell, suite: str, state: str, base: _Base, at: float) -> Iterator[Stage]:
-        """Yield the stages of a suite of benchmarks: one each, or responses and a stage a judge."""
-        for (of, _), (use, items, clean) in base.benchmarks.items():
-            if of != suite:
-                continue
-            for work, label in benchmark_works(cell, suite, use, state, base.tokenizer, items, clean):
-                yield self._stage(work, "evaluate", f"{label} at {at:g}", work.key())
 
     def _data(self, stages: list[Stage], data: DataSpec, seed: int) -> str:
         return self._add(stages, DataWork(data, seed), "prepare", f"data {short_source(data.source)}")
@@ -294,40 +241,79 @@ class Lowering:
         parent: str,
         before: tuple[Span, ...],
         after: tuple[Span, ...],
-        conditions: Conditions,
+        conditions: OpenConditions,
+        seed: int,
         digest: str,
         start: int,
-        stop: int,
     ) -> Stage:
-        identity = (base.init, before, digest, start, stop)
-        if identity not in self._stages:
-            key = state_key(base.init, after)
-            model = cell.model if conditions.phase == "finetune" else before_finetuning(cell.model)
-            work = TrainWork(model, base.tokenizer, base.init, before, conditions, start, stop)
-            train = conditions.train
+        stop = after[-1][2]
+        identity = (parent, digest, start, stop)
+        known = self._stages.get(identity)
+        if known is None:
+            model = cell.model if conditions.conditions.phase == "finetune" else before_finetuning(cell.model)
+            work = TrainWork(model, base.tokenizer, base.init, before, conditions.filled(seed), start, stop)
+            train, phase = work.conditions.train, work.conditions.phase
             frozen = f" freeze {train.freeze}" if train.freeze else ""
             ratio = f" router_lr {train.router_lr:g}" if train.router_lr != train.lr else ""
-            self._stages[identity] = Stage(
-                key=key,
+            known = self._stages[identity] = Stage(
+                key=state_key(base.init, after),
                 kind=work.kind,
-                phase=conditions.phase,
-                work=work,
-                parents=tuple(dict.fromkeys((parent, conditions.tokens, base.tokenizer))),
-                label=f"{conditions.phase} {start}-{stop}{frozen}{ratio} seed {conditions.seed}",
+                phase=phase,
+                made=work,
+                parents=tuple(dict.fromkeys((parent, work.conditions.tokens, base.tokenizer))),
+                label=f"{phase} {start}-{stop}{frozen}{ratio} seed {seed}",
                 steps=stop - start,
             )
-        return self._stages[identity]
+        return known
 
     def _add(self, stages: list[Stage], work: Work, phase: str, label: str) -> str:
         key = work.key()
         if key not in self._stages:
-            self._stages[key] = self._stage(work, phase, label, key)
+            self._stages[key] = Stage(key, work.kind, phase, work, tuple(dict.fromkeys(work.parents.values())), label)
         stages.append(self._stages[key])
         return key
 
-    @staticmethod
-    def _stage(work: Work, phase: str, label: str, key: str) -> Stage:
-        return Stage(key, work.kind, phase, work, tuple(dict.fromkeys(work.parents.values())), label)
+
+def _forms(cell: Cell, train: TrainSpec, base: _Base) -> dict[int, tuple[tuple[str, float, Form, str], ...]]:
+    """Return what a cell asks of its states, by the step of the state."""
+    evaluate, tokens = cell.evaluate, next(iter(base.tokens.values()))
+    found: dict[int, list[tuple[str, float, Form, str]]] = {}
+    forms: dict[str, list[tuple[Form, str]]] = {}
+    for at in sorted(evaluate.at):
+        step = step_at(at, train.steps)
+        for suite in evaluate.suites:
+            # A dense model routes nothing; interventions are measured on the final state alone.
+            kind = SUITES.get(suite)
+            if kind.final and (step != train.steps or not kind_of(cell.model.moe).routes):
+                continue
+            if suite not in forms:
+                if "benchmarks" not in kind.reads:
+                    forms[suite] = [(Form(evaluation(cell, suite, "", base.tokenizer, base.items, tokens)), suite)]
+                else:
+                    forms[suite] = [
+                        (Form(work), label)
+                        for (of, _), (use, items, clean) in base.benchmarks.items()
+                        if of == suite
+                        for work, label in benchmark_works(cell, suite, use, "", base.tokenizer, items, clean)
+                    ]
+            asked = found.setdefault(step, [])
+            asked += [(suite, at, form, f"{label} at {at:g}") for form, label in forms[suite]]
+    return {step: tuple(asked) for step, asked in found.items()}
+
+
+def _measured(
+    asked: Sequence[tuple[str, float, Form, str]], state: str, step: int
+) -> Iterator[tuple[Stage, Result | None]]:
+    """Yield the stages that measure one state: judges read the responses that were generated before them."""
+    responses = ""
+    for suite, at, form, label in asked:
+        kind = form.work.kind
+        read = responses if kind == JudgeWork.kind else state
+        key = form.key(read)
+        if kind == GenerateWork.kind:
+            responses = key
+        result = Result(key, suite, at, step) if kind in MEASURING else None
+        yield Stage(key, kind, "evaluate", form, form.parents(read), label, 0, read), result
 
 
 def phases_of(cell: Cell) -> list[tuple[str, TrainSpec, int, bool]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from orchestrator.plan.cost import flops, parameters, state_bytes, tokens_of
@@ -15,23 +15,29 @@ from orchestrator.spec.providers import of_all, of_driver
 def phases(plan: Plan) -> list[dict[str, Any]]:
     """Return one row per phase: stages and steps with and without sharing, and the actions."""
     shared, unshared = plan.graph.sharing(), plan.graph.unshared()
-    rows = []
-    for phase in PHASES:
-        if phase not in shared:
-            continue
-        stages = [stage for stage in plan.graph.stages.values() if stage.phase == phase]
-        actions = Counter(plan.actions[stage.key].name for stage in stages)
-        rows.append(
-            {
-                "phase": phase,
-                "stages": {"shared": shared[phase][0], "unshared": unshared[phase][0]},
-                "steps": {"shared": shared[phase][1], "unshared": unshared[phase][1]},
-                "flops": sum(flops(stage, plan.vocabulary(stage)) for stage in stages),
-                "state_bytes": sum(state_bytes(stage, plan.vocabulary(stage)) for stage in stages),
-                "actions": {name: actions.get(name, 0) for name in ACTIONS},
-            }
-        )
-    return rows
+    counts: dict[str, Counter[str]] = {phase: Counter() for phase in PHASES}
+    alike: dict[tuple[int, ...], list[Any]] = {}
+    for stage in plan.graph.stages.values():
+        counts[stage.phase][plan.actions[stage.key].name] += 1
+        tokenizer = plan.graph.cell(plan.graph.users[stage.key][0]).cell.tokenizer
+        known = alike.setdefault((*map(id, stage.alike), id(tokenizer)), [stage, 0])
+        known[1] += 1
+    totals = {phase: [0.0, 0] for phase in PHASES}
+    for stage, count in alike.values():
+        totals[stage.phase][0] += count * flops(stage, plan.vocabulary(stage))
+        totals[stage.phase][1] += count * state_bytes(stage, plan.vocabulary(stage))
+    return [
+        {
+            "phase": phase,
+            "stages": {"shared": shared[phase][0], "unshared": unshared[phase][0]},
+            "steps": {"shared": shared[phase][1], "unshared": unshared[phase][1]},
+            "flops": totals[phase][0],
+            "state_bytes": totals[phase][1],
+            "actions": {name: counts[phase].get(name, 0) for name in ACTIONS},
+        }
+        for phase in PHASES
+        if phase in shared
+    ]
 
 
 def groups(plan: Plan) -> list[dict[str, Any]]:
@@ -81,8 +87,13 @@ def _reason(plan: Plan, keys: Collection[str]) -> str:
 def models(plan: Plan) -> list[dict[str, Any]]:
     """Return one row per shape: total and active parameters, forward FLOPs a token, training tokens, cells."""
     rows: dict[Any, dict[str, Any]] = {}
+    known: dict[tuple[int, ...], dict[str, Any]] = {}  # by the sections that make a row: a grid builds each once
     for item in plan.graph.grid.cells:
         model = item.cell.model
+        identity = tuple(map(id, (model, item.cell.tokenizer, item.cell.pretrain, item.cell.finetune)))
+        if identity in known:
+            known[identity]["cells"] += 1
+            continue
         count = parameters(model, item.cell.tokenizer.vocab_size)
         phases = {"pretrain": item.cell.pretrain, "finetune": item.cell.finetune}
         row = {
@@ -94,20 +105,21 @@ def models(plan: Plan) -> list[dict[str, Any]]:
             "flops_per_token": count.flops_per_token,
             "tokens": {phase: tokens_of(train) for phase, train in phases.items() if train is not None},
         }
-        rows.setdefault(repr(row), {**row, "cells": 0})["cells"] += 1
+        known[identity] = rows.setdefault(repr(row), {**row, "cells": 0})
+        known[identity]["cells"] += 1
     return list(rows.values())
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON types (the contract of `moegrid plan --json`)."""
     grid = plan.graph.grid
-    shared, unshared = plan.graph.sharing(), plan.graph.unshared()
+    rows = phases(plan)
     return {
         "grid": grid.name,
         "scale": grid.scale,
         "cells": len(grid.cells),
-        "stages": {"shared": _sum(shared, 0), "unshared": _sum(unshared, 0)},
-        "train_steps": {"shared": _sum(shared, 1), "unshared": _sum(unshared, 1)},
+        "stages": _sum(rows, "stages"),
+        "train_steps": _sum(rows, "steps"),
         "actions": plan.counts(),
         "gpu_hours": round(plan.hours(gpu=True), 3),
         "core_hours": round(plan.hours(gpu=False), 3),
@@ -115,7 +127,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "shared": round(plan.hours_of_grid(gpu=True, shared=True), 3),
             "unshared": round(plan.hours_of_grid(gpu=True, shared=False), 3),
         },
-        "phases": phases(plan),
+        "phases": rows,
         "groups": groups(plan),
         "models": models(plan),
         "plugins": [{**use.to_json(), "shown": str(use)} for use in of_all((*plan.graph.uses(), *of_driver()))],
@@ -130,5 +142,6 @@ def to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _sum(totals: Mapping[str, tuple[int, int]], index: int) -> int:
-    return sum(pair[index] for pair in totals.values())
+def _sum(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str, int]:
+    counts = [row[name] for row in rows]
+    return {sharing: sum(count[sharing] for count in counts) for sharing in ("shared", "unshared")}

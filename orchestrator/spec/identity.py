@@ -145,21 +145,27 @@ def digest(value: object) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def science_key(
+def science_text(
     kind: str, fields: object, parents: Sequence[str] = (), versions: Mapping[str, int | str] = MappingProxyType({})
 ) -> str:
-    """Return the key of the artifact that `kind` makes from `fields` and its parents' keys.
+    """Return the canonical JSON whose sha256 is the key of what `kind` makes from `fields` and its parents' keys.
 
     `versions` are those of what decides its meaning, without versions of 1, and what stands for outsiders' parts
     (orchestrator.spec.versions).
     """
     text = _CANONICAL.text_of_fields(fields) if dataclasses.is_dataclass(fields) else canonical_text(fields)
     of_parts = f',"versions":{canonical_text(versions)}' if versions else ""
-    head = (
+    return (
         f'{{"fields":{text},"kind":"{kind}","parents":{canonical_text(list(parents))},'
         f'"version":{KIND_VERSIONS[kind]}{of_parts}}}'
     )
-    return hashlib.sha256(head.encode()).hexdigest()
+
+
+def science_key(
+    kind: str, fields: object, parents: Sequence[str] = (), versions: Mapping[str, int | str] = MappingProxyType({})
+) -> str:
+    """Return the key of the artifact that `kind` makes from `fields` and its parents' keys (see `science_text`)."""
+    return hashlib.sha256(science_text(kind, fields, parents, versions).encode()).hexdigest()
 
 
 Span = tuple[str, int, int]  # (digest of the training conditions, from step, to step)
@@ -194,14 +200,10 @@ def state_keys(init: str, history: Sequence[Span], conditions: str, start: int, 
 
     Cheap enough (about 1 us a step) to look for every step at which a checkpoint could lie.
     """
-    line = digest(
-        {
-            "kind": "train",
-            "version": KIND_VERSIONS["train"],
-            "init": init,
-            "history": [list(span) for span in lineage(history)],
-            "conditions": conditions,
-            "from": start,
-        }
+    # The canonical JSON of these six, written out: a large grid has a line for each training segment.
+    text = (
+        f'{{"conditions":{_quote(conditions)},"from":{start},"history":{canonical_text(lineage(history))},'
+        f'"init":{_quote(init)},"kind":"train","version":{KIND_VERSIONS["train"]}}}'
     )
+    line = hashlib.sha256(text.encode()).hexdigest()
     return [hashlib.sha256(f"{line}@{step}".encode()).hexdigest() for step in steps]

@@ -8,6 +8,7 @@ besides its fields and parents, as `orchestrator.spec.versions` does.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +21,11 @@ from orchestrator.catalog.uses import Uses
 from orchestrator.spec import versions
 from orchestrator.spec.cell import DataSpec, GenerationSpec, JudgeSpec, TaskSpec, TokenizerSpec, TrainSpec
 from orchestrator.spec.content import anywhere, anywhere_model
-from orchestrator.spec.identity import NEUTRAL, Span, digest, lineage, plain, science_key, state_key, state_keys
+from orchestrator.spec.identity import NEUTRAL, Span, canonical_text, lineage, plain, science_key, state_key, state_keys
 from orchestrator.spec.model import Model
+
+# What a key is made of: the kind, the fields, the parents' keys that no field holds, and raised versions.
+Content = tuple[str, object, Sequence[str], Mapping[str, int | str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +150,13 @@ class Conditions:
     seed: int
     collaboration_top: int = field(default=0, metadata=NEUTRAL)
 
-    def digest(self) -> str:
+    def text(self) -> str:
+        """Return the canonical JSON whose sha256 is the digest."""
         made = versions.raised(self.parts())
-        return digest({"conditions": self, "versions": made}) if made else digest(self)
+        return canonical_text({"conditions": self, "versions": made} if made else self)
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.text().encode()).hexdigest()
 
     def parts(self) -> Iterator[str]:
         return versions.of_training(self.train, self.collaboration_top)
@@ -233,8 +241,12 @@ class EvaluateWork:
         named["clean_items"] = self.clean_items
         return {name: key for name, key in named.items() if key}
 
+    def content(self) -> Content:
+        """Return what the key is made of."""
+        return self.kind, _anywhere(self), (), versions.raised(self.parts())
+
     def key(self) -> str:
-        return science_key(self.kind, _anywhere(self), versions=versions.raised(self.parts()))
+        return science_key(*self.content())
 
     def parts(self) -> Iterator[str]:
         yield from versions.of_evaluation(self.suite, (*self.tasks, *self.clean), self.benchmark, self.metrics)
@@ -263,8 +275,12 @@ class GenerateWork:
     def parents(self) -> dict[str, str]:
         return {"state": self.state, "tokenizer": self.tokenizer, "items": self.items}
 
+    def content(self) -> Content:
+        """Return what the key is made of."""
+        return self.kind, _anywhere(self), (), versions.raised(self.parts())
+
     def key(self) -> str:
-        return science_key(self.kind, _anywhere(self), versions=versions.raised(self.parts()))
+        return science_key(*self.content())
 
     def parts(self) -> Iterator[str]:
         yield from versions.of_evaluation("", self.tasks, self.benchmark)
@@ -284,10 +300,13 @@ class JudgeWork:
     def parents(self) -> dict[str, str]:
         return {"responses": self.responses}
 
-    def key(self) -> str:
-        """Return the artifact's key; a judge's files are known by their content, wherever they lie."""
+    def content(self) -> Content:
+        """Return what the key is made of; a judge's files are known by their content, wherever they lie."""
         made = versions.raised(self.parts())
-        return science_key(self.kind, dataclasses.replace(self, judge=anywhere(self.judge)), versions=made)
+        return self.kind, dataclasses.replace(self, judge=anywhere(self.judge)), (), made
+
+    def key(self) -> str:
+        return science_key(*self.content())
 
     def parts(self) -> Iterator[str]:
         yield from versions.of_evaluation(self.suite, ())
