@@ -1,22 +1,24 @@
 """Engines: who owns gradients and optimizer, on how many processes. `torch` is one process or data parallel.
 
-Micro-batches are dealt to the ranks in turn; gradients are summed over ranks in one flat buffer whose layout depends
-on the trainable parameters alone. torch's own DistributedDataParallel regroups its buckets after the first iteration,
-so that a resumed run would sum in another order than one that never stopped.
+Micro-batches are dealt to the ranks in turn; gradients are summed over ranks while the last backward pass of a step
+runs (`jobs.train.engines.buckets`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from jobs.models.backbones import CausalLM
 from jobs.models.roles import parameter_roles
 from jobs.models.shards import Rows, dealt
 from jobs.train.engine import replicated_digest, replicated_weights
+from jobs.train.engines.buckets import GradientSums
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     assert_learning_rates,
@@ -60,11 +62,26 @@ class TorchEngine:
         self.optimizer = build_optimizer(train, plan_groups(self._roles), self._masters)
         self._names = {id(tensor): name for name, tensor in self._masters.items()}
         self._trained: list[str] = list(self._parameters)
+        self._turns = -(-train.accumulation // world_size)
+        self._turn = 0
+        self._group = dist.new_group() if world_size > 1 else None
+        self._sums: GradientSums | None = None
+        self._hooks: list[RemovableHandle] = []
 
     def freeze(self, frozen: str) -> None:
         names = apply_freeze(self.model, frozen)
         freeze_tensors(self.optimizer, (self._masters[name] for name in names))
         self._trained = [name for name in self._parameters if name not in names]
+        self._turn = 0
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        if self._group is None:
+            return
+        self._sums = GradientSums([self._masters[name] for name in self._trained], self._group)
+        for position, name in enumerate(self._trained):
+            arrived = partial(self._arrived, name, position)
+            self._hooks.append(self._parameters[name].register_post_accumulate_grad_hook(arrived))
 
     def set_lr(self, lr: float, router_lr: float) -> None:
         set_learning_rates(self.optimizer, lr, router_lr)
@@ -73,15 +90,27 @@ class TorchEngine:
         assert_learning_rates(self.optimizer, lr, router_lr)
 
     def backward(self, loss: Tensor) -> None:
+        self._turn += 1
         loss.backward()
         if self._separate:
             for name in self._trained:
-                gradient = self._parameters[name].grad
-                if gradient is None:
-                    continue
-                master = self._masters[name]
-                master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
-                self._parameters[name].grad = None
+                self._widen(name)
+
+    def _arrived(self, name: str, position: int, _: Tensor) -> None:
+        """Hand a gradient over to be summed when the step's last backward pass of this rank has completed it."""
+        if self._sums is not None and self._turn == self._turns:
+            if self._separate:
+                self._widen(name)
+            self._sums.arrived(position)
+
+    def _widen(self, name: str) -> None:
+        """Add a parameter's gradient to its master's, in fp32."""
+        gradient = self._parameters[name].grad
+        if gradient is None:
+            return
+        master = self._masters[name]
+        master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+        self._parameters[name].grad = None
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         if self.world_size > 1:
@@ -89,8 +118,8 @@ class TorchEngine:
         return values
 
     def gradient_norm(self) -> Tensor:
-        if self.world_size > 1:
-            self._sum_gradients()
+        if self._sums is not None:
+            self._sums.finish()
         gradients = self._gradients()
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         return norm
@@ -106,6 +135,7 @@ class TorchEngine:
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
+        self._turn = 0
         for name in self._trained:
             self._parameters[name].grad = None
             self._masters[name].grad = None
@@ -131,15 +161,3 @@ class TorchEngine:
     def _gradients(self) -> list[Tensor]:
         gradients = (self._masters[name].grad for name in self._trained)
         return [gradient for gradient in gradients if gradient is not None]
-
-    def _sum_gradients(self) -> None:
-        """All-reduce in one buffer; a rank without a micro-batch, or a parameter without a gradient, adds zeros."""
-        masters = [self._masters[name] for name in self._trained]
-        flat = torch.zeros(sum(m.numel() for m in masters), device=masters[0].device)
-        views = [v.view_as(m) for v, m in zip(flat.split([m.numel() for m in masters]), masters, strict=True)]
-        for view, master in zip(views, masters, strict=True):
-            if master.grad is not None:
-                view.copy_(master.grad)
-        dist.all_reduce(flat)
-        for view, master in zip(views, masters, strict=True):
-            master.grad = view
