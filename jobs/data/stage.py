@@ -11,6 +11,7 @@ import io
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from jobs.data.corpora import Document, Example, instructions, passages, without_shared
@@ -25,7 +26,7 @@ from orchestrator.data.rows import Row, placed
 from orchestrator.errors import SourceError
 from orchestrator.registry import load
 from orchestrator.spec.cell import DataSpec, MixSpec
-from orchestrator.spec.content import examples_of
+from orchestrator.spec.content import corpus_data, examples_of
 from orchestrator.spec.work import DataWork
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def run(context: StageContext, work: DataWork) -> None:
         read = read_at(work.data.source, *(data.source for data in apart.values()))
         context.commit(work, blobs=blobs, info={"items": counts, **read})
         return
+    if work.data.corpora:
+        _commit_corpora(context, work)
+        return
     train, heldout = split_rows(read_rows(work.data), work.data, work.seed)
     train.extend(mixed_rows(work.data.mix, work.seed))
     check_epoch(work.data, len(train))
@@ -49,6 +53,37 @@ def run(context: StageContext, work: DataWork) -> None:
     rows = {"train": len(train), "heldout": len(heldout), "mixed": work.data.mix.rows}
     read = read_at(work.data.source, work.data.mix.source)
     context.commit(work, blobs=blobs, info={"rows": rows, **read})
+
+
+def _commit_corpora(context: StageContext, work: DataWork) -> None:
+    """Commit the rows of several corpora: training rows corpus by corpus, held-out ones in one random order."""
+    train, heldout = corpora_rows(work.data, work.seed)
+    rows = {name: len(found) for name, found in train.items()}
+    blobs = {"train.parquet": parquet(list(chain(*train.values()))), "heldout.parquet": parquet(heldout)}
+    read = read_at(*(corpus.source for corpus in work.data.corpora))
+    counts = {"train": sum(rows.values()), "heldout": len(heldout), "mixed": 0}
+    context.commit(work, blobs=blobs, info={"rows": counts, "corpora": rows, **read})
+
+
+def corpora_rows(data: DataSpec, seed: int) -> tuple[dict[str, list[Document | Example]], list[Document | Example]]:
+    """Return (training rows by corpus, held-out rows) of a mixture; a row's source is the name of its corpus.
+
+    What one corpus holds out is in no other's training rows, and documents that those quote at length are dropped.
+    """
+    trains: dict[str, list[Document | Example]] = {}
+    heldout: list[Document | Example] = []
+    for corpus in data.corpora:
+        own = corpus_data(data, corpus)
+        trains[corpus.name], kept = split_rows([replace(row, source=corpus.name) for row in read_rows(own)], own, seed)
+        heldout += kept
+    known = {row.id for rows in trains.values() for row in rows}
+    heldout = [row for row in {row.id: row for row in heldout}.values() if row.id not in known]
+    heldout.sort(key=lambda row: hashlib.sha256(f"{seed}/{row.id}".encode()).hexdigest())
+    if data.format == "text" and len(trains) > 1:
+        documents = [row for row in heldout if isinstance(row, Document)]
+        others = [row for rows in trains.values() for row in rows if isinstance(row, Document)]
+        heldout = list(without_shared(documents, others))
+    return trains, heldout
 
 
 def read_rows(data: DataSpec, template: str = "{prompt}") -> Sequence[Document | Example]:

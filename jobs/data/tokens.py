@@ -10,6 +10,7 @@ begins. `span_tables.npy` serves new text.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ def run(context: StageContext, work: TokensWork) -> None:
     tables = vocabulary.span_tables()
     blobs: dict[str, Path | bytes] = {}
     tokens = {}
+    parts: dict[str, int] = context.manifest(work.data).info.get("corpora", {})
+    ranges: dict[str, list[int]] = {}
     for split in ("train", "heldout"):
         columns = context.fetch(work.data, f"{split}.parquet")
         if work.format == "text":
@@ -42,6 +45,9 @@ def run(context: StageContext, work: TokensWork) -> None:
             arrays = instruction_arrays(columns, vocabulary, work.max_length)
         else:
             raise SourceError(f"data format {work.format!r} is unknown", hint="use text or instruction")
+        if split == "train" and parts:
+            edges = arrays["offsets"] if "offsets" in arrays else np.append(arrays["docs"], len(arrays["tokens"]))
+            ranges = corpus_ranges(parts, [*range(len(edges))] if "offsets" in arrays else edges.tolist())
         arrays |= span_arrays(arrays["tokens"], tables)
         tokens[split] = len(arrays["tokens"])
         for name, array in arrays.items():
@@ -51,7 +57,17 @@ def run(context: StageContext, work: TokensWork) -> None:
     tables.save(context.scratch / "span_tables.npy")
     blobs["span_tables.npy"] = context.scratch / "span_tables.npy"
     special = {"bos": vocabulary.bos, "eos": vocabulary.eos, "pad": vocabulary.pad}
-    context.commit(work, blobs=blobs, info={"tokens": tokens, "vocab_size": vocabulary.size, **special})
+    corpora = {"corpora": ranges} if ranges else {}
+    context.commit(work, blobs=blobs, info={"tokens": tokens, "vocab_size": vocabulary.size, **special, **corpora})
+
+
+def corpus_ranges(rows: dict[str, int], edges: list[int]) -> dict[str, list[int]]:
+    """Return where the rows of each corpus begin and end, in tokens of text or in examples.
+
+    `rows` are how many each has, in their order; `edges` where each row begins, and the end of the last one.
+    """
+    bounds = [0, *accumulate(rows.values())]
+    return {name: [edges[a], edges[b]] for name, (a, b) in zip(rows, pairwise(bounds), strict=True)}
 
 
 def _id_type(vocabulary: Vocabulary) -> type[np.unsignedinteger[Any]]:

@@ -265,6 +265,8 @@ def _engine(context: StageContext, work: TrainWork, model: CausalLM) -> Engine:
 
 def _source(context: StageContext, work: TrainWork) -> Any:
     train = work.conditions.train
+    info = context.manifest(work.conditions.tokens).info
+    ranges: dict[str, list[int]] = info.get("corpora", {})
     batches = open_batches(
         train.data.format,
         context.directory(work.conditions.tokens),
@@ -272,7 +274,8 @@ def _source(context: StageContext, work: TrainWork) -> Any:
         work.conditions.seed,
         accumulation=train.accumulation,
         loss=train.loss,
-        pad=int(context.manifest(work.conditions.tokens).info.get("pad", 0)),
+        pad=int(info.get("pad", 0)),
+        corpora=[(*ranges[name], share) for name, share in train.data.weights.items()],
     )
     if isinstance(batches, InstructionBatches):
         check_epoch(train.data, batches.examples)

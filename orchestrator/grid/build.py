@@ -68,6 +68,8 @@ class Builder:
             return self.build(inner, value, path)
         if path == ("evaluate", "tasks"):
             return self._named(cells.TaskSpec, value, path)
+        if path[1:] == ("data", "corpora"):
+            return self._named(cells.CorpusSpec, value, path)
         if path == ("evaluate", "judges"):
             return self._named(cells.JudgeSpec, value, path)
         if field.registry is not None:
@@ -81,7 +83,7 @@ class Builder:
         return result
 
     def _named(self, owner: type, value: object, path: Path) -> Any:
-        """Tasks or judges by name (`{arc_easy: {shots: 5}}`, merged by layer) or as a list of names or mappings."""
+        """Tasks, judges or corpora by name (`{arc_easy: {shots: 5}}`, merged by layer) or as a list."""
         if isinstance(value, Mapping):
             for name, spec in value.items():
                 if not isinstance(spec, Mapping) and spec is not None and spec is not False:

@@ -32,6 +32,7 @@ _GRANULARITY = re.compile(r"^(\d+)/(\d+)(?:\+(\d+))?$")
 # Fields that cannot be factors, and why.
 _NOT_FACTORS = {
     "execution": "execution is not science",
+    **{f"{phase}.data.corpora": "the corpora are fixed, their weights vary: weights.NAME" for phase in PHASES},
     "evaluate.at": "it is the grid's own `at`",
     "evaluate.suites": "it is the grid's own `evaluate`",
     "evaluate.tasks": "cells of one grid are measured alike",
@@ -136,6 +137,7 @@ def short_names(phase: str, plain_seed: str) -> Mapping[str, tuple[Path, ...]]:
                 names.setdefault(name, ((*prefix, name),))
     names["data"] = ((phase, "data", "source"),)
     names["rows"] = ((phase, "data", "rows"),)
+    names["weights"] = ((phase, "data", "weights"),)
     names["mix_rows"] = ((phase, "data", "mix", "rows"),)
     names["dola"] = (("evaluate", "dola"),)
     names["vocab_size"] = (("tokenizer", "vocab_size"),)

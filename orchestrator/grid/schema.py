@@ -166,6 +166,8 @@ def _undescribed(field: Field) -> Schema:
         task = _object(cells.TaskSpec)
         by_name = {name: {"anyOf": [task, {"const": False}, {"type": "null"}]} for name in TASKS.names()}
         return _named(by_name, TASKS.names(), task)
+    if field.name == "corpora":
+        return {"type": "object", "additionalProperties": _object(cells.CorpusSpec)}
     if field.name == "judges":
         judge = _object(cells.JudgeSpec)
         by_name = {name: {"anyOf": [judge, {"const": False}, {"type": "null"}]} for name in JUDGES.names()}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
 from orchestrator.catalog.benchmarks import BENCHMARKS
+from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.suites import read
 from orchestrator.catalog.tasks import task_kind
 from orchestrator.data import local_data
 from orchestrator.data.benchmark_files import read_benchmark
 from orchestrator.data.hub_sets import benchmark_findings, items_findings, layout_findings
 from orchestrator.data.local_data import told
+from orchestrator.data.mixtures import mixture_shares
 from orchestrator.data.pinning import pin, pin_checkpoint
 from orchestrator.data.tokenizers import pin_tokenizer
 from orchestrator.errors import SourceError
@@ -26,6 +28,7 @@ from orchestrator.spec.cell import (
     BalanceSpec,
     BenchmarkSpec,
     Cell,
+    CorpusSpec,
     DataSpec,
     EvaluateSpec,
     JudgeSpec,
@@ -34,7 +37,7 @@ from orchestrator.spec.cell import (
     TokenizerSpec,
     TrainSpec,
 )
-from orchestrator.spec.content import anywhere, anywhere_model, examples_of
+from orchestrator.spec.content import anywhere, anywhere_data, anywhere_model, corpus_data, examples_of
 from orchestrator.spec.fields import Path, fields_of
 from orchestrator.spec.identity import digest
 from orchestrator.spec.model import ModelSpec
@@ -42,7 +45,7 @@ from orchestrator.spec.parameters import typed_parameters
 from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.units import Length
 
-_Sourced = TypeVar("_Sourced", BenchmarkSpec, JudgeSpec, MixSpec, TaskSpec)
+_Sourced = TypeVar("_Sourced", BenchmarkSpec, CorpusSpec, JudgeSpec, MixSpec, TaskSpec)
 
 SECTIONS = tuple(fields_of(Cell))
 SCIENCE = tuple(name for name in SECTIONS if name != "execution")
@@ -128,9 +131,8 @@ class Sections:
         if isinstance(value, TrainSpec):
             value, wrong_parameters = typed_parameters(value)
             findings += [((name, *at), message, hint) for at, message, hint in wrong_parameters]
-            data = self._pin(value.data, (name, "data", "source"), findings)
-            data = dataclasses.replace(data, mix=self._mix(data.mix, (name, "data", "mix", "source"), findings))
-            for part, spec in (((), data), (("mix",), examples_of(data.mix))):
+            data = self._data(value.data, (name, "data"), findings)
+            for part, spec in self._parts(data):
                 findings += [((name, "data", *part, at), wrong, hint) for at, wrong, hint in layout_findings(spec)]
             heads = self._heads(data)
             findings += [((name, "data", *part, "source"), *both) for part, both in heads]
@@ -193,6 +195,37 @@ class Sections:
             return dataclasses.replace(value, **changed)
         return value
 
+    def _data(self, data: DataSpec, path: Path, findings: list[Finding]) -> DataSpec:
+        """Return training data with everything that it is made of pinned; corpora take the place of its source."""
+        if not data.corpora:
+            for name in data.weights:
+                findings.append(
+                    ((*path, "weights", name), f"weight of {name!r}, which is no corpus", "set data.corpora")
+                )
+            pinned = self._pin(data, (*path, "source"), findings)
+            return dataclasses.replace(pinned, mix=self._mix(data.mix, (*path, "mix", "source"), findings))
+        try:
+            shares = mixture_shares(data)
+        except Mistake as mistake:
+            findings.append(((*path, "weights"), mistake.message, mistake.hint))
+            return data
+        corpora = tuple(
+            self._pinned_as(data.format, corpus, (*path, "corpora", corpus.name), findings) if corpus.source else corpus
+            for corpus in sorted(data.corpora, key=lambda corpus: corpus.name)
+            if corpus.name in shares
+        )
+        return DataSpec(
+            "", data.format, holdout=data.holdout, mix=data.mix, corpora=corpora, weights=Parameters(shares)
+        )
+
+    @staticmethod
+    def _parts(data: DataSpec) -> Iterator[tuple[Path, DataSpec]]:
+        """Yield (where, data) of all that training data are made of."""
+        if not data.corpora:
+            yield (), data
+        yield ("mix",), examples_of(data.mix)
+        yield from ((("corpora", corpus.name), corpus_data(data, corpus)) for corpus in data.corpora)
+
     def _mix(self, mix: MixSpec, path: Path, findings: list[Finding]) -> MixSpec:
         """Return the mixed-in examples pinned; no rows of them are no mix, wherever they would come from."""
         if not mix.rows:
@@ -218,9 +251,14 @@ class Sections:
                 findings.append((path, *told(error)))
 
     def _heads(self, data: DataSpec) -> list[tuple[Path, tuple[str, str]]]:
-        """Return what is wrong with the heads of the files that training data come from, at `()` or `("mix",)`."""
+        """Return what is wrong with the heads of the files that training data come from, by part."""
         if data not in self._looked_at:
-            own: list[tuple[Path, tuple[str, str]]] = [((), both) for both in local_data.head_findings(data)]
+            own = [
+                (part, both)
+                for part, spec in self._parts(data)
+                if part != ("mix",)
+                for both in local_data.head_findings(spec)
+            ]
             self._looked_at[data] = own + [(("mix",), both) for both in local_data.mix_findings(data)]
         return self._looked_at[data]
 
@@ -263,8 +301,7 @@ def _science(value: object, sound: bool) -> Any:
     """Return what of a section defines a cell: training as what it does, without what is measured when."""
     if isinstance(value, TrainSpec) and sound:
         normal = normal_train(value)
-        data = anywhere(normal.data)
-        return dataclasses.replace(normal, data=dataclasses.replace(data, mix=anywhere(data.mix)))
+        return dataclasses.replace(normal, data=anywhere_data(normal.data))
     if isinstance(value, ModelSpec):
         return anywhere_model(value)
     if isinstance(value, TokenizerSpec):

@@ -89,6 +89,15 @@ def _dola(cell: Cell) -> Iterator[Finding]:
         yield ("evaluate", "dola"), "dola has no effect", f"evaluate one of {', '.join(CONTRASTED)}"
 
 
+def _mixture(name: str, train: TrainSpec) -> Iterator[Finding]:
+    data, path = train.data, (name, "data")
+    if data.corpora and data.mix.rows:
+        yield (*path, "mix", "rows"), "examples are mixed into one source, not into corpora", "make them a corpus"
+    for corpus in data.corpora:
+        if not corpus.source:
+            yield (*path, "corpora", corpus.name), f"corpus {corpus.name!r} has no source", "name where it comes from"
+
+
 def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
     if train.router_lr is not None and train.router_lr_ratio != 1.0:
         yield (name, "router_lr"), "router_lr and router_lr_ratio are both set", "keep one of them"
@@ -100,6 +109,7 @@ def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
         yield (name, "data", "mix", "template"), message, "write where the prompt goes"
     if train.loss == "response" and train.data.format != "instruction":
         yield (name, "loss"), "loss 'response' needs instruction data", "set data.format: instruction, or loss: all"
+    yield from _mixture(name, train)
     yield from _schedules(name, train)
     try:
         check_freeze(train.freeze)
@@ -237,6 +247,8 @@ _MODEL_RULES: dict[str, tuple[Callable[[Cell], bool], str]] = {
         "all that it would draw comes from the checkpoint",
     ),
 }
+# Fields of training data that corpora have each for themselves.
+_OF_ONE_SOURCE = ("source", "split", "text_field", "prompt_field", "response_field", "rows", "revision", "digest")
 _DENSE_KEEPS = ("preset", "variant", "expert_width", "expert", "top_k")
 
 
@@ -261,6 +273,8 @@ def why_not(cell: Cell, path: Path) -> str:
             return no_router
         if path[1:3] == ("balance", "losses") and name != COEFFICIENT and path[3] not in train.balance.losses:
             return f"the loss {path[3]} is off"
+        if path[1] == "data" and len(path) == 3 and name in _OF_ONE_SOURCE and train.data.corpora:
+            return "the corpora say where the data come from"
         applies, reason = _TRAIN_RULES.get(name, (None, ""))
         return "" if applies is None or applies(cell, train) else reason
     if path[:2] == ("model", "moe") and no_router and name not in _DENSE_KEEPS:

@@ -106,7 +106,8 @@ def has_hub_token() -> bool:
 
 def _sources(work: Work) -> Iterator[str]:
     if isinstance(work, DataWork):
-        yield from (work.data.source, work.data.mix.source, *(source.data.source for source in work.sources))
+        apart = (source.data.source for source in work.sources)
+        yield from (work.data.source, work.data.mix.source, *(one.source for one in work.data.corpora), *apart)
     elif isinstance(work, TokenizerWork):
         yield work.tokenizer.source
     elif isinstance(work, InitWork):

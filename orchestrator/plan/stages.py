@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.suites import SUITES, read
 from orchestrator.catalog.tasks import TASKS
@@ -36,7 +37,8 @@ def constant_part(train: TrainSpec, frozen: str) -> TrainSpec:
     router_lr = train.lr * train.router_lr_ratio if train.router_lr is None else train.router_lr
     if frozen == "router":
         router_lr = train.lr
-    data = DataSpec(source="", format=train.data.format, holdout=0.0, examples=train.data.examples)
+    data = DataSpec(source="", format=train.data.format, holdout=0.0)
+    data = dataclasses.replace(data, examples=train.data.examples, weights=train.data.weights)
     return dataclasses.replace(train, freeze=frozen, router_lr=router_lr, router_lr_ratio=1.0, data=data)
 
 
@@ -162,7 +164,7 @@ class Lowering:
         for phase, train, _, _ in phases_of(cell):
             data = self._data(stages, train.data, cell.seed.data)
             length = train.sequence_length if train.data.format == "instruction" else 0
-            label = f"tokens of {short_source(train.data.source)}"
+            label = f"tokens of {shown(train.data)}"
             tokens[phase] = self._add(stages, TokensWork(data, tokenizer, train.data.format, length), "prepare", label)
         items = ""
         evaluate = cell.evaluate
@@ -232,7 +234,9 @@ class Lowering:
         return tuple(results)
 
     def _data(self, stages: list[Stage], data: DataSpec, seed: int) -> str:
-        return self._add(stages, DataWork(data, seed), "prepare", f"data {short_source(data.source)}")
+        # Corpora are prepared whole, whatever their weights: these are conditions of training.
+        data = dataclasses.replace(data, weights=Parameters()) if data.weights else data
+        return self._add(stages, DataWork(data, seed), "prepare", f"data {shown(data)}")
 
     def _segment(
         self,
@@ -321,6 +325,11 @@ def phases_of(cell: Cell) -> list[tuple[str, TrainSpec, int, bool]]:
     both = [("pretrain", cell.pretrain, cell.seed.pretrain), ("finetune", cell.finetune, cell.seed.finetune)]
     present = [(phase, train, seed) for phase, train, seed in both if train is not None]
     return [(phase, train, seed, i == len(present) - 1) for i, (phase, train, seed) in enumerate(present)]
+
+
+def shown(data: DataSpec) -> str:
+    """Return training data in a few words: its source, or the names of its corpora."""
+    return "+".join(corpus.name for corpus in data.corpora) or short_source(data.source)
 
 
 def short_source(source: str) -> str:

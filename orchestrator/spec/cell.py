@@ -12,6 +12,7 @@ from orchestrator.catalog.metrics import METRICS
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.uses import Uses
+from orchestrator.spec.data import CorpusSpec as CorpusSpec
 from orchestrator.spec.data import DataSpec as DataSpec
 from orchestrator.spec.data import MixSpec as MixSpec
 from orchestrator.spec.data import TokenizerSpec as TokenizerSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeVar
 
-from orchestrator.spec.cell import BenchmarkSpec, DataSpec, JudgeSpec, MixSpec, TaskSpec, TokenizerSpec
+from orchestrator.spec.cell import BenchmarkSpec, CorpusSpec, DataSpec, JudgeSpec, MixSpec, TaskSpec, TokenizerSpec
 from orchestrator.spec.model import ModelSpec
 
 _Modelled = TypeVar("_Modelled", bound=ModelSpec)
@@ -30,7 +30,7 @@ def examples_of(mix: MixSpec) -> DataSpec:
     )
 
 
-Sourced = TypeVar("Sourced", DataSpec, MixSpec, BenchmarkSpec, JudgeSpec, TaskSpec, TokenizerSpec)
+Sourced = TypeVar("Sourced", CorpusSpec, DataSpec, MixSpec, BenchmarkSpec, JudgeSpec, TaskSpec, TokenizerSpec)
 
 
 def anywhere(spec: Sourced) -> Sourced:
@@ -38,3 +38,25 @@ def anywhere(spec: Sourced) -> Sourced:
     if spec.source.startswith("file://") and spec.digest:
         return dataclasses.replace(spec, source="file://")
     return spec
+
+
+def corpus_data(data: DataSpec, corpus: CorpusSpec) -> DataSpec:
+    """Return one corpus of a mixture as data of its own."""
+    return DataSpec(
+        corpus.source,
+        format=data.format,
+        split=corpus.split,
+        text_field=corpus.text_field,
+        prompt_field=corpus.prompt_field,
+        response_field=corpus.response_field,
+        rows=corpus.rows,
+        holdout=data.holdout,
+        revision=corpus.revision,
+        digest=corpus.digest,
+    )
+
+
+def anywhere_data(data: DataSpec) -> DataSpec:
+    """Return training data with every file known by its content: its own, what is mixed in, its corpora."""
+    corpora = tuple(map(anywhere, data.corpora))
+    return dataclasses.replace(anywhere(data), mix=anywhere(data.mix), corpora=corpora)

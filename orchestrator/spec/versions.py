@@ -77,6 +77,8 @@ def of_training(train: TrainSpec, collaboration_top: int) -> Iterator[str]:
     yield f"{SCHEDULES.word} {train.schedule}"
     yield f"{OPTIMIZERS.word} {train.optimizer}"
     yield f"precision {train.precision}"
+    if train.data.weights:
+        yield "weights of corpora"
     if train.freeze:
         yield f"{FREEZING.word} {train.freeze}"
     if train.expert_dropout:
@@ -103,6 +105,8 @@ def of_data(data: DataSpec, tasks: Iterable[str] = ()) -> Iterator[str]:
     yield f"data {data.format}"
     if scheme := scheme_of(data.source):
         yield f"{SOURCES.word} {scheme}"
+    for corpus in data.corpora:
+        yield f"{SOURCES.word} {scheme_of(corpus.source)}"
     if data.mix.rows:
         yield "data mix"
         yield f"{SOURCES.word} {scheme_of(data.mix.source)}"

@@ -20,7 +20,7 @@ from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.uses import Uses
 from orchestrator.spec import versions
 from orchestrator.spec.cell import DataSpec, GenerationSpec, JudgeSpec, TaskSpec, TokenizerSpec, TrainSpec
-from orchestrator.spec.content import anywhere, anywhere_model
+from orchestrator.spec.content import anywhere, anywhere_data, anywhere_model
 from orchestrator.spec.identity import NEUTRAL, Span, canonical_text, lineage, plain, science_key, state_key, state_keys
 from orchestrator.spec.model import Model
 
@@ -57,8 +57,7 @@ class DataWork:
 
     def key(self) -> str:
         """Return the artifact's key; a file is known by its content, wherever it lies."""
-        data = anywhere(self.data)
-        data = dataclasses.replace(data, mix=anywhere(data.mix))
+        data = anywhere_data(self.data)
         sources = tuple(TaskSource(source.task, anywhere(source.data)) for source in self.sources)
         made = versions.raised(self.parts())
         return science_key(self.kind, dataclasses.replace(self, data=data, sources=sources), versions=made)
