@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.moe.host import visible
 from jobs.threads import for_each, threads_for
 
 # Tokens per chunk. On a CPU 256 x 4096 fp32 logits are 4 MB: they stay in cache; a GPU wants larger products.
@@ -22,7 +23,7 @@ def linear_cross_entropy(hidden_BSD: Tensor, head_VD: Tensor, labels_BS: Tensor)
         hidden, head_VD = hidden.to(dtype), head_VD.to(dtype)
     kept = labels != -100
     tokens = kept.sum()
-    if hidden.is_cpu and not bool(kept.all()):
+    if visible(hidden) and not bool(kept.all()):
         # Loss on the response only: the head runs on its tokens alone.
         rows = kept.nonzero().squeeze(1)
         hidden, labels = hidden.index_select(0, rows), labels.index_select(0, rows)
@@ -37,12 +38,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         need_hidden, need_head = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(hidden) if need_hidden else None
         # Each group of chunks has its own sums, added in order: bits depend on the number of threads alone.
-        groups = threads_for(len(hidden)) if hidden.is_cpu else 1
+        groups = threads_for(len(hidden)) if visible(hidden) else 1
         empty = torch.empty_like if len(hidden) else torch.zeros_like
         d_heads = [empty(head) for _ in range(groups)] if need_head else []
         losses = torch.zeros(groups, dtype=torch.float32, device=hidden.device)
-        masked = bool((labels == -100).any()) if labels.is_cpu else True
-        chunk = min(CPU_CHUNK if hidden.is_cpu else GPU_CHUNK, len(hidden))
+        masked = bool((labels == -100).any()) if visible(labels) else True
+        chunk = min(CPU_CHUNK if visible(hidden) else GPU_CHUNK, len(hidden))
         starts = [range(0, len(hidden), chunk)[group::groups] for group in range(groups)] if chunk else []
 
         def run(group: int) -> None:
@@ -55,7 +56,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = torch.mm(h, head.t(), out=buffer[: len(h)]).float()
                 highest, right = logits.amax(-1, keepdim=True), logits.gather(1, target)
                 # In place on a CPU: half the memory to keep in cache.
-                p = torch.softmax(logits, dim=-1, out=logits if logits.is_cpu else None)
+                p = torch.softmax(logits, dim=-1, out=logits if visible(logits) else None)
                 # logsumexp = max h - log(max p): max p >= 1/V cannot underflow, and a softmax is one fused pass.
                 nats = highest - p.amax(-1, keepdim=True).log_() - right
                 losses[group] += nats.masked_fill_(ignored, 0.0).sum()

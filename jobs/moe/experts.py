@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.moe.dispatch import Dispatch, dispatch
+from jobs.moe.host import is_fake, know_grouped_products, visible
 from jobs.moe.slices import Slices
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.registry import load
@@ -67,7 +68,9 @@ class Experts(nn.Module):
 
     def choose_path(self, x_TD: Tensor) -> str:
         """Return the fastest path for these inputs; benchmarks/moe_block.py prints the measurements behind the rule."""
-        if self.form in SLICED and (x_TD.is_cpu or x_TD.dtype == torch.float64):
+        if is_fake(x_TD):
+            know_grouped_products()
+        if self.form in SLICED and (visible(x_TD) or x_TD.dtype == torch.float64):
             return "slices"
         # The grouped kernel has no fp64 and wants rows of whole 16 bytes.
         aligned = all(size * x_TD.element_size() % 16 == 0 for size in (x_TD.shape[1], self.width))

@@ -41,7 +41,7 @@ class ExpertChoice(Router):
             chosen, cutoffs = self._chosen(scores.detach(), context)
             if self.switches.removed:
                 chosen = chosen & ~self.removed_ids()
-            indices, weights = slots(chosen, scores)
+            indices, weights = slots(chosen, scores, self.moe.top_k)
             if self.moe.renormalise:
                 weights = renormalised(weights)
             if self.scaling != 1.0:

@@ -23,8 +23,8 @@ class TCMoE(Router):
     def build(self) -> None:
         super().build()
         experts, nulls = self.moe.num_experts, self.moe.null_experts
-        sizes = torch.tensor([experts, experts, nulls])
-        self.register_buffer("offset", torch.tensor([0.0, 1.0, 10.0]).repeat_interleave(sizes), persistent=False)
+        parts = [torch.full((size,), value) for size, value in ((experts, 0.0), (experts, 1.0), (nulls, 10.0))]
+        self.register_buffer("offset", torch.cat(parts), persistent=False)
 
     def tempered(self, logits_TN: Tensor) -> Tensor:
         return logits_TN / self.fixed_temperature - self.offset
