@@ -38,6 +38,15 @@ class Example:
     response: str
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Several turns as pieces of text: context, an answer that carries the loss, context, an answer, ..."""
+
+    id: str
+    source: str
+    pieces: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class _Collected:
     paragraphs: dict[str, list[str]] = field(default_factory=dict)  # document name -> its paragraphs in order

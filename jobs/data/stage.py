@@ -10,11 +10,11 @@ import hashlib
 import io
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from jobs.data.corpora import Document, Example, instructions, passages, without_shared
+from jobs.data.corpora import Conversation, Document, Example, instructions, passages, without_shared
 from jobs.data.hub import load_hub, read_at
 from jobs.data.item_files import item_blobs
 from jobs.data.wheels import WheelData, fetch_pinned, parse_wheel
@@ -32,6 +32,7 @@ from orchestrator.spec.work import DataWork
 if TYPE_CHECKING:
     from jobs.node.context import StageContext
 
+AnyRow = Document | Example | Conversation
 log = logging.getLogger(__name__)
 
 
@@ -65,13 +66,13 @@ def _commit_corpora(context: StageContext, work: DataWork) -> None:
     context.commit(work, blobs=blobs, info={"rows": counts, "corpora": rows, **read})
 
 
-def corpora_rows(data: DataSpec, seed: int) -> tuple[dict[str, list[Document | Example]], list[Document | Example]]:
+def corpora_rows(data: DataSpec, seed: int) -> tuple[dict[str, list[AnyRow]], list[AnyRow]]:
     """Return (training rows by corpus, held-out rows) of a mixture; a row's source is the name of its corpus.
 
     What one corpus holds out is in no other's training rows, and documents that those quote at length are dropped.
     """
-    trains: dict[str, list[Document | Example]] = {}
-    heldout: list[Document | Example] = []
+    trains: dict[str, list[AnyRow]] = {}
+    heldout: list[AnyRow] = []
     for corpus in data.corpora:
         own = corpus_data(data, corpus)
         trains[corpus.name], kept = split_rows([replace(row, source=corpus.name) for row in read_rows(own)], own, seed)
@@ -86,7 +87,7 @@ def corpora_rows(data: DataSpec, seed: int) -> tuple[dict[str, list[Document | E
     return trains, heldout
 
 
-def read_rows(data: DataSpec, template: str = "{prompt}") -> Sequence[Document | Example]:
+def read_rows(data: DataSpec, template: str = "{prompt}") -> Sequence[AnyRow]:
     """Return all rows of a text or instruction source, each document or example once, in the source's order.
 
     `template` is put around every prompt; it changes neither a row's name nor its place.
@@ -96,7 +97,7 @@ def read_rows(data: DataSpec, template: str = "{prompt}") -> Sequence[Document |
             _in_template(row, template, row.response) if isinstance(row, Example) else row for row in _wheel_rows(data)
         ]
     rows = file_rows(data) if data.source.startswith("file://") else placed(data.source, _elsewhere(data))
-    unique: dict[str, Document | Example] = {}
+    unique: dict[str, AnyRow] = {}
     longer = 0
     for where, row in rows:
         longer += data.format == "instruction" and len(first_turns(row, data) or ()) > 2
@@ -104,6 +105,8 @@ def read_rows(data: DataSpec, template: str = "{prompt}") -> Sequence[Document |
         name = identifier(*texts)
         if data.format == "text":
             unique.setdefault(name, Document(name, data.source, *texts))
+        elif data.format == "chat":
+            unique.setdefault(name, Conversation(name, data.source, texts))
         elif name not in unique:
             response = exchange(row, data, where)[1]
             unique[name] = _in_template(Example(name, data.source, *texts), template, response)
@@ -114,15 +117,13 @@ def read_rows(data: DataSpec, template: str = "{prompt}") -> Sequence[Document |
     return list(unique.values())
 
 
-def split_rows(
-    rows: Sequence[Document | Example], data: DataSpec, seed: int
-) -> tuple[list[Document | Example], list[Document | Example]]:
+def split_rows(rows: Sequence[AnyRow], data: DataSpec, seed: int) -> tuple[list[AnyRow], list[AnyRow]]:
     """Return (training, held-out) rows: ordered at random by `seed`, cut to `data.rows`, `data.holdout` held out.
 
     Held-out documents that training documents quote at length are dropped.
     """
 
-    def rank(row: Document | Example) -> str:
+    def rank(row: AnyRow) -> str:
         return hashlib.sha256(f"{seed}/{row.id}".encode()).hexdigest()
 
     ordered = sorted(rows, key=rank)
@@ -170,21 +171,22 @@ def mixed_rows(mix: MixSpec, seed: int) -> list[Example]:
     return found[: mix.rows]
 
 
-def parquet(rows: Sequence[Document | Example]) -> bytes:
-    """Return `rows` as one Parquet file: id, source, text (or prompt and response)."""
+def parquet(rows: Sequence[AnyRow]) -> bytes:
+    """Return `rows` as one Parquet file: id, source, text (or prompt and response, or pieces)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = (
-        ["id", "source", "prompt", "response"] if rows and isinstance(rows[0], Example) else ["id", "source", "text"]
+    names = [one.name for one in fields(rows[0])] if rows else ["id", "source", "text"]
+    kinds = {"pieces": pa.list_(pa.large_string())}
+    table = pa.table(
+        {name: pa.array([getattr(row, name) for row in rows], kinds.get(name, pa.large_string())) for name in names}
     )
-    table = pa.table({name: pa.array([getattr(row, name) for row in rows], pa.large_string()) for name in names})
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", store_schema=False)
     return sink.getvalue()
 
 
-def _wheel_rows(data: DataSpec) -> Sequence[Document | Example]:
+def _wheel_rows(data: DataSpec) -> Sequence[AnyRow]:
     path, part = parse_wheel(data.source)
     wanted = {"passages": "text", "instructions": "instruction"}.get(part)
     if wanted != data.format:

@@ -8,8 +8,10 @@ special tokens is added in training and in scoring.
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +52,10 @@ def sample_texts(train: Path) -> Iterator[str]:
     total = 0
     for batch in pq.ParquetFile(train).iter_batches(batch_size=64):
         columns = batch.to_pydict()
-        texts = columns.get("text") or [p + r for p, r in zip(columns["prompt"], columns["response"], strict=True)]
+        if "pieces" in columns:
+            texts = ["".join(pieces) for pieces in columns["pieces"]]
+        else:
+            texts = columns.get("text") or [p + r for p, r in zip(columns["prompt"], columns["response"], strict=True)]
         for text in texts:
             if total >= TRAINING_CHARACTERS:
                 return
@@ -133,6 +138,25 @@ class Vocabulary:
         if not self.adds_bos:
             return pairs
         return [(prompt if prompt[:1] == [self.bos] else [self.bos, *prompt], response) for prompt, response in pairs]
+
+    def encode_turns(self, pieces: list[str]) -> tuple[list[int], list[bool]]:
+        """Return (ids, whether each begins in an answer) of a conversation: pieces are context, answer, context, ...
+
+        After a begin of text where one is added and the text brings none.
+        """
+        if self.joins:
+            # A text's first word is written otherwise: the whole is encoded, and each token is where it begins.
+            whole = self.tokenizer.encode("".join(pieces), add_special_tokens=False)
+            bounds = list(accumulate(map(len, pieces)))
+            ids = list(whole.ids)
+            answers = [bisect_right(bounds, begin) % 2 == 1 for begin, _ in whole.offsets]
+        else:
+            encoded = self.encode_many(pieces)
+            ids = [index for piece in encoded for index in piece]
+            answers = [number % 2 == 1 for number, piece in enumerate(encoded) for _ in piece]
+        if self.adds_bos and ids[:1] != [self.bos]:
+            return [self.bos, *ids], [False, *answers]
+        return ids, answers
 
     def span_tables(self) -> SpanTables:
         """Return what each token does to word and sentence spans."""

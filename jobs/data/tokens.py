@@ -2,9 +2,9 @@
 
 Text: `<split>_tokens.npy` is one stream of `<bos> document <eos>`, `<split>_docs.npy` where each document begins,
 `<split>_bytes.npy` its size in UTF-8 bytes. Instructions: `<split>_offsets.npy` [examples + 1] cuts the stream into
-examples `prompt response <eos>`, with `<bos>` before them where the tokenizer adds one; `<split>_loss_mask.npy` is
-true on responses. Both: `<split>_spans_word.npy` and `<split>_spans_sentence.npy` are true where a word or a sentence
-begins. `span_tables.npy` serves new text.
+examples `prompt response <eos>` (conversations: `turns <eos>`), with `<bos>` before them where the tokenizer adds one;
+`<split>_loss_mask.npy` is true on responses. Both: `<split>_spans_word.npy` and `<split>_spans_sentence.npy` are true
+where a word or a sentence begins. `span_tables.npy` serves new text.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ def run(context: StageContext, work: TokensWork) -> None:
             arrays = text_arrays(columns, vocabulary)
         elif work.format == "instruction":
             arrays = instruction_arrays(columns, vocabulary, work.max_length)
+        elif work.format == "chat":
+            arrays = chat_arrays(columns, vocabulary, work.max_length)
         else:
-            raise SourceError(f"data format {work.format!r} is unknown", hint="use text or instruction")
+            raise SourceError(f"data format {work.format!r} is unknown", hint="use text, instruction or chat")
         if split == "train" and parts:
             edges = arrays["offsets"] if "offsets" in arrays else np.append(arrays["docs"], len(arrays["tokens"]))
             ranges = corpus_ranges(parts, [*range(len(edges))] if "offsets" in arrays else edges.tolist())
@@ -114,6 +116,34 @@ def instruction_arrays(parquet: Path, vocabulary: Vocabulary, max_length: int = 
                 prompt = prompt[:first] + prompt[first + cut :]
             tokens += prompt + answer
             mask += [False] * len(prompt) + [True] * len(answer)
+            offsets.append(len(tokens))
+    return {
+        "tokens": np.array(tokens, dtype=_id_type(vocabulary)),
+        "offsets": np.array(offsets, dtype=np.int64),
+        "loss_mask": np.array(mask, dtype=bool),
+    }
+
+
+def chat_arrays(parquet: Path, vocabulary: Vocabulary, max_length: int = 0) -> Arrays:
+    """Return `tokens`, `offsets` and `loss_mask` of conversations: every answer carries the loss, and the end of text.
+
+    One longer than `max_length` loses its beginning, but nothing of its last answer before that one's end.
+    """
+    tokens: list[int] = []
+    mask: list[bool] = []
+    offsets = [0]
+    for (rows,) in _batches(parquet, ["pieces"]):
+        for pieces in rows:
+            ids, answers = vocabulary.encode_turns(list(pieces))
+            ids, answers = [*ids, vocabulary.eos], [*answers, True]
+            if max_length and len(ids) > max_length:
+                last = len(answers) - answers[::-1].index(False) if False in answers else 0
+                begin = min(len(ids) - max_length, max(0, last - 1))
+                ids, answers = ids[begin : begin + max_length], answers[begin : begin + max_length]
+                if vocabulary.adds_bos:
+                    ids[0], answers[0] = vocabulary.bos, False
+            tokens += ids
+            mask += answers
             offsets.append(len(tokens))
     return {
         "tokens": np.array(tokens, dtype=_id_type(vocabulary)),

@@ -9,6 +9,7 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.catalog.templates import TEMPLATES, Turn
 from orchestrator.data.hub_sets import CONVERSATIONS, EXCHANGE
 from orchestrator.errors import SourceError
 from orchestrator.spec.cell import DataSpec
@@ -71,6 +72,68 @@ def first_turns(row: Mapping[str, object], data: DataSpec) -> list[str] | None:
     return turns if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns) else None
 
 
+# What the roles of a turn are called.
+_ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "chatgpt", "bot"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+_TURNS = ("messages", CONVERSATIONS)
+
+
+def conversation(row: Mapping[str, object], data: DataSpec, where: str) -> tuple[str, ...]:
+    """Return a row of chat data as pieces in the template: context, answer, context, answer, ...
+
+    SourceError when it has no turns, a role that is none, or no answer.
+    """
+    turns = turns_of(row, data, where)
+    if not any(role == "assistant" for role, _ in turns):
+        raise SourceError(f"{where}: its conversation has no answer", hint="choose another split, or leave it out")
+    return TEMPLATES.get(data.template).pieces(turns)
+
+
+def turns_of(row: Mapping[str, object], data: DataSpec, where: str) -> list[Turn]:
+    """Return the turns of a row: `messages` of role and content (or from and value), a list of texts that take turns
+    (LIMA), Alpaca's instruction, input and output, or the columns of a prompt and a response.
+    """
+    column = data.turns_field or next((name for name in _TURNS if name in row), "")
+    if column:
+        turns = row.get(column)
+        if not isinstance(turns, list | tuple):
+            return _no_turns(row, where, f"column {column!r} is {type(turns).__name__}, no list of turns")
+        return [_turn(turn, number, f"{where}, turn {number + 1}") for number, turn in enumerate(turns)]
+    if "instruction" in row and "output" in row:
+        asked = field_text(row, "instruction", where)
+        more = field_text(row, "input", where) if row.get("input") else ""
+        return [("user", f"{asked}\n{more}" if more else asked), ("assistant", field_text(row, "output", where))]
+    if data.prompt_field in row and data.response_field in row:
+        asked, answer = (field_text(row, name, where) for name in (data.prompt_field, data.response_field))
+        return [("user", asked), ("assistant", answer)]
+    return _no_turns(row, where, "it has none of the known layouts")
+
+
+def _turn(turn: object, number: int, where: str) -> Turn:
+    if isinstance(turn, str):
+        return ("user", "assistant")[number % 2], turn
+    if not isinstance(turn, Mapping):
+        raise SourceError(f"{where} is {type(turn).__name__}", hint="write {role: user, content: ...}, or a text")
+    said, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    role = _ROLES.get(str(said).lower())
+    if role is None:
+        raise SourceError(f"{where} has the role {said!r}", cause=f"roles are {', '.join(_ROLES)}", hint="rename it")
+    if not isinstance(text, str):
+        raise SourceError(f"{where} has no text", cause=f"it has {', '.join(map(str, turn))}", hint="give it a content")
+    return role, text
+
+
+def _no_turns(row: Mapping[str, object], where: str, cause: str) -> list[Turn]:
+    raise SourceError(
+        f"{where} is no conversation",
+        cause=f"{cause}; its columns are {', '.join(map(str, row))}",
+        hint="set data.turns_field to the column of its turns, or prompt_field and response_field",
+    )
+
+
 def _fields_of(row: Mapping[str, object]) -> str:
     """Return what to set, in view of the row's layout."""
     for columns, fields in _KNOWN:
@@ -80,5 +143,6 @@ def _fields_of(row: Mapping[str, object]) -> str:
         if isinstance(value, list) and len(value) > 1 and all(isinstance(turn, Mapping) for turn in value[:2]):
             text = next((name for name in ("content", "value", "text") if name in value[0]), "")
             if text:
-                return f"set prompt_field: {column}.0.{text}, response_field: {column}.1.{text}"
+                whole = "set format: chat for whole conversations"
+                return f"{whole}, or prompt_field: {column}.0.{text}, response_field: {column}.1.{text}"
     return "set text_field (or prompt_field and response_field) of the data spec"

@@ -15,7 +15,7 @@ from orchestrator.catalog.pins import WHEELS
 from orchestrator.catalog.tasks import splits_of, splits_read
 from orchestrator.data.benchmark_files import read_labels
 from orchestrator.data.item_files import checked, read_items
-from orchestrator.data.layouts import exchange, field_text
+from orchestrator.data.layouts import conversation, exchange, field_text
 from orchestrator.data.rows import Row, data_files, local_path, read_file
 from orchestrator.errors import SourceError
 from orchestrator.files.problems import Mistake
@@ -34,9 +34,11 @@ def identifier(*texts: str) -> str:
 
 
 def texts_of(row: Row, data: DataSpec, where: str) -> tuple[str, ...]:
-    """Return a row's document, or its prompt and its response with the white space that joins them."""
+    """Return a row's document, the pieces of its conversation, or its prompt and the response as it follows that."""
     if data.format == "text":
         return (field_text(row, data.text_field, where),)
+    if data.format == "chat":
+        return conversation(row, data, where)
     prompt, response = exchange(row, data, where)
     return prompt, joined(prompt, response)
 

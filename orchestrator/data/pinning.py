@@ -70,7 +70,7 @@ def pin_file(data: DataSpec, folder: Path) -> DataSpec:
 
 
 def _pin_outside(kind: SourceKind, data: DataSpec, folder: Path, pinning: Callable[..., tuple[str, str]]) -> DataSpec:
-    gives = {"text": kind.rows, "instruction": kind.rows, "items": kind.items}
+    gives = {"text": kind.rows, "instruction": kind.rows, "chat": kind.rows, "items": kind.items}
     if not gives.get(data.format):
         raise Mistake(f"source {data.source!r} gives no {data.format} data", "choose another source")
     try:

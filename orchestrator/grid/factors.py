@@ -136,6 +136,7 @@ def short_names(phase: str, plain_seed: str) -> Mapping[str, tuple[Path, ...]]:
             if dataclass_in(field.hint) is None and field.registry is None:
                 names.setdefault(name, ((*prefix, name),))
     names["data"] = ((phase, "data", "source"),)
+    names["template"] = ((phase, "data", "template"),)
     names["rows"] = ((phase, "data", "rows"),)
     names["weights"] = ((phase, "data", "weights"),)
     names["mix_rows"] = ((phase, "data", "mix", "rows"),)

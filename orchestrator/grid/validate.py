@@ -107,8 +107,9 @@ def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
     if "{prompt}" not in train.data.mix.template:
         message = f"template {train.data.mix.template!r} has no {{prompt}}"
         yield (name, "data", "mix", "template"), message, "write where the prompt goes"
-    if train.loss == "response" and train.data.format != "instruction":
-        yield (name, "loss"), "loss 'response' needs instruction data", "set data.format: instruction, or loss: all"
+    if train.loss == "response" and train.data.format == "text":
+        message = "loss 'response' needs instruction data"
+        yield (name, "loss"), message, "set data.format: instruction (or chat), or loss: all"
     yield from _mixture(name, train)
     yield from _schedules(name, train)
     try:
@@ -249,6 +250,7 @@ _MODEL_RULES: dict[str, tuple[Callable[[Cell], bool], str]] = {
 }
 # Fields of training data that corpora have each for themselves.
 _OF_ONE_SOURCE = ("source", "split", "text_field", "prompt_field", "response_field", "rows", "revision", "digest")
+_OF_CHAT = ("template", "turns_field")
 _DENSE_KEEPS = ("preset", "variant", "expert_width", "expert", "top_k")
 
 
@@ -275,6 +277,8 @@ def why_not(cell: Cell, path: Path) -> str:
             return f"the loss {path[3]} is off"
         if path[1] == "data" and len(path) == 3 and name in _OF_ONE_SOURCE and train.data.corpora:
             return "the corpora say where the data come from"
+        if path[1] == "data" and name in _OF_CHAT and len(path) == 3 and train.data.format != "chat":
+            return "data.format is not 'chat'"
         applies, reason = _TRAIN_RULES.get(name, (None, ""))
         return "" if applies is None or applies(cell, train) else reason
     if path[:2] == ("model", "moe") and no_router and name not in _DENSE_KEEPS:

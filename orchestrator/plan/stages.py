@@ -163,7 +163,7 @@ class Lowering:
         tokens = {}
         for phase, train, _, _ in phases_of(cell):
             data = self._data(stages, train.data, cell.seed.data)
-            length = train.sequence_length if train.data.format == "instruction" else 0
+            length = 0 if train.data.format == "text" else train.sequence_length
             label = f"tokens of {shown(train.data)}"
             tokens[phase] = self._add(stages, TokensWork(data, tokenizer, train.data.format, length), "prepare", label)
         items = ""

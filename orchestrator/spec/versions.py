@@ -20,6 +20,7 @@ from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.catalog.sources import SOURCES, scheme_of
 from orchestrator.catalog.tasks import TASKS
+from orchestrator.catalog.templates import TEMPLATES
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.model import CHOICES, DEFAULTS, Model, Moe
 
@@ -105,6 +106,8 @@ def of_data(data: DataSpec, tasks: Iterable[str] = ()) -> Iterator[str]:
     yield f"data {data.format}"
     if scheme := scheme_of(data.source):
         yield f"{SOURCES.word} {scheme}"
+    if data.format == "chat":
+        yield f"{TEMPLATES.word} {data.template}"
     for corpus in data.corpora:
         yield f"{SOURCES.word} {scheme_of(corpus.source)}"
     if data.mix.rows:

@@ -91,17 +91,28 @@ def heldout(context: StageContext, work: EvaluateWork, tokenizer: Any) -> list[T
             for document, size in zip(documents, array("bytes"), strict=False)
         ]
     examples = chosen(tokens, array("offsets")[:-1], work.val_tokens)
-    lengths = np.add.reduceat(array("loss_mask").astype(np.int64), array("offsets")[:-1])
+    mask, first = array("loss_mask"), array("offsets")
     found = []
-    for example, scored in zip(examples, lengths, strict=False):
-        response = example[len(example) + 1 - int(scored) :]  # the mask counts the end-of-text token too
-        if 0 < len(response) < len(example):
-            size = len(tokenizer.decode(response).encode())
-            fed = example[:-1][-work.max_length :]
-            found.append(Text([(fed, response[-len(fed) :])], size))
+    for example, begin in zip(examples, first, strict=False):
+        # A response, or the answers of a conversation, without the end-of-text token.
+        pieces, size = [], 0
+        for start, stop in _runs(mask[begin : begin + len(example)]):
+            response = example[start:stop]
+            if start:
+                fed = example[: stop - 1][-work.max_length :]
+                pieces.append((fed, response[-len(fed) :]))
+                size += len(tokenizer.decode(response).encode())
+        if pieces and size:
+            found.append(Text(pieces, size))
     if not found:
         raise SourceError("there are no held-out responses", hint="raise data.holdout")
     return found
+
+
+def _runs(mask: NDArray[Any]) -> list[tuple[int, int]]:
+    """Return (begin, end) of each stretch of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
 def chosen(tokens: NDArray[np.unsignedinteger], starts: NDArray[np.int64], limit: int) -> list[Ids]:
