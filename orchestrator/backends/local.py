@@ -167,6 +167,12 @@ class LocalBackend:
         path = Path(handle.details.get("log", ""))
         return path if path.is_file() else None
 
+    def ended(self) -> int:
+        """Return how many processes that this driver started have ended and were not reaped yet."""
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        children = list(self._children.values())
+        return sum(os.waitid(os.P_PID, child.pid, options) is not None for child in children)
+
     def _live(self) -> list[dict[str, Any]]:
         """Return the records of all jobs of this user that live on this machine; drop those of long gone ones."""
         live = []

@@ -114,11 +114,11 @@ class Context:
             decision = decide(own)
             if not decision.retry:
                 failed[stage] = decision.reason
-        attempted = journal.claims(missing)
+        attempted = self.store.claims.claimed(missing) if missing else set()
         every = self.store.artifacts.keys() if attempted else present
         clock = self.clock(graph, present) if missing else Clock()
         damaged = self.store.artifacts.damaged(missing) if missing else set()
-        return make_plan(graph, every, failed=failed, attempted=set(attempted), damaged=damaged, clock=clock)
+        return make_plan(graph, every, failed=failed, attempted=attempted, damaged=damaged, clock=clock)
 
     def gpus(self) -> int | None:
         """Return the GPUs of this machine where jobs would run on it, None where a scheduler finds them."""

@@ -75,6 +75,7 @@ def run(context: Context) -> int:
     audit = heal(context.store, graph, thorough=arguments.verify)
     for key, cause in audit.wrong.items():
         console.print(f"{console.style('repair', 'yellow')} {stage_name(graph, key)}: {cause}; it is made again")
+    context.store.index.rebuild(audit.sound)
     if graph.stages.keys() <= audit.sound:
         return _nothing_to_do(context, graph)
     engine, backend = open_engine(context, graph)
@@ -142,6 +143,7 @@ def _results(context: Context, graph: StageGraph, attachments: Path | None) -> A
     from orchestrator.report.collect import collect
 
     results = collect(root_document(graph), context.store)
+    context.store.index.save()
     path = None if context.arguments.no_report else try_report(context, results)
     if path is not None and attachments is not None:
         files.write(results, path, attachments / graph.grid.name)
@@ -191,6 +193,7 @@ def tick(context: Context, engine: Engine | None = None, graph: StageGraph | Non
         f"{counts['done']}/{sum(counts.values())} stages done, {len(snapshot.busy) + len(snapshot.submitted)} at work"
     )
     if snapshot.settled and _more_seeds(context, graph) is None:
+        context.store.index.rebuild(graph.stages.keys() & context.store.artifacts.keys())
         _publish_rest(context, graph)
         return EXIT_FAILED if snapshot.plan.keys("blocked") else EXIT_DONE
     console.print(f"more to do; carry on with: {again.command(context.arguments, 'tick')}")

@@ -1,13 +1,16 @@
-"""`moegrid plan`, `status`, `logs`, `cancel`: what would happen, what happens, what was said."""
+"""`moegrid status`: the state of every cell, once or as it changes."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.commands.context import Context
 from orchestrator.engine.journal import Journal
+from orchestrator.engine.waiting import Wait
 from orchestrator.errors import EXIT_DONE
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.root import root_document
@@ -15,33 +18,64 @@ from orchestrator.store import ClaimState, records
 from orchestrator.ui.console import columns, duration
 from orchestrator.ui.live import Pace, Running, running
 
+if TYPE_CHECKING:
+    from orchestrator.report.collect import Results
+
+# Between two looks of a watch, seconds: while something happens, and at most.
 WATCH_SECONDS = 2.0
+LONGEST_SECONDS = 15.0
+RUNNING = "running"
 _ORDER = ("failed", "blocked", "running", "pending", "done")
 _COLOURS = {"done": "green", "running": "blue", "failed": "red", "blocked": "red"}
 
 
+@dataclass
+class View:
+    """What a watch keeps between two looks, so that it reads what is new alone."""
+
+    context: Context
+    graph: StageGraph
+    document: Mapping[str, object]
+    journal: Journal
+    submissions: records.Submissions
+    pace: Pace = field(default_factory=Pace)
+
+    @classmethod
+    def open(cls, context: Context) -> View:
+        """Load the grid that the arguments name."""
+        graph = context.load_graph()
+        submissions = records.Submissions(context.store, graph.grid.name)
+        return cls(context, graph, root_document(graph), Journal(context.store), submissions)
+
+    def reload(self) -> None:
+        """Load the grid again, whose results may have asked for more seeds."""
+        self.graph = self.context.load_graph()
+        self.document = root_document(self.graph)
+
+
 def status(context: Context) -> int:
     """Show the state of every cell, once or again and again."""
-    graph = context.load_graph()
-    journal = Journal(context.store)
-    document = root_document(graph)
+    view = View.open(context)
     if context.arguments.json:
-        context.emit(_data(context, graph, document))
+        context.emit(_data(view, _collect(view)))
     elif not context.arguments.watch:
-        for line in _lines(context, graph, document, journal, Pace()):
+        for line in _lines(view, _collect(view)):
             context.console.print(line)
     else:
-        _watch(context, graph, document, journal)
+        _watch(view)
     return EXIT_DONE
 
 
-def _data(context: Context, graph: StageGraph, document: Mapping[str, object]) -> dict[str, Any]:
-    """Return the contract of `status --json`."""
+def _collect(view: View) -> Results:
     from orchestrator.report.collect import collect
 
-    results = collect(document, context.store)
-    tried: dict[str, int] = {}
-    for attempt in records.Submissions(context.store, graph.grid.name).attempts():
+    return collect(view.document, view.context.store)
+
+
+def _data(view: View, results: Results) -> dict[str, Any]:
+    """Return the contract of `status --json`."""
+    graph, tried = view.graph, dict[str, int]()
+    for attempt in view.submissions.attempts():
         for user in {user for stage in attempt.stages for user in graph.users.get(stage, ())}:
             tried[user] = tried.get(user, 0) + 1
     cells = []
@@ -66,40 +100,40 @@ def _data(context: Context, graph: StageGraph, document: Mapping[str, object]) -
     return {"grid": graph.grid.name, "scale": graph.grid.scale, "cells": cells}
 
 
-def _watch(context: Context, graph: StageGraph, document: Mapping[str, object], journal: Journal) -> None:
-    pace = Pace()
+def _watch(view: View) -> None:
+    context, wait = view.context, Wait(WATCH_SECONDS, LONGEST_SECONDS)
     if not context.console.is_terminal:
         while True:
-            for line in _lines(context, graph, document, journal, pace):
+            began, results = time.monotonic(), _collect(view)
+            for line in _lines(view, results):
                 context.console.print(line)
-            time.sleep(WATCH_SECONDS)
+            time.sleep(wait.next(_seen(results), time.monotonic() - began))
     from rich.console import Console as RichConsole
     from rich.live import Live
     from rich.text import Text
 
     with Live(console=RichConsole(file=context.console.stream), auto_refresh=False, screen=True) as live:
         while True:
-            lines = _lines(context, graph, document, journal, pace, most=live.console.height)
+            began, results = time.monotonic(), _collect(view)
+            lines = _lines(view, results, most=live.console.height)
             text = Text.from_ansi("\n".join(lines), no_wrap=True, overflow="ellipsis")
             live.update(text, refresh=True)
-            time.sleep(WATCH_SECONDS)
-            if graph.grid.adaptive is not None:
-                graph = context.load_graph()
-                document = root_document(graph)
+            time.sleep(wait.next(_seen(results), time.monotonic() - began))
+            if view.graph.grid.adaptive is not None:
+                view.reload()
 
 
-def _lines(
-    context: Context,
-    graph: StageGraph,
-    document: Mapping[str, object],
-    journal: Journal,
-    pace: Pace,
-    *,
-    most: int = 0,
-) -> list[str]:
+def _seen(results: Results) -> tuple[object, ...]:
+    """Return what tells that something happened; while a job works, something does."""
+    states = Counter(cell.state for cell in results.cells)
+    at_work = time.monotonic() if states[RUNNING] else 0.0
+    return len(results.manifests), len(results.failures), states, at_work
+
+
+def _lines(view: View, results: Results, *, most: int = 0) -> list[str]:
     """Return summary, running jobs and cells; in at most `most` lines (0: any) those that need a look come first."""
-    data = _data(context, graph, document)
-    at_work = _at_work(context, graph, journal, pace)
+    graph, data = view.graph, _data(view, results)
+    at_work = _at_work(view, results)
     states = [cell["state"] for cell in data["cells"]]
     summary = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     lines = [f"{graph.grid.name} at scale {graph.grid.scale}: {summary}"]
@@ -119,14 +153,15 @@ def _lines(
         colour = _COLOURS.get(cell["state"])
         if colour:
             state = f"  {cell['state']}"
-            table[index] = table[index].replace(state, f"  {context.console.style(cell['state'], colour)}", 1)
+            table[index] = table[index].replace(state, f"  {view.context.console.style(cell['state'], colour)}", 1)
     if len(shown) < len(states):
         table.append(f"... and {len(states) - len(shown)} more")
     return lines + table
 
 
-def _at_work(context: Context, graph: StageGraph, journal: Journal, pace: Pace) -> list[Running]:
-    missing = frozenset(graph.stages) - context.store.artifacts.keys()
+def _at_work(view: View, results: Results) -> list[Running]:
+    graph, journal = view.graph, view.journal
+    missing = frozenset(graph.stages) - results.manifests.keys()
     by_attempt: dict[str, list[str]] = {}
     claims: Mapping[str, ClaimState] = journal.claims(missing)
     for stage, claim in claims.items():
@@ -136,5 +171,5 @@ def _at_work(context: Context, graph: StageGraph, journal: Journal, pace: Pace) 
     for attempt, stages in by_attempt.items():
         handle = journal.handle(attempt)
         beat, site = journal.heartbeat(attempt), journal.site(attempt)
-        found.append(running(graph, attempt, stages, beat, pace, site, handle.id if handle else ""))
+        found.append(running(graph, attempt, stages, beat, view.pace, site, handle.id if handle else ""))
     return found

@@ -35,27 +35,14 @@ class Journal:
         self._failures: dict[str, dict[str, Failure]] = {}
         self._pardons: set[tuple[str, str]] = set()
         self.recorded: set[str] = set()  # attempts that have a failure written down
-        self._claims: dict[str, tuple[float, ClaimState]] = {}
 
     def claims(self, stages: Collection[str]) -> dict[str, ClaimState]:
-        """Return the claims of `stages`: one listing, and one read for each claim that changed or lives."""
-        wanted = []
-        for entry in self.store.objects.list("claims"):
-            stage = entry.path[len("claims/") : -len(".json")]
-            if stage not in stages:
-                continue
-            known = self._claims.get(stage)
-            if known is None or known[0] != entry.modified or known[1].live:
-                self._claims[stage] = (entry.modified, _NO_CLAIM)
-                wanted.append(stage)
-        for stage, state in self.store.claims.states(wanted).items():
-            self._claims[stage] = (self._claims[stage][0], state)
-        return {stage: self._claims[stage][1] for stage in stages if stage in self._claims}
+        """Return the claims of `stages`: one listing, and one read for each claim that changed."""
+        return self.store.claims.of(stages)
 
     def evict(self, stage: str, attempt: str) -> None:
         """Release a claim whose attempt is known to be over; nothing if it changed hands meanwhile."""
         self.store.claims.evict(stage, attempt)
-        self._claims.pop(stage, None)
 
     def submit(self, batch: str, header: Mapping[str, object], jobs: Sequence[Mapping[str, object]]) -> None:
         """Write down what a batch will be asked to run, before the scheduler hears of it."""
@@ -174,7 +161,6 @@ class Journal:
 
 # Fields of a heartbeat that are computed with.
 _NUMBERS = frozenset({"step", "total", "time", "loss", "exit_code", "tokens_per_second", "train/tokens_per_second"})
-_NO_CLAIM = ClaimState(attempt="", token=0, live=False, entered=False, age=0.0, released=True)
 
 
 def _describes_jobs(submission: Mapping[str, object]) -> bool:

@@ -17,6 +17,7 @@ from orchestrator.backends.base import Backend, Batch, Job
 from orchestrator.engine.driver import Driver
 from orchestrator.engine.journal import Journal, code_digest
 from orchestrator.engine.retry import Decision, decide, pardoned
+from orchestrator.engine.waiting import Wait
 from orchestrator.engine.watch import InFlight, Watch
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.plan.cost import Clock
@@ -30,7 +31,11 @@ from orchestrator.store.attempts import Failure
 # How long a driver waits for a store that is away; its jobs go on meanwhile.
 PATIENCE_SECONDS = 900.0
 FINISH_SECONDS = 60.0
-LONGEST_TICK = 4.0
+# While nothing happens the pause between ticks grows to this many times `tick_seconds`.
+SLOWEST = 4.0
+# How often a driver writes what was committed into the store's index, and from how many artifacts on.
+INDEX_SECONDS = 60.0
+FEWEST_INDEXED = 32
 CANCEL_FOLDER = "control"
 
 
@@ -100,6 +105,7 @@ class Engine:
         self._signalled: set[tuple[str, bool]] = set()
         self._now = False
         self._started = 0.0
+        self._indexed = time.monotonic()
         self._earlier: frozenset[tuple[str, str]] = frozenset()  # (stage, attempt) that a driver before us had started
 
     def begin(self) -> None:
@@ -174,17 +180,19 @@ class Engine:
         `trouble` hears of a store or scheduler that is away; raises its error after PATIENCE_SECONDS.
         """
         away_since = settled_since = 0.0
+        wait = Wait(self.options.tick_seconds, SLOWEST * self.options.tick_seconds)
         while True:
-            pause = self.options.tick_seconds
+            pause = took = 0.0
             try:
-                began = time.monotonic()
+                began, bell = time.monotonic(), self._bell()
                 if self._asked_to_stop() and not self._leave_jobs:
                     self._signal_jobs()
                 snapshot = self.tick()
                 away_since = 0.0
-                # Where a listing takes long, ticks take a tenth of a core at most.
-                pause = min(LONGEST_TICK, max(pause, 9 * (time.monotonic() - began)))
                 observe(snapshot)
+                self._index(snapshot)
+                took = time.monotonic() - began
+                pause = self._until_due(snapshot, wait.next(self._seen(snapshot), took))
                 if self._stopping and (self._leave_jobs or not self.watch.mine):
                     return snapshot
                 if snapshot.settled:
@@ -199,7 +207,7 @@ class Engine:
                     raise
                 trouble(error)
                 pause = min(30.0, max(1.0, (time.monotonic() - away_since) / 4))
-            self._pause(pause)
+            self._pause(pause, bell, deaf=3 * took)
 
     def stop(self, *, now: bool = False, leave_jobs: bool = False) -> None:
         """Submit nothing more, ask the jobs to save their states; `now` ends them, `leave_jobs` lets them go on.
@@ -222,11 +230,45 @@ class Engine:
                 self.stop()
         return self._stopping
 
-    def _pause(self, seconds: float) -> None:
-        """Sleep, but wake up soon after `stop` was called by a signal handler (which must not take locks)."""
-        end, stopping = time.monotonic() + seconds, self._stopping
-        while (left := end - time.monotonic()) > 0 and self._stopping == stopping:
+    def _seen(self, snapshot: Snapshot) -> object:
+        """Return what is equal in two ticks between which nothing happened."""
+        happened = snapshot.finished or snapshot.failed or snapshot.submitted or self.watch.settled or self._stopping
+        return time.monotonic() if happened else frozenset(snapshot.busy.values())
+
+    def _until_due(self, snapshot: Snapshot, pause: float) -> float:
+        """Return `pause`, or less where a stage may be tried again before it is over."""
+        if not snapshot.waiting:
+            return pause
+        due = min(decision.at for decision in snapshot.waiting.values()) - self.store.objects.now()
+        return min(pause, max(due, self.options.tick_seconds))
+
+    def _index(self, snapshot: Snapshot) -> None:
+        """Bring the store's index of manifests up to date now and then."""
+        self.store.index.note(snapshot.finished)
+        if time.monotonic() - self._indexed > INDEX_SECONDS:
+            self._indexed = time.monotonic()
+            self.store.index.save(fewest=FEWEST_INDEXED)
+
+    def _bell(self) -> object:
+        """Return what changes when a job ends or commits, where this machine can tell without asking anybody."""
+        ended = getattr(self.backend, "ended", None)
+        folder = self.store.objects.local_path("artifacts")
+        try:
+            changed = folder.stat().st_mtime_ns if folder is not None else 0
+        except OSError:
+            changed = 0
+        return changed, ended() if ended is not None else 0
+
+    def _pause(self, seconds: float, bell: object, *, deaf: float) -> None:
+        """Sleep, but wake up soon after `stop` was called (by a signal handler, which must not take locks).
+
+        After `deaf` seconds a bell that is another than `bell` wakes up as well.
+        """
+        began, stopping = time.monotonic(), self._stopping
+        while (left := began + seconds - time.monotonic()) > 0 and self._stopping == stopping:
             time.sleep(min(left, 0.1))
+            if time.monotonic() - began > deaf and self._bell() != bell:
+                return
 
     def _signal_jobs(self) -> None:
         asked = [handle for handle in self.watch.mine if (handle.attempt, self._now) not in self._signalled]

@@ -117,8 +117,7 @@ def _values(graph: StageGraph, store: Store, metric: str) -> Iterator[tuple[str,
     results = {
         key: [r.key for r in cell.results if r.at == last[key]] for key, cell in graph.cells.items() if cell.results
     }
-    present = store.artifacts.keys() & {key for keys in results.values() for key in keys}
-    manifests = store.artifacts.many(present)
+    manifests = store.index.many({key for keys in results.values() for key in keys})
     for cell, keys in results.items():
         metrics = {name: value for key in keys if key in manifests for name, value in manifests[key].metrics.items()}
         if metric in metrics:

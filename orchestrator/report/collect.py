@@ -220,11 +220,10 @@ def collect(grid: str | Mapping[str, object], store: Store) -> Results:
     Raises MoegridError when the store does not know the grid.
     """
     document = records.document(store, grid) if isinstance(grid, str) else records.with_sections(grid)
-    present = store.artifacts.keys() & set(document["keys"])
-    manifests = store.artifacts.many(present)
+    manifests = store.index.many(set(document["keys"]))
     missing = set(document["keys"]) - manifests.keys()
     failures = records.failures(store, missing) if missing else {}
-    live = {stage for stage, state in store.claims.states(sorted(missing)).items() if state.live} if missing else set()
+    live = {stage for stage, state in store.claims.of(missing).items() if state.live} if missing else set()
     users = Counter(key for cell in document["cells"] for key in cell["stages"])
     view = _View(document, manifests, failures, live, users)
     cells = tuple(_cell(cell, view) for cell in document["cells"])

@@ -1,7 +1,8 @@
 """The store is the truth: artifacts, claims, submissions, attempts and grid versions in one folder or bucket.
 
 Layout: `store.json` (schema), `artifacts/<key>.json`, `blobs/<attempt>/`, `attempts/<attempt>/`, `claims/<stage>.json`,
-`submissions/<batch>.json`, `grids/<name>/<digest>.json` (roots for retention), `tombstones/<key>.json`.
+`submissions/<batch>.json`, `grids/<name>/<digest>.json` (roots for retention), `tombstones/<key>.json`,
+`index/` (what was read of manifests, never the truth).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from orchestrator.store import opening
 from orchestrator.store.artifacts import Artifacts, Blob, Manifest
 from orchestrator.store.claims import Claims, ClaimState, Lease
 from orchestrator.store.documents import parse, seal, sound
+from orchestrator.store.index import Index
 from orchestrator.store.objects import PATIENCE, Entry, Objects
 
 __all__ = ["Artifacts", "Blob", "ClaimState", "Claims", "Entry", "Lease", "Manifest", "Objects", "Store"]
@@ -33,6 +35,8 @@ class Store:
         self.objects = objects
         self.artifacts = Artifacts(objects)
         self.claims = Claims(objects)
+        self.index = Index(objects, self.artifacts)
+        self._fixed: dict[str, dict[str, Any]] = {}
         self.exists = self._check_schema(make=not reading)
 
     @classmethod
@@ -72,6 +76,13 @@ class Store:
             return found
         log.warning("%s in %s is damaged: it counts as absent", path, self.url)
         return None
+
+    def find_fixed(self, path: str) -> dict[str, Any] | None:
+        """Return what `find_json` finds of a document that is written once: it is read once."""
+        found = self._fixed.get(path) or self.find_json(path)
+        if found:
+            self._fixed[path] = found
+        return found
 
     def put_json(self, path: str, value: object) -> None:
         """Write or overwrite an advisory JSON document."""

@@ -14,13 +14,13 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import CorruptBlob, MoegridError, StoreError
-from orchestrator.store.objects import Objects, check_path
+from orchestrator.store.objects import Entry, Objects, check_path
 
 FOLDER = "artifacts"
 # One object per artifact that `gc` is deleting; whoever commits such an artifact takes its place instead.
@@ -120,16 +120,22 @@ class Artifacts:
 
     def keys(self) -> set[str]:
         """Return the keys of all artifacts but those that `gc` is deleting at this moment."""
-        return set(self.times())
+        return {key for key, _ in self.entries()}
 
     def times(self) -> dict[str, float]:
-        """Return key -> time of the commit, by the store's clock, of the same artifacts.
+        """Return key -> time of the commit, by the store's clock, of the same artifacts."""
+        return {key: entry.modified for key, entry in self.entries()}
+
+    def entries(self) -> Iterator[tuple[str, Entry]]:
+        """Yield key and listed manifest of the same artifacts.
 
         The order matters: who has recorded its grid and then sees no tombstone will be seen by the collector.
         """
         dying = self._all_dying()
-        found = {_key(e.path): e.modified for e in self._objects.list(FOLDER) if e.size >= _MARKER_LIMIT}
-        return {key: time for key, time in found.items() if key not in dying} if dying else found
+        cut = len(FOLDER) + 1
+        for entry in self._objects.list(FOLDER):
+            if entry.size >= _MARKER_LIMIT and (key := entry.path[cut:-5]) not in dying:
+                yield key, entry
 
     def get(self, key: str) -> Manifest | None:
         """Return the manifest, or None; None as well for what `gc` is deleting at this moment."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.errors import LeaseLost
@@ -40,6 +40,17 @@ class ClaimState:
     entered: bool
     age: float
     released: bool = False
+    ttl: float = 0.0
+    modified: float = 0.0
+
+    def at(self, now: float) -> ClaimState:
+        """Return the same claim at another time of the store's clock."""
+        live = not self.released and now - self.modified < self.ttl
+        return replace(self, live=live, age=max(0.0, now - self.modified))
+
+
+# A store's time can have whole seconds: a claim younger than this when it was read may have changed since.
+_SETTLED_SECONDS = 3.0
 
 
 class Claims:
@@ -47,6 +58,7 @@ class Claims:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
+        self._seen: dict[str, ClaimState] = {}  # by `of`; `modified` is that of the listing
 
     def claim(self, stage: str, attempt: str, ttl: float) -> Lease | None:
         """Take the stage for `attempt`; None if another attempt holds a live lease.
@@ -129,8 +141,42 @@ class Claims:
                     entered=bool(body["entered"]),
                     age=max(0.0, now - found.modified),
                     released=bool(body["released"]),
+                    ttl=float(body["ttl"]),
+                    modified=found.modified,
                 )
         return states
+
+    def claimed(self, stages: Collection[str]) -> set[str]:
+        """Return those of `stages` that somebody ever claimed; one listing."""
+        cut = len(FOLDER) + 1
+        return {stage for entry in self._objects.list(FOLDER) if (stage := entry.path[cut:-5]) in stages}
+
+    def of(self, stages: Collection[str]) -> dict[str, ClaimState]:
+        """Return the claims of `stages` that exist: one listing, and one read for each that changed since the last."""
+        cut = len(FOLDER) + 1
+        changed, listed = {}, []
+        for entry in self._objects.list(FOLDER):
+            stage = entry.path[cut:-5]
+            if stage not in stages:
+                continue
+            listed.append(stage)
+            known = self._seen.get(stage)
+            if known is None or known.modified != entry.modified:
+                changed[stage] = entry.modified
+        if not listed:
+            return {}
+        now = self._objects.now()
+        fresh = self.states(changed)
+        found = {}
+        for stage in listed:
+            if stage not in changed:
+                found[stage] = self._seen[stage].at(now)
+            elif stage in fresh:
+                found[stage] = fresh[stage]
+                self._seen.pop(stage, None)
+                if now - changed[stage] > _SETTLED_SECONDS:
+                    self._seen[stage] = replace(fresh[stage], modified=changed[stage])
+        return found
 
     def claim_many(self, wanted: Sequence[tuple[str, str]], ttl: float) -> Sequence[Lease | None]:
         """Claim (stage, attempt) pairs concurrently; results in order."""

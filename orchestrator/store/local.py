@@ -167,11 +167,13 @@ class LocalObjects(Objects):
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(entry.path, f"{base}{entry.name}/")
                 continue
-            with self._errors("list", base):
-                try:
-                    status = entry.stat()
-                except FileNotFoundError:
-                    continue
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                with self._errors("list", base):
+                    raise
             yield Entry(base + entry.name, status.st_size, status.st_mtime)
 
     def _touch(self) -> float:

@@ -133,7 +133,7 @@ def failures(store: Store, stages: Collection[str]) -> dict[str, Failure]:
         and entry.path.removesuffix(".json") not in pardoned
     ]
     found: dict[str, Failure] = {}
-    for path, record in zip(wanted, store.objects.parallel(store.find_json, wanted), strict=True):
+    for path, record in zip(wanted, store.objects.parallel(store.find_fixed, wanted), strict=True):
         if record is not None:
             stage, attempt = path.split("/")[1], path.split("/")[2].removesuffix(".json")
             texts = [str(record.get(name, "")) for name in ("kind", "message", "hint")]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import CorruptBlob, LeaseLost, StoreError
-from orchestrator.store import Manifest, Store
+from orchestrator.store import Manifest, Store, index
 from orchestrator.store.opening import open_objects
 from tests.processes import race
 from tests.s3_lab import Proxy, S3Lab
@@ -229,3 +229,35 @@ def test_an_upload_that_breaks_off_leaves_no_object(s3: S3Lab, proxy: Proxy, tmp
     assert list(store.objects.list("blobs")) == []
     blob = store.artifacts.write_blob("a-0", "weights", source)
     store.artifacts.verify_blob(blob)
+
+
+def test_the_index_of_a_bucket_is_believed_only_for_the_manifests_it_was_read_from(store: Store) -> None:
+    """A bucket's times have whole seconds: what is younger is read again until it can be told from a later one."""
+    names = [f"{number:064x}" for number in range(6)]
+    for name in names:
+        store.artifacts.commit(Manifest(key=name, kind="evaluate", spec={}, attempt="a-0", metrics={"x": 1.0}))
+    store.index.many(names)
+    store.index.save()
+    assert not list(store.objects.list("index")), "too young"
+    time.sleep(index.SETTLED_SECONDS + 1.1)
+    store.index.many(names)
+    store.index.save()
+    store.artifacts.discard(names[0])
+    store.artifacts.discard(names[1])
+    store.artifacts.commit(Manifest(key=names[1], kind="evaluate", spec={}, attempt="a-0", metrics={"x": 2.0}))
+    read: list[str] = []
+    reader = Store.peek(store.url)
+    real = reader.objects.get
+
+    def counted(path: str) -> bytes | None:
+        read.append(path)
+        return real(path)
+
+    reader.objects.get = counted  # type: ignore[method-assign]
+    found = reader.index.many(names)
+    assert found.keys() == set(names[1:])
+    assert found[names[1]].metrics == {"x": 2.0}
+    assert {path for path in read if path.startswith("artifacts")} == {f"artifacts/{names[1]}.json"}
+    (entry,) = store.objects.list("index")
+    store.objects.put(entry.path, b"damaged")
+    assert Store.peek(store.url).index.many(names).keys() == set(names[1:])
