@@ -11,10 +11,10 @@ import torch
 from jobs.data.spans import Spans
 from jobs.data.tokenizer import Vocabulary, transformers_tokenizer
 from jobs.models.backbones import CausalLM
-from jobs.models.building import build_model
+from jobs.models.building import empty_model
 from jobs.models.roles import parameter_roles
 from jobs.models.shards import fetch_shards
-from jobs.models.weights import load_canonical
+from jobs.models.weights import materialise
 from orchestrator.errors import MoegridError
 
 if TYPE_CHECKING:
@@ -50,23 +50,21 @@ def load_state(context: StageContext, work: EvaluateWork | GenerateWork) -> Stat
         raise MoegridError(f"scoring precision {work.precision!r} is unknown", hint=f"use {' or '.join(PRECISIONS)}")
     directory = context.directory(work.tokenizer)
     tokenizer = transformers_tokenizer(directory)
-    model = build_model(work.model, int(context.manifest(work.tokenizer).info["vocab_size"]))
-    load_canonical(model, fetch_shards(context, work.state, "weights"))
-    model.to(context.execution.device).eval()
-    cast_weights(model, PRECISIONS[work.precision])
+    model = empty_model(work.model, int(context.manifest(work.tokenizer).info["vocab_size"]))
+    dtypes = scoring_dtypes(model, PRECISIONS[work.precision])
+    materialise(model, fetch_shards(context, work.state, "weights"), context.execution.device, dtypes.__getitem__)
+    model.eval()
     state = State(model, tokenizer, directory, span_function(model, directory))
     live["evaluated"] = (asked, state)
     return state
 
 
-def cast_weights(model: CausalLM, dtype: torch.dtype) -> None:
-    """Round the weights to `dtype`, but for what decides routing: routers, their biases and thresholds stay in fp32.
+def scoring_dtypes(model: CausalLM, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Return the type of every weight when scoring in `dtype`: routers, which decide routing, stay in fp32.
 
-    Buffers are not weights: rotary tables stay in fp32 too.
+    Buffers (their biases and thresholds, rotary tables) are not weights and stay in fp32 too.
     """
-    for _, parameter, role in parameter_roles(model):
-        if role != "router":
-            parameter.data = parameter.data.to(dtype)
+    return {name: torch.float32 if role == "router" else dtype for name, _, role in parameter_roles(model)}
 
 
 def span_function(model: CausalLM, tokenizer_directory: Path) -> Spans | None:

@@ -1,9 +1,13 @@
-"""Models with random weights, from a resolved specification."""
+"""Models from a resolved specification: with random weights, or with parameters that have yet to get memory."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM, PreTrainedConfig
 
 from jobs.models.backbones import CausalLM
@@ -61,12 +65,41 @@ def build_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
 
     Raises MoegridError with every reason when the spec is invalid.
     """
+    model = _assembled(spec, vocab_size)
+    _reset(model)
+    return model
+
+
+def empty_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
+    """Return a model whose parameters are on the meta device; its buffers have their values, in host memory.
+
+    `jobs.models.weights.materialise` gives the parameters memory and values. Raises MoegridError as `build_model` does.
+    """
+    with _parameters_on_meta():
+        return _assembled(spec, vocab_size)
+
+
+def _assembled(spec: ModelSpec, vocab_size: int) -> CausalLM:
     problems = model_problems(spec)
     if problems:
         raise MoegridError("this model cannot be built", cause="; ".join(fault.message for fault in problems))
-    model = CausalLM(*_backbone(resolve_model(spec), vocab_size))
-    _reset(model)
-    return model
+    return CausalLM(*_backbone(resolve_model(spec), vocab_size))
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Move every parameter to the meta device when a module takes it; its memory was never touched."""
+
+    def moved(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return parameter  # tied weights stay one
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _backbone(spec: Model, vocab_size: int) -> tuple[Model, nn.Module]:

@@ -22,10 +22,10 @@ def export_state(store: Store, key: str, folder: Path) -> None:
     Raises MoegridError when there is no such state, or when no public architecture computes what its model does.
     """
     from jobs.data.tokenizer import save_tokenizer, transformers_tokenizer
-    from jobs.models.building import build_model
+    from jobs.models.building import empty_model
     from jobs.models.public import export_checkpoint, public_layout
     from jobs.models.shards import Shards, shard_names
-    from jobs.models.weights import load_canonical
+    from jobs.models.weights import materialise
 
     manifest = _manifest(store, key)
     work = work_from_json(manifest.spec)
@@ -37,9 +37,9 @@ def export_state(store: Store, key: str, folder: Path) -> None:
         scratch = Path(name)
         for blob in words.blobs:
             store.artifacts.fetch(words, blob.name, scratch)
-        model = build_model(work.model, int(words.info["vocab_size"]))
+        model = empty_model(work.model, int(words.info["vocab_size"]))
         paths = [store.artifacts.fetch(manifest, name, scratch) for name in shard_names(manifest, "weights")]
-        load_canonical(model, Shards(paths))
+        materialise(model, Shards(paths))
         tokenizer = transformers_tokenizer(scratch)
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         export_checkpoint(model, folder, {name: getattr(tokenizer, name) for name in names})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,16 +25,25 @@ _MODULUS = 1 << 256
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows `first`, `first + 1`, ... along the first dimension of a tensor whose shape is `shape`."""
+    """Rows `first`, `first + 1`, ... along the first dimension of a tensor whose shape is `shape`.
+
+    `dtype` is what they are written and digested in, if not as they are: nothing holds all of them converted.
+    """
 
     tensor: Tensor
     first: int
     shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
 
     @classmethod
     def whole(cls, tensor: Tensor) -> Rows:
         """Return all rows of `tensor`."""
         return cls(tensor, 0, tuple(tensor.shape))
+
+    @property
+    def written(self) -> torch.dtype:
+        """In which type the rows are written."""
+        return self.dtype or self.tensor.dtype
 
 
 def shard_name(kind: str, rank: int, world_size: int) -> str:
@@ -70,7 +80,8 @@ def dealt(tensors: Mapping[str, Tensor], rank: int, world_size: int) -> dict[str
 class Shards(Mapping[str, Tensor]):
     """The tensors of several safetensors files, each read when it is asked for: memory never holds all of them.
 
-    A tensor of which several files hold rows is put together in the order of the files.
+    A tensor of which several files hold pieces is put together in the order of the files. Pieces are rows, or, of an
+    optimizer's tensors, flat runs of elements: then the tensor is flat too, and only its reader knows its shape.
     """
 
     def __init__(self, paths: Iterable[Path | str]) -> None:
@@ -84,11 +95,37 @@ class Shards(Mapping[str, Tensor]):
         pieces = [file.get_tensor(name) for file in self._owners[name]]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
+    def elements(self, name: str, start: int, count: int) -> Tensor:
+        """Return `count` elements of a tensor from `start` on, flat; no more than the rows they lie in is read."""
+        found: list[Tensor] = []
+        offset = 0
+        for file in self._owners[name]:
+            piece = file.get_slice(name)
+            shape = piece.get_shape()
+            size = math.prod(shape)
+            begin, end = max(start - offset, 0), min(start + count - offset, size)
+            if begin < end:
+                width = size // shape[0] if shape else 1
+                first, last = begin // width, -(-end // width)
+                rows = piece[first:last] if shape else file.get_tensor(name)
+                found.append(rows.reshape(-1)[begin - first * width : end - first * width])
+            offset += size
+        if not found:
+            found.append(self._owners[name][0].get_tensor(name).reshape(-1)[:0])
+        return found[0] if len(found) == 1 else torch.cat(found)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._owners)
 
     def __len__(self) -> int:
         return len(self._owners)
+
+
+def elements(tensors: Mapping[str, Tensor], name: str, start: int, count: int) -> Tensor:
+    """Return `count` elements of a named tensor from `start` on, flat."""
+    if isinstance(tensors, Shards):
+        return tensors.elements(name, start, count)
+    return tensors[name].reshape(-1)[start : start + count]
 
 
 def fetch_shards(context: StageContext, key: str, kind: str) -> Shards:
@@ -103,10 +140,11 @@ def rows_digest(pieces: Mapping[str, Rows]) -> int:
     """
     total = 0
     for name, piece in pieces.items():
-        start = hashlib.sha256(f"{name} {piece.tensor.dtype} {piece.shape}\n".encode())
+        start = hashlib.sha256(f"{name} {piece.written} {piece.shape}\n".encode())
         count = len(piece.tensor) if piece.tensor.dim() else 1
-        size = piece.tensor.nbytes // max(count, 1)
-        data = piece.tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        tensor = piece.tensor.detach().to("cpu", piece.written).contiguous()
+        size = tensor.nbytes // max(count, 1)
+        data = tensor.view(-1).view(torch.uint8).numpy().data
         for number in range(count):
             row = start.copy()
             row.update((piece.first + number).to_bytes(8, "little"))

@@ -62,14 +62,20 @@ class HostCopies:
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
-    def fill(self, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        """Return copies of `tensors` in host memory, valid until the next call with this prefix."""
+    def fill(
+        self, tensors: Mapping[str, Tensor], prefix: str, dtypes: Mapping[str, torch.dtype] | None = None
+    ) -> dict[str, Tensor]:
+        """Return copies of `tensors` in host memory, valid until the next call with this prefix.
+
+        `dtypes` are those of the copies, where they are not to be as the tensors are.
+        """
         copies: dict[str, Tensor] = {}
         cuda = False
         for name, tensor in tensors.items():
             buffer = self._buffers.get(prefix + name)
-            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            dtype = dtypes[name] if dtypes else tensor.dtype
+            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != dtype:
+                buffer = torch.empty(tensor.shape, dtype=dtype, pin_memory=tensor.is_cuda)
                 self._buffers[prefix + name] = buffer
             cuda = cuda or tensor.is_cuda
             copies[name] = buffer.copy_(tensor.detach(), non_blocking=True)
@@ -123,7 +129,11 @@ class CheckpointWriter:
         """
         slot = self._free.get()
         weights = engine.weights()
-        copies = slot.fill({name: piece.tensor for name, piece in weights.items()}, "weights/")
+        copies = slot.fill(
+            {name: piece.tensor for name, piece in weights.items()},
+            "weights/",
+            {name: piece.written for name, piece in weights.items()},
+        )
         snapshot = Snapshot(
             key=work.key_at(step),
             step=step,

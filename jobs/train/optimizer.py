@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator.catalog.optimizers import OPTIMIZERS, OptimizerKind
+from jobs.models.shards import elements
+from orchestrator.catalog.optimizers import MASTER, OPTIMIZERS, OptimizerKind
 from orchestrator.catalog.parameters import made
 from orchestrator.errors import MoegridError, NumericsError
 from orchestrator.registry import load
@@ -134,16 +135,42 @@ def check_slot(kind: OptimizerKind, slot: str, value: Any, tensor: Tensor) -> No
 
 
 def import_state(
-    kind: OptimizerKind, optimizer: torch.optim.Optimizer, names: Mapping[int, str], tensors: Mapping[str, Tensor]
+    kind: OptimizerKind,
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[int, str],
+    tensors: Mapping[str, Tensor],
+    starts: Mapping[str, int] | None = None,
 ) -> None:
-    """Fill the optimizer with copies of `export_state`'s tensors; what is absent was never updated."""
+    """Fill the optimizer with copies of `export_state`'s tensors; what is absent was never updated.
+
+    `starts` says by parameter at which element of the whole the optimizer's own piece of it begins (default: 0).
+    """
     for group in optimizer.param_groups:
         for tensor in group["params"]:
+            name = names[id(tensor)]
+            start = starts[name] if starts else 0
             # A fused optimizer keeps its step counts beside the parameters.
             state = {
-                slot: stored.to(tensor.device, copy=True)
-                for slot in (*kind.slots, *kind.scalars)
-                if (stored := tensors.get(f"{names[id(tensor)]}.{slot}")) is not None
+                slot: elements(tensors, f"{name}.{slot}", start, tensor.numel())
+                .to(tensor.device, copy=True)
+                .view(tensor.shape)
+                for slot in kind.slots
+                if f"{name}.{slot}" in tensors
+            }
+            state |= {
+                slot: tensors[f"{name}.{slot}"].to(tensor.device, copy=True)
+                for slot in kind.scalars
+                if f"{name}.{slot}" in tensors
             }
             if state:
                 optimizer.state[tensor] = state
+
+
+def import_masters(
+    tensors: Mapping[str, Tensor], masters: Mapping[str, Tensor], starts: Mapping[str, int] | None = None
+) -> None:
+    """Copy the fp32 master weights in, of each parameter the piece that `masters` holds."""
+    with torch.no_grad():
+        for name, master in masters.items():
+            start = starts[name] if starts else 0
+            master.copy_(elements(tensors, f"{name}.{MASTER}", start, master.numel()).view(master.shape))

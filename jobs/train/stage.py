@@ -11,9 +11,8 @@ from typing import Any
 from jobs.data.packing import InstructionBatches, open_batches
 from jobs.data.stage import check_epoch
 from jobs.models.backbones import CausalLM
-from jobs.models.building import build_model
-from jobs.models.shards import fetch_shards
-from jobs.models.weights import load_canonical
+from jobs.models.building import empty_model
+from jobs.models.shards import Shards, fetch_shards
 from jobs.moe.balance import balanced_value
 from jobs.node import code, numerics
 from jobs.node.context import StageContext
@@ -182,10 +181,8 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
     """Return a session in the committed state `key` at `step` of the work's phase."""
     manifest = context.manifest(key)
     mixed = _mixed(context, work, manifest, step)
-    model = build_model(work.model, vocabulary_size(context, work.tokenizer))
-    load_canonical(model, fetch_shards(context, key, "weights"))
-    model.to(context.execution.device)
-    engine = _engine(context, work, model)
+    model = empty_model(work.model, vocabulary_size(context, work.tokenizer))
+    engine = _engine(context, work, model, fetch_shards(context, key, "weights"))
     session = Session(engine, work.conditions.phase, key, step, 0, Meter(), *mixed)
     if step > 0:
         state = json.loads(context.fetch(key, "state.json").read_bytes())
@@ -259,8 +256,9 @@ def _latest(context: StageContext, work: TrainWork) -> tuple[int, str] | None:
     return None
 
 
-def _engine(context: StageContext, work: TrainWork, model: CausalLM) -> Engine:
-    return build_engine(context.execution.engine, model, work.conditions.train, context.rank, context.world_size)
+def _engine(context: StageContext, work: TrainWork, model: CausalLM, weights: Shards | None = None) -> Engine:
+    execution, train = context.execution, work.conditions.train
+    return build_engine(execution.engine, model, train, context.rank, context.world_size, weights, execution.device)
 
 
 def _source(context: StageContext, work: TrainWork) -> Any:

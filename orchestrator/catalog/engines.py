@@ -1,7 +1,8 @@
 """Training engines by name: who holds parameters, gradients and optimizer state, on how many processes.
 
-The code is a function `build(model, train, rank, world_size) -> Engine` (`jobs.train.engine` has the protocol). An
-engine is how a result is computed, not what it is: it is in no key, and states keep their bits within one engine.
+The code is a function `build(model, train, rank, world_size) -> Engine` (`jobs.train.engine` has the protocol), of an
+engine that reads its own weights `build(model, train, rank, world_size, weights, device)`. An engine is how a result is
+computed, not what it is: it is in no key, and states keep their bits within one engine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ class EngineKind:
     """One engine.
 
     `cuts`: it updates pieces of parameters, so that an optimizer must be elementwise. `plain_model`: it leaves nothing
-    in the model, which another phase may go on with in the same process.
+    in the model, which another phase may go on with in the same process. `reads_weights`: it gets a model whose
+    parameters have no memory yet, and reads of the weights (a mapping from names to tensors) what this rank holds.
     """
 
     name: str
@@ -26,6 +28,7 @@ class EngineKind:
     least_processes: int = 1
     cuts: bool = False
     plain_model: bool = False
+    reads_weights: bool = False
 
 
 BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
@@ -33,7 +36,9 @@ BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
         # One process, or data parallel.
         "torch": EngineKind("torch", "jobs.train.engines.torch:TorchEngine", plain_model=True),
         # Everything sharded.
-        "fsdp": EngineKind("fsdp", "jobs.train.engines.fsdp:FsdpEngine", least_processes=2, cuts=True),
+        "fsdp": EngineKind(
+            "fsdp", "jobs.train.engines.fsdp:FsdpEngine", least_processes=2, cuts=True, reads_weights=True
+        ),
         # Optimizer state partitioned; with 2 gradients as well.
         "deepspeed:1": EngineKind("deepspeed:1", "jobs.train.engines.zero:stage_1", least_processes=2, cuts=True),
         "deepspeed:2": EngineKind("deepspeed:2", "jobs.train.engines.zero:stage_2", least_processes=2, cuts=True),

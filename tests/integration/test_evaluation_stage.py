@@ -20,7 +20,7 @@ from jobs.data.tokenizer import BOS, EOS, PAD, train_bpe
 from jobs.evaluate import state
 from jobs.evaluate.chunks import CHUNK_ITEMS
 from jobs.evaluate.encoding import Encoder
-from jobs.models.weights import load_canonical
+from jobs.models.weights import materialise
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.spec.cell import GenerationSpec, JudgeSpec, Resources, TaskSpec
 from orchestrator.spec.model import ModelSpec, MoESpec
@@ -193,7 +193,7 @@ def test_states_of_one_job_share_its_tokens_and_score_as_alone(
     run_stages(store, [other])
     loads: list[str] = []
     encoded: Counter[tuple[str, str]] = Counter()
-    load, pairs = load_canonical, Encoder.pairs
+    load, pairs = materialise, Encoder.pairs
 
     def loading(*arguments: Any) -> None:
         loads.append("")
@@ -203,7 +203,7 @@ def test_states_of_one_job_share_its_tokens_and_score_as_alone(
         encoded.update(requests)
         return pairs(self, requests)
 
-    monkeypatch.setattr(state, "load_canonical", loading)
+    monkeypatch.setattr(state, "materialise", loading)
     monkeypatch.setattr(Encoder, "pairs", encoding)
     run_stages(store, [first, efficiency(first), second])
     assert len(loads) == 2

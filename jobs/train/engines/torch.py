@@ -25,6 +25,7 @@ from jobs.train.optimizer import (
     build_optimizer,
     export_state,
     freeze_tensors,
+    import_masters,
     import_state,
     plan_groups,
     set_learning_rates,
@@ -155,8 +156,7 @@ class TorchEngine:
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         import_state(self._kind, self.optimizer, self._names, tensors)
         if self._separate:
-            for name, master in self._masters.items():
-                master.copy_(tensors[f"{name}.{MASTER}"])
+            import_masters(tensors, self._masters)
 
     def _gradients(self) -> list[Tensor]:
         gradients = (self._masters[name].grad for name in self._trained)
