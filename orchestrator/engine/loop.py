@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.backends.base import Backend, Batch, Job
+from orchestrator.engine.agenda import Agenda
 from orchestrator.engine.driver import Driver
 from orchestrator.engine.journal import Journal, code_digest
 from orchestrator.engine.retry import Decision, decide, pardoned
@@ -22,8 +23,9 @@ from orchestrator.engine.watch import InFlight, Watch
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.plan.cost import Clock
 from orchestrator.plan.describe import describe_job, plugin_files
+from orchestrator.plan.following import Following
 from orchestrator.plan.graph import StageGraph
-from orchestrator.plan.plan import Plan, make_plan
+from orchestrator.plan.plan import Plan
 from orchestrator.spec.cell import Resources
 from orchestrator.store import Store
 from orchestrator.store.attempts import Failure
@@ -93,12 +95,10 @@ class Engine:
         self.watch = Watch(self.journal, backend, self.driver, stall_seconds=self.options.lease_seconds)
         self._clock = clock or Clock()
         self._stages = frozenset(graph.stages)
-        self._order = {key: index for index, key in enumerate(graph.stages)}
+        self._following = Following(graph, self._clock)
+        self._agenda = Agenda(graph, self._clock)
         self._present: set[str] = set()
         self._told: set[tuple[str, str]] = set()
-        self._plan: Plan | None = None
-        self._planned: tuple[frozenset[str], tuple[tuple[str, str], ...]] | None = None
-        self._path_seconds: dict[str, float] = {}
         self._damaged: set[str] = set()
         self._first = True
         self._stopping = self._leave_jobs = False
@@ -130,49 +130,43 @@ class Engine:
     def extend(self, graph: StageGraph) -> None:
         """Go on with a version of the grid that has more cells."""
         self.graph, self._stages = graph, frozenset(graph.stages)
-        self._order = {key: index for index, key in enumerate(graph.stages)}
+        self._following, self._agenda = Following(graph, self._clock), Agenda(graph, self._clock)
         self._damaged = self.store.artifacts.damaged(self._stages)
-        self._plan = self._planned = None
-        self._path_seconds = {}
 
     def tick(self) -> Snapshot:
         """Read, settle, submit. Raises MoegridError (exit code 3) when store or scheduler are away."""
-        present = self.store.artifacts.keys() & self._stages
+        present = self._keys()
         missing = self._stages - present
         failures = self.journal.failures(missing)
         busy = self.watch.observe(self.journal.claims(missing))
         if self.watch.settled:  # which may have discarded a damaged artifact
-            present = self.store.artifacts.keys() & self._stages
+            present = self._keys()
             missing = self._stages - present
             failures = self.journal.failures(missing)
             self._damaged = self.store.artifacts.damaged(missing)
-            self._planned = None
         for stage, own in list(failures.items()):
             # An attempt of an earlier driver whose end is only seen now ended before this run was asked to try again.
             if (stage, own[-1].attempt) in self._earlier and self._pardon(own):
                 del failures[stage]
         decisions = {stage: decide(own) for stage, own in failures.items()}
         failed = {stage: decision.reason for stage, decision in decisions.items() if not decision.retry}
-        plan = self._planning(present, failed)
+        plan = self._following.update(present, failed, self._damaged)
         now = self.store.objects.now() if decisions else 0.0
         waiting = {stage: decision for stage, decision in decisions.items() if decision.retry and decision.at > now}
         submitted: list[str] = []
         if not self._stopping:
-            ready = [
-                key
-                for key in plan.pending
-                if key not in busy
-                and key not in waiting
-                and all(p in present for p in self.graph.stages[key].parents)
-                and not plan.guarded(key)
-            ]
+            ready = self._following.ready - busy.keys() - waiting.keys()
             submitted = self._submit(ready, present, {*busy, *waiting, *failed}, decisions)
         news = [f for own in failures.values() for f in own if (f.stage, f.attempt) not in self._told]
         self._told.update((failure.stage, failure.attempt) for failure in news)
         arrived = () if self._first else present - self._present
-        finished = tuple(sorted(arrived, key=self._order.__getitem__))
+        finished = tuple(sorted(arrived, key=self._following.order.__getitem__))
         self._first, self._present = False, present
         return Snapshot(plan, busy, dict(self.watch.flying), waiting, failures, finished, tuple(news), tuple(submitted))
+
+    def _keys(self) -> set[str]:
+        """Return the grid's artifacts."""
+        return self.store.artifacts.keys() & self._stages
 
     def run(self, observe: Callable[[Snapshot], None], trouble: Callable[[MoegridError], None]) -> Snapshot:
         """Tick until everything is done or blocked, or `stop` was called and the jobs have saved their states.
@@ -275,27 +269,14 @@ class Engine:
         self.backend.cancel(asked, now=self._now)
         self._signalled.update((handle.attempt, self._now) for handle in asked)
 
-    def _planning(self, present: set[str], failed: Mapping[str, str]) -> Plan:
-        state = (frozenset(present), tuple(sorted(failed.items())))
-        if self._plan is None or self._planned != state:
-            self._plan = make_plan(self.graph, present, failed=failed, damaged=self._damaged, clock=self._clock)
-            self._planned = state
-        return self._plan
-
     def _submit(
-        self, ready: Sequence[str], present: set[str], taken: set[str], decisions: Mapping[str, Decision]
+        self, ready: Collection[str], present: set[str], taken: set[str], decisions: Mapping[str, Decision]
     ) -> list[str]:
         """Claim and submit the most urgent of the ready chains that fit; return their labels."""
-        if not ready:
-            return []
-        chains = sorted(self.graph.chains(ready, present, taken), key=self._urgency)
-        wanted = [self._resources(chain, decisions) for chain in chains]
-        room = self.options.max_jobs - len(self.watch.mine) if self.options.max_jobs else len(chains)
-        chosen = [
-            (chain, resources)
-            for chain, resources, fits in zip(chains, wanted, self.backend.admit(wanted), strict=True)
-            if fits
-        ][: max(0, room)]
+        room = self.options.max_jobs - len(self.watch.mine) if self.options.max_jobs else len(ready)
+        chosen = self._agenda.choose(
+            ready, present, taken, lambda chain: self._resources(chain, decisions), self.backend.admit, room
+        )
         if not chosen:
             return []
         batch = self.driver.new_batch()
@@ -358,20 +339,3 @@ class Engine:
         resources = self.graph.resources(chain[0])
         factor = max((decisions[key].memory_factor for key in chain if key in decisions), default=1.0)
         return dataclasses.replace(resources, memory_gb=resources.memory_gb * factor)
-
-    def _urgency(self, chain: Sequence[str]) -> tuple[int, int, float]:
-        """What the grid wants first, evaluations of committed states, then what most of the remaining time hangs on."""
-        if not self._path_seconds:
-            self._path_seconds = critical_path(self.graph, self._clock)
-        first = chain[0]
-        evaluates = self.graph.stages[first].phase == "evaluate"
-        return self.graph.rank(first), 0 if evaluates else 1, -self._path_seconds[first]
-
-
-def critical_path(graph: StageGraph, clock: Clock) -> dict[str, float]:
-    """Return for each stage the expected seconds of the longest chain of work that starts with it."""
-    plan = make_plan(graph, (), clock=clock)
-    seconds: dict[str, float] = {}
-    for key in reversed(list(graph.stages)):
-        seconds[key] = plan.seconds(key) + max((seconds.get(child, 0.0) for child in graph.children(key)), default=0.0)
-    return seconds

@@ -89,10 +89,9 @@ class StageGraph:
         A training segment takes its first missing continuation with it (other branches fork from the committed
         state), preparation takes what only waits for it, evaluations of one cell go together with what only waits for
         them.
-        `done` are committed keys, `busy` stages that some job has already.
+        `done` are committed keys, `busy` stages that some job has already. Of two chains that could go on with the
+        same stage, that of the earlier one of `ready` does.
         """
-        wanted = set(ready)
-        ready = [key for key in self.stages if key in wanted]
         taken = set(busy)
         jobs: list[list[str]] = []
         evaluations: list[list[str]] = []

@@ -39,6 +39,7 @@ class Plan:
     graph: StageGraph
     actions: Mapping[str, Action]
     clock: Clock = field(default_factory=Clock)
+    tally: Mapping[str, int] | None = None  # the counts of `counts`, where they are known
     _counted: list[tuple[Stage, float, int, int]] = field(default_factory=list, compare=False, repr=False)
 
     def keys(self, *names: str) -> list[str]:
@@ -53,7 +54,13 @@ class Plan:
     @property
     def settled(self) -> bool:
         """Nothing to do: everything is done or blocked."""
-        return not self.pending
+        return not self.left
+
+    @property
+    def left(self) -> int:
+        """The number of stages that a run would work on."""
+        counts = self.counts()
+        return counts["run"] + counts["resume"]
 
     def guarded(self, key: str) -> bool:
         """Return whether a training stage still waits for preparation: no cell that needs it has all of its own.
@@ -66,6 +73,8 @@ class Plan:
 
     def counts(self) -> dict[str, int]:
         """Return action -> number of stages, all four actions present."""
+        if self.tally is not None:
+            return dict(self.tally)
         counter = Counter(action.name for action in self.actions.values())
         return {name: counter.get(name, 0) for name in ACTIONS}
 
@@ -197,6 +206,21 @@ def _action(
     begun: Collection[str],
     actions: Mapping[str, Action],
 ) -> Action:
+    found = decided(graph, stage, failed, actions)
+    if found is not NEW:
+        return found
+    if stage.key in begun and isinstance(stage.made, TrainWork):
+        step = latest_step(stage.made, present)
+        if step > stage.made.start:
+            return Action("resume", f"from step {step} of {stage.made.stop}", step)
+    return Action("run", "a parent was repaired") if stage.key in stale else NEW
+
+
+def decided(graph: StageGraph, stage: Stage, failed: Mapping[str, str], actions: Mapping[str, Action]) -> Action:
+    """Return what happens to a needed stage that is absent: it is run unless it failed, or something blocks it.
+
+    `actions` are those of its parents and of what its cells need prepared.
+    """
     if stage.key in failed:
         return Action("blocked", failed[stage.key])
     blocking = [parent for parent in stage.parents if _blocked(parent, actions)]
@@ -207,12 +231,6 @@ def _action(
         reason = actions[blocking[0]].reason
         by = reason if reason.startswith("blocked by ") else f"blocked by {graph.stages[blocking[0]].label}: {reason}"
         return Action("blocked", by)
-    if stage.key in begun and isinstance(stage.made, TrainWork):
-        step = latest_step(stage.made, present)
-        if step > stage.made.start:
-            return Action("resume", f"from step {step} of {stage.made.stop}", step)
-    if stage.key in stale:
-        return Action("run", "a parent was repaired")
     return NEW
 
 

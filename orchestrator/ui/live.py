@@ -206,7 +206,7 @@ class Progress:
             table.add_row(*job.words())
         counts = snapshot.plan.counts()
         total = sum(counts.values())
-        waiting = len(snapshot.plan.pending) - len(snapshot.busy)
+        waiting = snapshot.plan.left - len(snapshot.busy)
         table.add_row(
             f"{counts['done']}/{total} stages done, {len(snapshot.busy)} running, {max(0, waiting)} waiting"
             + (f", {counts['blocked']} blocked" if counts["blocked"] else "")
