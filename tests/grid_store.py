@@ -249,6 +249,8 @@ class GridStore:
 
         rng = np.random.default_rng(int(stage[:8], 16))
         arrays: dict[str, Any] = {
+            "heldout.counts": rng.integers(1, 50, (2, 8)),
+            "heldout.router_margin": rng.random(2),
             "heldout.pairs": rng.integers(1, 50, (2, 8, 8)),
             "sample": np.argsort(rng.random((2, 30, 8)), axis=-1)[..., :2].astype(np.int16),
             "weight_similarity": rng.random((2, 8, 8)),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Commands that write into a store which is there, and that need one; a run makes it, all others only read.
 WRITES = ("cancel", "sync")
-NEEDS = (*WRITES, "paper")
+NEEDS = WRITES
 # Finished stages looked at for time estimates, per phase and suite.
 SAMPLES = 24
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.report import plots, sections
+from orchestrator.report import plots, sections, svg
 from orchestrator.report.collect import CellResult, Results
 from orchestrator.store.records import Row
 
@@ -38,7 +38,7 @@ def cell_figures(results: Results, cell: CellResult, rows: Sequence[Row]) -> dic
     counts = sections.counts_of(results, cell.document)
     if counts:
         parts.append(sections.load_map(counts))
-    return plots.figures("".join(parts))
+    return svg.figures("".join(parts))
 
 
 def _put(path: Path, body: bytes) -> None:

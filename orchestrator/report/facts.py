@@ -61,9 +61,12 @@ def provenance(results: Results) -> str:
     return f"<dl>{rows}</dl>{costs(results)}"
 
 
-def costs(results: Results) -> str:
-    """Return model size, compute, time and devices of one run of each setting, without sharing."""
-    lines = []
+COSTS = ("setting", "parameters", "active", "FLOPs a token", "hours of training", "devices", "tokens/s")
+
+
+def cost_rows(results: Results) -> list[tuple[str, ...]]:
+    """Return per setting what `COSTS` names: size, compute, time and devices of one run, without sharing."""
+    rows: list[tuple[str, ...]] = []
     for setting in results.settings:
         cell = setting.cells[0].document
         made = [results.manifests[key] for key in cell["stages"] if key in results.manifests]
@@ -74,20 +77,30 @@ def costs(results: Results) -> str:
         devices = max(int(m.numerics.get("world_size", 1)) for m in trained)
         speed = [float(m.info["tokens_per_second"]) for m in trained if m.info.get("tokens_per_second")]
         counted = cell.get("parameters", {})
-        cells = [
-            f"{counted.get('total', 0) / 1e6:.4g} M",
-            f"{counted.get('active', 0) / 1e6:.4g} M",
-            f"{float(cell.get('flops_per_token') or 0) / 1e6:.4g} M",
-            f"{hours:.3g}",
-            str(devices),
-            f"{sum(speed) / len(speed):,.0f}" if speed else "",
-        ]
-        row = "".join(f"<td>{text}</td>" for text in cells)
-        lines.append(f"<tr><th scope='row'>{escape(setting.name)}</th>{row}</tr>")
-    if not lines:
+        rows.append(
+            (
+                setting.name,
+                f"{counted.get('total', 0) / 1e6:.4g} M",
+                f"{counted.get('active', 0) / 1e6:.4g} M",
+                f"{float(cell.get('flops_per_token') or 0) / 1e6:.4g} M",
+                f"{hours:.3g}",
+                str(devices),
+                f"{sum(speed) / len(speed):,.0f}" if speed else "",
+            )
+        )
+    return rows
+
+
+def costs(results: Results) -> str:
+    """Return model size, compute, time and devices of one run of each setting, without sharing."""
+    rows = cost_rows(results)
+    if not rows:
         return ""
-    names = ("setting", "parameters", "active", "FLOPs a token", "hours of training", "devices", "tokens/s")
-    head = "".join(f"<th scope='col'{_LABEL * (name == 'setting')}>{name}</th>" for name in names)
+    lines = [
+        f"<tr><th scope='row'>{escape(name)}</th>{''.join(f'<td>{text}</td>' for text in texts)}</tr>"
+        for name, *texts in rows
+    ]
+    head = "".join(f"<th scope='col'{_LABEL * (name == 'setting')}>{name}</th>" for name in COSTS)
     return (
         "<details><summary>Size, compute and time of one run of each setting</summary><div class='scroll'><table>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></details>"

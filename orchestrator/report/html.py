@@ -7,7 +7,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from orchestrator.report import facts, formats, plots, sections, tables
+from orchestrator.report import facts, formats, sections, svg, tables
 from orchestrator.report.collect import RUNNING, Results
 
 
@@ -39,7 +39,7 @@ RELOAD_SECONDS = 60
 # The page may load nothing and run nothing, whatever a name in a grid tries.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 STYLE = (
-    f":root{{color-scheme:light dark;{plots.LIGHT}}}\n@media (prefers-color-scheme:dark){{:root{{{plots.DARK}}}}}\n"
+    f":root{{color-scheme:light dark;{svg.LIGHT}}}\n@media (prefers-color-scheme:dark){{:root{{{svg.DARK}}}}}\n"
     """*{box-sizing:border-box}
 body{margin:0 auto;max-width:1180px;padding:1rem;background:var(--page);color:var(--text);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
@@ -61,7 +61,7 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1rem}dd{margin:0
 pre{overflow-x:auto;background:var(--panel);padding:.8rem;font-size:.8rem}summary{cursor:pointer}
 svg{display:block;width:100%;min-width:560px;max-width:860px;height:auto}
 @media print{nav{display:none}body{max-width:none}}
-""" + plots.RULES
+""" + svg.RULES
 )
 
 
@@ -82,16 +82,24 @@ def page(results: Results, parts: Parts | None = None) -> str:
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in shown)
     body = "".join(f'<section id="{name}"><h2>{escape(title)}</h2>{text}</section>' for name, title, text in shown)
     running = any(cell.state == RUNNING for cell in results.cells)
-    again = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if running else ""
+    return shell(
+        f"{results.name} ({document['scale']})",
+        f"<h1>{escape(results.name)}</h1><p>{escape(document.get('description', ''))}</p>"
+        f"<p>Scale {escape(document['scale'])}; {len(results.cells)} cells: {escape(counts)}.</p>"
+        f"<nav>{links}</nav><main>{body}</main>",
+        reload=RELOAD_SECONDS if running else 0,
+    )
+
+
+def shell(title: str, body: str, *, reload: int = 0) -> str:
+    """Return a whole page around `body`, which is HTML; `reload` seconds later it loads itself again (0: never)."""
+    again = f'<meta http-equiv="refresh" content="{reload}">' if reload else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f'{again}<link rel="icon" href="data:,">'
-        f"<title>{escape(results.name)} ({escape(document['scale'])})</title><style>{STYLE}</style></head><body>"
-        f"<h1>{escape(results.name)}</h1><p>{escape(document.get('description', ''))}</p>"
-        f"<p>Scale {escape(document['scale'])}; {len(results.cells)} cells: {escape(counts)}.</p>"
-        f"<nav>{links}</nav><main>{body}</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{body}</body></html>\n"
     )
 
 
@@ -113,7 +121,7 @@ def write(results: Results, path: Path) -> Path:
         "cells.csv": formats.render_rows(tables.long_rows(results), "csv"),
     }
     for section, _, text in parts:
-        files |= {f"figures/{section}/{name}.svg": figure for name, figure in plots.figures(text).items()}
+        files |= {f"figures/{section}/{name}.svg": figure for name, figure in svg.figures(text).items()}
     for old in (path.parent / "figures").rglob("*.svg"):
         if str(old.relative_to(path.parent)) not in files:
             old.unlink()

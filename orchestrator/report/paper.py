@@ -1,111 +1,142 @@
-"""The tables and figures of the three papers from the results of this store, and which grid is missing for the rest."""
+"""The tables and figures of the three papers from the results of this store, and what is missing for the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from orchestrator.grid.files import grid_names as own_grids
-from orchestrator.report import formats, html, published, tables
+from orchestrator.report import formats, html, svg
 from orchestrator.report.collect import Results, collect
+from orchestrator.report.papers import drawn, forms
+from orchestrator.report.papers.declared import Declared, Exhibit, declared
+from orchestrator.report.papers.forms import Lines, Made
 from orchestrator.store import Store
 from orchestrator.store.records import grid_names
 
-
-@dataclass(frozen=True, slots=True)
-class Exhibit:
-    """One table or figure of a paper, and the grid whose report shows it ("" = out of scope here).
-
-    `section` is the part of the report whose figures make it, "" where the report as a whole does.
-    """
-
-    paper: str
-    name: str
-    shows: str
-    grid: str
-    section: str = ""
-
-
-MOST_FILES = 4
-FIGURES = (
-    Exhibit("MoE-Bench", "Figures 2, 3, 5, 9", "comparisons within its grids", "finetune_freeze", "differences"),
-    Exhibit("MoE-Bench", "Figure 4", "freeze schedules", "finetune_freeze", "differences"),
-    Exhibit("MoE-Bench", "Figure 6", "how the metrics go together", "pretrain_architecture", "correlations"),
-    Exhibit("MoE-Bench", "Figure 7", "collaboration by freeze schedule", "finetune_freeze", "differences"),
-    Exhibit("MoE-Bench", "Figure 8", "router learning rate against load balance", "finetune_router_lr", "responses"),
-    Exhibit("LibMoE", "Figures 2-12", "routing of the MoE algorithms over training", "libmoe_algorithms", "routing"),
-    Exhibit("LibMoE", "Figures 15-17", "router initialisation and balance", "libmoe_router_init", "training"),
-    Exhibit("LibMoE", "Table 9", "time and devices per run", "libmoe_algorithms"),
-    Exhibit("MoE-RBench", "Figure 3", "routing distance of in-domain and shifted data", "rbench_robustness", "routing"),
-)
+Maker = Callable[[Results, Exhibit], Made]
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What became of one exhibit: the report that shows it with its own files, or why there is none."""
+    """What became of one exhibit: its own files, or why there is none and the command that makes it."""
 
     exhibit: Exhibit
-    path: str
+    path: str  # of the page that shows it
     reason: str
+    command: str
     files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def exhibits() -> tuple[Exhibit, ...]:
-    """Return the papers' tables and figures, tables first."""
-    found = [Exhibit(p.paper, p.table, p.title, p.grid) for p in published.published()]
-    return (*found, *FIGURES)
+def _from_arrays(name: str) -> Maker:
+    def make(results: Results, exhibit: Exhibit) -> Made:
+        from orchestrator.report.papers import layers  # brings NumPy
+
+        maker: Maker = getattr(layers, name)
+        return maker(results, exhibit)
+
+    return make
+
+
+MAKERS: Mapping[str, Maker] = {
+    "table": forms.table,
+    "settings": forms.settings,
+    "times": forms.times,
+    "bars": drawn.bars,
+    "curves": drawn.curves,
+    "response": drawn.response,
+    "radar": drawn.radar,
+    "stacked": drawn.stacked,
+    **{name: _from_arrays(name) for name in ("layers", "sets", "loads", "coactivation")},
+}
 
 
 def write(store: Store, folder: Path) -> list[Shown]:
-    """Write a report per grid that the store has results for, the papers' tables beside ours, and `index.md`.
+    """Make every exhibit that the store has results for: tables as CSV and LaTeX, figures as SVG, one page of all.
 
-    Returns what became of every exhibit.
+    Returns what became of every exhibit, in the papers' order; where nothing can be made nothing is written.
     """
-    known, ours = set(grid_names(store)), set(own_grids())
-    reports: dict[str, str] = {}
-    empty: set[tuple[str, str]] = set()
-    reasons: dict[str, str] = {"": "out of scope here: vision-language models"}
-    for grid in dict.fromkeys(exhibit.grid for exhibit in exhibits() if exhibit.grid):
-        if grid not in known:
-            run = f"was never run in this store: moegrid run {grid}"
-            reasons[grid] = f"the grid {grid} " + (run if grid in ours else "is not one of this project's")
-            continue
-        results = collect(grid, store)
-        if not results.metrics:
-            reasons[grid] = f"the grid {grid} has no results yet"
-            continue
-        reports[grid] = str(html.write(results, folder / grid / "index.html").relative_to(folder))
-        empty |= {
-            (p.paper, p.table) for p in published.published() if p.grid == grid and not published.covered(results, p)
-        }
-        (folder / grid / "published.md").write_text(_beside(results), encoding="utf-8")
-        for table in published.published():
-            if table.grid == grid and published.covered(results, table):
-                _write_table(results, table, folder / grid)
-    shown = [_shown(exhibit, reports, reasons, empty, folder) for exhibit in exhibits()]
-    folder.mkdir(parents=True, exist_ok=True)
+    catalogue, known = declared(), set(grid_names(store)) if store.exists else set()
+    results = {
+        name: found
+        for name in dict.fromkeys(exhibit.grid for exhibit in catalogue.exhibits)
+        if name in known and (found := collect(name, store)).metrics
+    }
+    for name, found in results.items():
+        html.write(found, folder / name / "index.html")
+    shown, parts = [], []
+    for exhibit in catalogue.exhibits:
+        own = results.get(exhibit.grid)
+        maker = MAKERS.get(exhibit.kind)
+        made = maker(own, exhibit) if own is not None and maker is not None else Made()
+        if made:
+            files = _write(made, exhibit, folder)
+            shown.append(Shown(exhibit, f"index.html#{exhibit.slug}", "", "", files, made.lacks))
+        else:
+            shown.append(Shown(exhibit, "", *_missing(catalogue, exhibit, known, own)))
+        parts.append(_part(shown[-1], made))
+    if not results:
+        return shown
+    (folder / "index.html").write_text(_page(shown, parts), encoding="utf-8")
     (folder / "index.md").write_text(overview(shown), encoding="utf-8")
     return shown
 
 
-def _shown(
-    exhibit: Exhibit, reports: dict[str, str], reasons: dict[str, str], empty: set[tuple[str, str]], folder: Path
-) -> Shown:
-    if exhibit.grid not in reports:
-        return Shown(exhibit, "", reasons[exhibit.grid])
-    if (exhibit.paper, exhibit.name) in empty:
-        return Shown(exhibit, "", f"the grid {exhibit.grid} was not evaluated for these columns")
-    base = folder / exhibit.grid
-    if exhibit.section:
-        files = sorted((base / "figures" / exhibit.section).glob("*.svg"))
-        if not files:
-            reason = f"the grid {exhibit.grid} was not evaluated for this figure (section {exhibit.section})"
-            return Shown(exhibit, "", reason)
-    else:
-        names = {p.table: p.name for p in published.published() if p.paper == exhibit.paper}
-        files = sorted(base.glob(f"{names.get(exhibit.name, '-')}.*"))
-    return Shown(exhibit, reports[exhibit.grid], "", tuple(str(file.relative_to(folder)) for file in files))
+def of_grid(results: Results) -> list[tuple[Exhibit, Made]]:
+    """Return the papers' printed tables that this grid makes, with ours."""
+    found = [(e, forms.table(results, e)) for e in declared().exhibits if e.grid == results.name and e.kind == "table"]
+    return [(exhibit, made) for exhibit, made in found if made]
+
+
+def to_run(store: Store) -> list[str]:
+    """Return the grids of this project that make exhibits which the store has no results for."""
+    known, ours = set(grid_names(store)) if store.exists else set(), set(own_grids())
+    finished = {name for name in known if (found := collect(name, store)).metrics and all(_done(found))}
+    wanted = dict.fromkeys(exhibit.grid for exhibit in declared().exhibits if exhibit.kind != "none")
+    return [name for name in wanted if name in ours and name not in finished]
+
+
+def _done(results: Results) -> list[bool]:
+    return [cell.state == "done" for cell in results.cells]
+
+
+def _missing(catalogue: Declared, exhibit: Exhibit, known: set[str], results: Results | None) -> tuple[str, str]:
+    """Return why an exhibit is missing, and the command that makes it ("" when none does)."""
+    grid, command = exhibit.grid, catalogue.command(exhibit)
+    if exhibit.lacks or not grid:
+        return exhibit.lacks, ""
+    if grid not in set(own_grids()):
+        return f"its {'vision-language ' * exhibit.vision}grid {grid} is not one of this project's", ""
+    if grid not in known:
+        needs = f"; it needs {exhibit.needs}" if exhibit.needs else ""
+        return f"the grid {grid} was never run in this store{needs}", command
+    if results is None:
+        return f"the grid {grid} has no results yet", command
+    scale = str(results.document["scale"])
+    why = f"it needs {exhibit.needs}" if exhibit.needs else "they hold none of its settings and columns"
+    return f"the results of {grid} do not make it: {why}", catalogue.command(exhibit, scale)
+
+
+def _write(made: Made, exhibit: Exhibit, folder: Path) -> tuple[str, ...]:
+    """Write the files of an exhibit and return their names."""
+    files: dict[str, str] = {}
+    for lines, suffix in zip(made.tables, ("", ".printed"), strict=False):
+        rows = [lines.header, *lines.rows]
+        files[f"{exhibit.slug}{suffix}.csv"] = formats.csv_lines(rows)
+        notes = [lines.title, *exhibit.errata, *made.lacks]
+        files[f"{exhibit.slug}{suffix}.tex"] = formats.latex_lines(lines.header, lines.rows, lines.labels, notes)
+    for i, figure in enumerate(made.figures, 1):
+        drawing = figure[figure.index("<svg ") : figure.index("</svg>") + len("</svg>")]
+        files[f"{exhibit.slug}-{i}.svg"] = svg.standalone(drawing)
+    for old in (*folder.glob(f"{exhibit.slug}-*.svg"), *folder.glob(f"{exhibit.slug}.*")):
+        if old.name not in files:
+            old.unlink()
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return tuple(files)
 
 
 def overview(shown: Sequence[Shown]) -> str:
@@ -113,39 +144,55 @@ def overview(shown: Sequence[Shown]) -> str:
     header = ["paper", "table or figure", "shows", "here"]
     rows = []
     for item in shown:
-        files = ", ".join(f"[{Path(file).name}]({file})" for file in item.files[:MOST_FILES])
-        more = f", {len(item.files) - MOST_FILES} more beside them" if len(item.files) > MOST_FILES else ""
-        link = f"[{item.exhibit.grid}]({item.path})" + (f": {files}{more}" if files else "")
-        here = link if item.path else f"missing: {item.reason}"
+        links = ", ".join(f"[{name}]({name})" for name in item.files)
+        here = links or f"missing: {item.reason}" + (f" (`{item.command}`)" if item.command else "")
         rows.append([item.exhibit.paper, item.exhibit.name, item.exhibit.shows, here])
     return formats.markdown_lines(header, rows)
 
 
-def _write_table(results: Results, table: published.Published, folder: Path) -> None:
-    """Write one published table with our values beside its own, as CSV and LaTeX."""
-    header = [*table.labels, *(name for c in table.columns for name in (c, f"{c} (ours)"))]
-    rows = [
-        [*(row[n] for n in table.labels)]
-        + [text for c in table.columns for text in (row[c], published.ours(results, table, row, c))]
-        for row in table.rows
-    ]
-    (folder / f"{table.name}.csv").write_text(formats.csv_lines([header, *rows]), encoding="utf-8")
-    notes = [f"{table.paper}, {table.table}: {table.title}", *table.errata]
-    (folder / f"{table.name}.tex").write_text(formats.latex_lines(header, rows, len(table.labels), notes), "utf-8")
+def _page(shown: Sequence[Shown], parts: Sequence[str]) -> str:
+    made = sum(bool(item.files) for item in shown)
+    links = "".join(f'<a href="#{item.exhibit.slug}">{escape(item.exhibit.name)}</a>' for item in shown if item.files)
+    opening = (
+        f"<p>{made} of {len(shown)} tables and figures of MoE-Bench, LibMoE and MoE-RBench, made from the results of"
+        " this store. Printed values stand beside ours only where the same was measured in the same way.</p>"
+    )
+    return html.shell("The papers' tables and figures", f"{opening}<nav>{links}</nav><main>{''.join(parts)}</main>")
 
 
-def _beside(results: Results) -> str:
-    """Return the published tables of a grid with our values beside them, as Markdown."""
-    parts = [formats.markdown(tables.headline(results))]
-    for shown in published.published():
-        if shown.grid != results.name:
-            continue
-        header = [*shown.labels, *(name for c in shown.columns for name in (c, f"{c} (ours)"))]
-        rows = [
-            [*(row[n] for n in shown.labels)]
-            + [text for c in shown.columns for text in (row[c], published.ours(results, shown, row, c))]
-            for row in shown.rows
-        ]
-        errata = "".join(f"- {note}\n" for note in shown.errata)
-        parts.append(f"## {shown.paper}, {shown.table}\n\n{formats.markdown_lines(header, rows)}\n{errata}")
-    return "\n".join(parts)
+def _part(item: Shown, made: Made) -> str:
+    exhibit = item.exhibit
+    title = f"{exhibit.paper}, {exhibit.name}: {exhibit.shows}"
+    if not made:
+        command = f" <code>{escape(item.command)}</code>" if item.command else ""
+        return f'<p class="quiet" id="{exhibit.slug}">{escape(title)} - missing: {escape(item.reason)}{command}</p>'
+    notes = "".join(f"<li>{escape(note)}</li>" for note in made.lacks)
+    errata = "".join(f"<li>{escape(note)}</li>" for note in exhibit.errata)
+    body = "".join(map(lines_html, made.tables))
+    figures = f"<div class='pair'>{''.join(made.figures)}</div>" if made.figures else ""
+    source = f'<a href="{escape(exhibit.grid)}/index.html">report of {escape(exhibit.grid)}</a>'
+    return (
+        f'<section id="{exhibit.slug}"><h2>{escape(title)}</h2>{figures}{body}'
+        f"<ul class='notes'>{notes}<li>{source}</li></ul><ul class='notes errata'>{errata}</ul></section>"
+    )
+
+
+def lines_html(lines: Lines) -> str:
+    """Return a table of ready texts as HTML."""
+    head = "".join(
+        f'<th scope="col"{" class=label" * (i < lines.labels)}>{escape(name)}</th>'
+        for i, name in enumerate(lines.header)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<th scope='row'>{escape(text)}</th>" if i < lines.labels else f"<td>{escape(text)}</td>"
+            for i, text in enumerate(row)
+        )
+        + "</tr>"
+        for row in lines.rows
+    )
+    return (
+        f"<p class='quiet'>{escape(lines.title)}</p><div class='scroll'><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )

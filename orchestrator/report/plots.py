@@ -5,39 +5,16 @@ A figure keeps its numbers in `<title>` elements (tooltips, and text for a scree
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape, unescape
+from html import escape
 
-COLOURS = 12  # CSS variables --c0 .. --c11 of the page
+from orchestrator.report import svg
+
 POINTS = 240
-FEW_BANDS = 6
 TOP = 28  # room for the name of the vertical axis
-# The colours of the page in light and dark, and how the parts of a figure use them.
-LIGHT = """--text:#1c2330;--quiet:#667085;--page:#fff;--panel:#f6f7f9;--line:#d8dde5;--accent:#0b63ce;--warm:#d1495b;
---cold:#2a78c2;--c0:#0072b2;--c1:#d55e00;--c2:#009e73;--c3:#cc79a7;--c4:#b58900;--c5:#56a3d9;--c6:#7a4fbf;--c7:#8c564b;
---c8:#3f7f1f;--c9:#e0447c;--c10:#5f6b7a;--c11:#00a0a0"""
-DARK = """--text:#e6e9ef;--quiet:#98a2b3;--page:#14171c;--panel:#1d2127;--line:#363c46;--accent:#7db4ff;--warm:#ff7a8a;
---cold:#6fb4f2;--c0:#4db1ec;--c1:#ff8a3d;--c2:#2fd0a0;--c3:#eaa2cc;--c4:#e3c14a;--c5:#9ad0f5;--c6:#b79bf0;--c7:#cf9c8f;
---c8:#8fce6a;--c9:#ff86ad;--c10:#aab4c2;--c11:#45d3d3"""
-RULES = """svg{font-size:12px}svg text{fill:var(--text)}svg .value{font-size:11px}
-svg .small{font-size:11px;fill:var(--quiet)}.axis{stroke:var(--quiet)}.grid{stroke:var(--line);stroke-width:.6}
-.zero{stroke:var(--text);stroke-dasharray:3 3}.marker{stroke:var(--quiet);stroke-dasharray:4 4}.whisker{stroke-width:2}
-.curve{fill:none;stroke:currentColor;stroke-width:1.8}.band{fill:currentColor;opacity:.14}
-.front{fill:none;stroke:var(--accent);stroke-dasharray:5 4}
-.strong .dot{fill:var(--accent)}.strong .whisker{stroke:var(--accent)}
-.weak .dot{fill:var(--page);stroke:var(--quiet);stroke-width:2}.weak .whisker{stroke:var(--quiet)}
-.square{stroke:var(--line);stroke-width:.5}
-"""
-_FIGURE = re.compile(
-    r"<h3>(?P<heading>.*?)</h3>|<summary>(?P<summary>.*?)</summary>|(?P<svg><svg .*?</svg>)", re.DOTALL
-)
-_COLOUR = re.compile(r"var\((--\w+)\)")
-_LABEL = re.compile(r'aria-label="([^"]*)"')
-_SIZE = re.compile(r'viewBox="0 0 (\d+) (\d+)"')
+FEW_BANDS = 6
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -77,14 +54,21 @@ class Spot:
     title: str
 
 
+def band(label: str, by_x: Mapping[float, Sequence[float]] | Mapping[int, Sequence[float]]) -> Line:
+    """Return the curve of the means at each x, its band from the least to the greatest value."""
+    values: dict[float, Sequence[float]] = dict(sorted(by_x.items()))
+    means = [sum(found) / len(found) for found in values.values()]
+    return Line(label, list(values), means, [min(v) for v in values.values()], [max(v) for v in values.values()])
+
+
 def forest(rows: Sequence[Interval], axis: str) -> str:
     """Return differences with their intervals around zero; resolved ones are solid."""
     if not rows:
         return ""
     ends = [v for row in rows for v in (row.low, row.middle, row.high, 0.0) if v is not None]
-    left, width, height = _text_width(row.label for row in rows) + 14, 720, 26 * len(rows) + 44
-    x = _scale(min(ends), max(ends), left, width - 16)
-    parts = [_x_axis(x, min(ends), max(ends), 8, height - 34, axis)]
+    left, width, height = svg.text_width(row.label for row in rows) + 14, 720, 26 * len(rows) + 44
+    x = svg.scale(min(ends), max(ends), left, width - 16)
+    parts = [svg.x_axis(x, min(ends), max(ends), 8, height - 34, axis)]
     parts.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="8" y2="{height - 34}"/>')
     for i, row in enumerate(rows):
         y = 22 + 26 * i
@@ -93,7 +77,7 @@ def forest(rows: Sequence[Interval], axis: str) -> str:
         if row.low is not None and row.high is not None:
             parts.append(f'<line class="whisker" x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="dot" cx="{x(row.middle):.1f}" cy="{y}" r="5"/></g>')
-    return _svg(width, height, parts, f"differences to the baseline in {axis}")
+    return svg.figure(width, height, parts, f"differences to the baseline in {axis}")
 
 
 def curves(lines: Sequence[Line], axis: str, markers: Mapping[float, str] | None = None, axis_x: str = "step") -> str:
@@ -101,12 +85,11 @@ def curves(lines: Sequence[Line], axis: str, markers: Mapping[float, str] | None
     lines = [line for line in lines if len(line.xs) > 1]
     if not lines:
         return ""
-    legend_rows = math.ceil(len(lines) / 3)
     width, bottom = 720, 300
     xs = [v for line in lines for v in (line.xs[0], line.xs[-1])]
     ys = _trimmed([v for line in lines for v in (*line.lows, *line.highs)])
-    x, y = _scale(min(xs), max(xs), 64, width - 12), _scale(ys[0], ys[1], bottom, TOP)
-    parts = [_x_axis(x, min(xs), max(xs), TOP, bottom, axis_x), _y_axis(y, ys[0], ys[1], 64, width - 12, axis)]
+    x, y = svg.scale(min(xs), max(xs), 64, width - 12), svg.scale(ys[0], ys[1], bottom, TOP)
+    parts = [svg.x_axis(x, min(xs), max(xs), TOP, bottom, axis_x), svg.y_axis(y, ys[0], ys[1], 64, width - 12, axis)]
     for at, label in sorted((markers or {}).items()):
         parts.append(f'<line class="marker" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(f'<text class="small" x="{x(at) + 4:.1f}" y="{TOP + 10}">{escape(label)}</text>')
@@ -119,19 +102,18 @@ def curves(lines: Sequence[Line], axis: str, markers: Mapping[float, str] | None
         top = [f"{x(line.xs[j]):.1f},{_within(y(line.highs[j]), TOP, bottom):.1f}" for j in keep]
         base = [f"{x(line.xs[j]):.1f},{_within(y(line.lows[j]), TOP, bottom):.1f}" for j in reversed(keep)]
         middle = [f"{x(line.xs[j]):.1f},{_within(y(line.means[j]), TOP, bottom):.1f}" for j in keep]
-        dashed = ' stroke-dasharray="6 3"' if i >= COLOURS else ""
-        colour = f'style="color:var(--c{i % COLOURS})"'
-        bands.append(f'<polygon class="band" {colour}{faint} points="{" ".join(top + base)}"/>')
-        drawn.append(f"<g {colour}><title>{escape(line.label)}</title>")
+        dashed = svg.DASHED if i >= svg.COLOURS else ""
+        colour = f'style="color:var(--c{i % svg.COLOURS})"'
+        name = f'data-name="{escape(line.label)}"'
+        bands.append(f'<polygon class="band" {name} {colour}{faint} points="{" ".join(top + base)}"/>')
+        drawn.append(f'<g class="line" {name} {colour}><title>{escape(line.label)}</title>')
         drawn.append(f'<polyline class="curve" points="{" ".join(middle)}"{dashed}/></g>')
-        column, row = i % 3, i // 3
-        lx, ly = 64 + column * 218, bottom + 52 + row * 20
-        drawn.append(
-            f'<g {colour}><line class="curve" x1="{lx}" x2="{lx + 22}" y1="{ly - 4}" y2="{ly - 4}"{dashed}/></g>'
-        )
-        drawn.append(f'<text x="{lx + 28}" y="{ly}">{escape(line.label)}</text>')
-    parts += bands + drawn
-    return _svg(width, bottom + 48 + 20 * legend_rows, parts, f"{axis} by {axis_x}")
+    keys, tall = svg.legend([line.label for line in lines], 64, bottom + 40, width - 12)
+    parts += [*bands, *drawn, keys]
+    # What the page's script needs to read values off the curves, and to draw them on a logarithmic axis.
+    ends = (min(xs), max(xs), x(min(xs)), x(max(xs)), ys[0], ys[1], y(ys[0]), y(ys[1]))
+    data = f'data-axes="{" ".join(f"{v:.9g}" for v in ends)}" data-x="{escape(axis_x)}"'
+    return svg.figure(width, bottom + 40 + tall, parts, f"{axis} by {axis_x}", data=data)
 
 
 def heatmap(
@@ -150,13 +132,13 @@ def heatmap(
     """
     if not values:
         return ""
-    left, top = _text_width(rows) + 14, 20
+    left, top = svg.text_width(rows) + 14, 20
     size = 46 if text else max(6, min(26, 560 // max(len(columns), 1)))
     tall = 28 if text else min(size, 22)
     slanted = any(len(column) > 6 for column in columns)
     shown = columns if size >= 14 else [c if i % math.ceil(14 / size) == 0 else "" for i, c in enumerate(columns)]
     bottom = top + tall * len(rows)
-    foot = _text_width(shown) * 0.75 + 12 if slanted else 22
+    foot = svg.text_width(shown) * 0.75 + 12 if slanted else 22
     low, high = min(values.values()), max(values.values())
     middle = centre or 0.0
     reach = reach or max(abs(low - middle), abs(high - middle)) or 1.0
@@ -182,8 +164,8 @@ def heatmap(
         parts.append(f'<text x="{px}" y="{bottom + 14}"{turn}>{escape(name)}</text>' if name else "")
     told = f"{label}: {low:.4g} to {high:.4g}"
     parts.append(f'<text class="small" x="4" y="12">{escape(told)}</text>')
-    width = max(left + size * len(columns) + 12, _text_width([told]))
-    return _svg(width, int(bottom + foot + 8), parts, label, fixed=True)
+    width = max(left + size * len(columns) + 12, svg.text_width([told]))
+    return svg.figure(width, int(bottom + foot + 8), parts, label, fixed=True)
 
 
 def scatter(spots: Sequence[Spot], x_axis: str, y_axis: str) -> str:
@@ -192,9 +174,9 @@ def scatter(spots: Sequence[Spot], x_axis: str, y_axis: str) -> str:
         return ""
     width, bottom, right = 720, 330, 700
     xs, ys = [spot.x for spot in spots], [spot.y for spot in spots]
-    x = _scale(min(xs), max(xs), 84, right)
-    y = _scale(min(ys), max(ys), bottom - 12, TOP + 8)
-    parts = [_x_axis(x, min(xs), max(xs), 14, bottom, x_axis), _y_axis(y, min(ys), max(ys), 84, right, y_axis)]
+    x = svg.scale(min(xs), max(xs), 84, right)
+    y = svg.scale(min(ys), max(ys), bottom - 12, TOP + 8)
+    parts = [svg.x_axis(x, min(xs), max(xs), 14, bottom, x_axis), svg.y_axis(y, min(ys), max(ys), 84, right, y_axis)]
     front = sorted((spot for spot in spots if spot.front), key=lambda spot: spot.x)
     joined = " ".join(f"{x(spot.x):.1f},{y(spot.y):.1f}" for spot in front)
     parts.append(f'<polyline class="front" points="{joined}"/>')
@@ -205,7 +187,7 @@ def scatter(spots: Sequence[Spot], x_axis: str, y_axis: str) -> str:
         parts.append(f'<g class="{"strong" if spot.front else "weak"}"><title>{escape(spot.title)}</title>')
         parts.append(f'<circle class="dot" cx="{px:.1f}" cy="{py:.1f}" r="5"/>')
         parts.append(_beside(spot.label, px, py, taken, width) + "</g>")
-    return _svg(width, bottom + 44, parts, f"{y_axis} against {x_axis}")
+    return svg.figure(width, bottom + 44, parts, f"{y_axis} against {x_axis}")
 
 
 def _beside(label: str, px: float, py: float, taken: list[Box], width: float) -> str:
@@ -226,97 +208,6 @@ def _beside(label: str, px: float, py: float, taken: list[Box], width: float) ->
 
 def _meet(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def figures(html: str) -> dict[str, str]:
-    """Return the figures of a piece of the page as SVG files: a name from heading and label -> the text."""
-    found: dict[str, str] = {}
-    heading = ""
-    for match in _FIGURE.finditer(html):
-        if match["svg"] is None:
-            heading = match["heading"] or match["summary"] or ""
-            continue
-        label = _LABEL.search(match["svg"])
-        base = name = _slug(" ".join((heading, label[1] if label else "figure")))
-        for number in itertools.count(2):
-            if name not in found:
-                break
-            name = f"{base}-{number}"
-        found[name] = standalone(match["svg"])
-    return found
-
-
-def standalone(svg: str) -> str:
-    """Return an inline figure as an SVG document of its own, in the light colours."""
-    size = _SIZE.search(svg)
-    width, height = (size[1], size[2]) if size else ("720", "400")
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-    style = f'<style>svg{{font-family:sans-serif}}{RULES}</style><rect width="100%" height="100%" fill="#fff"/>'
-    opened, _, rest = svg.removeprefix("<svg ").partition(">")
-    # Many programs that read SVG know no variables.
-    colours = dict(pair.strip().split(":") for pair in LIGHT.split(";"))
-    return _COLOUR.sub(lambda match: colours[match[1]], f"{head}{opened}>{style}{rest}\n")
-
-
-def _slug(text: str) -> str:
-    words = unescape(re.sub(r"<[^>]*>", "", text)).replace("->", "-")
-    return re.sub(r"[^A-Za-z0-9.=+-]+", "_", words).strip("_.")[:120] or "figure"
-
-
-def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Return round values that cover low..high."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / wanted
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _svg(width: float, height: float, parts: Sequence[str], label: str, *, fixed: bool = False) -> str:
-    style = f' style="min-width:{min(width, 560):.0f}px;max-width:{width:.0f}px"' if fixed else ""
-    return (
-        f'<div class="figure"><svg viewBox="0 0 {width:.0f} {height:.0f}" role="img"{style}'
-        f' aria-label="{escape(label)}">{"".join(parts)}</svg></div>'
-    )
-
-
-def _scale(low: float, high: float, start: float, stop: float) -> Callable[[float], float]:
-    if not high > low:
-        low, high = low - (abs(low) * 0.05 or 0.5), high + (abs(high) * 0.05 or 0.5)
-    return lambda value: start + (value - low) / (high - low) * (stop - start)
-
-
-def _x_axis(x: Callable[[float], float], low: float, high: float, top: float, bottom: float, label: str) -> str:
-    parts = [f'<line class="axis" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{bottom}" y2="{bottom}"/>']
-    for tick in ticks(low, high):
-        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{bottom}"/>')
-        parts.append(
-            f'<text class="small" x="{x(tick):.1f}" y="{bottom + 14}" text-anchor="middle">{_short(tick)}</text>'
-        )
-    middle = (x(low) + x(high)) / 2
-    return "".join([*parts, f'<text x="{middle:.1f}" y="{bottom + 30}" text-anchor="middle">{escape(label)}</text>'])
-
-
-def _y_axis(y: Callable[[float], float], low: float, high: float, left: float, right: float, label: str) -> str:
-    parts = []
-    for tick in ticks(low, high):
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(
-            f'<text class="small" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{_short(tick)}</text>'
-        )
-    return "".join([*parts, f'<text class="small" x="{left - 56}" y="11">{escape(label)}</text>'])
-
-
-def _short(value: float) -> str:
-    if value and (abs(value) >= 1e5 or abs(value) < 1e-4):
-        return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
-    return f"{value:.6g}"
-
-
-def _text_width(texts: Iterable[str]) -> float:
-    return 7.2 * max((len(text) for text in texts), default=0)
 
 
 def _thin(n: int) -> list[int]:

@@ -41,10 +41,10 @@ def routing_maps(results: Results) -> str:
     """Return how routing changed over training, what it does per layer and token set, and maps of the experts."""
     parts = [f'<div class="pair">{_over_training(results)}</div>']
     for setting in results.settings[:MOST_SETTINGS]:
-        arrays = next((found for cell in setting.cells if (found := _last(results, cell))), None)
+        arrays = next((found for cell in setting.cells if (found := last(results, cell))), None)
         if not arrays:
             continue
-        figures = [*_by_layer(arrays), *_expert_maps(arrays)]
+        figures = [*_layer_maps(arrays), *_expert_maps(arrays)]
         maps_of = f'<div class="maps">{"".join(f"<div>{figure}</div>" for figure in figures)}</div>'
         parts.append(f"<details><summary>{escape(setting.name)}</summary>{maps_of}</details>")
     if len(parts) > 1 and len(results.settings) > MOST_SETTINGS:
@@ -75,45 +75,54 @@ def _best(indices_LTK: NDArray[Any], top: int | None) -> NDArray[Any]:
     return np.take_along_axis(indices_LTK, order, axis=-1)[..., :top]
 
 
-def _over_training(results: Results) -> str:
-    """Return the curves of router saturation (all experts, best expert) and of the expert change rate."""
-    saturated: dict[str, dict[float, list[float]]] = {}
-    best: dict[str, dict[float, list[float]]] = {}
-    changed: dict[str, dict[float, list[float]]] = {}
+OVER_TRAINING = {
+    "all": "router saturation (1 = as at the end)",
+    "best": "router saturation of the best expert",
+    "changed": "share of expert choices changed since the state before",
+    "changed_share": "share of tokens with any expert changed since the state before",
+}
+ByName = dict[str, dict[float, list[float]]]
+
+
+def over_training(results: Results) -> dict[str, ByName]:
+    """Return curve (of `OVER_TRAINING`) -> setting -> fraction -> values, one a cell."""
+    found: dict[str, ByName] = {name: {} for name in OVER_TRAINING}
     for setting in results.settings:
         for cell in setting.cells:
-            samples = {at: arrays["sample"] for at, arrays in _probes(results, cell).items() if "sample" in arrays}
+            samples = {at: arrays["sample"] for at, arrays in probes(results, cell).items() if "sample" in arrays}
             ats = sorted(samples)
             if not ats or len({sample.shape[1] for sample in samples.values()}) > 1:
                 continue
             for at in ats:
-                for found, top in ((saturated, None), (best, 1)):
+                for name, top in (("all", None), ("best", 1)):
                     value = overlap(samples[at], samples[ats[-1]], top)
-                    found.setdefault(setting.name, {}).setdefault(at, []).append(value)
+                    found[name].setdefault(setting.name, {}).setdefault(at, []).append(value)
             for before, after in itertools.pairwise(ats):
-                value = 1 - overlap(samples[before], samples[after])
-                changed.setdefault(setting.name, {}).setdefault(after, []).append(value)
-    return "".join(
-        _curves(found, label)
-        for found, label in (
-            (saturated, "router saturation (1 = as at the end)"),
-            (best, "router saturation of the best expert"),
-            (changed, "expert change rate since the state before"),
-        )
-    )
+                pair = samples[before], samples[after]
+                for name, value in (("changed", 1 - overlap(*pair)), ("changed_share", changed_share(*pair))):
+                    found[name].setdefault(setting.name, {}).setdefault(after, []).append(value)
+    return found
 
 
-def _curves(found: Mapping[str, Mapping[float, Sequence[float]]], label: str) -> str:
-    lines = []
-    for name, by_at in found.items():
-        ats = sorted(by_at)
-        means = [sum(by_at[at]) / len(by_at[at]) for at in ats]
-        bounds = [min(by_at[at]) for at in ats], [max(by_at[at]) for at in ats]
-        lines.append(plots.Line(name, ats, means, *bounds))
+def changed_share(first_LTK: NDArray[Any], second_LTK: NDArray[Any]) -> float:
+    """Return the share of tokens and layers whose set of experts is not the same (LibMoE, appendix D.3)."""
+    same = np.sort(first_LTK, axis=-1) == np.sort(second_LTK, axis=-1)
+    return float(1 - same.all(-1).mean())
+
+
+def _over_training(results: Results) -> str:
+    """Return the curves of router saturation (all experts, best expert) and of the expert change rate."""
+    found = over_training(results)
+    return "".join(curves_of(found[name], label) for name, label in OVER_TRAINING.items())
+
+
+def curves_of(found: Mapping[str, Mapping[float, Sequence[float]]], label: str) -> str:
+    """Return one curve a setting over the evaluated fractions."""
+    lines = [plots.band(name, by_at) for name, by_at in found.items()]
     return plots.curves(lines, label, axis_x="fraction of the last phase")
 
 
-def _by_layer(arrays: Arrays) -> list[str]:
+def _layer_maps(arrays: Arrays) -> list[str]:
     """Return maps of the metrics by token set (rows) and layer (columns)."""
     sets = [name.removesuffix(".counts") for name in arrays if name.endswith(".counts")]
     figures = []
@@ -121,7 +130,7 @@ def _by_layer(arrays: Arrays) -> list[str]:
         values: dict[tuple[int, int], float] = {}
         rows = [name for name in sets if metric != "routing_distance" or name != HELDOUT]
         for row, name in enumerate(rows):
-            for layer, value in enumerate(_layers(arrays, name, metric)):
+            for layer, value in enumerate(by_layer(arrays, name, metric)):
                 values[row, layer] = float(value)
         if values:
             layers = [str(layer) for layer in range(1 + max(layer for _, layer in values))]
@@ -136,7 +145,8 @@ def _of_packages(arrays: Arrays) -> dict[str, str]:
     return {name: describe(name) for name in names}
 
 
-def _layers(arrays: Arrays, name: str, metric: str) -> NDArray[Any]:
+def by_layer(arrays: Arrays, name: str, metric: str) -> NDArray[Any]:
+    """Return a metric of the token set `name` by layer, empty when it was not probed."""
     if metric != "routing_distance":
         return arrays.get(f"{name}.{metric}", np.zeros(0))
     if f"{name}.scores" not in arrays or f"{HELDOUT}.scores" not in arrays:
@@ -152,17 +162,21 @@ def _expert_maps(arrays: Arrays) -> list[str]:
     for name, label in MAPS.items():
         if name not in arrays and name != "coactivation":
             continue
-        maps = _coactivation(arrays[f"{HELDOUT}.pairs"]) if name == "coactivation" else arrays[name]
+        maps = coactivation(arrays[f"{HELDOUT}.pairs"]) if name == "coactivation" else arrays[name]
         layers = range(len(maps)) if maps.shape[1] <= MANY_EXPERTS else sorted({0, len(maps) - 1})
-        experts = [str(i) for i in range(maps.shape[1])]
         for layer in layers:
-            pairs = itertools.permutations(range(len(experts)), 2)
-            values = {(i, j): float(maps[layer, i, j]) for i, j in pairs}
-            figures.append(plots.heatmap(experts, experts, values, label=f"layer {layer}: {label}"))
+            figures.append(expert_map(maps[layer], f"layer {layer}: {label}"))
     return figures
 
 
-def _probes(results: Results, cell: CellResult) -> dict[float, Arrays]:
+def expert_map(pairs_NN: NDArray[Any], label: str) -> str:
+    """Return the map of every pair of experts, without an expert with itself."""
+    experts = [str(i) for i in range(len(pairs_NN))]
+    values = {(i, j): float(pairs_NN[i, j]) for i, j in itertools.permutations(range(len(experts)), 2)}
+    return plots.heatmap(experts, experts, values, label=label)
+
+
+def probes(results: Results, cell: CellResult) -> dict[float, Arrays]:
     """Return the arrays of the cell's probes by fraction."""
     name = ("probes", cell.id)
     if name not in results.memory:
@@ -182,11 +196,13 @@ def _probes(results: Results, cell: CellResult) -> dict[float, Arrays]:
     return probes
 
 
-def _last(results: Results, cell: CellResult) -> Arrays:
-    probes = _probes(results, cell)
-    return probes[max(probes)] if probes else {}
+def last(results: Results, cell: CellResult) -> Arrays:
+    """Return the arrays of the cell's last probe, {} when there is none."""
+    found = probes(results, cell)
+    return found[max(found)] if found else {}
 
 
-def _coactivation(pairs_LNN: NDArray[Any]) -> NDArray[Any]:
+def coactivation(pairs_LNN: NDArray[Any]) -> NDArray[Any]:
+    """Return the share of the row's tokens that also chose the column."""
     uses = np.diagonal(pairs_LNN, axis1=1, axis2=2)[..., None].astype(np.float64)
     return np.asarray(np.divide(pairs_LNN, uses, out=np.zeros(pairs_LNN.shape), where=uses > 0))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from orchestrator.report import plots, published
+from orchestrator.report import plots
 from orchestrator.report.collect import Results, Setting
 from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, direction, to_baseline
 from orchestrator.report.facts import stability
@@ -263,31 +263,20 @@ def pareto(results: Results) -> str:
 
 
 def published_values(results: Results) -> str:
-    """Return the papers' tables of this grid with our values beside them and their errata."""
+    """Return the papers' tables of this grid: ours in their form, the printed values, and their errata."""
+    from orchestrator.report.paper import lines_html, of_grid
+
     parts = []
-    backbones = {str(s.factors.get("backbone", "")) for s in results.settings}
-    for shown in published.published():
-        if shown.grid != results.name or (shown.backbone not in backbones and backbones != {""}):
-            continue
-        columns = [*shown.labels, *(name for c in shown.columns for name in (c, f"{c} (ours)"))]
-        head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-        body = []
-        for row in shown.rows:
-            cells = "".join(f"<th scope='row'>{escape(row[label])}</th>" for label in shown.labels)
-            for column in shown.columns:
-                own = published.ours(results, shown, row, column)
-                cells += f"<td>{escape(row[column])}</td><td class='ours'>{escape(own)}</td>"
-            body.append(f"<tr>{cells}</tr>")
-        errata = "".join(f"<li>{escape(note)}</li>" for note in shown.errata)
-        title = f"{shown.paper}, {shown.table}: {shown.title}"
+    for exhibit, made in of_grid(results):
+        notes = "".join(f"<li>{escape(note)}</li>" for note in made.lacks)
+        errata = "".join(f"<li>{escape(note)}</li>" for note in exhibit.errata)
         parts.append(
-            f"<details><summary>{escape(title)}</summary><div class='scroll'><table><thead><tr>{head}</tr></thead>"
-            f"<tbody>{''.join(body)}</tbody></table></div><ul class='notes errata'>{errata}</ul></details>"
+            f"<details><summary>{escape(f'{exhibit.paper}, {exhibit.name}: {exhibit.shows}')}</summary>"
+            f"{''.join(map(lines_html, made.tables))}<ul class='notes'>{notes}</ul>"
+            f"<ul class='notes errata'>{errata}</ul></details>"
         )
-    if not parts:
-        return ""
-    told = f"Ours at scale {escape(results.document['scale'])}: other sizes, data and steps; for orientation only."
-    return f"<p>{told}</p>" + "".join(parts)
+    told = "A printed value stands beside ours only where the same was measured in the same way."
+    return f"<p>{told}</p>{''.join(parts)}" if parts else ""
 
 
 def phase_changes(results: Results, cell: Mapping[str, Any]) -> dict[float, str]:

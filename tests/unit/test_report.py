@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.report import formats, html, paper, published, tables
+from orchestrator.report import formats, html, tables
 from orchestrator.report.collect import BLOCKED, DONE, FAILED, PENDING, RUNNING, Results, collect
 from orchestrator.report.differences import best, to_baseline
 from orchestrator.report.facts import device_hours
-from orchestrator.report.plots import ticks
 from orchestrator.report.routing import overlap
+from orchestrator.report.svg import ticks
 from orchestrator.store import Manifest, Store
 from tests.grid_store import GridStore
 
@@ -193,37 +193,6 @@ def test_rows_of_cells_hold_factors_first_and_unrounded_metrics(store: Store) ->
 def test_sharing_saves_device_hours(store: Store) -> None:
     used, unshared = device_hours(finished(store))
     assert used < unshared
-
-
-def test_published_tables_keep_their_errata_and_match_our_settings(store: Store) -> None:
-    names = {p.name for p in published.published()}
-    assert len(names) == 14
-    repeated = next(p for p in published.published() if p.name == "moebench_table4_olmoe_finetune_reasoning")
-    assert any("repeat" in note for note in repeated.errata)
-    results = finished(store, name="finetune_freeze")
-    row = next(row for row in repeated.rows if row["setting"] == "baseline")
-    assert published.match(results, repeated, row).name == "freeze=none"
-    assert published.ours(results, repeated, row, "arc_easy").startswith("2")  # per cent, as printed
-    assert "Published values" in html.page(results)
-
-
-def test_paper_says_which_grid_is_missing(store: Store, tmp_path: Path) -> None:
-    finished(store, name="finetune_freeze")
-    shown = paper.write(store, tmp_path)
-    made = [item for item in shown if item.path]
-    assert {item.path for item in made} == {"finetune_freeze/index.html"}
-    assert all((tmp_path / file).exists() for item in made for file in item.files)
-    table = next(item for item in made if item.exhibit.name == "Table 4")
-    assert {Path(file).suffix for file in table.files} == {".csv", ".tex"}
-    rows = list(csv.DictReader((tmp_path / table.files[0]).open(encoding="utf-8")))
-    assert rows[0]["arc_easy"]
-    assert "±" in rows[0]["arc_easy (ours)"]
-    assert any(file.endswith(".svg") for item in made if item.exhibit.name == "Figure 4" for file in item.files)
-    missing = [item for item in shown if not item.path]
-    assert any("moegrid run pretrain_architecture" in item.reason for item in missing)
-    assert not any("is not one of this project's" in item.reason for item in missing if item.exhibit.paper == "LibMoE")
-    assert any("vision-language" in item.reason for item in missing)
-    assert (tmp_path / "index.md").exists()
 
 
 def test_two_grids_are_compared_setting_by_setting(store: Store) -> None:

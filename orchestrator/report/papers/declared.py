@@ -1,0 +1,180 @@
+"""What the papers show: every table and figure as declared in `grids/reference/exhibits.yaml`, with printed values."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator import resources
+from orchestrator.errors import MoegridError
+
+FOLDER = resources.project("grids/reference")
+FILE = "exhibits.yaml"
+# Columns of the printed tables that say what a row is.
+LABELS = (
+    "setting",
+    "backbone",
+    "granularity",
+    "shared_expert",
+    "router",
+    "regularisation",
+    "scale",
+    "method",
+    "task",
+    "data",
+    "temperature",
+)
+UNITS = ("percent", "share", "bits", "nats", "score", "perplexity")
+STANDING = ("=FOLDER", "=FILE")  # ends of words that stand for data of the user
+RENAMED = {"type": "kind", "number": "name"}  # the file's words -> fields
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How a printed column was measured: the metric here, or the mean of the tasks beside it; shots; unit."""
+
+    name: str
+    metric: str = ""
+    mean: str = ""
+    shots: int | None = None
+    unit: str = "share"
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """One table or figure: what it shows, the grid that makes it ("" = none does), and how it is drawn (`kind`).
+
+    `lacks` says why no grid makes it; `needs` names data that its grid has only from the user. `size` is the published
+    model's parameters in millions, for all rows or by the rows' `scale`; where the paper prints none, `scale` names the
+    scale that carries its setting. All other fields are read by the maker of its kind.
+    """
+
+    paper: str
+    name: str
+    shows: str
+    grid: str
+    kind: str
+    lacks: str = ""
+    needs: str = ""
+    vision: bool = False
+    printed: str = ""
+    protocol: str = ""
+    backbone: str = ""
+    scale: str = ""
+    size: Mapping[str, float] = field(default_factory=dict)
+    dense: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    by: str = ""
+    x: str = ""
+    panels: str = ""
+    lines: str | Mapping[str, tuple[str, ...]] = ""
+    split: str = ""
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
+    at: tuple[str, ...] = ()
+    series: str = ""
+    probe: str = ""
+    layer_metric: str = ""
+    sets: tuple[str, ...] = ()
+    mark: str = ""
+    normalised: bool = False
+    first_steps: int = 0
+    columns: tuple[Column, ...] = ()
+    labels: tuple[str, ...] = ()
+    rows: tuple[Mapping[str, str], ...] = ()
+    errata: tuple[str, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        """Its name in file names: `moe-bench_table_3`."""
+        return f"{self.paper}_{self.name}".lower().replace(" ", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """All exhibits, tables before figures of each paper, and the words that a grid is run with for them."""
+
+    exhibits: tuple[Exhibit, ...]
+    runs: Mapping[str, str]
+
+    def words(self, grid: str) -> list[str]:
+        """Return the words that a grid is run with beside its name, without those that stand for a user's own data."""
+        return [word for word in self.runs.get(grid, "").split() if not word.endswith(STANDING)]
+
+    def command(self, exhibit: Exhibit, scale: str = "") -> str:
+        """Return the command whose results make an exhibit; FOLDER and FILE stand for data that only the user has."""
+        words = self.runs.get(exhibit.grid, "").split() if exhibit.needs else self.words(exhibit.grid)
+        return " ".join(["moegrid run", exhibit.grid, *words, *(["--scale", scale] if scale else [])])
+
+
+@lru_cache(maxsize=1)
+def declared() -> Declared:
+    """Return what `exhibits.yaml` declares; MoegridError names an entry that cannot be."""
+    loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+    document: Any = yaml.load((FOLDER / FILE).read_text(encoding="utf-8"), Loader=loader)
+    protocols = {
+        name: tuple(Column(column, **dict(how)) for column, how in columns.items())
+        for name, columns in document["protocols"].items()
+    }
+    errata = _errata()
+    exhibits = tuple(_exhibit(entry, protocols, errata) for entry in document["exhibits"])
+    return Declared(exhibits, dict(document["runs"]))
+
+
+def _exhibit(
+    entry: Mapping[str, Any], protocols: Mapping[str, tuple[Column, ...]], errata: Mapping[str, tuple[str, ...]]
+) -> Exhibit:
+    values: dict[str, Any] = {RENAMED.get(name, name): value for name, value in entry.items()}
+    told = f"{values.get('paper')} {values.get('name')}"
+    unknown = values.keys() - set(Exhibit.__dataclass_fields__)
+    if unknown:
+        raise MoegridError(f"{FILE}: {told}: unknown keys {', '.join(sorted(unknown))}")
+    for name in ("size", "dense"):
+        if name in values:
+            sizes = values[name] if isinstance(values[name], Mapping) else {"": values[name]}
+            values[name] = {scale: float(millions) for scale, millions in sizes.items()}
+    for name in ("metrics", "at", "sets"):
+        values[name] = tuple(values.get(name, ()))
+    values["settings"] = {name: tuple(pair) for name, pair in values.get("settings", {}).items()}
+    values["where"] = _chosen(values.get("where", {}))
+    if isinstance(values.get("lines"), Mapping):
+        values["lines"] = _chosen(values["lines"])
+    columns = protocols.get(values.get("protocol", ""), ())
+    if values.get("printed"):
+        rows = tuple(_rows(FOLDER / f"{values['printed']}.csv"))
+        names = tuple(rows[0])
+        known = {column.name: column for column in columns}
+        values["rows"], values["labels"] = rows, tuple(name for name in names if name in LABELS)
+        columns = tuple(known.get(name, Column(name)) for name in names if name not in LABELS)
+        values["errata"] = errata.get(values["printed"], ())
+    return Exhibit(columns=columns, **values)
+
+
+def _chosen(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return factor -> its values as tables show them."""
+    return {
+        name: tuple(map(str, value)) if isinstance(value, (list, tuple)) else (str(value),)
+        for name, value in values.items()
+    }
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _errata() -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    section = ""
+    for line in (FOLDER / "ERRATA.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("## "):
+            section = line[3:].strip()
+        elif line.startswith("- ") and section:
+            found.setdefault(section, []).append(line[2:].strip())
+    return {name: tuple(lines) for name, lines in found.items()}
