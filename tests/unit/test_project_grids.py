@@ -47,7 +47,7 @@ def test_finetune_freeze_has_nine_schedules_and_three_router_rates_per_seed(back
 def test_finetune_freeze_at_paper_scale_is_the_published_set_up() -> None:
     grid = load_grid("finetune_freeze", scale="paper")
     assert grid.runnable
-    assert len(grid.cells) == 72
+    assert len(grid.cells) == 75
     for item in grid.cells:
         cell, moe = item.cell, item.cell.model.moe
         assert cell.pretrain is None
@@ -67,7 +67,9 @@ def test_finetune_freeze_at_paper_scale_is_the_published_set_up() -> None:
         # 3 epochs of 1030 - 21 held-out rows in batches of 16
         assert train.steps == 190
     rates = {train.lr * train.router_lr_ratio for item in grid.cells if (train := item.cell.finetune)}
-    assert sorted(rates) == pytest.approx([2e-6, 5e-6, 1e-5, 2e-5])
+    assert sorted(rates) == pytest.approx([2e-6, 4e-6, 5e-6, 1e-5, 2e-5])
+    slow = {item.factors["backbone"] for item in grid.cells if item.factors.get("router_lr_ratio") == 0.2}
+    assert slow == {"deepseek_moe"}
 
 
 def test_upcycled_experts_are_as_wide_as_the_dense_feed_forward() -> None:
@@ -137,3 +139,17 @@ def test_the_algorithms_train_with_their_own_balancing_losses() -> None:
         assert balance["tc_moe"].null_coef > 0
         twin = {item.cell.model for item in load_grid("libmoe_router_init", scale=scale).cells}
         assert {cells["smoe"].model, cells["sharede_v2"].model} <= twin, "runs that are equal are made once"
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"), [("libmoe_algorithms", "arc_easy"), ("libmoe_regularisation", "arc_challenge")]
+)
+def test_libmoe_tasks_have_no_shots_and_states_are_probed_over_training(name: str, ours: str) -> None:
+    for scale in ("tiny", "paper"):
+        cell = load_grid(name, scale=scale).cells[0].cell
+        assert {task.name: task.shots for task in cell.evaluate.tasks} == dict.fromkeys(
+            ("lambada_openai", "hellaswag", "piqa", ours, "social_iqa", "commonsense_qa"), 0
+        )
+        assert {task.metric for task in cell.evaluate.tasks} == {"acc"}
+        assert cell.evaluate.at == (0.1, 0.25, 0.5, 0.75, 1.0)
+    assert ("probe" in cell.evaluate.suites) == (name == "libmoe_algorithms")
