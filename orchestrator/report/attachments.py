@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.report import plots, sections, svg
+from orchestrator.report import loads, plots, sections, svg
 from orchestrator.report.collect import CellResult, Results
 from orchestrator.store.records import Row
 
@@ -35,9 +35,9 @@ def cell_figures(results: Results, cell: CellResult, rows: Sequence[Row]) -> dic
         points = [(step, value) for step, value in points if math.isfinite(value)]
         steps, values = [step for step, _ in points], [value for _, value in points]
         parts.append(plots.curves([plots.Line(cell.name, steps, values, values, values)], metric, markers))
-    counts = sections.counts_of(results, cell.document)
+    counts = loads.counts_of(results, cell.document)
     if counts:
-        parts.append(sections.load_map(counts))
+        parts.append(loads.load_map(counts))
     return svg.figures("".join(parts))
 
 

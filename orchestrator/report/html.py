@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator.report import facts, formats, sections, svg, tables
 from orchestrator.report.collect import RUNNING, Results
+from orchestrator.report.papers.beside import published_values
 
 
 def _routing(results: Results) -> str:
@@ -32,7 +33,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Results], str]], ...] = (
     ("correlations", "How the metrics go together", sections.correlations),
     ("loads", "Expert loads", sections.expert_loads),
     ("routing", "Routing", _routing),
-    ("published", "Published values", sections.published_values),
+    ("published", "Published values", published_values),
     ("provenance", "Provenance", facts.provenance),
 )
 RELOAD_SECONDS = 60

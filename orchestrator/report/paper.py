@@ -12,7 +12,7 @@ from orchestrator.report import formats, html, svg
 from orchestrator.report.collect import Results, collect
 from orchestrator.report.papers import drawn, forms
 from orchestrator.report.papers.declared import Declared, Exhibit, declared
-from orchestrator.report.papers.forms import Lines, Made
+from orchestrator.report.papers.forms import Made
 from orchestrator.store import Store
 from orchestrator.store.records import grid_names
 
@@ -83,12 +83,6 @@ def write(store: Store, folder: Path) -> list[Shown]:
     (folder / "index.html").write_text(_page(shown, parts), encoding="utf-8")
     (folder / "index.md").write_text(overview(shown), encoding="utf-8")
     return shown
-
-
-def of_grid(results: Results) -> list[tuple[Exhibit, Made]]:
-    """Return the papers' printed tables that this grid makes, with ours."""
-    found = [(e, forms.table(results, e)) for e in declared().exhibits if e.grid == results.name and e.kind == "table"]
-    return [(exhibit, made) for exhibit, made in found if made]
 
 
 def to_run(store: Store) -> list[str]:
@@ -168,31 +162,10 @@ def _part(item: Shown, made: Made) -> str:
         return f'<p class="quiet" id="{exhibit.slug}">{escape(title)} - missing: {escape(item.reason)}{command}</p>'
     notes = "".join(f"<li>{escape(note)}</li>" for note in made.lacks)
     errata = "".join(f"<li>{escape(note)}</li>" for note in exhibit.errata)
-    body = "".join(map(lines_html, made.tables))
+    body = "".join(map(forms.as_html, made.tables))
     figures = f"<div class='pair'>{''.join(made.figures)}</div>" if made.figures else ""
     source = f'<a href="{escape(exhibit.grid)}/index.html">report of {escape(exhibit.grid)}</a>'
     return (
         f'<section id="{exhibit.slug}"><h2>{escape(title)}</h2>{figures}{body}'
         f"<ul class='notes'>{notes}<li>{source}</li></ul><ul class='notes errata'>{errata}</ul></section>"
-    )
-
-
-def lines_html(lines: Lines) -> str:
-    """Return a table of ready texts as HTML."""
-    head = "".join(
-        f'<th scope="col"{" class=label" * (i < lines.labels)}>{escape(name)}</th>'
-        for i, name in enumerate(lines.header)
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<th scope='row'>{escape(text)}</th>" if i < lines.labels else f"<td>{escape(text)}</td>"
-            for i, text in enumerate(row)
-        )
-        + "</tr>"
-        for row in lines.rows
-    )
-    return (
-        f"<p class='quiet'>{escape(lines.title)}</p><div class='scroll'><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
     )

@@ -13,6 +13,7 @@ from orchestrator.report import plots
 from orchestrator.report.collect import Results, Setting
 from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, direction, to_baseline
 from orchestrator.report.facts import stability
+from orchestrator.report.loads import counts_of, load_map
 from orchestrator.report.statistics import Comparison, pearson, summary
 from orchestrator.report.tables import Table, differences, headline, headline_metrics
 
@@ -184,20 +185,6 @@ def expert_loads(results: Results) -> str:
     return f'<div class="maps">{"".join(parts)}</div>{more}' if parts else ""
 
 
-def load_map(counts: Sequence[Sequence[float]], reach: float = 0.0) -> str:
-    """Return the map of the experts' loads, 1 = an even share; `counts` are tokens by layer and expert.
-
-    Colours are darkest `reach` away from 1, so that maps with the same one can be compared.
-    """
-    shares: dict[tuple[int, int], float] = {}
-    for layer, row in enumerate(counts):
-        total = sum(row) or 1
-        shares |= {(layer, expert): count * len(row) / total for expert, count in enumerate(row)}
-    names = [f"layer {i}" for i in range(len(counts))]
-    experts = [str(i) for i in range(len(counts[0]))]
-    return plots.heatmap(names, experts, shares, label="load relative to an even share", centre=1.0, reach=reach)
-
-
 def correlations(results: Results) -> str:
     """Return how the metrics go together across settings (Pearson over the settings' means)."""
     means = {
@@ -262,23 +249,6 @@ def pareto(results: Results) -> str:
     return f"<p>Sweet points (on every front shown): {told}. {caution}</p><div class='pair'>{''.join(parts)}</div>"
 
 
-def published_values(results: Results) -> str:
-    """Return the papers' tables of this grid: ours in their form, the printed values, and their errata."""
-    from orchestrator.report.paper import lines_html, of_grid
-
-    parts = []
-    for exhibit, made in of_grid(results):
-        notes = "".join(f"<li>{escape(note)}</li>" for note in made.lacks)
-        errata = "".join(f"<li>{escape(note)}</li>" for note in exhibit.errata)
-        parts.append(
-            f"<details><summary>{escape(f'{exhibit.paper}, {exhibit.name}: {exhibit.shows}')}</summary>"
-            f"{''.join(map(lines_html, made.tables))}<ul class='notes'>{notes}</ul>"
-            f"<ul class='notes errata'>{errata}</ul></details>"
-        )
-    told = "A printed value stands beside ours only where the same was measured in the same way."
-    return f"<p>{told}</p>{''.join(parts)}" if parts else ""
-
-
 def phase_changes(results: Results, cell: Mapping[str, Any]) -> dict[float, str]:
     """Return step -> what is frozen from there on, for each change in the last training phase of a cell."""
     stages = results.document["stages"]
@@ -294,16 +264,6 @@ def phase_changes(results: Results, cell: Mapping[str, Any]) -> dict[float, str]
 def _all_phase_changes(results: Results) -> dict[float, str]:
     steps = {step for cell in results.document["cells"] for step in phase_changes(results, cell)}
     return dict.fromkeys(steps, "freeze phase")
-
-
-def counts_of(results: Results, cell: Mapping[str, Any]) -> list[list[float]] | None:
-    """Return the tokens by layer and expert that an evaluation of the cell counted."""
-    for result in sorted(cell["results"], key=lambda result: -float(result["at"])):
-        manifest = results.manifests.get(result["key"])
-        counts = manifest.info.get("expert_counts") if manifest else None
-        if isinstance(counts, list) and counts and isinstance(counts[0], list):
-            return counts
-    return None
 
 
 def _flops(setting: Setting) -> float | None:

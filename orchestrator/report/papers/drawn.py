@@ -8,30 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from orchestrator.report import charts, plots
 from orchestrator.report.collect import Results, Setting
 from orchestrator.report.differences import direction
+from orchestrator.report.papers.choice import chosen, split
 from orchestrator.report.papers.declared import Exhibit
 from orchestrator.report.papers.forms import Made
 from orchestrator.report.statistics import summary
-
-
-def chosen(results: Results, exhibit: Exhibit, factors: Iterable[str] = ()) -> list[Setting]:
-    """Return the settings that `where` names and that have all of `factors`."""
-    return [
-        setting
-        for setting in results.settings
-        if all(str(setting.factors.get(name, "")) in values for name, values in exhibit.where.items())
-        and all(name in setting.factors for name in factors if name)
-    ]
-
-
-def split(results: Results, exhibit: Exhibit, settings: Sequence[Setting], drawn: str) -> dict[str, list[Setting]]:
-    """Return panel -> settings: by the factor `panels`, or by everything but `drawn` where `split` says rest."""
-    found: dict[str, list[Setting]] = {}
-    for setting in settings:
-        name = str(setting.factors.get(exhibit.panels, "")) if exhibit.panels else ""
-        if exhibit.split == "rest":
-            name = ", ".join(f"{k}={v}" for k, v in setting.factors.items() if k != drawn and k in results.factors)
-        found.setdefault(name, []).append(setting)
-    return found
 
 
 def bars(results: Results, exhibit: Exhibit) -> Made:

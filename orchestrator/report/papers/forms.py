@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from orchestrator.report import facts
 from orchestrator.report.collect import Results, Setting
 from orchestrator.report.papers import measured
 from orchestrator.report.papers.declared import Exhibit
-
-FEWEST_COLUMNS = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +125,24 @@ def _count(cell: Mapping[str, Any], name: str) -> str:
             number *= float(train.get(part, 0))
         return f"{number / 1e6:.4g} M"
     return f"{cell.get('parameters', {}).get(name, 0) / 1e6:.4g} M"
+
+
+def as_html(lines: Lines) -> str:
+    """Return a table of ready texts as HTML."""
+    head = "".join(
+        f'<th scope="col"{" class=label" * (i < lines.labels)}>{escape(name)}</th>'
+        for i, name in enumerate(lines.header)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<th scope='row'>{escape(text)}</th>" if i < lines.labels else f"<td>{escape(text)}</td>"
+            for i, text in enumerate(row)
+        )
+        + "</tr>"
+        for row in lines.rows
+    )
+    return (
+        f"<p class='quiet'>{escape(lines.title)}</p><div class='scroll'><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from orchestrator.report import charts, plots, routing
 from orchestrator.report.collect import Results
+from orchestrator.report.loads import counts_of, load_map
+from orchestrator.report.papers.choice import chosen
 from orchestrator.report.papers.declared import Exhibit
-from orchestrator.report.papers.drawn import chosen
 from orchestrator.report.papers.forms import Made
-from orchestrator.report.sections import counts_of, load_map
 
 # LibMoE shows layers 4 and 12 of 16: the ends of the first and the third quarter.
 SHOWN_DEPTHS = (0.25, 0.75)
