@@ -34,7 +34,8 @@ BY_LAYER = {
 }
 HELDOUT = "heldout"
 
-Arrays = dict[str, NDArray[Any]]
+Array = NDArray[Any]
+Arrays = dict[str, Array]
 
 
 def routing_maps(results: Results) -> str:
@@ -55,7 +56,7 @@ def routing_maps(results: Results) -> str:
     return "".join(parts) if len(parts) > 1 else ""
 
 
-def overlap(first_LTK: NDArray[Any], second_LTK: NDArray[Any], top: int | None = None) -> float:
+def overlap(first_LTK: Array, second_LTK: Array, top: int | None = None) -> float:
     """Return the mean over layers and tokens of size(E and E') / max(size E, size E'); empty slots are -1.
 
     `top` = 1 compares the best experts alone. Against the final state this is the router saturation, and 1 minus the
@@ -68,7 +69,7 @@ def overlap(first_LTK: NDArray[Any], second_LTK: NDArray[Any], top: int | None =
     return float((shared.any(-1).sum(-1)[counted] / larger[counted]).mean())
 
 
-def _best(indices_LTK: NDArray[Any], top: int | None) -> NDArray[Any]:
+def _best(indices_LTK: Array, top: int | None) -> Array:
     if top is None:
         return indices_LTK
     order = np.argsort(indices_LTK < 0, axis=-1, kind="stable")  # real slots first, best first
@@ -104,7 +105,7 @@ def over_training(results: Results) -> dict[str, ByName]:
     return found
 
 
-def changed_share(first_LTK: NDArray[Any], second_LTK: NDArray[Any]) -> float:
+def changed_share(first_LTK: Array, second_LTK: Array) -> float:
     """Return the share of tokens and layers whose set of experts is not the same (LibMoE, appendix D.3)."""
     same = np.sort(first_LTK, axis=-1) == np.sort(second_LTK, axis=-1)
     return float(1 - same.all(-1).mean())
@@ -145,14 +146,14 @@ def _of_packages(arrays: Arrays) -> dict[str, str]:
     return {name: describe(name) for name in names}
 
 
-def by_layer(arrays: Arrays, name: str, metric: str) -> NDArray[Any]:
+def by_layer(arrays: Arrays, name: str, metric: str) -> Array:
     """Return a metric of the token set `name` by layer, empty when it was not probed."""
     if metric != "routing_distance":
         return arrays.get(f"{name}.{metric}", np.zeros(0))
     if f"{name}.scores" not in arrays or f"{HELDOUT}.scores" not in arrays:
         return np.zeros(0)
     ours, theirs = arrays[f"{name}.scores"], arrays[f"{HELDOUT}.scores"]
-    distance: NDArray[Any] = np.abs(ours / ours.sum(-1, keepdims=True) - theirs / theirs.sum(-1, keepdims=True)).sum(-1)
+    distance: Array = np.abs(ours / ours.sum(-1, keepdims=True) - theirs / theirs.sum(-1, keepdims=True)).sum(-1)
     return distance
 
 
@@ -169,7 +170,7 @@ def _expert_maps(arrays: Arrays) -> list[str]:
     return figures
 
 
-def expert_map(pairs_NN: NDArray[Any], label: str) -> str:
+def expert_map(pairs_NN: Array, label: str) -> str:
     """Return the map of every pair of experts, without an expert with itself."""
     experts = [str(i) for i in range(len(pairs_NN))]
     values = {(i, j): float(pairs_NN[i, j]) for i, j in itertools.permutations(range(len(experts)), 2)}
@@ -202,7 +203,7 @@ def last(results: Results, cell: CellResult) -> Arrays:
     return found[max(found)] if found else {}
 
 
-def coactivation(pairs_LNN: NDArray[Any]) -> NDArray[Any]:
+def coactivation(pairs_LNN: Array) -> Array:
     """Return the share of the row's tokens that also chose the column."""
     uses = np.diagonal(pairs_LNN, axis1=1, axis2=2)[..., None].astype(np.float64)
     return np.asarray(np.divide(pairs_LNN, uses, out=np.zeros(pairs_LNN.shape), where=uses > 0))

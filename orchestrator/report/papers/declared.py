@@ -16,6 +16,7 @@ from orchestrator.errors import MoegridError
 
 FOLDER = resources.project("grids/reference")
 FILE = "exhibits.yaml"
+Entry = Mapping[str, Any]  # of the file, or of a cell's document
 # Columns of the printed tables that say what a row is.
 LABELS = (
     "setting",
@@ -117,7 +118,7 @@ class Declared:
 def declared() -> Declared:
     """Return what `exhibits.yaml` declares; MoegridError names an entry that cannot be."""
     loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-    document: Any = yaml.load((FOLDER / FILE).read_text(encoding="utf-8"), Loader=loader)
+    document: Entry = yaml.load((FOLDER / FILE).read_text(encoding="utf-8"), Loader=loader)
     protocols = {
         name: tuple(Column(column, **dict(how)) for column, how in columns.items())
         for name, columns in document["protocols"].items()
@@ -128,9 +129,9 @@ def declared() -> Declared:
 
 
 def _exhibit(
-    entry: Mapping[str, Any], protocols: Mapping[str, tuple[Column, ...]], errata: Mapping[str, tuple[str, ...]]
+    entry: Entry, protocols: Mapping[str, tuple[Column, ...]], errata: Mapping[str, tuple[str, ...]]
 ) -> Exhibit:
-    values: dict[str, Any] = {RENAMED.get(name, name): value for name, value in entry.items()}
+    values = {RENAMED.get(name, name): value for name, value in entry.items()}
     told = f"{values.get('paper')} {values.get('name')}"
     unknown = values.keys() - set(Exhibit.__dataclass_fields__)
     if unknown:
@@ -156,7 +157,7 @@ def _exhibit(
     return Exhibit(columns=columns, **values)
 
 
-def _chosen(values: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _chosen(values: Entry) -> dict[str, tuple[str, ...]]:
     """Return factor -> its values as tables show them."""
     return {
         name: tuple(map(str, value)) if isinstance(value, (list, tuple)) else (str(value),)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from orchestrator.report import facts
 from orchestrator.report.collect import Results, Setting
 from orchestrator.report.papers import measured
-from orchestrator.report.papers.declared import Exhibit
+from orchestrator.report.papers.declared import Entry, Exhibit
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ def times(results: Results, exhibit: Exhibit) -> Made:
 def _setting(setting: Setting, path: str) -> str:
     """Return what our run of a setting has at `path` of its cell; "" where it has no such field."""
     cell = setting.cells[0].document
-    resolved: Mapping[str, Any] = cell.get("resolved", {})
+    resolved: Entry = cell.get("resolved", {})
     kind, _, name = path.partition(".")
     if kind == "task":
         tasks = (resolved.get("evaluate") or {}).get("tasks", [])
@@ -111,13 +110,13 @@ def _setting(setting: Setting, path: str) -> str:
         return f"{task.get('shots', 0)} shots, {task.get('metric', 'acc')}{of}"
     if kind == "count":
         return _count(cell, name)
-    found: Any = resolved
+    found: object = resolved
     for part in filter(None, path.split(".")):
         found = found.get(part) if isinstance(found, Mapping) else None
     return "" if found is None or not path else f"{found:g}" if isinstance(found, float) else str(found)
 
 
-def _count(cell: Mapping[str, Any], name: str) -> str:
+def _count(cell: Entry, name: str) -> str:
     if name == "tokens":
         train = cell.get("resolved", {}).get("pretrain") or {}
         number = 1.0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orchestrator.report import charts, plots, routing
-from orchestrator.report.collect import Results
+from orchestrator.report.collect import CellResult, Results
 from orchestrator.report.loads import counts_of, load_map
 from orchestrator.report.papers.choice import chosen
 from orchestrator.report.papers.declared import Exhibit
@@ -85,9 +84,9 @@ def coactivation(results: Results, exhibit: Exhibit) -> Made:
     return Made(figures=tuple(figures))
 
 
-def _by_layer(results: Results, cells: Any, exhibit: Exhibit) -> dict[str, list[NDArray[Any]]]:
+def _by_layer(results: Results, cells: Sequence[CellResult], exhibit: Exhibit) -> dict[str, list[routing.Array]]:
     """Return token set -> the metric by layer of every cell; of the experts' likeness the mean over pairs."""
-    found: dict[str, list[NDArray[Any]]] = {}
+    found: dict[str, list[routing.Array]] = {}
     for cell in cells:
         arrays = routing.last(results, cell)
         if exhibit.layer_metric in arrays and arrays[exhibit.layer_metric].ndim == 3:

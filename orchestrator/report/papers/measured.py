@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from orchestrator.report.collect import CellResult, Results, Setting
-from orchestrator.report.papers.declared import Column, Exhibit
+from orchestrator.report.papers.declared import Column, Entry, Exhibit
 from orchestrator.report.statistics import summary
 
 # The published learning rate that the router_lr rows of the fine-tuning tables relate to.
@@ -156,7 +155,7 @@ def _other_protocol(cell: CellResult, column: Column) -> str:
     if column.shots is None:
         return ""
     name = column.metric.partition("/")[0]
-    tasks: list[Mapping[str, Any]] = (cell.document.get("resolved", {}).get("evaluate") or {}).get("tasks", [])
+    tasks: list[Entry] = (cell.document.get("resolved", {}).get("evaluate") or {}).get("tasks", [])
     task = next((task for task in tasks if task["name"] == name), None)
     if task is None:
         return f"{name} is not evaluated here"
