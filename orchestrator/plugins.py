@@ -18,7 +18,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -47,7 +47,7 @@ class Plugin:
 
     @property
     def stem(self) -> str:
-        return self.name.removesuffix(".py")
+        return self.name.removesuffix(_suffix(self.name))
 
     @property
     def digest(self) -> str:
@@ -70,17 +70,20 @@ class Plugin:
         return {"name": self.name, "files": dict(self.files)}
 
 
+# What reads a plugin that is no Python, by the end of its name: (plugin) -> its declarations.
+READERS: dict[str, Callable[[Plugin], Sequence[Any]]] = {}
 # What was registered in this process, by digest: a submission takes the text from here.
 LOADED: dict[str, Plugin] = {}
 
 
 def read_plugin(path: Path) -> Plugin:
     """Read a plugin's files; MoegridError when it is none."""
-    stem = path.name.removesuffix(".py")
+    stem = path.name.removesuffix(_suffix(path.name))
     if not path.exists():
         raise MoegridError(f"plugin {path.name!r} does not exist", hint=_beside(path))
-    if path.is_file() and path.suffix != ".py":
-        raise MoegridError(f"plugin {path.name!r} is no Python file", hint="name a .py file, or a folder of them")
+    if path.is_file() and not _suffix(path.name):
+        hint = "name a .py file, a folder of them, or an lm-eval task (.yaml)"
+        raise MoegridError(f"plugin {path.name!r} is no Python file", hint=hint)
     if not stem.isidentifier():
         better = re.sub(r"\W", "_", stem) + path.name[len(stem) :]
         raise MoegridError(f"plugin {path.name!r} has no name that Python can import", hint=f"rename it to {better}")
@@ -101,6 +104,10 @@ def read_plugin(path: Path) -> Plugin:
     for name, text in files.items():
         _compiled(path.name, name, text)
     return Plugin(path.name, files, str(path if path.is_dir() else path.parent))
+
+
+def _suffix(name: str) -> str:
+    return next((end for end in (".py", *READERS) if name.endswith(end)), "")
 
 
 def _compiled(plugin: str, name: str, text: str) -> None:
@@ -135,6 +142,8 @@ def register(plugin: Plugin) -> tuple[str, ...]:
 
     Raises MoegridError when it cannot be imported, declares nothing, or a name of it is taken.
     """
+    if (reader := READERS.get(_suffix(plugin.name))) is not None:
+        return _register_read(plugin, reader(plugin))
     _INSTALLED[plugin.module] = plugin
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
@@ -168,6 +177,20 @@ def register(plugin: Plugin) -> tuple[str, ...]:
         registered[named] = None
     LOADED[plugin.digest] = plugin
     return tuple(registered)
+
+
+def _register_read(plugin: Plugin, declarations: Sequence[Any]) -> tuple[str, ...]:
+    """Register what a reader found in a plugin that is no Python."""
+    names = []
+    for registry in REGISTRIES.values():
+        registry.forget(plugin.origin)
+    for declaration in declarations:
+        own = registry_of(declaration)
+        assert own is not None
+        own.register(declaration, plugin.origin)
+        names.append(f"{own.word} {declaration.name}")
+    LOADED[plugin.digest] = plugin
+    return tuple(names)
 
 
 def _missing(plugin: Plugin, code: str) -> str:

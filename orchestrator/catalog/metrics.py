@@ -73,6 +73,7 @@ def _ours(*names: str, better: int = 0, suites: tuple[str, ...] = (), leaks: boo
 # `<task>/` and a benchmark's or judge's name left out.
 _OURS = (
     *_ours(*LANGUAGE_MODEL, better=-1, suites=("lm",), leaks=True),
+    *_ours("exact_match", better=1),
     *_ours("acc", better=1, suites=("reasoning", *_ROBUST)),
     *_ours("acc_norm", "reasoning_avg", better=1, suites=("reasoning",)),
     *_ours("answer_bpb", better=-1, suites=("reasoning", "hallucination", *_ROBUST)),

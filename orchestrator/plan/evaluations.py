@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.suites import SUITES
+from orchestrator.catalog.tasks import is_generative
 from orchestrator.spec.cell import Cell, EvaluateSpec, JudgeSpec
 from orchestrator.spec.suites import Use
 from orchestrator.spec.work import EvaluateWork, GenerateWork, JudgeWork
@@ -27,7 +28,13 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
         fields |= {"tokens": tokens, "val_tokens": spec.val_tokens}
     if "tasks" in kind.reads:
         # The key of the items says where they come from.
-        tasks = tuple(dataclasses.replace(task, source="", revision="", digest="") for task in spec.tasks)
+        tasks = tuple(
+            dataclasses.replace(task, source="", revision="", digest="")
+            for task in spec.tasks
+            if suite == "reasoning" or not is_generative(task.name)
+        )
+        if any(is_generative(task.name) for task in tasks):
+            fields["new_tokens"] = spec.generation.new_tokens
         fields |= {"items": items, "tasks": tasks}
     settings: dict[str, Any] = {
         "seed": cell.seed.eval,

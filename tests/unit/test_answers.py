@@ -38,6 +38,7 @@ ROWS: dict[str, tuple[dict[str, Any], str, int]] = {
     "arc_challenge": ({"question": "Which?", "choices": FOUR, "answerKey": "D"}, "answerKey", 3),
     "piqa": ({"goal": "sit", "sol1": "on a mat", "sol2": "no", "label": 1}, "label", 1),
     "mmlu": ({"question": "Which?", "subject": "anatomy", "choices": FOUR["text"], "answer": 3}, "answer", 3),
+    "gsm8k": ({"question": "1 and 2?", "answer": "They are 3.\n#### 3"}, "answer", 0),
     "lambada_openai": ({"text": "the cat sat on the mat"}, "text", 0),
     "blimp": ({"sentence_good": "Cats sleep.", "sentence_bad": "Cats sleeps.", "UID": "x"}, "sentence_good", 0),
     "cbt": (

@@ -6,20 +6,19 @@ the two sets.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.evaluate.chunks import Chunk, chunks, deviations, outcomes, prepare, task_info
-from jobs.evaluate.harness import Item, Prepared
-from jobs.evaluate.judging.responses import GENERATED_ITEMS, generated, responses_parquet
+from jobs.evaluate.chunks import deviations, prepare, task_info
+from jobs.evaluate.harness import Prepared
+from jobs.evaluate.judging.responses import responses_parquet
 from jobs.evaluate.ledger import Ledger
+from jobs.evaluate.parts import parts_of
 from jobs.evaluate.prefix_lm import PrefixLM
-from jobs.evaluate.results import Mean, Outcome, Scored, Table, items_parquet
+from jobs.evaluate.results import Mean, Outcome, Table, items_parquet
 from jobs.evaluate.state import load_state
 from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS
 from orchestrator.spec.suites import contrasted_layers
@@ -37,7 +36,7 @@ def run(context: StageContext, work: EvaluateWork) -> None:
     layers = contrasted_layers(work.dola, work.model.num_layers, tied=work.model.tie_embeddings)
     lm = PrefixLM(state.model, state.tokenizer, max_length=work.max_length, spans=state.spans, dola=layers)
     tasks = prepare(context, work, lm) + prepare(context, work, lm, clean=True)
-    parts = [part for task in tasks for part in _parts(task, lm, work)]
+    parts = [part for task in tasks for part in parts_of(task, lm, work.new_tokens)]
     items = np.cumsum([len(part.items) for part in parts]).tolist()
     ledger = Ledger(context)
     values = ledger.scored(
@@ -52,57 +51,6 @@ def run(context: StageContext, work: EvaluateWork) -> None:
         blobs["responses.parquet"] = responses_parquet(texts)
     info = {**table.info, **task_info(tasks, work), **deviations(values), "dola": list(layers)}
     ledger.commit(work, blobs=blobs, metrics=table.metrics, info=info)
-
-
-class _Scored:
-    """Some items of a task whose choices are scored."""
-
-    def __init__(self, chunk: Chunk, lm: PrefixLM) -> None:
-        self.name, self.items = chunk.name, chunk.items
-        self.compute: Callable[[], dict[str, Any]] = partial(chunk.scored, lm)
-        self._chunk = chunk
-
-    def scored(self, value: Mapping[str, Any]) -> list[Scored]:
-        return outcomes(self._chunk, value["answers"])
-
-    def responses(self, value: Mapping[str, object]) -> list[dict[str, Any]]:
-        return []
-
-
-class _Generated:
-    """Some items of a task whose answers are generated."""
-
-    def __init__(self, task: Prepared, items: Sequence[Item], number: int, lm: PrefixLM, new_tokens: int) -> None:
-        self.items = tuple(items)
-        self._task = task
-        self._contexts = [item.requests[0][0] for item in items]
-        asked = hashlib.sha256("\0".join(self._contexts).encode()).hexdigest()
-        self.name = f"{task.name}-{number}-{asked[:12]}"
-        settings = {**(task.generation or {}), "max_gen_toks": new_tokens}
-        self.compute: Callable[[], dict[str, Any]] = lambda: {"texts": generated(lm, self._contexts, settings)}
-
-    def scored(self, value: Mapping[str, Any]) -> list[Scored]:
-        rows = []
-        for item, text in zip(self.items, value["texts"], strict=True):
-            right = self._task.match(item, text)
-            rows.append(Scored(self._task.name, item.id, 0, Outcome((), right, right, math.nan)))
-        return rows
-
-    def responses(self, value: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [
-            {"task": self._task.name, "item": item.id, "label": "", "prompt": context, "response": text}
-            for item, context, text in zip(self.items, self._contexts, value["texts"], strict=True)
-        ]
-
-
-def _parts(task: Prepared, lm: PrefixLM, work: EvaluateWork) -> Sequence[_Scored | _Generated]:
-    if task.generation is None:
-        return [_Scored(chunk, lm) for chunk in chunks(task)]
-    starts = range(0, len(task.items), GENERATED_ITEMS)
-    return [
-        _Generated(task, task.items[at : at + GENERATED_ITEMS], number, lm, work.new_tokens)
-        for number, at in enumerate(starts)
-    ]
 
 
 def summarise(benchmark: str, tasks: Sequence[Prepared], values: Values) -> Table:
