@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from orchestrator.errors import MoegridError, did_you_mean
-from orchestrator.registry import REGISTRIES, Origin, Registry, missing, registry_of
+from orchestrator.registry import REGISTRIES, Declaration, Origin, Registry, missing, registry_of
 
 PREFIX = "moegrid_plugin_"
 INIT = "__init__.py"
@@ -71,7 +71,7 @@ class Plugin:
 
 
 # What reads a plugin that is no Python, by the end of its name: (plugin) -> its declarations.
-READERS: dict[str, Callable[[Plugin], Sequence[Any]]] = {}
+READERS: dict[str, Callable[[Plugin], Sequence[Declaration]]] = {}
 # What was registered in this process, by digest: a submission takes the text from here.
 LOADED: dict[str, Plugin] = {}
 
@@ -179,7 +179,7 @@ def register(plugin: Plugin) -> tuple[str, ...]:
     return tuple(registered)
 
 
-def _register_read(plugin: Plugin, declarations: Sequence[Any]) -> tuple[str, ...]:
+def _register_read(plugin: Plugin, declarations: Sequence[Declaration]) -> tuple[str, ...]:
     """Register what a reader found in a plugin that is no Python."""
     names = []
     for registry in REGISTRIES.values():

@@ -2,34 +2,71 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from jobs.models.backbones import CausalLM
 from jobs.models.roles import parameter_roles
-from orchestrator.catalog.freezing import FREEZING
+from orchestrator.catalog.freezing import FREEZING, FreezeRule, Part, parts_of
+from orchestrator.errors import MoegridError
 from orchestrator.registry import load
 from orchestrator.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from jobs.train.engine import Engine
 
-Named = Iterator[tuple[str, Tensor]]
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+Asked = Callable[[str, str, ModelSpec], bool]
+
+
+def _matcher(model: CausalLM, frozen: str, *, code: bool) -> Callable[[str, str], bool]:
+    """Return whether the word `frozen` freezes (a name in a state, its role); rules are asked by `code` as well."""
+    parts = []
+    for part in parts_of(frozen):
+        rule = FREEZING.get(part.rule) if part.rule else None
+        asked: Asked | None = load(rule.code, FREEZING.who(rule.name)) if code and rule and rule.code else None
+        parts.append((part, rule, asked))
+
+    def frozen_by(part: Part, rule: FreezeRule | None, asked: Asked | None, name: str, role: str) -> bool:
+        if part.pattern:
+            return fnmatchcase(name, part.pattern)
+        found = _LAYER.search(name)
+        if not part.in_layer(int(found[1]) if found else None, model.spec.num_layers):
+            return False
+        return rule is None or role in rule.roles or (asked is not None and asked(name, role, model.spec))
+
+    return lambda name, role: any(frozen_by(*one, name, role) for one in parts)
 
 
 def frozen_names(model: CausalLM, frozen: str) -> frozenset[str]:
-    """Return the parameters that the word `frozen` ("" = none) freezes in this model."""
+    """Return the parameters that the word `frozen` ("" = none) freezes in this model; MoegridError when none is."""
     if not frozen:
         return frozenset()
-    rule = FREEZING.get(frozen)
-    more: Callable[[str, str, ModelSpec], bool] | None = load(rule.code, FREEZING.who(frozen)) if rule.code else None
-    return frozenset(
-        name
-        for name, _, role in parameter_roles(model)
-        if role in rule.roles or (more is not None and more(name, role, model.spec))
-    )
+    matches = _matcher(model, frozen, code=True)
+    names = frozenset(name for name, _, role in parameter_roles(model) if matches(name, role))
+    for part in parts_of(frozen):
+        if part.pattern and not any(fnmatchcase(name, part.pattern) for name in names):
+            raise MoegridError(
+                f"freeze {str(part)!r} names no parameter of the model",
+                cause="its names are such as " + ", ".join(name for name, *_ in islice(parameter_roles(model), 3, 6)),
+                hint="mend the pattern; * stands for anything",
+            )
+    return names
+
+
+def frozen_blocks(model: CausalLM, frozen: str) -> frozenset[int]:
+    """Return the MoE blocks, by their place, in which the router learns nothing, also without gradients."""
+    if not frozen:
+        return frozenset()
+    matches = _matcher(model, frozen, code=False)
+    first = model.spec.num_layers - len(model.moe_blocks)
+    names = (f"backbone.model.layers.{first + place}.mlp.block.router.weight" for place in range(len(model.moe_blocks)))
+    return frozenset(place for place, name in enumerate(names) if matches(name, "router"))
 
 
 def apply_freeze(model: CausalLM, frozen: str) -> frozenset[str]:
@@ -42,14 +79,13 @@ def apply_freeze(model: CausalLM, frozen: str) -> frozenset[str]:
     return names
 
 
-def _buffers(module: nn.Module, roles: tuple[str, ...], role: str = "other", prefix: str = "") -> Named:
+def _buffers(module: nn.Module, role: str = "other", prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (name, role) of what a module saves besides its parameters."""
     role = getattr(module, "role", role)
-    if role in roles:
-        saved = module.state_dict(keep_vars=True)
-        yield from ((prefix + name, buffer) for name, buffer in module.named_buffers() if name in saved)
-        return
+    kept = module.state_dict(keep_vars=True)
+    yield from ((prefix + name, role) for name, _ in module.named_buffers(recurse=False) if name in kept)
     for name, child in module.named_children():
-        yield from _buffers(child, roles, role, f"{prefix}{name}.")
+        yield from _buffers(child, role, f"{prefix}{name}.")
 
 
 def frozen_digest(engine: Engine, frozen: str) -> str:
@@ -58,5 +94,6 @@ def frozen_digest(engine: Engine, frozen: str) -> str:
         return ""
     kept = frozen_names(engine.model, frozen)
     names = [name for name, _, _ in parameter_roles(engine.model) if name in kept]
-    names += [name for name, _ in _buffers(engine.model, FREEZING.get(frozen).roles)]
+    matches = _matcher(engine.model, frozen, code=False)
+    names += [name for name, role in _buffers(engine.model) if matches(name, role)]
     return engine.digest(names)

@@ -16,11 +16,11 @@ from jobs.moe.balance import balance_loss, collective
 from jobs.moe.routing import Routing
 from jobs.train.engine import Engine
 from jobs.train.errors import NotFinite
+from jobs.train.freeze import frozen_blocks
 from jobs.train.meter import Meter
 from jobs.train.randomness import reseed
 from jobs.train.schedule import balance_at, learning_rates
 from jobs.train.sums import Sums
-from orchestrator.catalog.freezing import freezes
 from orchestrator.spec.work import Conditions
 
 # Sums over ranks that are no series of their own.
@@ -150,9 +150,10 @@ class Trainer:
     def _update_blocks(self, sums: dict[str, Tensor]) -> None:
         """Move what the router learns without gradients: the aux-loss-free bias and expert choice's thresholds."""
         train = self.conditions.train
-        if freezes(train.freeze, "router"):
-            return
+        frozen = frozen_blocks(self.engine.model, train.freeze)
         for layer, block in enumerate(self.engine.model.moe_blocks):
+            if layer in frozen:
+                continue
             if train.balance.bias_rate and block.moe.balance_bias:
                 block.update_balance_bias(sums["counts"][layer], train.balance.bias_rate, train.balance.bias_center)
             if "cutoffs" in sums:

@@ -15,11 +15,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Protocol
 
 from orchestrator.registry import Registry
 
 Problem = tuple[str, str, str]  # field of the phase, message, hint
+
+
+class Phase(Protocol):
+    """What a schedule may ask of the phase besides its steps."""
+
+    @property
+    def warmup_ratio(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class ScheduleKind:
     low: bool = False
     version: int = 1
     warms: bool = True
-    problems: Callable[[Any, Any], Iterator[Problem]] | None = None
+    problems: Callable[..., Iterator[Problem]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +86,13 @@ class Points:
             raise ValueError(f"points must have factors of at least 0, not {wrong[0]:g}")
 
 
-def _decay_begins_after_the_warm_up(train: Any, parameters: Wsd) -> Iterator[Problem]:
+def _decay_begins_after_the_warm_up(train: Phase, parameters: Wsd) -> Iterator[Problem]:
     if train.warmup_ratio + parameters.decay > 1 + 1e-9:
         message = f"warmup_ratio {train.warmup_ratio:g} and decay {parameters.decay:g} are more than the whole phase"
         yield "schedule_parameters", message, "lower one of them"
 
 
-def _needs_a_timescale(train: Any, parameters: InverseSqrt) -> Iterator[Problem]:
+def _needs_a_timescale(train: Phase, parameters: InverseSqrt) -> Iterator[Problem]:
     if not train.warmup_ratio and not parameters.timescale:
         message = "schedule 'inverse_sqrt' has no timescale: there is no warm-up to take it from"
         yield "schedule_parameters", message, "set schedule_parameters.timescale to a number of steps"

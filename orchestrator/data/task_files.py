@@ -18,6 +18,7 @@ from orchestrator.files.problems import Problems
 from orchestrator.files.yaml_positions import parse_yaml
 from orchestrator.plugins import Plugin
 
+Config = dict[str, Any]
 SUFFIXES = (".yaml", ".yml")
 _OUTPUTS = ("multiple_choice", "loglikelihood", "generate_until")
 # The first name of a template's expression is a column, unless Jinja gives it.
@@ -37,7 +38,7 @@ def read_task(plugin: Plugin) -> Sequence[TaskKind]:
     problems.raise_if_any()
     if not isinstance(document.data, dict):
         raise MoegridError(f"task file {plugin.name!r} holds no task", hint="write lm-eval's task: NAME, ...")
-    config: dict[str, Any] = dict(document.data)
+    config: Config = dict(document.data)
     name = config.get("task")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
         raise MoegridError(f"task file {plugin.name!r} does not say its task", hint="write task: NAME (a plain name)")
@@ -80,7 +81,7 @@ class _Code(str):
     """The text behind `!function`."""
 
 
-def _columns(config: Mapping[str, Any]) -> tuple[str, ...]:
+def _columns(config: Config) -> tuple[str, ...]:
     """Return the columns that the templates read, as far as they say so without being rendered."""
     found: dict[str, None] = {}
     for key in _TEMPLATES:
@@ -90,7 +91,7 @@ def _columns(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found) if not config.get("process_docs") else ()
 
 
-def _source(config: Mapping[str, Any], plugin: Plugin, who: str) -> tuple[str, str]:
+def _source(config: Config, plugin: Plugin, who: str) -> tuple[str, str]:
     """Return (source, revision) of the items: a local file by its path from the task's, or a data set of the hub."""
     path, kwargs = config.get("dataset_path"), config.get("dataset_kwargs") or {}
     files = kwargs.get("data_files") if isinstance(kwargs, Mapping) else None

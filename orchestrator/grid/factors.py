@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from orchestrator.catalog.freezing import FREEZING, NONE
+from orchestrator.catalog.freezing import FREEZING, LAYERS, NAME, NONE
 from orchestrator.catalog.parameters import Parameters, frozen
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.files.problems import Mistake
@@ -88,8 +88,11 @@ def check_freeze(schedule: str) -> None:
         raise Mistake(": ".join(filter(None, (error.error, error.cause))), error.hint) from error
     except ValueError as error:
         words = [part.partition("@")[0].strip() for part in schedule.split("->")]
-        wrong = [word for word in words if word != NONE and FREEZING.find(word) is None]
-        hint = did_you_mean(wrong[0], (NONE, *FREEZING.names()), "roles") if wrong else "as in none->router"
+        bases = [part.partition("(")[0].strip() for word in words for part in word.split("+")]
+        known = (NONE, LAYERS, NAME)
+        wrong = [base for base in bases if base not in known and FREEZING.find(base) is None]
+        offered = (NONE, *FREEZING.names())
+        hint = did_you_mean(wrong[0], offered, "roles") if wrong else "as in none->router"
         raise Mistake(str(error), hint, named=True) from None
 
 

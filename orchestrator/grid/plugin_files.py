@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from orchestrator import plugins
 from orchestrator.catalog.tasks import TASKS
@@ -37,7 +36,7 @@ class PluginReader:
                 self._task(tasks, name, document.place((*at, name)), path)
                 self.broken = self.broken or len(self.problems.found) > before
 
-    def _task(self, tasks: dict[Any, Any], name: str, where: str, path: Path) -> None:
+    def _task(self, tasks: dict[object, object], name: str, where: str, path: Path) -> None:
         """Register the task file that a task of `evaluate.tasks` is named by, or that has its name beside the grid."""
         if name.endswith(SUFFIXES):
             target = (path.parent / name).resolve()
@@ -72,7 +71,7 @@ class PluginReader:
             self.problems.add(message, where, "plugins", error.hint)
 
 
-def _tasks_in(data: Any, at: tuple[str | int, ...]) -> Iterator[tuple[dict[Any, Any], tuple[str | int, ...]]]:
+def _tasks_in(data: object, at: tuple[str | int, ...]) -> Iterator[tuple[dict[object, object], tuple[str | int, ...]]]:
     """Yield (tasks, path) of every mapping that a grid file gives to `evaluate.tasks`, nested or dotted."""
     for key, value in data.items() if isinstance(data, dict) else ():
         path = [part for name in (*at, key) for part in str(name).split(".")]

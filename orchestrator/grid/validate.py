@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.catalog.engines import ENGINES
-from orchestrator.catalog.freezing import NONE, freezes, freezes_moe_alone
+from orchestrator.catalog.freezing import NONE, freezes, freezes_moe_alone, parts_of
 from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS
 from orchestrator.catalog.optimizers import OPTIMIZERS, READ
@@ -113,7 +113,7 @@ def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
         yield (name, "data", "mix", "template"), message, "write where the prompt goes"
     if train.loss == "response" and train.data.format == "text":
         message = "loss 'response' needs instruction data"
-        yield (name, "loss"), message, "set data.format: instruction (or chat), or loss: all"
+        yield (name, "loss"), message, "set data.format: instruction, or loss: all"
     yield from _mixture(name, train)
     yield from _schedules(name, train)
     try:
@@ -159,6 +159,12 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
             message = f"{name}.sequence_length {train.sequence_length} exceeds model.context {context}"
             yield (name, "sequence_length"), message, "raise model.context or shorten the sequences"
         words = [frozen for frozen, _ in parse_freeze(train.freeze) if frozen != NONE]
+        for word in words:
+            layers = cell.model.num_layers
+            spans = [span for part in parts_of(word) for span in part.spans]
+            if wrong := [last for _, last in spans if not -layers <= last < layers]:
+                message = f"freeze {train.freeze!r} names layer {wrong[0]} of a model of {layers} layers"
+                yield (name, "freeze"), message, f"layers are 0 to {layers - 1}, or -1 for the last one"
         kind = kind_of(cell.model.moe)
         if not kind.routes and any(map(freezes_moe_alone, words)):
             message = f"freeze {train.freeze!r} does not apply: preset {kind.name!r} has no router and no experts"

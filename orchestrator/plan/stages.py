@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.catalog.freezing import freezes
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.suites import SUITES, read
@@ -35,7 +36,7 @@ from orchestrator.spec.work import (
 def constant_part(train: TrainSpec, frozen: str) -> TrainSpec:
     """Return what holds while `frozen` is frozen: an absolute router learning rate (none while it is frozen)."""
     router_lr = train.lr * train.router_lr_ratio if train.router_lr is None else train.router_lr
-    if frozen == "router":
+    if frozen == "router" or ("+" in frozen and freezes(frozen, "router")):
         router_lr = train.lr
     data = DataSpec(source="", format=train.data.format, holdout=0.0)
     data = dataclasses.replace(data, examples=train.data.examples, weights=train.data.weights)

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-from orchestrator.catalog.freezing import FREEZING, NONE
+from orchestrator.catalog.freezing import NONE, canonical
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +28,17 @@ def step_at(fraction: float, steps: int) -> int:
 def parse_freeze(schedule: str) -> tuple[tuple[str, float], ...]:
     """Return ((word, start fraction), ...) of a schedule such as `none->router` or `none@0->router@0.5->expert@0.75`.
 
-    Phases without `@` share the run evenly. Raises ValueError with the reason.
+    A word has one text for what it freezes. Phases without `@` share the run evenly. Raises ValueError with the reason.
     """
     parts = [part.strip() for part in schedule.split("->")]
     names, starts = [], []
     for i, part in enumerate(parts):
-        name, at, fraction = part.partition("@")
-        if name != NONE and FREEZING.find(name) is None:
-            raise ValueError(
-                f"freeze schedule {schedule!r}: {name!r} is none of {', '.join((NONE, *FREEZING.names()))}"
-            )
+        name, at, fraction = (text.strip() for text in part.partition("@"))
+        if name != NONE:
+            try:
+                name = canonical(name)
+            except ValueError as error:
+                raise ValueError(f"freeze schedule {schedule!r}: {error}") from None
         if at:
             try:
                 start = float(fraction)

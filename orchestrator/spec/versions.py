@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from orchestrator import registry
 from orchestrator.catalog.benchmarks import BENCHMARK_OF, COLUMNS
-from orchestrator.catalog.freezing import FREEZING
+from orchestrator.catalog.freezing import FREEZING, parts_of
 from orchestrator.catalog.losses import BY_FIELD
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.optimizers import OPTIMIZERS
@@ -81,7 +81,7 @@ def of_training(train: TrainSpec, collaboration_top: int) -> Iterator[str]:
     if train.data.weights:
         yield "weights of corpora"
     if train.freeze:
-        yield f"{FREEZING.word} {train.freeze}"
+        yield from (f"{FREEZING.word} {part.rule or 'names'}" for part in parts_of(train.freeze))
     if train.expert_dropout:
         yield "expert_dropout"
     if collaboration_top:
