@@ -56,11 +56,16 @@ class RayLab:
 @pytest.fixture(scope="session")
 def ray_lab() -> Iterator[RayLab]:
     """A cluster of two nodes with four logical cores each; this process's Ray connects to it."""
+    yield from lab_of(2, 4)
+
+
+def lab_of(nodes: int, cores: int) -> Iterator[RayLab]:
+    """Bring up a cluster of so many nodes with so many logical cores each, yield it, and take it down."""
     if importlib.util.find_spec("ray") is None:
         lab_missing("Ray", "the package ray is not installed")
     directory = Path(tempfile.mkdtemp(prefix="moegrid-ray-"))
     tool = str(Path(sys.executable).with_name("ray"))
-    environment = {**os.environ, "MOEGRID_LAB": str(directory), "NODES": "2", "CPUS": "4", "RAY": tool}
+    environment = {**os.environ, "MOEGRID_LAB": str(directory), "NODES": str(nodes), "CPUS": str(cores), "RAY": tool}
     before = {name: os.environ.get(name) for name in NAMES}
     try:
         lab = RayLab(directory, environment)

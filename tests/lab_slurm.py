@@ -53,11 +53,16 @@ class SlurmLab:
 @pytest.fixture(scope="session")
 def slurm_lab() -> Iterator[SlurmLab]:
     """A cluster of four nodes with two fake GPUs each; this process's SLURM commands talk to it."""
+    yield from lab_of(SHAPE)
+
+
+def lab_of(shape: dict[str, str]) -> Iterator[SlurmLab]:
+    """Bring up a cluster of this shape, yield it, and take it down."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing or os.geteuid() != 0:
         lab_missing("SLURM", f"{', '.join(missing)} not installed" if missing else "it needs root")
     directory = Path(tempfile.mkdtemp(prefix="moegrid-slurm-"))
-    environment = {**os.environ, **SHAPE, "MOEGRID_LAB": str(directory)}
+    environment = {**os.environ, **shape, "MOEGRID_LAB": str(directory)}
     directory.chmod(0o755)
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = environment["SLURM_CONF"] = str(directory / "slurm/slurm.conf")

@@ -4,25 +4,28 @@ FAULT="kill:37:before" sends this process SIGKILL before its 37th counted call (
 start), `after` right after it; `refuse:37` makes that call fail as a full disk or a silent scheduler would, and
 `lie:37` makes it fail after it has done its work. FAULT_COUNT names a file with one line per counted call.
 FAKE_HOST pretends to be another machine, FAKE_SKEW shifts this process's clock by seconds, FAKE_HURRY waits no longer
-than that many seconds before it tries a stage again, DRIVER_PATIENCE gives up after that many seconds without a store
+than that many seconds before it tries a stage again, TICK_LOG names a file with a line for each tick (its CPU seconds,
+and how often it asked the scheduler), DRIVER_PATIENCE gives up after that many seconds without a store
 or scheduler, READ_BYTES is how much it reads to find damage.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
+import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from orchestrator import cli
-from orchestrator.backends import host
+from orchestrator.backends import host, slurm_records
 from orchestrator.backends.base import SchedulerUnreachable
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray import RayBackend
@@ -67,6 +70,38 @@ def fault(name: str, number: int, moment: str) -> None:
         raise SchedulerUnreachable("the scheduler did not answer", cause="injected")
 
 
+def told_ticks(path: str) -> None:
+    """Append to `path` what each tick costs."""
+    calls: collections.Counter[str] = collections.Counter()
+    real_call, real_tick = slurm_records.call, loop.Engine.tick
+
+    def call(command: Sequence[str], **arguments: Any) -> str:
+        calls[command[0]] += 1
+        return real_call(command, **arguments)
+
+    def polled(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: Any, **named: Any) -> Any:
+            calls[name] += 1
+            return function(*arguments, **named)
+
+        return count
+
+    def tick(engine: loop.Engine) -> loop.Snapshot:
+        calls.clear()
+        began = time.process_time()
+        snapshot = real_tick(engine)
+        line = {"cpu": time.process_time() - began, "busy": len(snapshot.busy), "calls": dict(calls)}
+        line |= {"done": snapshot.plan.counts()["done"], "submitted": len(snapshot.submitted)}
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        return snapshot
+
+    slurm_records.call = call
+    for name in ("poll", "find", "_cluster"):
+        setattr(RayBackend, name, polled(f"ray.{name}", getattr(RayBackend, name)))
+    loop.Engine.tick = tick  # type: ignore[method-assign,assignment]
+
+
 def main() -> int:
     """Run the command line with the faults installed."""
     for backend in (LocalBackend, SlurmBackend, RayBackend):
@@ -84,6 +119,8 @@ def main() -> int:
         loop.PATIENCE_SECONDS = float(patience)
     if limit := os.environ.get("READ_BYTES"):
         audit.READ_BYTES = float(limit)
+    if ticks := os.environ.get("TICK_LOG"):
+        told_ticks(ticks)
     if skew := float(os.environ.get("FAKE_SKEW", "0")):
         real = time.time
         time.time = lambda: real() + skew
