@@ -50,6 +50,7 @@ def build_optimizer(
     groups = [
         {
             "params": [tensors[name] for name in plan.names],
+            "names": list(plan.names),
             "name": plan.name,
             "role": plan.role,
             "frozen": frozenset(),

@@ -1,10 +1,10 @@
 """Optimizers: what each is called, its parameters, the state it keeps of every parameter, and where its code lies.
 
 The code is a function `build(groups, train, parameters) -> torch.optim.Optimizer`. `groups` are torch's parameter
-groups (`params`, `weight_decay`, `name`, `role`, `frozen`), to be passed on as they are; `train` is the phase's
-TrainSpec, `parameters` the kind's own dataclass (None where it has none). The engine sets each group's `lr` before
-every step, leaves out frozen groups, and saves and loads the state by the names that the declaration gives: a tensor
-that is not named would not survive a resume, so that it is refused.
+groups (`params`, their `names`, `weight_decay`, `name`, `role`, `frozen`), to be passed on as they are; `train` is the
+phase's TrainSpec, `parameters` the kind's own dataclass (None where it has none). The engine sets each group's `lr`
+before every step, leaves out frozen groups, and saves and loads the state by the names that the declaration gives: a
+tensor that is not named would not survive a resume, so that it is refused.
 """
 
 from __future__ import annotations
@@ -47,6 +47,31 @@ class OptimizerKind:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Muon:
+    """Muon for matrices of hidden layers (each expert's by itself), AdamW for embeddings, head, router and vectors.
+
+    `adjust`: `rms` scales updates to AdamW's size, so that its learning rates serve; `original` is by the matrix's
+    shape alone (then `lr` is Muon's, and `adamw_lr_ratio` what AdamW's is of it).
+    """
+
+    momentum: float = 0.95
+    nesterov: bool = True
+    newton_schulz_steps: int = 5
+    adjust: str = "rms"
+    adamw_lr_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1, not {self.momentum:g}")
+        if not 1 <= self.newton_schulz_steps < 100:
+            raise ValueError(f"newton_schulz_steps must be 1 to 99, not {self.newton_schulz_steps}")
+        if self.adjust not in ("rms", "original"):
+            raise ValueError(f"adjust must be rms or original, not {self.adjust!r}")
+        if not self.adamw_lr_ratio > 0:
+            raise ValueError(f"adamw_lr_ratio must be above 0, not {self.adamw_lr_ratio:g}")
+
+
 BUILTINS: Mapping[str, OptimizerKind] = MappingProxyType(
     {
         "adamw": OptimizerKind(
@@ -55,7 +80,16 @@ BUILTINS: Mapping[str, OptimizerKind] = MappingProxyType(
             slots=("exp_avg", "exp_avg_sq"),
             scalars=("step",),
             reads=("betas", "eps", "weight_decay"),
-        )
+        ),
+        "muon": OptimizerKind(
+            "muon",
+            code="jobs.train.muon:muon",
+            parameters=Muon,
+            slots=("momentum_buffer", "exp_avg", "exp_avg_sq"),
+            scalars=("step",),
+            elementwise=False,
+            reads=("betas", "eps", "weight_decay"),
+        ),
     }
 )
 OPTIMIZERS = Registry("optimizers", "optimizer", OptimizerKind, BUILTINS)
