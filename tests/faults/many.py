@@ -6,6 +6,8 @@ import hashlib
 import json
 import random
 import signal
+import subprocess
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -117,7 +119,16 @@ def bring_to_the_end(
     words = {"TICK_LOG": str(log), "FAKE_STEP_SECONDS": "0.02", "FAKE_HURRY": "2"}
     chance, done = random.Random(7), list[str]()
     to_come: dict[str, float] = {"the controller was restarted": 0.25, "the driver was killed": 0.5}
-    driver, began = cluster.start(grid=str(grid), only=(), **words), time.monotonic()
+    began, said = time.monotonic(), list[str]()
+
+    def start() -> subprocess.Popen[str]:
+        """Start a driver whose words are read as they come: a full pipe would stop it."""
+        made = cluster.start(grid=str(grid), only=(), **words)
+        assert made.stdout is not None
+        threading.Thread(target=said.extend, args=(iter(made.stdout.readline, ""),), daemon=True).start()
+        return made
+
+    driver = start()
     while driver.poll() is None and time.monotonic() - began < seconds:
         time.sleep(every)
         begun = len(cluster.executions())
@@ -132,11 +143,10 @@ def bring_to_the_end(
                 if driver.poll() is None:
                     driver.send_signal(signal.SIGKILL)
                 driver.wait()
-                driver = cluster.start(grid=str(grid), only=(), **words)
+                driver = start()
         site.nudge()
     assert driver.poll() is not None, f"not within {seconds} s: {summary(cluster, graph, ticks(log))}, {done}"
-    said = driver.communicate(timeout=60)[0]
-    assert driver.returncode == 0, said[-4000:]
+    assert driver.returncode == 0, "".join(said[-60:])
     assert not to_come, "it ended before it was disturbed"
     assert_whole(cluster, graph)
     return {
