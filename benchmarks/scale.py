@@ -237,7 +237,7 @@ def fill(path: Path, grid: Path, share: float) -> None:
     old = time.time() - 3600
     for entry in os.scandir(folder):
         os.utime(entry.path, (old, old))
-    Store.open(str(path)).index.rebuild(graph.stages.keys())  # as a run does
+    Store.open(str(path)).index.rebuild(graph.stages.keys(), len(graph.stages))  # as a run does
 
 
 def compare(folder: Path, against: Path) -> None:

@@ -75,7 +75,7 @@ def run(context: Context) -> int:
     audit = heal(context.store, graph, thorough=arguments.verify)
     for key, cause in audit.wrong.items():
         console.print(f"{console.style('repair', 'yellow')} {stage_name(graph, key)}: {cause}; it is made again")
-    context.store.index.rebuild(audit.sound)
+    context.store.index.rebuild(audit.sound, audit.listed)
     if graph.stages.keys() <= audit.sound:
         return _nothing_to_do(context, graph)
     engine, backend = open_engine(context, graph)
@@ -193,7 +193,8 @@ def tick(context: Context, engine: Engine | None = None, graph: StageGraph | Non
         f"{counts['done']}/{sum(counts.values())} stages done, {len(snapshot.busy) + len(snapshot.submitted)} at work"
     )
     if snapshot.settled and _more_seeds(context, graph) is None:
-        context.store.index.rebuild(graph.stages.keys() & context.store.artifacts.keys())
+        present = context.store.artifacts.keys()
+        context.store.index.rebuild(graph.stages.keys() & present, len(present))
         _publish_rest(context, graph)
         return EXIT_FAILED if snapshot.plan.keys("blocked") else EXIT_DONE
     console.print(f"more to do; carry on with: {again.command(context.arguments, 'tick')}")

@@ -23,16 +23,22 @@ READ_BYTES = float(2**30)
 READ_BYTES_REMOTE = 64.0 * 2**20
 # Of a bucket with more artifacts of the grid than this, manifests are read only to verify everything.
 MOST_MANIFESTS = 2000
+# Manifests that are read at once.
+BATCH = 4096
 # Kinds of artifacts whose blobs reports read.
 MEASURED = ("evaluate", "generate", "judge")
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The grid's artifacts that are sound, and key -> what was wrong with those that are absent now."""
+    """The grid's artifacts that are sound, and key -> what was wrong with those that are absent now.
+
+    `listed`: how many artifacts the store has, of all grids.
+    """
 
     sound: frozenset[str]
     wrong: Mapping[str, str]
+    listed: int = 0
 
 
 def heal(store: Store, graph: StageGraph, *, thorough: bool = False) -> Audit:
@@ -43,38 +49,71 @@ def heal(store: Store, graph: StageGraph, *, thorough: bool = False) -> Audit:
     """
     times = store.artifacts.times()
     present = times.keys() & graph.stages.keys()
-    manifests: dict[str, Manifest] = {}
     wrong: dict[str, str] = {}
     local = store.objects.local_path("artifacts") is not None
     if thorough or local or len(present) <= MOST_MANIFESTS:
-        manifests = store.artifacts.many(present)
-        wrong = dict.fromkeys(present - manifests.keys(), "its manifest is damaged")
-        suspects = {key for key, manifest in manifests.items() if _suspicious(store, manifest, times[key])}
         limit = math.inf if thorough else READ_BYTES if local else READ_BYTES_REMOTE
-        for key, cause in _verified(store, _to_read(manifests, suspects, limit)).items():
-            store.artifacts.discard(key, attempt=manifests[key].attempt, damaged=True)
+        blobs = _Blobs(limit)
+        order = sorted(present)
+        # No more manifests at once than this: a grid of a hundred thousand cells has a quarter of a million.
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            manifests = store.artifacts.many(batch)
+            wrong |= dict.fromkeys(set(batch) - manifests.keys(), "its manifest is damaged")
+            for key, manifest in manifests.items():
+                blobs.add(manifest, suspicious=_suspicious(store, manifest, times[key]))
+        for key, cause in _verified(store, blobs.chosen()).items():
+            # Unless somebody has made it again meanwhile.
+            store.artifacts.discard(key, attempt=blobs.attempts[key], damaged=True)
             wrong[key] = cause
-    for key in _stale(store, graph, present - wrong.keys(), times, manifests):
+    for key in _stale(store, graph, present - wrong.keys(), times):
         store.artifacts.discard(key)
         wrong[key] = "a parent was made again with other bits"
-    return Audit(frozenset(present - wrong.keys()), wrong)
+    return Audit(frozenset(present - wrong.keys()), wrong, len(times))
 
 
-def _to_read(manifests: Mapping[str, Manifest], suspects: Collection[str], limit: float) -> list[Blob]:
-    """Return the blobs to read: all of suspicious artifacts, then those of results and series, then the smallest."""
-    chosen = [blob for key in suspects for blob in manifests[key].blobs]
-    others = [
-        (manifest.kind not in MEASURED and blob.name not in OBSERVATIONS, blob.size, key, blob)
-        for key, manifest in manifests.items()
-        if key not in suspects
-        for blob in manifest.blobs
-    ]
-    for _, size, _, blob in sorted(others, key=lambda item: item[:3]):
-        limit -= size
-        if limit < 0:
-            break
-        chosen.append(blob)
-    return chosen
+class _Blobs:
+    """The blobs to read: all of suspicious artifacts, then those of results and series, then the smallest.
+
+    As many of the others as `limit` bytes allow; more are not even remembered.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._first: list[Blob] = []
+        self._others: list[tuple[bool, int, str, Blob]] = []
+        self._bytes = self._trimmed = 0.0
+        self.attempts: dict[str, str] = {}  # artifact -> who made it
+
+    def add(self, manifest: Manifest, *, suspicious: bool) -> None:
+        """Take the blobs of a manifest into account."""
+        if manifest.blobs:
+            self.attempts[manifest.key] = manifest.attempt
+        if suspicious:
+            self._first += manifest.blobs
+            return
+        for blob in manifest.blobs:
+            rank = manifest.kind not in MEASURED and blob.name not in OBSERVATIONS
+            self._others.append((rank, blob.size, manifest.key, blob))
+            self._bytes += blob.size
+        if self._bytes > self._trimmed + 2 * self._limit:
+            self._trim()
+
+    def chosen(self) -> list[Blob]:
+        """Return what is to be read."""
+        self._trim()
+        return self._first + [blob for *_, blob in self._others]
+
+    def _trim(self) -> None:
+        self._others.sort(key=lambda item: item[:3])
+        left, kept = self._limit, 0
+        for _, size, _, _ in self._others:
+            left -= size
+            if left < 0:
+                break
+            kept += 1
+        del self._others[kept:]
+        self._bytes = self._trimmed = float(sum(size for _, size, _, _ in self._others))
 
 
 def _verified(store: Store, blobs: Sequence[Blob]) -> dict[str, str]:
@@ -102,7 +141,6 @@ def _stale(
     graph: StageGraph,
     present: Collection[str],
     times: dict[str, float],
-    manifests: dict[str, Manifest],
 ) -> list[str]:
     """Return the artifacts whose parents were replaced after them by other bits, and all that was made from those."""
     suspects = [
@@ -112,9 +150,7 @@ def _stale(
     ]
     if not suspects:
         return []
-    stale = store.artifacts.stale(
-        [m for key in suspects if (m := manifests.get(key) or store.artifacts.get(key)) is not None]
-    )
+    stale = store.artifacts.stale(store.artifacts.many(suspects).values())
     for key, stage in graph.stages.items():
         if key in present and any(parent in stale for parent in stage.parents):
             stale.add(key)

@@ -99,10 +99,13 @@ class Index:
         """Remember that these artifacts were committed: `save` reads and writes them, and keeps nothing of them."""
         self._noted.update(keys)
 
-    def rebuild(self, keys: Collection[str]) -> None:
-        """Write the index of these artifacts where it is missing, or lacks a part that is worth the reading."""
+    def rebuild(self, keys: Collection[str], listed: int) -> None:
+        """Write the index of these artifacts where it is missing, or lacks a part that is worth the reading.
+
+        `listed` is how many artifacts the store has.
+        """
         rows = sum(_rows_in(entry) for entry in self._objects.list(FOLDER))
-        if rows >= ENOUGH * len(self._artifacts.keys()):
+        if rows >= ENOUGH * listed:
             return
         self.many(keys)
         self.save()

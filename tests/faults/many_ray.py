@@ -36,7 +36,7 @@ class Cluster:
                 except psutil.NoSuchProcess:
                     continue
             return "jobs were preempted"
-        self.lab.kill_node(f"node{chance.randint(2, self.nodes)}")
+        self._kill(f"node{chance.randint(2, self.nodes)}")
         time.sleep(1.0)
         self.lab.up()
         return "a node was lost"
@@ -44,9 +44,16 @@ class Cluster:
     def restart_controller(self) -> bool:
         """Kill the head and all nodes: without its control store a cluster is gone, and another one comes up."""
         for node in ("head", *(f"node{number}" for number in range(2, self.nodes + 1))):
-            self.lab.kill_node(node)
+            self._kill(node)
         self.lab.up()
         return True
+
+    def _kill(self, node: str) -> None:
+        """End a node, which on a machine that is busy may have lost its cluster and be gone by itself."""
+        try:
+            self.lab.kill_node(node)
+        except (psutil.NoSuchProcess, FileNotFoundError):
+            return
 
     def nudge(self) -> None:
         """Ray keeps nothing back."""

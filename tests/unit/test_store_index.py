@@ -289,9 +289,9 @@ def test_a_store_that_is_read_alone_gets_no_index(tmp_path: Path, monkeypatch: p
 
 def test_an_index_that_lacks_much_is_made_again(url: str) -> None:
     store = fill(url, *NAMES)
-    store.index.rebuild(store.artifacts.keys())
+    store.index.rebuild(store.artifacts.keys(), len(NAMES))
     gets = Gets(later := Store.open(url))
-    later.index.rebuild(store.artifacts.keys())
+    later.index.rebuild(store.artifacts.keys(), len(NAMES))
     assert gets.take() == {}, "it is there"
     assert len(later.index.many(store.artifacts.keys())) == len(NAMES)
     assert gets.take() == {"index": 1}
