@@ -15,6 +15,7 @@ from jobs.moe.block import DenseBlock, MoEBlock, block_of
 from jobs.moe.routing import Routing
 from jobs.moe.spans import SpanState
 from orchestrator.spec.model import Model
+from orchestrator.spec.training import AdapterSpec
 
 
 @dataclass
@@ -74,6 +75,7 @@ class CausalLM(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone: Any = backbone
+        self.adapter: AdapterSpec | None = None
         self._call: list[_Call | None] = [None]
         decoders: list[Any] = list(self.layers)
         for layer, decoder in enumerate(decoders):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from jobs.models.shards import elements, tensors_digest
+from jobs.moe.lowrank import MARK
 from orchestrator.errors import MoegridError
 
 
@@ -28,9 +30,12 @@ def canonical_state(model: nn.Module) -> dict[str, Tensor]:
 def load_canonical(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy `canonical_state` back in, of sharded parameters this rank's rows; MoegridError when names differ.
 
-    C2R's lists may be missing: those of a state from before fine-tuning limit nothing.
+    Adapters of the state are merged where the model has none. C2R's lists may be missing: those of a state from before
+    fine-tuning limit nothing.
     """
     own = canonical_state(model)
+    if not any(MARK in name for name in own):
+        state = merged(state)
     unlimited = {name for name in own if name.endswith(".router.allowed") and name not in state}
     if own.keys() - unlimited != set(state):
         difference = sorted(own.keys() ^ set(state))
@@ -90,3 +95,31 @@ def replace_parameters(model: nn.Module, fresh: Callable[[str, nn.Parameter], nn
 def weights_sha256(model: nn.Module) -> str:
     """Return the digest of names, dtypes, shapes and bytes of `canonical_state`."""
     return tensors_digest(canonical_state(model))
+
+
+def merged(state: Mapping[str, Tensor], begun: Mapping[str, Tensor] = MappingProxyType({})) -> Mapping[str, Tensor]:
+    """Return a state's weights with its adapters added to the weights that they adapt, and `begun` adapters beside."""
+    return _Merged(state, begun) if begun or any(MARK in name for name in state) else state
+
+
+class _Merged(Mapping[str, Tensor]):
+    """A view, so that no more than one weight is merged at a time."""
+
+    def __init__(self, state: Mapping[str, Tensor], begun: Mapping[str, Tensor]) -> None:
+        self._state, self._begun = state, begun
+        self._names = [name for name in state if MARK not in name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._begun:
+            return self._begun[name]
+        weight = self._state[name]
+        if f"{name}{MARK}A" not in self._state:
+            return weight
+        a, b, scale = (self._state[f"{name}{MARK}{part}"].float() for part in ("A", "B", "scale"))
+        return (weight.float() + scale * (b @ a)).to(weight.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._names, *self._begun])
+
+    def __len__(self) -> int:
+        return len(self._names) + len(self._begun)

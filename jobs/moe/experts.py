@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from jobs.moe.dispatch import Dispatch, dispatch
 from jobs.moe.host import is_fake, know_grouped_products, visible
+from jobs.moe.lowrank import effective
 from jobs.moe.slices import Slices
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.registry import load
@@ -52,8 +53,7 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, path: str = "") -> Tensor:
         """Return sum over a token's slots of weight * expert(x) [T,D]; slots with expert -1 add nothing."""
-        up: Tensor = self.up
-        down: Tensor = self.down
+        up, down = effective(self, "up"), effective(self, "down")
         if torch.is_autocast_enabled(x_TD.device.type):
             dtype = torch.get_autocast_dtype(x_TD.device.type)
             x_TD, up, down = x_TD.to(dtype), up.to(dtype), down.to(dtype)
@@ -145,8 +145,9 @@ class SharedExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the feed-forward of x [..., D]."""
+        up, down = effective(self, "up"), effective(self, "down")
         if self.kind.gated:
-            return F.linear(self.activation(F.linear(x, self.gate)) * F.linear(x, self.up), self.down)
+            return F.linear(self.activation(F.linear(x, effective(self, "gate"))) * F.linear(x, up), down)
         if self.kind.bias:
-            return F.linear(self.activation(F.linear(x, self.up, self.up_bias)), self.down, self.down_bias)
-        return F.linear(self.activation(F.linear(x, self.up)), self.down)
+            return F.linear(self.activation(F.linear(x, up, self.up_bias)), down, self.down_bias)
+        return F.linear(self.activation(F.linear(x, up)), down)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from jobs.models.adapters import kept_by_adapters
 from jobs.models.backbones import CausalLM
 from jobs.models.roles import parameter_roles
 from orchestrator.catalog.freezing import FREEZING, FreezeRule, Part, parts_of
@@ -45,10 +46,12 @@ def _matcher(model: CausalLM, frozen: str, *, code: bool) -> Callable[[str, str]
 
 def frozen_names(model: CausalLM, frozen: str) -> frozenset[str]:
     """Return the parameters that the word `frozen` ("" = none) freezes in this model; MoegridError when none is."""
+    kept = kept_by_adapters(model)
     if not frozen:
-        return frozenset()
+        return kept
     matches = _matcher(model, frozen, code=True)
-    names = frozenset(name for name, _, role in parameter_roles(model) if matches(name, role))
+    roles = list(parameter_roles(model))
+    names = frozenset(name for name, _, role in roles if matches(name, role))
     for part in parts_of(frozen):
         if part.pattern and not any(fnmatchcase(name, part.pattern) for name in names):
             raise MoegridError(
@@ -56,11 +59,15 @@ def frozen_names(model: CausalLM, frozen: str) -> frozenset[str]:
                 cause="its names are such as " + ", ".join(name for name, *_ in islice(parameter_roles(model), 3, 6)),
                 hint="mend the pattern; * stands for anything",
             )
-    return names
+    if kept and len(kept | names) == len(roles):
+        raise MoegridError(f"freeze {frozen!r} leaves no adapter to train", hint="freeze less, or adapt more")
+    return kept | names
 
 
 def frozen_blocks(model: CausalLM, frozen: str) -> frozenset[int]:
     """Return the MoE blocks, by their place, in which the router learns nothing, also without gradients."""
+    if model.adapter is not None and model.adapter.router == "frozen":
+        return frozenset(range(len(model.moe_blocks)))
     if not frozen:
         return frozenset()
     matches = _matcher(model, frozen, code=False)
@@ -90,7 +97,7 @@ def _buffers(module: nn.Module, role: str = "other", prefix: str = "") -> Iterat
 
 def frozen_digest(engine: Engine, frozen: str) -> str:
     """Return the digest of what `frozen` names: parameters, balancing biases, thresholds ("" when it names nothing)."""
-    if not frozen:
+    if not frozen and engine.model.adapter is None:
         return ""
     kept = frozen_names(engine.model, frozen)
     names = [name for name, _, _ in parameter_roles(engine.model) if name in kept]

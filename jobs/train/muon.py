@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as adamw_update
 
+from jobs.moe.lowrank import MARK
 from orchestrator.catalog.optimizers import Muon as Parameters
 from orchestrator.spec.cell import TrainSpec
 
 # The quintic of Newton-Schulz whose slope at 0 is largest, as in the authors' code and in torch.optim.Muon.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _EPS = 1e-7
+# A bias or a constant of each expert, and the factors of adapters.
+NO_MATRICES = ("_bias", ".constant.", MARK)
 MATRICES = ("attention", "routed_expert", "shared_expert", "other")
 
 
@@ -55,7 +58,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for group in groups:
             for name, tensor in zip(group["names"], group["params"], strict=True):
                 matrix = tensor.ndim == (3 if group["role"] == "routed_expert" else 2)
-                if group["role"] in MATRICES and matrix and not name.endswith("bias") and ".constant." not in name:
+                if group["role"] in MATRICES and matrix and not any(mark in name for mark in NO_MATRICES):
                     down = named.get(f"{name.removesuffix('up')}down") if name.endswith(".experts.up") else None
                     gated = down is not None and tensor.shape[-2] == 2 * down.shape[-1]
                     self._stacked[id(tensor)] = 2 if gated else 1

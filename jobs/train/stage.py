@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from jobs.data.packing import InstructionBatches, open_batches
 from jobs.data.stage import check_epoch
+from jobs.models.adapters import add_adapters
 from jobs.models.backbones import CausalLM
 from jobs.models.building import empty_model
-from jobs.models.shards import Shards, fetch_shards
+from jobs.models.shards import fetch_shards
+from jobs.models.weights import merged
 from jobs.moe.balance import balanced_value
 from jobs.node import code, numerics
 from jobs.node.context import StageContext
@@ -163,6 +168,8 @@ def _enter(context: StageContext, work: TrainWork, segment: Segment) -> Session:
             work.start == 0
             and ENGINES.get(context.execution.engine).plain_model
             and not work.conditions.collaboration_top
+            and not work.conditions.train.adapter.rank
+            and live.engine.model.adapter is None
         ):
             engine = _engine(context, work, live.engine.model)
             return Session(engine, work.conditions.phase, work.parent, 0, 0, Meter(), mixed_code=live.mixed_code)
@@ -182,7 +189,11 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
     manifest = context.manifest(key)
     mixed = _mixed(context, work, manifest, step)
     model = empty_model(work.model, vocabulary_size(context, work.tokenizer))
-    engine = _engine(context, work, model, fetch_shards(context, key, "weights"))
+    begun = add_adapters(model, work.conditions.train.adapter, work.conditions.seed)
+    weights: Mapping[str, Tensor] = fetch_shards(context, key, "weights")
+    if step == 0:  # the state of an earlier phase, whose own adapters are merged
+        weights = merged(weights, begun)
+    engine = _engine(context, work, model, weights)
     session = Session(engine, work.conditions.phase, key, step, 0, Meter(), *mixed)
     if step > 0:
         state = json.loads(context.fetch(key, "state.json").read_bytes())
@@ -256,7 +267,9 @@ def _latest(context: StageContext, work: TrainWork) -> tuple[int, str] | None:
     return None
 
 
-def _engine(context: StageContext, work: TrainWork, model: CausalLM, weights: Shards | None = None) -> Engine:
+def _engine(
+    context: StageContext, work: TrainWork, model: CausalLM, weights: Mapping[str, Tensor] | None = None
+) -> Engine:
     execution, train = context.execution, work.conditions.train
     return build_engine(execution.engine, model, train, context.rank, context.world_size, weights, execution.device)
 

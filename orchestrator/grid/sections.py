@@ -25,6 +25,7 @@ from orchestrator.grid.declared import kept
 from orchestrator.grid.factors import replace_path
 from orchestrator.grid.validate import Finding, normal_train, section_findings
 from orchestrator.spec.cell import (
+    AdapterSpec,
     BalanceSpec,
     BenchmarkSpec,
     Cell,
@@ -152,7 +153,8 @@ class Sections:
                     balance = dataclasses.replace(balance, losses=uses)
                 except Mistake as mistake:
                     findings.append(((name, "balance", "losses"), mistake.message, mistake.hint))
-            return dataclasses.replace(value, steps=steps, data=data, balance=balance)
+            adapter = value.adapter if value.adapter.rank else AdapterSpec()
+            return dataclasses.replace(value, steps=steps, data=data, balance=balance, adapter=adapter)
         if isinstance(value, EvaluateSpec):
             items = DataSpec(source=value.source, format="items", digest=value.digest)
             pinned = self._pin(items, (name, "source"), findings)

@@ -18,6 +18,7 @@ from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.suites import CONTRASTED, SUITES, kinds
 from orchestrator.catalog.tasks import TASKS, is_generative
 from orchestrator.data.tokenizers import foreign
+from orchestrator.errors import did_you_mean
 from orchestrator.files.problems import Mistake
 from orchestrator.grid.factors import check_freeze
 from orchestrator.spec.cell import Cell, EvaluateSpec, Resources, TrainSpec
@@ -127,6 +128,26 @@ def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
         yield (name, "steps"), message, "train for more steps"
 
 
+ADAPTED = ("attention", "expert", "routed_expert", "shared_expert")
+
+
+def _adapters(name: str, cell: Cell, train: TrainSpec) -> Iterator[Finding]:
+    """Yield what of a cell's model cannot have the adapters that are asked for."""
+    path, words = (name, "adapter", "targets"), [word.strip() for word in train.adapter.targets.split("+")]
+    for word in words:
+        if word not in ADAPTED:
+            yield path, f"targets {train.adapter.targets!r}: {word!r} is nothing to adapt", did_you_mean(word, ADAPTED)
+    kind = kind_of(cell.model.moe)
+    experts = {word for word in words if word in ADAPTED[1:]}
+    if experts and not kind.routes:
+        yield path, f"adapters on experts do not apply: preset {kind.name!r} has none", "set targets: attention"
+    elif words == ["shared_expert"] and not cell.model.moe.shared_experts:
+        yield path, "adapters on shared experts do not apply: the model has none", "name other targets"
+    if not kind.routes and train.adapter.router == "trained":
+        message = f"adapter.router 'trained' does not apply: preset {kind.name!r} has no router"
+        yield (name, "adapter", "router"), message, "set router: frozen"
+
+
 def _schedules(name: str, train: TrainSpec) -> Iterator[Finding]:
     """Yield what the schedules of the learning rate and of the losses cannot be combined with."""
     balance = train.balance
@@ -158,6 +179,8 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         if train.sequence_length > context:
             message = f"{name}.sequence_length {train.sequence_length} exceeds model.context {context}"
             yield (name, "sequence_length"), message, "raise model.context or shorten the sequences"
+        if train.adapter.rank:
+            yield from _adapters(name, cell, train)
         words = [frozen for frozen, _ in parse_freeze(train.freeze) if frozen != NONE]
         for word in words:
             layers = cell.model.num_layers
@@ -276,7 +299,9 @@ def _aux_group(train: TrainSpec) -> str:
 
 
 def _router_frozen(train: TrainSpec) -> bool:
-    return all(freezes(phase.frozen, "router") for phase in freeze_phases(train.freeze, train.steps))
+    return train.adapter_keeps_router or all(
+        freezes(phase.frozen, "router") for phase in freeze_phases(train.freeze, train.steps)
+    )
 
 
 def why_not(cell: Cell, path: Path) -> str:
@@ -296,6 +321,8 @@ def why_not(cell: Cell, path: Path) -> str:
             return "the corpora say where the data come from"
         if path[1] == "data" and name in _OF_CHAT and len(path) == 3 and train.data.format != "chat":
             return "data.format is not 'chat'"
+        if path[1] == "adapter" and name != "rank" and not train.adapter.rank:
+            return "adapter.rank is 0"
         applies, reason = _TRAIN_RULES.get(name, (None, ""))
         return "" if applies is None or applies(cell, train) else reason
     if path[:2] == ("model", "moe") and no_router and name not in _DENSE_KEEPS:

@@ -36,7 +36,7 @@ from orchestrator.spec.work import (
 def constant_part(train: TrainSpec, frozen: str) -> TrainSpec:
     """Return what holds while `frozen` is frozen: an absolute router learning rate (none while it is frozen)."""
     router_lr = train.lr * train.router_lr_ratio if train.router_lr is None else train.router_lr
-    if frozen == "router" or ("+" in frozen and freezes(frozen, "router")):
+    if frozen == "router" or ("+" in frozen and freezes(frozen, "router")) or train.adapter_keeps_router:
         router_lr = train.lr
     data = DataSpec(source="", format=train.data.format, holdout=0.0)
     data = dataclasses.replace(data, examples=train.data.examples, weights=train.data.weights)

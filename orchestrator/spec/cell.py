@@ -18,6 +18,7 @@ from orchestrator.spec.data import MixSpec as MixSpec
 from orchestrator.spec.data import TokenizerSpec as TokenizerSpec
 from orchestrator.spec.identity import NEUTRAL, parameters_of
 from orchestrator.spec.model import Model
+from orchestrator.spec.training import AdapterSpec as AdapterSpec
 from orchestrator.spec.training import BalanceSpec as BalanceSpec
 from orchestrator.spec.training import TrainSpec as TrainSpec
 from orchestrator.spec.training import named_in

@@ -98,6 +98,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "aux_schedule": Rule(names=SCHEDULES),
         "z_schedule": Rule(names=SCHEDULES),
     },
+    "AdapterSpec": {"rank": NATURAL, "alpha": ABOVE_ZERO, "router": one_of("frozen", "trained")},
     "TrainSpec": {
         "steps": Rule(low=1, high=1e12),
         "micro_batch": POSITIVE,

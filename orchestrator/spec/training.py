@@ -57,6 +57,27 @@ class BalanceSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """Low-rank adapters (LoRA): beside them nothing else trains, but for the router where that is asked for."""
+
+    rank: int = 0
+    """Rank of each adapter, 0 = no adapters: the weights themselves train."""
+    alpha: float = 16.0
+    """An adapter adds alpha / rank times its product."""
+    targets: str = "attention"
+    """What is adapted: `attention`, `expert` (or `routed_expert`, `shared_expert`), joined by `+`."""
+    router: str = "frozen"
+    """Whether the router is `trained` as well, with all its weights, or `frozen`."""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of the adapted weights, each once, in order."""
+        both = ("routed_expert", "shared_expert")
+        words = (word.strip() for word in self.targets.split("+"))
+        return tuple(sorted({role for word in words for role in (both if word == "expert" else (word,))}))
+
+
+@dataclass(frozen=True, slots=True)
 class TrainSpec:
     """One training phase. A step is one optimizer step = `accumulation` micro-batches of `micro_batch` sequences.
 
@@ -110,3 +131,10 @@ class TrainSpec:
     """The optimizer, ours or one of an installed package."""
     optimizer_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("optimizer"))
     """Parameters of an optimizer that has its own, by name."""
+    adapter: AdapterSpec = field(default_factory=AdapterSpec, metadata=NEUTRAL)
+    """Low-rank adapters that train in place of the weights; merged where the state is evaluated or exported."""
+
+    @property
+    def adapter_keeps_router(self) -> bool:
+        """Whether there are adapters beside which the router does not train."""
+        return bool(self.adapter.rank) and self.adapter.router == "frozen"

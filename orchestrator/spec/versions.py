@@ -78,6 +78,8 @@ def of_training(train: TrainSpec, collaboration_top: int) -> Iterator[str]:
     yield f"{SCHEDULES.word} {train.schedule}"
     yield f"{OPTIMIZERS.word} {train.optimizer}"
     yield f"precision {train.precision}"
+    if train.adapter.rank:
+        yield "adapter lora"
     if train.data.weights:
         yield "weights of corpora"
     if train.freeze:
