@@ -139,11 +139,12 @@ class Engine:
         missing = self._stages - present
         failures = self.journal.failures(missing)
         busy = self.watch.observe(self.journal.claims(missing))
-        if self.watch.settled:  # which may have discarded a damaged artifact
+        if self.watch.outdated:  # an artifact was committed meanwhile, or discarded because it is damaged
             present = self._keys()
             missing = self._stages - present
-            failures = self.journal.failures(missing)
             self._damaged = self.store.artifacts.damaged(missing)
+        if self.watch.settled:
+            failures = self.journal.failures(missing)
         for stage, own in list(failures.items()):
             # An attempt of an earlier driver whose end is only seen now ended before this run was asked to try again.
             if (stage, own[-1].attempt) in self._earlier and self._pardon(own):

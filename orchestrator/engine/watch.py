@@ -45,6 +45,7 @@ class Watch:
         self.flying: dict[str, InFlight] = {}
         self.stopping = False
         self.settled = 0  # attempts called over by the last `observe`
+        self.outdated = False  # did that find or make artifacts other than those listed before it?
 
     def started(self, handles: Iterable[Handle]) -> None:
         """Follow jobs that this driver has just submitted."""
@@ -71,7 +72,7 @@ class Watch:
         states = self._backend.poll(list(handles.values())) if handles else {}
         busy: dict[str, str] = {}
         self.flying = {}
-        self.settled = 0
+        self.settled, self.outdated = 0, False
         for attempt, stages in by_attempt.items():
             held = [claims[stage] for stage in stages]
             handle, state = handles.get(attempt), states.get(attempt, JobState(ABSENT))
@@ -139,6 +140,7 @@ class Watch:
         job = self._journal.job(attempt)
         keys = [stage["key"] for stage in job["stages"]] if job else stages
         missing = [key for key in keys if store.artifacts.get(key) is None]
+        self.outdated |= not set(stages) <= set(missing)
         entered = state.phase != ABSENT or bool(self._journal.heartbeat(attempt))
         # A submission that is damaged leaves the node's own word.
         known = job is not None or self._journal.report(attempt) is not None
@@ -195,6 +197,7 @@ class Watch:
         )
         if artifact:
             store.artifacts.heal(artifact)
+            self.outdated = True
         self._journal.record_failure(failure, log)
         if self.stopping and verdict.kind in ("preempted", "killed"):
             self._journal.pardon([failure])  # a person stopped it: that uses no budget
