@@ -5,6 +5,8 @@ from __future__ import annotations
 from orchestrator.report.collect import CellResult, Results
 from orchestrator.spec.providers import Use, of_all
 
+_MEMORY = ("uses from outside",)
+
 
 def uses(results: Results) -> tuple[Use, ...]:
     """Return what the artifacts of a grid were made with from outside, () as a rule."""
@@ -13,7 +15,8 @@ def uses(results: Results) -> tuple[Use, ...]:
 
 def cell_uses(results: Results, cell: CellResult) -> tuple[Use, ...]:
     """Return what one cell's artifacts were made with from outside."""
-    recorded = _recorded(results)
+    if not (recorded := _recorded(results)):
+        return ()
     return of_all(use for key in cell.document["stages"] for use in recorded.get(key, ()))
 
 
@@ -33,9 +36,12 @@ def mixed(results: Results) -> list[str]:
 
 
 def _recorded(results: Results) -> dict[str, tuple[Use, ...]]:
-    """Return artifact -> what its manifest names, of those that name anything."""
-    return {
-        key: tuple(map(Use.from_json, told))
-        for key, manifest in results.manifests.items()
-        if (told := manifest.provenance.get("plugins"))
-    }
+    """Return artifact -> what its manifest names, of those that name anything; all manifests are looked at once."""
+    if _MEMORY not in results.memory:
+        results.memory[_MEMORY] = {
+            key: tuple(map(Use.from_json, told))
+            for key, manifest in results.manifests.items()
+            if (told := manifest.provenance.get("plugins"))
+        }
+    found: dict[str, tuple[Use, ...]] = results.memory[_MEMORY]
+    return found

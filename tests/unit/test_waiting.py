@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import threading
 import time
 from pathlib import Path
@@ -17,8 +18,11 @@ from orchestrator.engine.loop import Engine, Options, Snapshot
 from orchestrator.engine.waiting import Wait
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
+from orchestrator.report import html
+from orchestrator.report.collect import collect
 from orchestrator.store import Manifest, Store, index
 from orchestrator.store.local import LocalObjects
+from tests.grid_store import GridStore
 from tests.unit.test_engine_loop import Scheduler
 
 
@@ -125,3 +129,29 @@ def test_a_watch_reads_what_is_new_alone(
     assert after_commit == {"artifacts": 1}
     assert after_claim["claims"] == 1
     assert "artifacts" not in after_claim
+
+
+def test_a_report_looks_at_the_manifests_a_fixed_number_of_times(tmp_path: Path) -> None:
+    """Not once for each of its cells: ten thousand cells would be a hundred million looks."""
+
+    class Counted(dict[str, Manifest]):
+        looks = 0
+
+        def items(self) -> Any:
+            Counted.looks += 1
+            return super().items()
+
+        def values(self) -> Any:
+            Counted.looks += 1
+            return super().values()
+
+    looks = []
+    for seeds in (2, 12):
+        store = Store.open(f"memory://{tmp_path.name}-{seeds}")
+        grid = GridStore(store, seeds=range(seeds))
+        grid.commit_all()
+        found = collect("demo", store)
+        Counted.looks = 0
+        html.page(dataclasses.replace(found, manifests=Counted(found.manifests)))
+        looks.append(Counted.looks)
+    assert looks[0] == looks[1]
