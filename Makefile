@@ -24,7 +24,7 @@ OPTIONS := --scale $(SCALE) --site $(SITE) $(if $(SEEDS),--seeds $(SEEDS)) $(if 
 EXTRA := $(if $(filter slurm,$(SITE)),slurm)$(if $(filter ray,$(SITE)),ray)
 READY := $(VENV)/.ready$(if $(EXTRA),-$(EXTRA))
 
-.PHONY: help grid plan resume status report ui test coverage check docs bench faults doctor lab-up lab-down clean setup
+.PHONY: help grid plan resume status explain table logs diff compare paper report ui test coverage check docs bench faults doctor lab-up lab-down clean setup
 
 help:  ## explain the targets
 	@echo 'moegrid: controlled experiments on Mixture-of-Experts language models'
@@ -56,6 +56,27 @@ resume: $(READY)  ## go on after an interruption or a failure
 status: $(READY)  ## state of every cell
 	$(need-grid)
 	@$(BIN)/moegrid status $(GRID) $(OPTIONS)
+
+explain: $(READY)  ## why cells are new, or what of them is done (GRID=grid:cell)
+	$(need-grid)
+	@$(BIN)/moegrid explain $(GRID) $(OPTIONS)
+
+table: $(READY)  ## results, one row per setting and seed
+	$(need-grid)
+	@$(BIN)/moegrid table $(GRID) $(OPTIONS)
+
+logs: $(READY)  ## what the newest job of a grid says (GRID=grid:cell, ARGS=-f)
+	$(need-grid)
+	@$(BIN)/moegrid logs $(GRID) $(OPTIONS)
+
+diff: $(READY)  ## fields in which two grids or cells differ (A=... B=...)
+	@$(BIN)/moegrid diff $(A) $(B) --scale $(SCALE) $(ARGS)
+
+compare: $(READY)  ## results of two grids against each other (A=... B=...)
+	@$(BIN)/moegrid compare $(A) $(B) $(ARGS)
+
+paper: $(READY)  ## every table and figure of the papers, or what is missing for it (ARGS="--run tiny")
+	@$(BIN)/moegrid paper $(ARGS)
 
 report: $(READY)  ## write the HTML, CSV and LaTeX report
 	$(need-grid)

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from orchestrator import __version__
+from orchestrator.commands.examples import epilog
 from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, MoegridError
 
 _EPILOG = """\
@@ -60,7 +61,21 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def add(name: str, summary: str, *parents: Parser) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=summary, description=summary, parents=[*parents, everywhere])
+        one = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            parents=[*parents, everywhere],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        grids = next((a for a in one._actions if a.dest == "grid"), None)
+        overrides = grids is not None and any(a.dest == "overrides" for a in one._actions)
+        if overrides and grids is not None:
+            word = f"[{grids.metavar}]" if grids.nargs == "?" else str(grids.metavar)
+            rest = " FOLDER" if name == "export" else ""
+            one.usage = f"moegrid {name} {word}{rest} [KEY=VALUE ...] [options]"
+        one.epilog = epilog(name, overrides=overrides)
+        return one
 
     one = add("plan", "show what a run would do, and what it costs", grid, as_json)
     one.add_argument("--exit-code", action="store_true", help="exit 4 when something is to do")
@@ -76,19 +91,25 @@ def build_parser() -> argparse.ArgumentParser:
     one = add("diff", "fields in which two grids or cells differ", as_json)
     one.add_argument("a", metavar="A", help="GRID or GRID:CELL")
     one.add_argument("b", metavar="B", help="GRID or GRID:CELL")
-    one.add_argument("--scale", default="tiny")
+    one.add_argument("--scale", default="tiny", help="of both: tiny, small, large or paper (tiny)")
     one = add("cancel", "ask running jobs to save their states and stop", grid)
     one.add_argument("--now", action="store_true", help="end jobs without a driver at once")
     one = add("report", "write the HTML, CSV and LaTeX report", grid, as_json)
-    one.add_argument("--output", default="", metavar="FILE", help="where to write index.html")
+    one.add_argument("--output", default="", metavar="FILE", help="where to write the page (reports/GRID/index.html)")
+    one.add_argument("--open", action="store_true", help="show it in the browser")
+    one = add("dashboard", "the report of a grid in the browser, made anew while it runs", grid)
+    one.add_argument("--port", type=_natural, default=0, help="of the loopback interface (0: any that is free)")
+    one.add_argument("--open", action="store_true", help="show it in the browser")
     one = add("table", "results, one row per setting and seed", grid, as_json)
-    one.add_argument("--format", default="md", choices=("csv", "md", "json"))
+    text = "csv (all digits), md (Markdown, the default) or json"
+    one.add_argument("--format", default="md", choices=("csv", "md", "json"), help=text)
     one = add("export", "a cell's final model as a folder that transformers loads", cells)
     one.add_argument("folder", metavar="FOLDER", help="where config.json, model.safetensors and the tokenizer go")
     one = add("compare", "differences between two grids of the store, setting by setting", as_json)
-    one.add_argument("a", metavar="GRID_A")
-    one.add_argument("b", metavar="GRID_B")
-    one.add_argument("--format", default="terminal", choices=("terminal", "csv", "md", "tex"))
+    one.add_argument("a", metavar="GRID_A", help="a grid that was run in this store")
+    one.add_argument("b", metavar="GRID_B", help="another one, or the same")
+    text = "terminal (fits its width, the default), csv, md (Markdown) or tex (LaTeX)"
+    one.add_argument("--format", default="terminal", choices=("terminal", "csv", "md", "tex"), help=text)
     one = add("paper", "every table and figure of the papers: made from the store, or what is missing for it", as_json)
     one.add_argument("--output", default="reports/paper", metavar="FOLDER", help="where to write (reports/paper)")
     one.add_argument("--run", default="", metavar="SCALE", help="run the grids of what is missing first, at this scale")
@@ -98,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--delete", action="store_true", help="really delete what was marked long enough ago")
     one.add_argument("--grace", type=_amount, default=7.0, metavar="DAYS", help="days between marking and deleting (7)")
     one = add("doctor", "check store, tracker, scheduler, wheels, disk, versions", as_json)
-    one.add_argument("--site", default="local")
+    one.add_argument("--site", default="local", help="a file of infra/sites, whose scheduler is looked at (local)")
     one = add("init", "write a grid and a Makefile to start from")
     one.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="where (the working directory)")
     one = add("new", "write a plugin of your own to start from, with its test")
@@ -107,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="where (the working directory)")
     add("schema", "write the JSON Schema of grid files to stdout")
     one = add("ui", "open the MLflow UI on this store's runs")
-    one.add_argument("--port", type=int, default=5000)
+    one.add_argument("--port", type=int, default=5000, help="of the loopback interface (5000)")
     return parser
 
 
@@ -134,7 +155,6 @@ def _grid_arguments(parser: argparse.ArgumentParser, *, optional: bool = False, 
         text = f"{what} of every training stage; default: execution.resources of the grid"
         parser.add_argument(f"--{name}", type=_positive, default=None, metavar="N", help=text)
     parser.add_argument("--no-share", action="store_true", help="every cell trains alone: no shared prefixes")
-    parser.epilog = "KEY=VALUE words after GRID replace values of the grid, as --set does"
 
 
 def _driving_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,6 +162,9 @@ def _driving_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-jobs", type=_natural, default=0, metavar="N", help="at most N jobs at a time")
     parser.add_argument(
         "--max-gpu-hours", type=_amount, default=None, metavar="H", help="refuse a plan that needs more"
+    )
+    parser.add_argument(
+        "--max-core-hours", type=_amount, default=None, metavar="H", help="the same of a plan without GPUs"
     )
     parser.add_argument("--retry", choices=("outside", "all"), default="outside", help="which failures to try again")
     parser.add_argument("--allow-numerics", action="store_true", help="go on from states made under other numerics")
@@ -230,7 +253,7 @@ def command_function(name: str) -> Callable[..., int]:
         from orchestrator.commands.run import tick
 
         return tick
-    if name in ("plan", "status", "logs", "cancel"):
+    if name in ("plan", "status", "logs", "cancel", "dashboard"):
         return _function(importlib.import_module(f"orchestrator.commands.{name}"), name)
     if name in ("explain", "diff"):
         from orchestrator.commands import explain

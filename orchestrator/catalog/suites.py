@@ -29,8 +29,8 @@ class SuiteKind:
     `settings` which fields besides are set: `seed`, `shots`, `limit` (items a task), ... What is not read is in no key.
     `columns` are its metrics, `task_columns` those it makes for each task as `<task>/<name>`; metrics declared under
     these names say direction, range and description. `needs_tasks` refuses a grid without; `final` measures the last
-    state of models with experts alone. `parameters` is a frozen dataclass of scalars that a grid sets in
-    `evaluate.suite_parameters`, None for none.
+    state of models with experts alone, `routed` every state of them: a dense model routes nothing. `parameters` is a
+    frozen dataclass of scalars that a grid sets in `evaluate.suite_parameters`, None for none.
 
     Of ours: "benchmarks" are read from files or hubs of their own; `judged` suites have responses generated and
     judged; `contrasted` ones are changed by `dola`.
@@ -44,6 +44,7 @@ class SuiteKind:
     task_columns: tuple[str, ...] = ()
     ranked: bool = False
     final: bool = False
+    routed: bool = False
     needs_tasks: bool = False
     parameters: type | None = None
     judged: bool = False
@@ -79,7 +80,7 @@ _OURS = (
         final=True,
         needs_tasks=True,
     ),
-    SuiteKind("probe", "jobs.evaluate.suites.probe:run", ("text", "tasks"), ("seed", "limit", "metrics")),
+    SuiteKind("probe", "jobs.evaluate.suites.probe:run", ("text", "tasks"), ("seed", "limit", "metrics"), routed=True),
     SuiteKind("safety", reads=_JUDGED, judged=True, contrasted=True),
     SuiteKind("over_refusal", reads=_JUDGED, judged=True, contrasted=True),
     SuiteKind("hallucination", _BENCHMARKS, ("benchmarks",), ranked=True, contrasted=True),

@@ -72,7 +72,7 @@ class Check:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Check everything a run needs; exit code 3 when something is wrong."""
-    console = Console()
+    console = Console(sys.stdout)
     checks: list[Check] = []
     for look in (_python, _packages, _plugins, _store, _disk, _tracker, _site, _wheels):
         try:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from orchestrator.settings import NO_TRACKER, store_url, tracking_uri
 
 # Options of a run that its continuation needs too; how failures are tried again is asked for anew each time.
-_DRIVING = (("max_jobs", "--max-jobs"), ("max_gpu_hours", "--max-gpu-hours"))
+_DRIVING = (("max_jobs", "--max-jobs"), ("max_gpu_hours", "--max-gpu-hours"), ("max_core_hours", "--max-core-hours"))
 _SWITCHES = (("allow_numerics", "--allow-numerics"), ("no_report", "--no-report"))
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from orchestrator.commands import again
 from orchestrator.commands.context import Context
-from orchestrator.errors import EXIT_DETACHED, EXIT_DONE
-from orchestrator.ui.console import plural
+from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, MoegridError, nearest
+from orchestrator.grid.files import grid_names as own_grids
+from orchestrator.store.records import grid_names
+from orchestrator.ui.console import Console, plural
 
 if TYPE_CHECKING:
     from orchestrator.report.paper import Shown
@@ -27,9 +29,28 @@ def compare(context: Context) -> int:
     from orchestrator.report.tables import grids
 
     arguments = context.arguments
-    first, second = (collect(Path(name).stem, context.store) for name in (arguments.a, arguments.b))
-    sys.stdout.write(render(grids(first, second), "json" if arguments.json else arguments.format))
+    names = [Path(name).stem for name in (arguments.a, arguments.b)]
+    _were_run(context, names)
+    first, second = (collect(name, context.store) for name in names)
+    width = Console(sys.stdout).width
+    sys.stdout.write(render(grids(first, second), "json" if arguments.json else arguments.format, width))
     return EXIT_DONE
+
+
+def _were_run(context: Context, names: Sequence[str]) -> None:
+    """Raise MoegridError naming the grids of the store when one of `names` is none of them."""
+    known = grid_names(context.store)
+    for name in names:
+        if name in known:
+            continue
+        hint = nearest(name, known)
+        if not hint and name in own_grids():
+            hint = f"run it first: moegrid run {name}"
+        raise MoegridError(
+            f"the store has no grid {name!r}",
+            cause=f"grids that were run in {context.store.url}: {', '.join(known) or 'none'}",
+            hint=hint or "compare takes two grids that were run in this store",
+        )
 
 
 def paper(context: Context) -> int:

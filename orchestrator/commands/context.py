@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Commands that write into a store which is there, and that need one; a run makes it, all others only read.
 WRITES = ("cancel", "sync")
 NEEDS = WRITES
+# Commands whose text is their answer: it goes to stdout, so that `plan g | less` and `status g > f` work.
+ANSWERS = ("plan", "status", "explain", "diff", "gc", "report", "dashboard")
 # Finished stages looked at for time estimates, per phase and suite.
 SAMPLES = 24
 
@@ -49,7 +51,9 @@ class Context:
         A command that reads changes nothing in it; a run makes it and writes into it when it begins (`begin_writing`).
         """
         url, command = store_url(arguments.store), arguments.command
-        context = cls(arguments, Console(), Store.peek(url), tracking_uri(arguments.tracking, url))
+        answers = command in ANSWERS and not getattr(arguments, "json", False)
+        console = Console(sys.stdout if answers else sys.stderr)
+        context = cls(arguments, console, Store.peek(url), tracking_uri(arguments.tracking, url))
         deletes = command == "gc" and arguments.delete
         if context.store.exists:
             if command in WRITES or deletes:
@@ -61,7 +65,7 @@ class Context:
                 hint="moegrid run GRID makes one; --store or MOEGRID_STORE (STORE= of make) names another",
             )
         if command in ("status", "table"):
-            context.console.print(f"there is no store at {url} yet: a run makes it")
+            Console().print(f"there is no store at {url} yet: a run makes it")
         return context
 
     def begin_writing(self) -> None:

@@ -73,6 +73,9 @@ def diff(context: Context) -> int:
     first, second = (_side(context, name) for name in (context.arguments.a, context.arguments.b))
     if ("" in first) != ("" in second):
         raise MoegridError("a cell can only be compared with a cell", hint="give GRID GRID, or GRID:CELL GRID:CELL")
+    if not first.keys() & second.keys() and first and second:
+        # Grids that share no cell still differ in something: their baselines, or first cells, say in what.
+        return _of_baselines(context, first, second)
     changes = [
         {**({"cell": name} if name else {}), "field": field, "a": old, "b": new}
         for name in first
@@ -95,6 +98,19 @@ def diff(context: Context) -> int:
         context.console.print(f"{lone['cell']}  only in {lone['only_in']}")
     if not changes and not alone:
         context.console.print("no difference")
+    return EXIT_DONE
+
+
+def _of_baselines(context: Context, first: dict[str, Any], second: dict[str, Any]) -> int:
+    """Print the fields in which the first cells of two grids without a common one differ."""
+    a, b = next(iter(first)), next(iter(second))
+    changes = differences(first[a], second[b])
+    if context.arguments.json:
+        context.emit([{"cell": f"{a} / {b}", "field": field, "a": old, "b": new} for field, old, new in changes])
+        return EXIT_DONE
+    context.console.print(f"no cell is in both; {a!r} of {context.arguments.a}, {b!r} of {context.arguments.b}:")
+    for field, old, new in changes:
+        context.console.print(f"  {field}: {old} -> {new}")
     return EXIT_DONE
 
 

@@ -7,6 +7,7 @@ import shlex
 import socket
 import sys
 import tempfile
+import webbrowser
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def report(context: Context) -> int:
         context.emit({"report": str(path)})
     else:
         context.console.print(f"report: {path}")
+    if context.arguments.open:
+        webbrowser.open(path.resolve().as_uri())
     return EXIT_DONE
 
 
@@ -116,7 +119,7 @@ def show_results(context: Context, graph: StageGraph, results: Any = None) -> No
     written = results is not None
     results = results or collect(root_document(graph), context.store)
     console.print()
-    console.print(render(headline(results), "terminal").rstrip())
+    console.print(render(headline(results), "terminal", console.width).rstrip())
     console.print()
     if not context.arguments.no_report and not written and not path.exists():
         try_report(context, results)
@@ -151,7 +154,7 @@ def write_report(context: Context, results: Any, output: str = "") -> Path:
 
     path = Path(output) if output else report_path(context, results.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(results, path)
+    write(results, path, again.command(context.arguments, "run"))
     _tell_damage(context, results)
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -81,7 +82,7 @@ def run(context: Context) -> int:
     engine, backend = open_engine(context, graph)
     engine.begin()
     plan = context.plan(graph, engine.journal)
-    _within_budget(plan, arguments.max_gpu_hours)
+    _within_budget(plan, arguments)
     if lacking := missing_keys(plan):
         raise lacking
     show_plan(plan, console, parallel=_cores(backend), adaptive=context.told_seeds(graph))
@@ -107,7 +108,7 @@ def run(context: Context) -> int:
             engine.extend(graph)
             plan = context.plan(graph, engine.journal)
             console.print(f"{plural(len(graph.grid.cells), 'cell')} now: {context.told_seeds(graph)}")
-            _within_budget(plan, arguments.max_gpu_hours)
+            _within_budget(plan, arguments)
         if report is not None:
             report.end()
         if not snapshot.plan.pending:
@@ -117,13 +118,17 @@ def run(context: Context) -> int:
 
 def _refuse(context: Context, graph: StageGraph) -> None:
     """Raise what a run of the grid would be refused for, before anything of it is written down."""
-    limit, gpus, whole = context.arguments.max_gpu_hours, context.gpus(), make_plan(graph, ())
-    if limit is None and missing_keys(whole) is None and missing_devices(whole, gpus) is None:
+    gpus, whole, limited = context.gpus(), make_plan(graph, ()), _limited(context.arguments)
+    if not limited and missing_keys(whole) is None and missing_devices(whole, gpus) is None:
         return
     plan = context.plan(graph, Journal(context.store))
-    _within_budget(plan, limit)
+    _within_budget(plan, context.arguments)
     if lacking := missing_keys(plan) or missing_devices(plan, gpus):
         raise lacking
+
+
+def _limited(arguments: argparse.Namespace) -> bool:
+    return arguments.max_gpu_hours is not None or arguments.max_core_hours is not None
 
 
 def _observers(graph: StageGraph, view: Progress, report: LiveReport | None) -> Callable[[Snapshot], None]:
@@ -225,13 +230,14 @@ def _cores(backend: Backend) -> int:
     return int(budget.cores) if budget else 1
 
 
-def _within_budget(plan: Plan, limit: float | None) -> None:
-    hours = plan.hours(gpu=True)
-    if limit is not None and hours > limit:
-        raise MoegridError(
-            f"the plan needs {hours:.1f} GPU-hours, more than --max-gpu-hours {limit:g}",
-            hint="raise the limit, or run a part of the grid with --only",
-        )
+def _within_budget(plan: Plan, arguments: argparse.Namespace) -> None:
+    for gpu, unit, option in ((True, "GPU", "max_gpu_hours"), (False, "core", "max_core_hours")):
+        hours, limit = plan.hours(gpu=gpu), getattr(arguments, option)
+        if limit is not None and hours > limit:
+            raise MoegridError(
+                f"the plan needs {hours:.1f} {unit}-hours, more than --{option.replace('_', '-')} {limit:g}",
+                hint="raise the limit, or run a part of the grid with --only",
+            )
 
 
 @contextlib.contextmanager

@@ -74,10 +74,13 @@ def _collect(view: View) -> Results:
 
 def _data(view: View, results: Results) -> dict[str, Any]:
     """Return the contract of `status --json`."""
-    graph, tried = view.graph, dict[str, int]()
-    for attempt in view.submissions.attempts():
-        for user in {user for stage in attempt.stages for user in graph.users.get(stage, ())}:
-            tried[user] = tried.get(user, 0) + 1
+    graph = view.graph
+    # A cell is tried as often as the stage of its that was tried most: its stages are no attempts.
+    tries = Counter(stage for attempt in view.submissions.attempts() for stage in attempt.stages)
+    tried: dict[str, int] = {}
+    for stage, count in tries.items():
+        for user in graph.users.get(stage, ()):
+            tried[user] = max(tried.get(user, 0), count)
     cells = []
     for cell in results.cells:
         metrics = dict(cell.metrics)

@@ -89,7 +89,9 @@ def read_mapping(path: FilePath, name: str, problems: Problems, tags: Tags | Non
     document = parse_yaml(text, name, problems, tags)
     if not isinstance(document.data, dict):
         if len(problems.found) == before:
-            problems.add("the file must be a mapping of sections", f"{name}:1")
+            empty = document.data is None
+            told = "the file is empty" if empty else "the file must be a mapping of sections"
+            problems.add(told, f"{name}:1", hint="moegrid init writes a grid to start from" if empty else "")
         document.data = {}
     return document
 

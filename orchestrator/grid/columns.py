@@ -29,8 +29,9 @@ def columns_of(cell: Cell, at: float | None = None) -> frozenset[str]:
     dense = not kind_of(cell.model.moe).routes
     found: set[str] = set()
     for suite in cell.evaluate.suites:
-        # Interventions are for the final state of a model that has experts.
-        if not SUITES.get(suite).final or (at == 1.0 and not dense):
+        # Probes are for models that have experts, interventions for their final states.
+        kind = SUITES.get(suite)
+        if (not dense or not (kind.final or kind.routed)) and (at == 1.0 or not kind.final):
             found |= suite_columns(cell.evaluate, suite)
     return frozenset(found)
 

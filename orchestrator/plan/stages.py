@@ -289,7 +289,9 @@ def _forms(cell: Cell, train: TrainSpec, base: _Base) -> dict[int, tuple[tuple[s
         for suite in evaluate.suites:
             # A dense model routes nothing; interventions are measured on the final state alone.
             kind = SUITES.get(suite)
-            if kind.final and (step != train.steps or not kind_of(cell.model.moe).routes):
+            if kind.final and step != train.steps:
+                continue
+            if (kind.final or kind.routed) and not kind_of(cell.model.moe).routes:
                 continue
             if suite not in forms:
                 if "benchmarks" not in kind.reads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from orchestrator.report.tables import MARKS, Entry, Table, number
 FORMS = ("terminal", "csv", "md", "tex", "json")
 
 
-def render(table: Table, form: str) -> str:
-    """Return the table as `terminal`, `csv`, `md`, `tex` or `json` text."""
-    forms = {"terminal": terminal, "csv": as_csv, "md": markdown, "tex": latex, "json": as_json}
+def render(table: Table, form: str, width: int = 0) -> str:
+    """Return the table as `terminal`, `csv`, `md`, `tex` or `json` text; a terminal has lines of `width` (0: any)."""
+    if form == "terminal":
+        return terminal(table, width)
+    forms = {"csv": as_csv, "md": markdown, "tex": latex, "json": as_json}
     return forms[form](table)
 
 
@@ -29,22 +32,51 @@ def render_rows(rows: Sequence[dict[str, Any]], form: str) -> str:
     return csv_lines([names, *texts]) if form == "csv" else markdown_lines(names, texts)
 
 
-def terminal(table: Table) -> str:
-    """Return the table as aligned text: `*` best, `?` uninformative, `~` leaky."""
+def terminal(table: Table, width: int = 0) -> str:
+    """Return the table as aligned text: `*` best, `?` uninformative, `~` leaky.
+
+    Columns that `width` characters do not hold (0: any number) follow below, each block with the labels again.
+    """
     header = [*table.labels, *table.columns]
     body = [[*labels, *(_plain(entry) for entry in entries)] for labels, entries in table.rows]
-    widths = [max(_width(line[i]) for line in [header, *body]) for i in range(len(header))]
     left = len(table.labels)
+    widths = [max(_width(line[i]) for line in [header, *body]) for i in range(len(header))]
+    if width:  # names of settings may be longer than a line
+        room = max(12, (width - 2 * left) // 2 // max(left, 1))
+        widths[:left] = [min(wide, room) for wide in widths[:left]]
 
-    def line(cells: Sequence[str]) -> str:
+    def line(cells: Sequence[str], columns: Sequence[int]) -> str:
         padded = []
-        for i, cell in enumerate(cells):
+        for i in columns:
+            cell = cells[i] if _width(cells[i]) <= widths[i] else f"{cells[i][: widths[i] - 3]}..."
             space = " " * (widths[i] - _width(cell))
             padded.append(cell + space if i < left else space + cell)
         return "  ".join(padded).rstrip()
 
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([table.title, line(header), rule, *map(line, body), *(f"  {note}" for note in table.notes)]) + "\n"
+    blocks = []
+    for columns in _blocks(widths, left, width):
+        rule = "  ".join("-" * widths[i] for i in columns)
+        blocks.append("\n".join([line(header, columns), rule, *(line(cells, columns) for cells in body)]))
+    notes = [part for note in table.notes for part in _wrapped(note, width)]
+    title = _wrapped(table.title, width, indent="")
+    return "\n".join([*title, "\n\n".join(blocks), *notes]) + "\n"
+
+
+def _blocks(widths: Sequence[int], left: int, width: int) -> list[list[int]]:
+    """Return the columns of each block: the labels, and as many others as a line of `width` holds, at least one."""
+    blocks = [list(range(left))]
+    for i in range(left, len(widths)):
+        used = sum(widths[c] + 2 for c in (*blocks[-1], i)) - 2
+        if width and used > width and len(blocks[-1]) > left:
+            blocks.append(list(range(left)))
+        blocks[-1].append(i)
+    return blocks
+
+
+def _wrapped(text: str, width: int, indent: str = "  ") -> list[str]:
+    if not width:
+        return [indent + text]
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent) or [indent]
 
 
 def as_csv(table: Table) -> str:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from orchestrator.report import svg
+from orchestrator.report import picture, svg
 
 POINTS = 240
+# A heat map of more squares than this is one picture; its values are read off by the page's script.
+MOST_SQUARES = 120
 TOP = 28  # room for the name of the vertical axis
 FEW_BANDS = 6
 
@@ -66,14 +68,15 @@ def forest(rows: Sequence[Interval], axis: str) -> str:
     if not rows:
         return ""
     ends = [v for row in rows for v in (row.low, row.middle, row.high, 0.0) if v is not None]
-    left, width, height = svg.text_width(row.label for row in rows) + 14, 720, 26 * len(rows) + 44
+    names = svg.shortened([row.label for row in rows], 300)
+    left, width, height = svg.text_width(names) + 14, 720, 26 * len(rows) + 44
     x = svg.scale(min(ends), max(ends), left, width - 16)
     parts = [svg.x_axis(x, min(ends), max(ends), 8, height - 34, axis)]
     parts.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="8" y2="{height - 34}"/>')
     for i, row in enumerate(rows):
         y = 22 + 26 * i
         parts.append(f'<g class="{"strong" if row.strong else "weak"}"><title>{escape(row.title)}</title>')
-        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(row.label)}</text>')
+        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(names[i])}</text>')
         if row.low is not None and row.high is not None:
             parts.append(f'<line class="whisker" x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="dot" cx="{x(row.middle):.1f}" cy="{y}" r="5"/></g>')
@@ -91,7 +94,9 @@ def curves(lines: Sequence[Line], axis: str, markers: Mapping[float, str] | None
     x, y = svg.scale(min(xs), max(xs), 64, width - 12), svg.scale(ys[0], ys[1], bottom, TOP)
     parts = [svg.x_axis(x, min(xs), max(xs), TOP, bottom, axis_x), svg.y_axis(y, ys[0], ys[1], 64, width - 12, axis)]
     for at, label in sorted((markers or {}).items()):
-        parts.append(f'<line class="marker" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{TOP}" y2="{bottom}"/>')
+        parts.append(
+            f'<line class="marker" data-vx="{at:g}" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{TOP}" y2="{bottom}"/>'
+        )
         parts.append(f'<text class="small" x="{x(at) + 4:.1f}" y="{TOP + 10}">{escape(label)}</text>')
     bands: list[str] = []
     drawn: list[str] = []
@@ -142,7 +147,20 @@ def heatmap(
     low, high = min(values.values()), max(values.values())
     middle = centre or 0.0
     reach = reach or max(abs(low - middle), abs(high - middle)) or 1.0
+    told = f"{label}: {low:.4g} to {high:.4g}"
     parts = []
+    if text is None and len(values) > MOST_SQUARES:
+        parts.append(
+            picture.squares(
+                rows,
+                columns,
+                values,
+                centre=centre,
+                reach=reach,
+                box=(left, top, size * len(columns), tall * len(rows)),
+            )
+        )
+        values = {}
     for (r, c), value in sorted(values.items()):
         share = min(1.0, abs(value - middle) / reach) if centre is not None else (value - low) / ((high - low) or 1.0)
         colour = "var(--cold)" if centre is not None and value < middle else "var(--warm)"
@@ -154,7 +172,10 @@ def heatmap(
             parts.append(f'<text class="value" x="{px + size / 2}" y="{py + tall / 2 + 4}" text-anchor="middle">')
             parts.append(f"{escape(text(value))}</text>")
         parts.append("</g>")
+    every = math.ceil(14 / tall)
     for r, name in enumerate(rows):
+        if r % every:
+            continue
         parts.append(
             f'<text x="{left - 8}" y="{top + r * tall + tall / 2 + 4}" text-anchor="end">{escape(name)}</text>'
         )
@@ -162,7 +183,6 @@ def heatmap(
         px = left + c * size + size / 2
         turn = f' transform="rotate(-50 {px} {bottom + 14})" text-anchor="end"' if slanted else ' text-anchor="middle"'
         parts.append(f'<text x="{px}" y="{bottom + 14}"{turn}>{escape(name)}</text>' if name else "")
-    told = f"{label}: {low:.4g} to {high:.4g}"
     parts.append(f'<text class="small" x="4" y="12">{escape(told)}</text>')
     width = max(left + size * len(columns) + 12, svg.text_width([told]))
     return svg.figure(width, int(bottom + foot + 8), parts, label, fixed=True)
@@ -188,6 +208,23 @@ def scatter(spots: Sequence[Spot], x_axis: str, y_axis: str) -> str:
         parts.append(f'<circle class="dot" cx="{px:.1f}" cy="{py:.1f}" r="5"/>')
         parts.append(_beside(spot.label, px, py, taken, width) + "</g>")
     return svg.figure(width, bottom + 44, parts, f"{y_axis} against {x_axis}")
+
+
+def small_scatter(points: Mapping[str, tuple[float, float]], x_axis: str, y_axis: str, r: float) -> str:
+    """Return a small scatter plot of (x, y) by name, one of many: no ticks, the correlation in its title."""
+    width, height = 220, 170
+    xs, ys = [x for x, _ in points.values()], [y for _, y in points.values()]
+    x, y = svg.scale(min(xs), max(xs), 14, width - 10), svg.scale(min(ys), max(ys), height - 28, 40)
+    top, name = svg.shortened([y_axis], width - 12)[0], svg.shortened([x_axis], width - 20)[0]
+    parts = [f'<text x="4" y="12">{escape(top)}</text><text class="small" x="4" y="27">r = {r:.2f}</text>']
+    parts.append(f'<line class="axis" x1="8" x2="{width - 6}" y1="{height - 20}" y2="{height - 20}"/>')
+    parts.append(f'<line class="axis" x1="8" x2="8" y1="34" y2="{height - 20}"/>')
+    for label, (px, py) in points.items():
+        told = f"{label}: {x_axis} {px:.4f}, {y_axis} {py:.4f}"
+        parts.append(f'<g class="strong"><title>{escape(told)}</title>')
+        parts.append(f'<circle class="dot" cx="{x(px):.1f}" cy="{y(py):.1f}" r="3.5"/></g>')
+    parts.append(f'<text class="small" x="{width - 6}" y="{height - 6}" text-anchor="end">{escape(name)}</text>')
+    return svg.figure(width, height, parts, f"{y_axis} against {x_axis}")
 
 
 def _beside(label: str, px: float, py: float, taken: list[Box], width: float) -> str:

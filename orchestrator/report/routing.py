@@ -17,7 +17,6 @@ from orchestrator.report import plots
 from orchestrator.report.collect import CellResult, Results
 
 ARRAYS_BLOB = "probe.npz"
-MOST_SETTINGS = 4
 # A map of more experts than this is drawn for the first and the last layer alone.
 MANY_EXPERTS = 16
 MAPS = {
@@ -41,18 +40,13 @@ Arrays = dict[str, Array]
 def routing_maps(results: Results) -> str:
     """Return how routing changed over training, what it does per layer and token set, and maps of the experts."""
     parts = [f'<div class="pair">{_over_training(results)}</div>']
-    for setting in results.settings[:MOST_SETTINGS]:
+    for setting in results.settings:
         arrays = next((found for cell in setting.cells if (found := last(results, cell))), None)
         if not arrays:
             continue
         figures = [*_layer_maps(arrays), *_expert_maps(arrays)]
         maps_of = f'<div class="maps">{"".join(f"<div>{figure}</div>" for figure in figures)}</div>'
         parts.append(f"<details><summary>{escape(setting.name)}</summary>{maps_of}</details>")
-    if len(parts) > 1 and len(results.settings) > MOST_SETTINGS:
-        more = len(results.settings) - MOST_SETTINGS
-        parts.append(
-            f"<p class='quiet'>Maps of the first {MOST_SETTINGS} settings; those of {more} more are stored.</p>"
-        )
     return "".join(parts) if len(parts) > 1 else ""
 
 

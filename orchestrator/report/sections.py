@@ -15,10 +15,10 @@ from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, direction, t
 from orchestrator.report.facts import stability
 from orchestrator.report.loads import counts_of, load_map
 from orchestrator.report.statistics import Comparison, pearson, summary
-from orchestrator.report.tables import Table, differences, headline, headline_metrics
+from orchestrator.report.tables import Table, differences, headline_metrics
 
 CURVES = ("train/loss", "train/lm_loss", "train/aux_loss", "train/grad_norm", "routing/load_balance")
-MOST_MAPS = 12
+MOST_PAIRS = 12
 FEWEST_SETTINGS = 5  # with fewer, every correlation is near 1 or -1
 
 
@@ -42,11 +42,6 @@ def table(shown: Table) -> str:
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
         f'<ul class="notes">{notes}</ul>'
     )
-
-
-def results_table(results: Results) -> str:
-    """Return the headline table."""
-    return table(headline(results))
 
 
 def difference_plots(results: Results) -> str:
@@ -173,53 +168,51 @@ def _is_baseline(results: Results, setting: Setting) -> bool:
 def expert_loads(results: Results) -> str:
     """Return one map of the experts' loads per setting, layers down, experts across."""
     shown = {}
-    for setting in results.settings[:MOST_MAPS]:
+    for setting in results.settings:
         counts = next((found for cell in setting.cells if (found := counts_of(results, cell.document))), None)
         if counts is not None:
             shown[setting.name] = counts
     rows = [row for counts in shown.values() for row in counts if sum(row)]
     reach = max((abs(count * len(row) / sum(row) - 1) for row in rows for count in row), default=0.0)
     parts = [f"<div><h3>{escape(name)}</h3>{load_map(counts, reach)}</div>" for name, counts in shown.items()]
-    rest = len(results.settings) - MOST_MAPS
-    more = f"<p>The first {MOST_MAPS} settings; {rest} more are in the data.</p>" if parts and rest > 0 else ""
-    return f'<div class="maps">{"".join(parts)}</div>{more}' if parts else ""
+    return f'<div class="maps">{"".join(parts)}</div>' if parts else ""
 
 
 def correlations(results: Results) -> str:
-    """Return how the metrics go together across settings (Pearson over the settings' means)."""
-    means = {
-        s.name: {m: sum(v) / len(v) for m in headline_metrics(results) if (v := list(s.values(m).values()))}
-        for s in results.settings
-    }
+    """Return how the first primary metric goes together with each of the others, across settings: small plots."""
+    names = list(headline_metrics(results))
+    means = {s.name: {m: sum(v) / len(v) for m in names if (v := list(s.values(m).values()))} for s in results.settings}
+    first = next((name for name in (*results.primary, *names) if name in names), "")
     if len(means) < FEWEST_SETTINGS:
         return ""
-    names = [m for m in headline_metrics(results) if len({row[m] for row in means.values() if m in row}) > 1]
-    values = {}
-    for i, first in enumerate(names):
-        for j, second in enumerate(names):
-            both = [(row[first], row[second]) for row in means.values() if first in row and second in row]
-            found = pearson([a for a, _ in both], [b for _, b in both])
-            if found is not None:
-                values[i, j] = found
-    if len(values) < 4:
+    parts = []
+    for second in names:
+        both = {name: (row[first], row[second]) for name, row in means.items() if first in row and second in row}
+        found = pearson([a for a, _ in both.values()], [b for _, b in both.values()])
+        if second != first and found is not None and len(both) >= FEWEST_SETTINGS:
+            parts.append((abs(found), plots.small_scatter(both, first, second, found)))
+    if not parts:
         return ""
-    figure = plots.heatmap(
-        names,
-        names,
-        values,
-        label=f"correlation over {len(means)} settings",
-        centre=0.0,
-        reach=1.0,
-        text=lambda v: f"{v:.2f}",
-    )
-    return figure + "<p class='quiet'>Across settings, not causes; with few settings large values arise by chance.</p>"
+    parts.sort(key=lambda part: -part[0])
+    shown = "".join(figure for _, figure in parts[:MOST_PAIRS])
+    rest = f" The {MOST_PAIRS} closest of {len(parts)} are shown." if len(parts) > MOST_PAIRS else ""
+    caution = "r of Pearson across settings, not causes; with few settings large values arise by chance."
+    return f"<div class='small-multiples'>{shown}</div><p class='quiet'>{caution}{rest}</p>"
 
 
 def pareto(results: Results) -> str:
-    """Return quality against cost and against balance; a sweet point is one that no other setting beats in both."""
+    """Return quality against cost and against balance.
+
+    A sweet point is on every front shown and resolved as better than the baseline; means alone make none.
+    """
     quality = next((name for name in results.primary if name in results.metrics), "")
     sign = direction(quality)
-    parts, sweet = [], Counter[str]()
+    surely = {
+        name
+        for (name, _), one in (to_baseline(results, [quality]) if quality else {}).items()
+        if one.resolved and sign * one.difference > 0
+    }
+    parts, fronts = [], Counter[str]()
     for label, value in (("active FLOPs per token", _flops), ("load_balance", _mean_of("load_balance"))):
         points = []
         for setting in results.settings:
@@ -236,17 +229,18 @@ def pareto(results: Results) -> str:
                 better * c >= better * cost and sign * q >= sign * score and (c, q) != (cost, score)
                 for _, c, q in points
             )
-            sweet[name] += not beaten
-            spots.append(
-                plots.Spot(name, cost, score, not beaten, f"{name}: {quality} {score:.4f}, {label} {cost:.4g}")
-            )
+            fronts[name] += not beaten
+            told = f"{name}: {quality} {score:.4f}, {label} {cost:.4g}"
+            spots.append(plots.Spot(name, cost, score, not beaten and name in surely, told))
         parts.append(plots.scatter(spots, label, quality))
     if not parts:
         return ""
-    names = [name for name, count in sweet.items() if count == len(parts)]
-    told = ", ".join(escape(name) for name in names) or "none"
-    caution = "Means only: see above which differences are resolved."
-    return f"<p>Sweet points (on every front shown): {told}. {caution}</p><div class='pair'>{''.join(parts)}</div>"
+    sweet = [escape(name) for name, count in fronts.items() if count == len(parts) and name in surely]
+    if sweet:
+        told = f"Sweet points (resolved as better than the baseline, on every front shown): {', '.join(sweet)}."
+    else:
+        told = "No sweet point: no setting on all fronts is resolved as better than the baseline."
+    return f"<p>{told}</p><div class='pair'>{''.join(parts)}</div>"
 
 
 def phase_changes(results: Results, cell: Mapping[str, Any]) -> dict[float, str]:

@@ -30,6 +30,7 @@ svg .small{font-size:11px;fill:var(--quiet)}.axis{stroke:var(--quiet)}.grid{stro
 .front{fill:none;stroke:var(--accent);stroke-dasharray:5 4}
 .strong .dot{fill:var(--accent)}.strong .whisker{stroke:var(--accent)}
 .weak .dot{fill:var(--page);stroke:var(--quiet);stroke-width:2}.weak .whisker{stroke:var(--quiet)}
+.cursor{stroke:var(--quiet);stroke-width:1}.key.off{opacity:.35}
 .square{stroke:var(--line);stroke-width:.5}.bar rect{fill:var(--c0)}
 .marked rect{fill:var(--c0);stroke:var(--c1);stroke-width:3}
 """
@@ -109,9 +110,12 @@ def x_axis(x: Callable[[float], float], low: float, high: float, top: float, bot
     """Return the horizontal axis with its ticks and name."""
     parts = [f'<line class="axis" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{bottom}" y2="{bottom}"/>']
     for tick in ticks(low, high):
-        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{bottom}"/>')
         parts.append(
-            f'<text class="small" x="{x(tick):.1f}" y="{bottom + 14}" text-anchor="middle">{short(tick)}</text>'
+            f'<line class="grid" data-vx="{tick:g}" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{bottom}"/>'
+        )
+        parts.append(
+            f'<text class="small" data-vx="{tick:g}" x="{x(tick):.1f}" y="{bottom + 14}" '
+            f'text-anchor="middle">{short(tick)}</text>'
         )
     middle = (x(low) + x(high)) / 2
     return "".join([*parts, f'<text x="{middle:.1f}" y="{bottom + 30}" text-anchor="middle">{escape(label)}</text>'])
@@ -121,8 +125,13 @@ def y_axis(y: Callable[[float], float], low: float, high: float, left: float, ri
     """Return the vertical axis with its ticks and, above it, its name."""
     parts = []
     for tick in ticks(low, high):
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text class="small" x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+        parts.append(
+            f'<line class="grid" data-vy="{tick:g}" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        )
+        parts.append(
+            f'<text class="small" data-vy="{tick:g}" x="{left - 6}" y="{y(tick) + 4:.1f}" '
+            f'text-anchor="end">{short(tick)}</text>'
+        )
     return "".join([*parts, f'<text class="small" x="{left - 56}" y="11">{escape(label)}</text>'])
 
 
@@ -160,3 +169,10 @@ def legend(names: Sequence[str], left: float, top: float, right: float) -> tuple
             f'<text x="{x + 28:.1f}" y="{y}">{escape(text)}</text></g>'
         )
     return "".join(parts), 20 * math.ceil(len(names) / columns) + 8
+
+
+def shortened(names: Sequence[str], room: float) -> list[str]:
+    """Return the names cut in the middle to `room`; the whole ones belong into tooltips."""
+    most = int(room / CHARACTER)
+    half = (most - 1) // 2
+    return [name if len(name) <= most else f"{name[:half]}\u2026{name[-half:]}" for name in names]

@@ -1,8 +1,10 @@
-"""What people read: on stderr, coloured only on a terminal, never with NO_COLOR. Results for machines go to stdout."""
+"""What people read: progress and errors on stderr, answers on stdout; in colour only on a terminal without NO_COLOR."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -26,7 +28,18 @@ class Console:
         try:
             print(as_typed(text), file=self.stream, flush=True)
         except BrokenPipeError:
-            self.stream = open(os.devnull, "w")  # noqa: SIM115 (lives as long as the process)
+            nothing = open(os.devnull, "w")  # noqa: SIM115 (lives as long as the process)
+            # What the interpreter flushes at its end has to go somewhere too.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(nothing.fileno(), self.stream.fileno())
+            self.stream = nothing
+
+    @property
+    def width(self) -> int:
+        """How many characters a line holds: of COLUMNS, else of the terminal, 0 (any number) where there is none."""
+        if (told := os.environ.get("COLUMNS", "")).isdecimal() and int(told):
+            return int(told)
+        return shutil.get_terminal_size().columns if self.is_terminal else 0
 
     def style(self, text: str, name: str) -> str:
         """Return `text` in a colour, where colours are shown."""

@@ -185,13 +185,13 @@ def test_doctor_names_a_remedy_for_each_failure(capsys: pytest.CaptureFixture[st
 
 def test_gc_is_dry_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     answer(capsys, "plan", "quickstart")
-    code, _, err = answer(capsys, "gc")
+    code, out, _ = answer(capsys, "gc")
     assert code == 0
-    assert "nothing was changed" in err
+    assert "nothing was changed" in out
 
 
 def test_no_colour_where_nobody_sees_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "\033" not in answer(capsys, "plan", "quickstart")[2]
+    assert "\033" not in answer(capsys, "plan", "quickstart")[1]
 
 
 def test_what_nobody_foresaw_is_no_traceback_either(

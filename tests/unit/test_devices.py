@@ -42,7 +42,7 @@ def test_a_gpu_that_is_not_there_is_said(
 ) -> None:
     monkeypatch.setenv("MOEGRID_GPUS", str(gpus))
     assert cli.main(["plan", "quickstart", *words]) == EXIT_DONE
-    assert f"! {error}" in capsys.readouterr().err
+    assert f"! {error}" in capsys.readouterr().out
     for command in ("run", "tick"):
         assert cli.main([command, "quickstart", *words]) == EXIT_USAGE
         assert f"error: {error}\ncause: " in capsys.readouterr().err

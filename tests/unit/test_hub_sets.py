@@ -176,7 +176,7 @@ def test_a_plan_names_the_gated_repositories_that_it_reads(
     arguments = ["plan", "safety_freeze", *prompts, "--scale", "paper", "--store", str(tmp_path / "store")]
     monkeypatch.setenv("OPENAI_API_KEY", "made up")
     assert cli.main(arguments) == EXIT_DONE
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     for name in ("GAIR/lima", "meta-llama/LlamaGuard-7b"):
         assert f"hub://{name} is gated, and this machine has no HF_TOKEN" in said
     assert "allenai/OLMoE-1B-7B-0924 is gated" not in said
@@ -187,4 +187,4 @@ def test_a_plan_names_the_gated_repositories_that_it_reads(
         "meta-llama/LlamaGuard-7b",
     }
     assert cli.main(arguments) == EXIT_DONE
-    assert "hub://GAIR/lima is gated\n" in capsys.readouterr().err
+    assert "hub://GAIR/lima is gated\n" in capsys.readouterr().out

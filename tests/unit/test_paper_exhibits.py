@@ -222,3 +222,20 @@ def test_a_row_of_another_backbone_is_not_ours(store: Store) -> None:
     assert measured.match(olmoe, exhibit("MoE-Bench", "Table 5"), {"setting": "baseline"}) is None
     column = Column("load_balance", "load_balance")
     assert measured.values(olmoe, exhibit("MoE-Bench", "Table 5"), {"setting": "baseline"}, column) == []
+
+
+@pytest.mark.parametrize(("items", "stands"), [(0, True), (10, False)])
+def test_temperatures_are_scored_on_the_items_of_interventions(store: Store, items: int, stands: bool) -> None:
+    results = libmoe(finished(store, "libmoe_algorithms"), 158e6)
+    cells = []
+    for cell in results.cells:
+        resolved = cell.document["resolved"]
+        evaluate = {**resolved["evaluate"], "efficiency_limit": items}
+        document = {**cell.document, "resolved": {**resolved, "evaluate": evaluate}}
+        cells.append(replace(cell, metrics={"hellaswag/temperature_10": 0.25}, document=document))
+    one = exhibit("LibMoE", "Table 7")
+    row = next(r for r in one.rows if (r["scale"], r["temperature"], r["task"]) == ("158m", "10.0", "hellaswag"))
+    column = next(c for c in one.columns if c.name == "smoe")
+    shown = replace(results, cells=tuple(cells))
+    assert measured.text(shown, one, row, column) == "25.00"
+    assert (measured.otherwise(shown, one, row, column) == "") == stands

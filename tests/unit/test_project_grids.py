@@ -9,6 +9,7 @@ from orchestrator.files.problems import Problems
 from orchestrator.files.yaml_positions import parse_yaml
 from orchestrator.grid.files import GRIDS, grid_names
 from orchestrator.grid.load import Grid, load_grid
+from orchestrator.plan.graph import build_graph
 from orchestrator.resources import ROOT
 from orchestrator.spec.fields import field_paths
 from tests.small_grid import SCHEDULES
@@ -153,3 +154,12 @@ def test_libmoe_tasks_have_no_shots_and_states_are_probed_over_training(name: st
         assert {task.metric for task in cell.evaluate.tasks} == {"acc"}
         assert cell.evaluate.at == (0.1, 0.25, 0.5, 0.75, 1.0)
     assert ("probe" in cell.evaluate.suites) == (name == "libmoe_algorithms")
+
+
+def test_a_dense_twin_is_never_probed_where_the_sparse_ones_are() -> None:
+    graph = build_graph(load_grid("libmoe_algorithms"))
+    suites = {
+        item.factors["preset"]: {result.suite for result in graph.cells[item.id].results} for item in graph.grid.cells
+    }
+    assert suites.pop("dense") == {"lm", "reasoning"}
+    assert all(found == {"lm", "reasoning", "efficiency", "probe"} for found in suites.values())

@@ -20,6 +20,7 @@ from orchestrator.report.collect import BLOCKED, DONE, FAILED, PENDING, RUNNING,
 from orchestrator.report.differences import best, to_baseline
 from orchestrator.report.facts import device_hours
 from orchestrator.report.routing import overlap
+from orchestrator.report.script import HASH
 from orchestrator.report.svg import ticks
 from orchestrator.store import Manifest, Store
 from tests.grid_store import GridStore
@@ -166,7 +167,8 @@ def test_the_page_is_self_contained_and_escapes_what_a_grid_says(store: Store, t
     results = finished(store, settings=("none", "<script>alert(1)</script>", "router"))
     path = html.write(results, tmp_path / "out" / "index.html")
     text = path.read_text()
-    assert "<script" not in text
+    assert text.count("<script") == 1
+    assert f"script-src '{HASH}'" in text, "the page runs its own script and no other"
     assert "&lt;script&gt;" in text
     assert not re.search(r"(src|href)=[\"'](?!#|data:)", text)
     assert "prefers-color-scheme:dark" in text

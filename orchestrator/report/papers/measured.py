@@ -40,7 +40,7 @@ def text(results: Results, exhibit: Exhibit, row: Mapping[str, str], column: Col
     found = values(results, exhibit, row, column)
     if not found:
         return ""
-    digits = 2 if column.unit in ("percent", "perplexity") else 4
+    digits = 2 if _asked(results, exhibit, row, column)[1].unit in ("percent", "perplexity") else 4
     middle = summary(found)
     told = f"{middle.mean:.{digits}f}"
     return told if middle.high is None else f"{told} ± {middle.high - middle.mean:.{digits}f}"
@@ -155,13 +155,16 @@ def _other_protocol(cell: CellResult, column: Column) -> str:
     if column.shots is None:
         return ""
     name = column.metric.partition("/")[0]
-    tasks: list[Entry] = (cell.document.get("resolved", {}).get("evaluate") or {}).get("tasks", [])
+    evaluate: Entry = cell.document.get("resolved", {}).get("evaluate") or {}
+    tasks: list[Entry] = evaluate.get("tasks", [])
     task = next((task for task in tasks if task["name"] == name), None)
     if task is None:
         return f"{name} is not evaluated here"
     reasons = []
     if int(task.get("shots", 0)) != column.shots:
         reasons.append(f"{task.get('shots', 0)} shots here, {column.shots} there")
-    if task.get("limit"):
-        reasons.append(f"{task['limit']} of all items")
+    # Under another temperature as many items are scored as under interventions.
+    limit = evaluate.get("efficiency_limit", 0) if "/temperature_" in column.metric else task.get("limit")
+    if limit:
+        reasons.append(f"{limit} of all items")
     return f"{name}: {', '.join(reasons)}" if reasons else ""

@@ -1,0 +1,82 @@
+"""The headline table of the page: columns by group, written out, sortable; on paper in pieces that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from orchestrator.report.collect import Results
+from orchestrator.report.differences import direction
+from orchestrator.report.tables import Entry, Table, headline
+from orchestrator.report.words import grouped, written
+
+PAPER_COLUMNS = 5  # of a piece of the table on an A4 page
+ARROWS = {-1: "\u2193", 1: "\u2191", 0: ""}
+
+
+def results_table(results: Results) -> str:
+    """Return the headline table; bold is best beyond doubt, the reason of an empty cell is its tooltip."""
+    shown = headline(results)
+    groups = grouped(shown.columns)
+    ordered = [metric for _, members in groups for metric in members]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in shown.notes)
+    screen = f'<div class="scroll screen">{_table(shown, groups, "main sortable")}</div>'
+    pieces = "".join(
+        _table(shown, grouped(ordered[start : start + PAPER_COLUMNS]), "main")
+        for start in range(0, len(ordered), PAPER_COLUMNS)
+    )
+    title = f"<p class='quiet'>{escape(shown.title)}</p>"
+    return f"{title}{screen}<div class='paper'>{pieces}</div><ul class='notes'>{notes}</ul>"
+
+
+def definitions(results: Results) -> str:
+    """Return what every column means, its unit, and which way is better."""
+    rows = []
+    for metric in headline(results).columns:
+        words = written(metric)
+        better = {-1: "lower is better", 1: "higher is better", 0: ""}[direction(metric)]
+        told = "; ".join(filter(None, (words.meaning, words.unit and f"in {words.unit}", better)))
+        name = f"{escape(words.name)} <code>{escape(metric)}</code>"
+        rows.append(f'<dt id="def-{escape(metric)}">{name}</dt><dd>{escape(told)}</dd>')
+    return f"<dl>{''.join(rows)}</dl>" if rows else ""
+
+
+def _table(shown: Table, groups: Sequence[tuple[str, Sequence[str]]], classes: str) -> str:
+    """Return the table with these columns; a row is named by its factors, together in its first cell."""
+    columns = [metric for _, members in groups for metric in members]
+    at = {metric: i for i, metric in enumerate(shown.columns)}
+    over = "".join(f'<th class="group" colspan="{len(members)}">{escape(group)}</th>' for group, members in groups)
+    head = "".join(_head(metric, i) for i, metric in enumerate(columns, 1))
+    names = ", ".join(shown.labels[:-1]) or "setting"
+    body = []
+    for labels, entries in shown.rows:
+        name = ", ".join(text for text in labels[:-1] if text) or "-"
+        seeds = f' <span class="quiet">({labels[-1]} seed{"s" * (labels[-1] != "1")})</span>'
+        cells = "".join(_cell(entries[at[metric]]) for metric in columns)
+        body.append(f'<tr><th scope="row">{escape(name)}{seeds}</th>{cells}</tr>')
+    return (
+        f'<table class="{classes}"><thead><tr><th class="label"></th>{over}</tr>'
+        f'<tr><th scope="col" class="label" data-c="0">{escape(names)}</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table>"
+    )
+
+
+def _head(metric: str, place: int) -> str:
+    words = written(metric)
+    unit = f' <span class="unit">{escape(words.unit)}</span>' if words.unit else ""
+    arrow = ARROWS[direction(metric)]
+    return (
+        f'<th scope="col" data-c="{place}" title="{escape(f"{metric}: {words.meaning}")}">'
+        f'<a href="#def-{escape(metric)}">{escape(words.name)}</a> {arrow}{unit}</th>'
+    )
+
+
+def _cell(entry: Entry) -> str:
+    mean, _, rest = entry.text.partition(" ")
+    text = f"{escape(mean)} <span class='pm'>{escape(rest)}</span>" if rest else escape(mean)
+    text = f"<strong>{text}</strong>" if entry.bold else text
+    mark = f' <span class="mark">{escape(entry.mark)}</span>' if entry.mark else ""
+    title = f' title="{escape(entry.reason)}"' if entry.reason else ""
+    quiet = ' class="quiet"' if entry.mark else ""
+    value = "" if entry.value is None else f"{entry.value:.9g}"
+    return f'<td{quiet}{title} data-v="{value}">{text}{mark}</td>'

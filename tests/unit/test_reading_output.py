@@ -1,0 +1,165 @@
+"""Answers go to stdout and fit the terminal; the dashboard answers its own address alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator import cli
+from orchestrator.commands.dashboard import open_server
+from orchestrator.commands.examples import EXAMPLES
+from orchestrator.errors import MoegridError
+from orchestrator.report import formats, html, tables
+from orchestrator.report.collect import collect
+from orchestrator.store import Store
+from tests.grid_store import GridStore
+
+
+@pytest.fixture(autouse=True)
+def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOEGRID_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("MOEGRID_TRACKING", "none")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words", [("plan", "quickstart"), ("status", "quickstart"), ("explain", "quickstart"), ("gc",), ("doctor",)]
+)
+def test_what_a_reading_command_says_is_its_output(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    cli.main(list(words))
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert not err.strip() or err.startswith("there is no store")
+
+
+def test_json_stays_alone_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["plan", "quickstart", "--json"])
+    assert capsys.readouterr().out.lstrip().startswith("{")
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m orchestrator plan quickstart | head -n 1"
+    root = Path(cli.__file__).resolve().parents[1]
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=root,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert done.stdout.startswith("quickstart at scale tiny")
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_tables_fit_the_terminal_and_keep_every_value(width: int) -> None:
+    store = Store.open(f"memory://{uuid.uuid4().hex}")
+    GridStore(store, settings=("none", "a_schedule_" * 9), tasks=[f"task_{i}" for i in range(12)]).commit_all()
+    table = tables.headline(collect("demo", store))
+    text = formats.terminal(table, width)
+    assert max(map(len, text.splitlines())) <= width
+    whole = formats.terminal(table)
+    assert max(map(len, whole.splitlines())) > 200
+    assert all(entry.text in text for _, entries in table.rows for entry in entries)
+    assert all(column in text for column in table.columns)
+
+
+def test_two_grids_without_a_common_cell_are_compared_by_their_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["diff", "quickstart", "finetune_freeze"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("no cell is in both")
+    assert "model.hidden_size: 96 -> 128" in out
+    assert "only in" not in out
+
+
+def test_every_command_has_examples_and_shows_how_values_are_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = cli.build_parser()
+    commands = next(a.choices for a in parser._actions if a.dest == "command")
+    assert commands is not None
+    for name in commands:
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        text = capsys.readouterr().out
+        assert "examples:\n  moegrid" in text, name
+        assert all(example.startswith(f"moegrid {name}") for example in EXAMPLES[name])
+        assert ("GRID" not in text.splitlines()[0]) or "KEY=VALUE" in text or name in ("diff", "compare"), name
+
+
+def test_a_budget_of_core_hours_refuses_a_plan_that_needs_more(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "quickstart", "--max-core-hours", "0.0001"]) == 2
+    assert "core-hours, more than --max-core-hours 0.0001" in capsys.readouterr().err
+
+
+def test_an_empty_grid_file_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    assert cli.main(["plan", str(tmp_path / "empty.yaml")]) == 2
+    err = capsys.readouterr().err
+    assert "the file is empty" in err
+    assert "moegrid init" in err
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[str, list[int]]]:
+    made: list[int] = []
+
+    def page() -> str:
+        made.append(1)
+        return "<p>page</p>"
+
+    server = open_server(page, "secret", 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", made
+    server.shutdown()
+    server.server_close()
+
+
+def code_of(address: str, host: str = "") -> tuple[int, str]:
+    request = urllib.request.Request(address, headers={"Host": host} if host else {})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_the_dashboard_answers_its_token_and_name_alone(served: tuple[str, list[int]]) -> None:
+    address, made = served
+    assert code_of(f"{address}/?token=secret") == (200, "<p>page</p>")
+    assert code_of(f"{address}/?token=secret")[0] == 200
+    assert len(made) == 1, "looking twice makes it once"
+    assert code_of(f"{address}/")[0] == 403
+    assert code_of(f"{address}/?token=other")[0] == 403
+    assert code_of(f"{address}/?token=secret", host="evil.example:80")[0] == 403
+    assert code_of(f"{address}/etc/passwd?token=secret")[0] == 404
+    with pytest.raises(MoegridError, match="cannot be used"):
+        open_server(lambda: "", "t", int(address.rpartition(":")[2]))
+
+
+def test_a_live_page_loads_itself_again_until_all_is_done() -> None:
+    store = Store.open(f"memory://{uuid.uuid4().hex}")
+    grid = GridStore(store, seeds=(0,))
+    grid.commit(grid.base)
+    assert 'http-equiv="refresh"' in html.page(collect("demo", store), live=True)
+    grid.commit_all()
+    assert 'http-equiv="refresh"' not in html.page(collect("demo", store), live=True)
+
+
+def test_comparing_a_grid_that_nobody_ran_names_those_that_were(capsys: pytest.CaptureFixture[str]) -> None:
+    GridStore(Store.open(os.environ["MOEGRID_STORE"])).commit_all()
+    assert cli.main(["compare", "demo", "deno"]) == 2
+    assert "did you mean 'demo'?" in capsys.readouterr().err
+    assert cli.main(["compare", "demo", "something_else"]) == 2
+    err = capsys.readouterr().err
+    assert "moegrid run" not in err
+    assert "grids that were run" in err
