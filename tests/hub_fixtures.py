@@ -91,6 +91,9 @@ FILES: dict[str, dict[str, bytes]] = {
     "google-research-datasets/nq_open": declared(
         {"nq_open": {"validation": [{"question": "who made it up", "answer": ["me", "I"]}]}}
     ),
+    "openai/gsm8k": declared(
+        {"main": {s: [{"question": "One and one?", "answer": "1+1=2\n#### 2"}] for s in ("train", "test")}}
+    ),
     "truthfulqa/truthful_qa": declared(
         {
             "generation": {"validation": [{"question": "Why?", "best_answer": "So."}]},

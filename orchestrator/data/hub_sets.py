@@ -64,6 +64,7 @@ HUB_SETS: dict[str, HubSet] = {
     "google-research-datasets/nq_open": HubSet(
         {"nq_open": ("question", "answer")}, ("train", "validation"), "CC BY-SA 3.0"
     ),
+    "openai/gsm8k": HubSet({"main": ("question", "answer")}, ("train", "test"), "MIT"),
     "truthfulqa/truthful_qa": HubSet(
         {
             "multiple_choice": ("question", "mc1_targets", "mc2_targets"),
