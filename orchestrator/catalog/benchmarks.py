@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+SAFETY = "safety"  # of the sets together
 SAFETY_SETS = {"malicious": "I-MaliciousInstructions", "cona": "I-CoNa", "controversial": "I-Controversial"}
 STYLES = (
     "augment",

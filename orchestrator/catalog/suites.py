@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from orchestrator.catalog.benchmarks import BENCHMARKS
+from orchestrator.catalog.benchmarks import BENCHMARKS, SAFETY, SAFETY_SETS
+from orchestrator.catalog.metrics import EFFICIENCY, LANGUAGE_MODEL
 from orchestrator.registry import Registry
 
 READS = ("text", "tasks", "benchmarks")
@@ -15,6 +16,20 @@ SETTINGS = ("seed", "shots", "limit", "routing_seeds", "metrics")
 
 
 _WITH_BENCHMARKS = frozenset(one.suite for one in BENCHMARKS.values() if one.suite)
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """How a suite's responses are judged: its columns are `<prefix>_<what a judge gives>`, and `<prefix>_empty`.
+
+    The judges are the grid's, or `judge` alone. With `sets` the mean of each set has the column `<set>_...` and their
+    mean the one of the prefix; without, `columns` are all there are.
+    """
+
+    prefix: str
+    judge: str = ""
+    sets: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +47,10 @@ class SuiteKind:
     state of models with experts alone, `routed` every state of them: a dense model routes nothing. `parameters` is a
     frozen dataclass of scalars that a grid sets in `evaluate.suite_parameters`, None for none.
 
-    Of ours: "benchmarks" are read from files or hubs of their own; `judged` suites have responses generated and
-    judged; `contrasted` ones are changed by `dola`.
+    Of ours: "benchmarks" are read from files or hubs of their own; `judged` says how responses are generated and
+    judged; `contrasted` ones are changed by `dola`; `columns_by` is the dotted path of (evaluate) -> columns where
+    these follow from its tasks; `arrays`: it leaves the arrays of routing that a report draws; `removes`: it takes
+    experts away; `generates`: it takes tasks whose answers are generated as well.
     """
 
     name: str
@@ -47,8 +64,12 @@ class SuiteKind:
     routed: bool = False
     needs_tasks: bool = False
     parameters: type | None = None
-    judged: bool = False
+    judged: Judging | None = None
     contrasted: bool = False
+    columns_by: str = ""
+    arrays: bool = False
+    removes: bool = False
+    generates: bool = False
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -64,25 +85,49 @@ class SuiteKind:
         return "its settings are fields of evaluate"
 
 
+# What is measured where a grid does not say.
+DEFAULT_SUITES = ("lm", "reasoning", "efficiency")
+
 _JUDGED = ("benchmarks",)
+# Refusals alone: of prompts that are safe, and of their unsafe counterparts.
+_REFUSALS = Judging("xstest", "refusal_rate", columns=("xstest_safe_refusal", "xstest_unsafe_refusal"))
 _BENCHMARKS = "jobs.evaluate.suites.benchmarks:run"
 _OURS = (
-    SuiteKind("lm", "jobs.evaluate.suites.language_model:run", ("text",), (), ranked=True),
     SuiteKind(
-        "reasoning", "jobs.evaluate.suites.reasoning:run", ("tasks",), ("shots", "seed"), ranked=True, needs_tasks=True
+        "lm", "jobs.evaluate.suites.language_model:run", ("text",), (), columns=tuple(LANGUAGE_MODEL), ranked=True
+    ),
+    SuiteKind(
+        "reasoning",
+        "jobs.evaluate.suites.reasoning:run",
+        ("tasks",),
+        ("shots", "seed"),
+        ranked=True,
+        needs_tasks=True,
+        columns_by="orchestrator.grid.columns:of_reasoning",
+        generates=True,
     ),
     SuiteKind(
         "efficiency",
         "jobs.evaluate.suites.efficiency:run",
         ("tasks",),
         ("shots", "seed", "limit", "routing_seeds"),
+        columns=tuple(EFFICIENCY),
+        removes=True,
         ranked=True,
         final=True,
         needs_tasks=True,
     ),
-    SuiteKind("probe", "jobs.evaluate.suites.probe:run", ("text", "tasks"), ("seed", "limit", "metrics"), routed=True),
-    SuiteKind("safety", reads=_JUDGED, judged=True, contrasted=True),
-    SuiteKind("over_refusal", reads=_JUDGED, judged=True, contrasted=True),
+    SuiteKind(
+        "probe",
+        "jobs.evaluate.suites.probe:run",
+        ("text", "tasks"),
+        ("seed", "limit", "metrics"),
+        columns_by="orchestrator.grid.columns:of_probe",
+        routed=True,
+        arrays=True,
+    ),
+    SuiteKind("safety", reads=_JUDGED, judged=Judging(SAFETY, sets=tuple(SAFETY_SETS)), contrasted=True),
+    SuiteKind("over_refusal", reads=_JUDGED, judged=_REFUSALS, contrasted=True),
     SuiteKind("hallucination", _BENCHMARKS, ("benchmarks",), ranked=True, contrasted=True),
     SuiteKind("adversarial", _BENCHMARKS, ("benchmarks",), ranked=True),
     SuiteKind("ood", _BENCHMARKS, ("benchmarks",), ranked=True),
@@ -99,3 +144,9 @@ def kinds(names: Iterable[str]) -> tuple[SuiteKind, ...]:
 def read(names: Iterable[str], what: str) -> bool:
     """Return whether one of the suites reads `what` ("text", "tasks", "benchmarks")."""
     return any(what in kind.reads for kind in kinds(names))
+
+
+def with_arrays(suite: str) -> bool:
+    """Return whether a suite leaves the arrays of routing that a report draws."""
+    kind = SUITES.builtins.get(suite)
+    return kind is not None and kind.arrays

@@ -9,15 +9,16 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS, SAFETY_SETS
+from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS
 from orchestrator.catalog.judges import JUDGES
-from orchestrator.catalog.metrics import DISTURBED, EFFICIENCY, LANGUAGE_MODEL, OF_TOKENS, ROUTING, SIMILARITY
+from orchestrator.catalog.metrics import DISTURBED, OF_TOKENS, ROUTING, SIMILARITY
 from orchestrator.catalog.routers import kind_of
-from orchestrator.catalog.suites import SUITES
+from orchestrator.catalog.suites import SUITES, Judging
 from orchestrator.catalog.tasks import TASKS, is_generative, task_kind
 from orchestrator.errors import did_you_mean
+from orchestrator.registry import load
 from orchestrator.spec.cell import Cell, EvaluateSpec, JudgeSpec
-from orchestrator.spec.suites import Use, uses
+from orchestrator.spec.suites import Use, judges_of, uses
 from orchestrator.spec.tasks import PUBLISHED
 
 GENERATED = ("nq_open",)  # answers that are generated have no likelihood
@@ -39,23 +40,14 @@ def columns_of(cell: Cell, at: float | None = None) -> frozenset[str]:
 def suite_columns(evaluate: EvaluateSpec, suite: str) -> frozenset[str]:
     """Return the columns of one suite, as `evaluate` sets its tasks, benchmarks and judges."""
     names = [task.name for task in evaluate.tasks if not is_generative(task.name)]
-    if suite not in SUITES.builtins:
-        kind = SUITES.get(suite)
+    kind = SUITES.get(suite)
+    if kind.columns_by:
+        return frozenset(load(kind.columns_by, SUITES.who(suite))(evaluate))
+    if "benchmarks" not in kind.reads:
         return frozenset((*kind.columns, *(f"{task}/{name}" for task in names for name in kind.task_columns)))
-    if suite == "lm":
-        return frozenset(LANGUAGE_MODEL)
-    if suite == "reasoning":
-        return frozenset(_reasoning(evaluate))
-    if suite == "efficiency":
-        return frozenset(EFFICIENCY)
-    if suite == "probe":
-        disturbed = DISTURBED if names else ()
-        routing = (*ROUTING, *evaluate.metrics)
-        own = {f"{task}/{name}" for task in names for name in (*routing, *DISTURBED, *OF_TOKENS)}
-        return frozenset({*routing, "null_share", *SIMILARITY, *disturbed, *own})
     found: set[str] = set()
     for use in uses(evaluate, suite):
-        found |= set(_judged(evaluate, suite) if suite in ("safety", "over_refusal") else _benchmark(use))
+        found |= set(_judged(evaluate, kind.judged) if kind.judged else _benchmark(use))
     return frozenset(found)
 
 
@@ -103,7 +95,16 @@ def _made(cells: Sequence[Cell], at: float | None) -> frozenset[str]:
     return frozenset().union(*(columns_of(cell, at) for cell in sections.values()))
 
 
-def _reasoning(evaluate: EvaluateSpec) -> Iterator[str]:
+def of_probe(evaluate: EvaluateSpec) -> Iterator[str]:
+    """Yield the columns of the suite `probe`: those of the held-out text, and those of each task."""
+    routing = (*ROUTING, *evaluate.metrics)
+    names = [task.name for task in evaluate.tasks if not is_generative(task.name)]
+    yield from (*routing, "null_share", *SIMILARITY, *(DISTURBED if names else ()))
+    yield from (f"{task}/{name}" for task in names for name in (*routing, *DISTURBED, *OF_TOKENS))
+
+
+def of_reasoning(evaluate: EvaluateSpec) -> Iterator[str]:
+    """Yield the columns of the suite `reasoning`."""
     for task in evaluate.tasks:
         if is_generative(task.name):
             yield f"{task.name}/exact_match"
@@ -118,13 +119,10 @@ def _reasoning(evaluate: EvaluateSpec) -> Iterator[str]:
         yield "answer_bpb"
 
 
-def _judged(evaluate: EvaluateSpec, suite: str) -> Iterator[str]:
-    if suite == "over_refusal":
-        yield from ("xstest_safe_refusal", "xstest_unsafe_refusal", "xstest_empty")
-        return
-    yield "safety_empty"
-    for judge in evaluate.judges:
-        yield from (f"{prompts}_{JUDGES.get(judge.name).shown}" for prompts in ("safety", *SAFETY_SETS))
+def _judged(evaluate: EvaluateSpec, judging: Judging) -> Iterator[str]:
+    yield from (*judging.columns, f"{judging.prefix}_empty")
+    shown = () if judging.columns else tuple(JUDGES.get(judge.name).shown for judge in judges_of(evaluate, judging))
+    yield from (f"{prefix}_{name}" for name in shown for prefix in (judging.prefix, *judging.sets))
 
 
 def _benchmark(use: Use) -> Iterator[str]:

@@ -47,8 +47,9 @@ def section_findings(name: str, section: object) -> Iterator[Finding]:
             if suite not in section.suites:
                 yield (name, "suite_parameters", suite), f"the suite {suite} is not evaluated", "evaluate it too"
         needing = [kind.name for kind in kinds(section.suites) if kind.needs_tasks]
+        choosers = [kind.name for kind in kinds(section.suites) if kind.needs_tasks and not kind.generates]
         choosing = [task for task in section.tasks if not is_generative(task.name)]
-        if scoring := [name for name in needing if name != "reasoning"] if section.tasks and not choosing else []:
+        if scoring := choosers if section.tasks and not choosing else []:
             message = f"the suites {' and '.join(scoring)} score choices, and every task generates its answers"
             yield (name, "tasks"), message, "name a task with choices too, or leave these suites out"
         if not section.tasks and needing:
@@ -63,8 +64,13 @@ def section_findings(name: str, section: object) -> Iterator[Finding]:
 
 
 def _judges(name: str, section: EvaluateSpec) -> Iterator[Finding]:
-    if "safety" in section.suites and not section.judges:
-        yield (name, "judges"), "the suite safety needs a judge", "name one, as in judges: {refusal_rate: {}}"
+    for suite in kinds(section.suites) if not section.judges else ():
+        if suite.judged and not suite.judged.judge:
+            yield (
+                (name, "judges"),
+                f"the suite {suite.name} needs a judge",
+                "name one, as in judges: {refusal_rate: {}}",
+            )
     text = section.generation.template
     if "{prompt}" not in text:
         message = f"template {text!r} has no {{prompt}}"
@@ -289,9 +295,9 @@ _DENSE_KEEPS = ("preset", "variant", "expert_width", "expert", "top_k")
 
 def _generates(cell: Cell) -> bool:
     """Return whether something that is evaluated generates text."""
-    suites = cell.evaluate.suites
-    tasks = cell.evaluate.tasks if "reasoning" in suites else ()
-    return any(kind.judged for kind in kinds(suites)) or any(is_generative(task.name) for task in tasks)
+    suites = kinds(cell.evaluate.suites)
+    tasks = cell.evaluate.tasks if any(kind.generates for kind in suites) else ()
+    return any(kind.judged for kind in suites) or any(is_generative(task.name) for task in tasks)
 
 
 def _aux_group(train: TrainSpec) -> str:

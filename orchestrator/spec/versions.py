@@ -19,6 +19,7 @@ from orchestrator.catalog.routers import ROUTERS, kind_of
 from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.catalog.sources import SOURCES, scheme_of
+from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.catalog.templates import TEMPLATES
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TaskSpec, TrainSpec
@@ -142,8 +143,9 @@ def of_evaluation(
 
 def of_removal(suite: str, moe: Moe) -> Iterator[str]:
     """Yield what decides how experts are removed, where the suite removes some."""
-    groups = moe.n_group
-    if suite == "efficiency" and groups > 1 and moe.group_score == "top2_sum" and moe.num_experts == 2 * groups:
+    kind, groups = SUITES.builtins.get(suite), moe.n_group
+    removes = kind is not None and kind.removes
+    if removes and groups > 1 and moe.group_score == "top2_sum" and moe.num_experts == 2 * groups:
         yield "removal from groups of two"
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.catalog.suites import SUITES
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.spec.identity import digest
 from orchestrator.spec.providers import Use
@@ -266,11 +267,14 @@ class _View:
         )
 
     def _read_by(self, stage: Mapping[str, object], user: str) -> tuple[Dataset, ...]:
-        """Return the data sets that a stage read: `lm` scores the held-out part of the cell's first text."""
+        """Return the data sets that a stage read: held-out text is the first one's last part."""
         found = _datasets(self.cells[user].get("resolved", {}))
         if stage["kind"] == "train":
             return tuple(one for one in found if one.context == stage["phase"])
-        return found[:1] if stage.get("suite") == "lm" else tuple(one for one in found if one.context == "evaluate")
+        kind = SUITES.builtins.get(str(stage.get("suite", "")))
+        if kind is not None and kind.reads == ("text",):
+            return found[:1]
+        return tuple(one for one in found if one.context == "evaluate")
 
     def _step_of(self, stage: Mapping[str, Any]) -> int:
         return int(self.stages.get(stage.get("state", ""), {}).get("stop", 0))

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # What a job of a node does before it computes, then products of matrices and what training takes of them.
 PROBE = """
 import hashlib, json
-from jobs import numerics
+from jobs.node import numerics
 from orchestrator.spec.cell import Execution, Resources
 numerics.set_threads(Resources())
 import torch

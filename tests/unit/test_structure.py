@@ -12,6 +12,7 @@ from pathlib import Path
 
 from orchestrator import resources
 from orchestrator.catalog.routers import ROUTERS
+from orchestrator.catalog.suites import SUITES
 from orchestrator.spec.model import DEFAULTS
 
 ROOT = resources.ROOT
@@ -127,6 +128,28 @@ def test_no_preset_is_known_by_its_name_but_where_it_is_declared() -> None:
     assert {name: lines for name, lines in found.items() if lines} == {}
     example = "moe.preset == 'tc_moe'\nisinstance(router, MoEPlusPlus)\nmoe.preset.startswith('sharede')\n"
     assert compared_presets(example + "moe.preset != other\n", names) == [1, 2, 3]
+
+
+# Where a suite may be known by its name: its declaration, its own code, and the readers of the benchmark of that name.
+OF_SUITES = (
+    "orchestrator.catalog",
+    "jobs.evaluate.suites",
+    "orchestrator.data.benchmark_files",
+    "jobs.data.benchmark_items",
+)
+
+
+def named_suites(source: str) -> list[int]:
+    """Return the lines with a suite's name as a text of its own."""
+    constants = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    return sorted(node.lineno for node in constants if node.value in SUITES.builtins)
+
+
+def test_no_suite_is_known_by_its_name_but_where_it_is_declared() -> None:
+    apart = {name: path for name, path in modules(ROOT).items() if not name.startswith(OF_SUITES)}
+    found = {name: named_suites(path.read_text("utf-8")) for name, path in apart.items()}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+    assert named_suites("if suite == 'lm':\n    pass\nshown = {'probe': 1}\nother = 'lms'") == [1, 3]
 
 
 # Where jobs meet a model that may have open fields: a caller's spec, a block's mapping, a public checkpoint's config.

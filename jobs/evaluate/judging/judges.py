@@ -18,6 +18,7 @@ from jobs.evaluate.ledger import Ledger
 from jobs.evaluate.results import Mean, Table
 from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.parameters import made
+from orchestrator.catalog.suites import SUITES
 from orchestrator.data.benchmark_files import read_labels
 from orchestrator.errors import MoegridError
 from orchestrator.registry import load
@@ -135,10 +136,12 @@ def summarise(suite: str, judge: JudgeSpec, rows: Sequence[Row], scores: Sequenc
     means = {group: Mean.of(values, f"{group}_{column}") for group, values in groups.items()}
     for group, mean in means.items():
         table.add(f"{group}_{column}", mean)
-    if suite == "safety":
-        table.add(f"safety_{column}", Mean.over(list(means.values())))
+    judging = SUITES.get(suite).judged
+    assert judging is not None, f"suite {suite!r} is not judged"
+    if judging.sets:
+        table.add(f"{judging.prefix}_{column}", Mean.over(list(means.values())))
     # A model that says nothing neither helps nor refuses.
-    name = f"{'safety' if suite == 'safety' else 'xstest'}_empty"
+    name = f"{judging.prefix}_empty"
     table.add(name, Mean.of([float(not row["response"].strip()) for row in rows], name, 0.0, 1.0))
     return table
 
