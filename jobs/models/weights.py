@@ -33,6 +33,28 @@ def load_canonical(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Adapters of the state are merged where the model has none. C2R's lists may be missing: those of a state from before
     fine-tuning limit nothing.
     """
+    own, state = _matched(model, state)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            local, first = own_rows(tensor)
+            if name not in state:
+                local.fill_(True)
+            else:
+                width = math.prod(tensor.shape[1:])
+                local.copy_(elements(state, name, first * width, local.numel()).view(local.shape))
+
+
+def load_buffers(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy the buffers of a `canonical_state` back in, and no parameter; MoegridError when names differ."""
+    parameters = {name for name, _ in model.named_parameters()}
+    own, state = _matched(model, state)
+    for name, tensor in own.items():
+        if name not in parameters:
+            tensor.copy_(state[name]) if name in state else tensor.fill_(True)
+
+
+def _matched(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
+    """Return (the model's `canonical_state`, `state` with the same names); MoegridError when they differ."""
     own = canonical_state(model)
     if not any(MARK in name for name in own):
         state = merged(state)
@@ -42,16 +64,7 @@ def load_canonical(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise MoegridError(
             "these weights belong to another model", cause=f"differing names: {', '.join(difference[:8])}"
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            local, first = own_rows(tensor)
-            if name in unlimited:
-                local.fill_(True)
-            elif local is tensor:
-                local.copy_(state[name])
-            else:
-                width = math.prod(tensor.shape[1:])
-                local.copy_(elements(state, name, first * width, local.numel()).view(local.shape))
+    return own, state
 
 
 def own_rows(tensor: Tensor) -> tuple[Tensor, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,8 @@ from orchestrator.store import Blob
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
+# Of states whose share is larger than this, one at a time: host memory holds each rank's share once.
+SMALL_BYTES = 64 << 20
 # How long rank 0 waits for the other ranks' shards of one checkpoint.
 SHARD_SECONDS = 1800.0
 
@@ -62,30 +64,25 @@ class HostCopies:
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
-    def fill(
-        self, tensors: Mapping[str, Tensor], prefix: str, dtypes: Mapping[str, torch.dtype] | None = None
-    ) -> dict[str, Tensor]:
-        """Return copies of `tensors` in host memory, valid until the next call with this prefix.
-
-        `dtypes` are those of the copies, where they are not to be as the tensors are.
-        """
-        copies: dict[str, Tensor] = {}
+    def fill(self, pieces: Iterable[tuple[str, Rows]], prefix: str) -> dict[str, Rows]:
+        """Return copies of `pieces` in host memory, valid until the next call with this prefix."""
+        copies: dict[str, Rows] = {}
         cuda = False
-        for name, tensor in tensors.items():
+        for name, piece in pieces:
+            tensor, dtype = piece.tensor, piece.written
             buffer = self._buffers.get(prefix + name)
-            dtype = dtypes[name] if dtypes else tensor.dtype
             if buffer is None or buffer.shape != tensor.shape or buffer.dtype != dtype:
                 buffer = torch.empty(tensor.shape, dtype=dtype, pin_memory=tensor.is_cuda)
                 self._buffers[prefix + name] = buffer
             cuda = cuda or tensor.is_cuda
-            copies[name] = buffer.copy_(tensor.detach(), non_blocking=True)
+            copies[name] = replace(piece, tensor=buffer.copy_(tensor.detach(), non_blocking=True))
         if cuda:
             torch.cuda.synchronize()
         return copies
 
 
 class CheckpointWriter:
-    """Writes, uploads and commits snapshots in one background thread, in order, at most two at a time."""
+    """Writes, uploads and commits snapshots in one background thread: at most two at a time, of large ones one."""
 
     def __init__(self) -> None:
         # The slot freed last is taken first: the second costs memory only once two snapshots are in flight.
@@ -94,11 +91,16 @@ class CheckpointWriter:
             self._free.put(HostCopies())
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
+        self._bytes = 0  # of the last snapshot
 
     @property
     def busy(self) -> bool:
-        """Whether two snapshots are in flight, so that another one would have to wait."""
-        return sum(not future.done() for future in self._pending) >= IN_FLIGHT
+        """Whether as many snapshots are in flight as may be, so that another one would have to wait."""
+        return sum(not future.done() for future in self._pending) >= self._limit
+
+    @property
+    def _limit(self) -> int:
+        return IN_FLIGHT if self._bytes <= SMALL_BYTES else 1
 
     def check(self) -> None:
         """Raise what went wrong in the background."""
@@ -125,26 +127,25 @@ class CheckpointWriter:
     ) -> None:
         """Copy the state at `step` to host memory and hand the copy to the background.
 
-        `rows` are the segment's logged rows, each as JSON. Waits while two snapshots are in flight.
+        `rows` are the segment's logged rows, each as JSON. Waits while as many snapshots are in flight as may be.
         """
+        if self._limit == 1:
+            self.wait()
         slot = self._free.get()
-        weights = engine.weights()
-        copies = slot.fill(
-            {name: piece.tensor for name, piece in weights.items()},
-            "weights/",
-            {name: piece.written for name, piece in weights.items()},
-        )
+        optimizer = ((name, Rows.whole(tensor)) for name, tensor in engine.optimizer_tensors().items())
         snapshot = Snapshot(
             key=work.key_at(step),
             step=step,
-            weights={name: replace(piece, tensor=copies[name]) for name, piece in weights.items()},
-            optimizer=slot.fill(engine.optimizer_tensors(), "optimizer/"),
+            weights=slot.fill(engine.weights(), "weights/"),
+            optimizer={name: piece.tensor for name, piece in slot.fill(optimizer, "optimizer/").items()},
             state=json.dumps(state).encode(),
             series=f"[{', '.join(rows)}]".encode(),
             info=copy.deepcopy(dict(info)),
             metrics=dict(metrics),
             last=last,
         )
+        self._bytes = sum(piece.tensor.nbytes for piece in snapshot.weights.values())
+        self._bytes += sum(tensor.nbytes for tensor in snapshot.optimizer.values())
         self._pending.append(self._executor.submit(self._write, context, work, snapshot, slot))
 
     def _write(self, context: StageContext, work: TrainWork, snapshot: Snapshot, slot: HostCopies) -> None:

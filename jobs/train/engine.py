@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -48,11 +48,17 @@ class Engine(Protocol):
     def digest(self, names: Collection[str]) -> str:
         """Return the digest of the weights of these canonical names, the same on every rank (all ranks together)."""
 
-    def weights(self) -> dict[str, Rows]:
-        """Return the weights that this rank writes, by canonical name: the ranks' shares together are all of them."""
+    def weights(self) -> Iterator[tuple[str, Rows]]:
+        """Yield the weights that this rank writes, by canonical name: the ranks' shares together are all of them.
+
+        All ranks take them together; one is valid until the next is asked for.
+        """
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Return the optimizer tensors that this rank writes, as `<parameter>.<slot>`: whole, or this rank's rows."""
+        """Return the optimizer tensors that this rank writes, as `<parameter>.<slot>`.
+
+        They are whole, rows, or flat runs of elements: those of the ranks, in their order, are the whole.
+        """
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the optimizer tensors of all ranks."""
@@ -64,7 +70,7 @@ def replicated_digest(model: CausalLM, names: Collection[str]) -> str:
     return tensors_digest({name: state[name] for name in names})
 
 
-def replicated_weights(engine: Engine) -> dict[str, Rows]:
-    """Return this rank's share of weights that every rank holds."""
-    share = dealt(canonical_state(engine.model), engine.rank, engine.world_size)
-    return {name: Rows.whole(tensor) for name, tensor in share.items()}
+def replicated_weights(engine: Engine) -> Iterator[tuple[str, Rows]]:
+    """Yield this rank's share of weights that every rank holds."""
+    for name, tensor in dealt(canonical_state(engine.model), engine.rank, engine.world_size).items():
+        yield name, Rows.whole(tensor)

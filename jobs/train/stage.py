@@ -36,7 +36,7 @@ from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.freezing import freezes
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.selections import SELECTIONS
-from orchestrator.errors import ArtifactMissing, CorruptBlob
+from orchestrator.errors import ArtifactMissing, CorruptBlob, NumericsError
 from orchestrator.spec.identity import lineage, state_keys
 from orchestrator.spec.model import Moe
 from orchestrator.spec.providers import uses_of
@@ -44,6 +44,9 @@ from orchestrator.spec.work import TrainWork, work_from_json
 from orchestrator.store import Manifest
 
 log = logging.getLogger(__name__)
+
+# Its pieces are those of one number of processes.
+SAME_WORLD = "deepspeed:3"
 
 
 @dataclass
@@ -220,6 +223,14 @@ def _mixed(context: StageContext, work: TrainWork, manifest: Manifest, step: int
     if step == 0:
         return False, mixed_code
     execution, own, what = context.execution, context.numerics, f"the state at step {step}"
+    made = (manifest.numerics.get("engine"), manifest.numerics.get("world_size"))
+    if SAME_WORLD in (made[0], execution.engine) and made[1] != context.world_size:
+        raise NumericsError(
+            f"{what} is of {made[1]} processes under engine {made[0]!r}, and this job has {context.world_size}",
+            cause=f"training under engine {SAME_WORLD!r} goes on with the number of processes that it began with",
+            hint=f"run the phase with {made[1]} processes, or with engine fsdp or deepspeed:2 from its start; "
+            "evaluation and export read the state anywhere",
+        )
     if not execution.allow_code:
         code.refuse_other_code(manifest.provenance, what, uses)
     if not execution.allow_numerics:

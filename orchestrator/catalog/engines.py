@@ -39,16 +39,22 @@ BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
         "fsdp": EngineKind(
             "fsdp", "jobs.train.engines.fsdp:FsdpEngine", least_processes=2, cuts=True, reads_weights=True
         ),
-        # Optimizer state partitioned; with 2 gradients as well.
-        "deepspeed:1": EngineKind("deepspeed:1", "jobs.train.engines.zero:stage_1", least_processes=2, cuts=True),
-        "deepspeed:2": EngineKind("deepspeed:2", "jobs.train.engines.zero:stage_2", least_processes=2, cuts=True),
+        # Optimizer state partitioned; with 2 gradients, with 3 parameters as well.
+        "deepspeed:1": EngineKind(
+            "deepspeed:1", "jobs.train.engines.zero:ZeroOneEngine", least_processes=2, cuts=True, reads_weights=True
+        ),
+        "deepspeed:2": EngineKind(
+            "deepspeed:2", "jobs.train.engines.zero:ZeroEngine", least_processes=2, cuts=True, reads_weights=True
+        ),
+        "deepspeed:3": EngineKind(
+            "deepspeed:3", "jobs.train.engines.zero3:ZeroThreeEngine", least_processes=2, cuts=True, reads_weights=True
+        ),
     }
 )
 ENGINES = Registry("engines", "engine", EngineKind, BUILTINS)
 # What could not be shown to freeze, fork and resume with equal bits.
 REFUSED = {
-    "deepspeed": "it does not say which ZeRO stage: write deepspeed:1 or deepspeed:2",
+    "deepspeed": "it does not say which ZeRO stage: write deepspeed:1, deepspeed:2 or deepspeed:3",
     "deepspeed:0": "it partitions nothing: engine torch is data parallel too, with a fixed order of sums",
-    "deepspeed:3": "its parameters stay partitioned when a freeze phase needs another engine; engine fsdp shards them",
     "ddp": "engine torch is data parallel on several processes",
 }

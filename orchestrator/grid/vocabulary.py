@@ -155,7 +155,7 @@ _MEANT: Mapping[str, tuple[str, str]] = {
     ),
     "execution.engine": (
         "deepspeed fsdp strategy parallelism zero_stage accelerator ddp",
-        "torch, fsdp, deepspeed:1 or :2",
+        "torch, fsdp, deepspeed:1, :2 or :3",
     ),
     "execution.device": ("device_map use_cpu use_cuda no_cuda", "cpu or cuda"),
     "execution.checkpoint_steps": (

@@ -18,7 +18,7 @@ from jobs.data.packing import open_batches
 from jobs.models.building import build_model
 from jobs.models.roles import parameter_roles
 from jobs.models.shards import Shards, shard_names
-from jobs.models.weights import load_canonical
+from jobs.models.weights import load_canonical, weights_sha256
 from jobs.train.meter import load_entropy
 from orchestrator.spec.cell import BalanceSpec, Resources
 from orchestrator.spec.model import ModelSpec
@@ -57,6 +57,8 @@ needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is No
 CASES = [
     ("torch", "fp32"),
     ("fsdp", "fp32"),
+    pytest.param("deepspeed:3", "fp32", marks=needs_deepspeed),
+    pytest.param("deepspeed:3", "bf16", marks=[needs_deepspeed, pytest.mark.faults]),
     pytest.param("deepspeed:2", "fp32", marks=needs_deepspeed),
     # Only in the whole harness (make faults): they share their code with the above.
     pytest.param("deepspeed:2", "bf16", marks=[needs_deepspeed, pytest.mark.faults]),
@@ -173,7 +175,13 @@ GLOBAL = dataclasses.replace(LONG, steps=3, balance=BalanceSpec(aux_coef=1.0, au
 
 
 @pytest.mark.parametrize(
-    "engine", ["torch", "fsdp", pytest.param("deepspeed:2", marks=[needs_deepspeed, pytest.mark.faults])]
+    "engine",
+    [
+        "torch",
+        "fsdp",
+        pytest.param("deepspeed:3", marks=needs_deepspeed),
+        pytest.param("deepspeed:2", marks=[needs_deepspeed, pytest.mark.faults]),
+    ],
 )
 def test_a_turn_without_a_micro_batch_adds_nothing_to_what_ranks_sum(tmp_path: Path, engine: str) -> None:
     (work,) = segments((("", 0, 3),), GLOBAL, model=AUX_FREE)
@@ -206,7 +214,14 @@ def expected_at_first(store: Store, folder: Path) -> tuple[float, list[list[floa
     return sum(losses) / len(losses), counts_LN
 
 
-@pytest.mark.parametrize("engine", ["fsdp", pytest.param("deepspeed:2", marks=needs_deepspeed)])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "fsdp",
+        pytest.param("deepspeed:2", marks=needs_deepspeed),
+        pytest.param("deepspeed:3", marks=[needs_deepspeed, pytest.mark.faults]),
+    ],
+)
 def test_another_packages_optimizer_freezes_and_resumes(
     tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,3 +256,26 @@ def test_another_world_size_is_refused_unless_allowed(tmp_path: Path, one_proces
     manifest = store.artifacts.get(works[1].key())
     assert manifest is not None
     assert manifest.info["mixed_numerics"]
+
+
+@needs_deepspeed
+def test_a_state_in_runs_of_elements_goes_on_under_another_engine_and_not_with_other_ranks_of_its_own(
+    tmp_path: Path, data_parallel: Store
+) -> None:
+    works = segments(CUTS, LONG)
+    store = fresh(tmp_path, "store")
+    run(store, works[:1], "zero-0", "deepspeed:3")
+    manifest = store.artifacts.get(works[0].key())
+    assert manifest is not None
+    # Rows, and their digest, are those of any other engine.
+    weights = tensors(store, works[0].key())
+    model = build_model(MODEL, 64)
+    load_canonical(model, weights)
+    assert manifest.info["weights_sha256"] == weights_sha256(model)
+    run(store, works[1:], "zero-1", "torch", Resources(), code=1)
+    run(store, works[1:], "zero-2", "torch", Resources(), code=1, allow_numerics=True)
+    record = failure(store, "zero-2")
+    assert record["kind"] == "numerics"
+    assert "of 2 processes under engine 'deepspeed:3', and this job has 1" in record["message"]
+    run(store, works[1:], "zero-3", "fsdp", allow_numerics=True)
+    assert losses(store, works) == pytest.approx(losses(data_parallel, works), rel=1e-4)

@@ -136,9 +136,11 @@ class FsdpEngine:
         shared = rows_digest({name: Rows.whole(tensor) for name, tensor in copied.items()})
         return digest_text([*(int.from_bytes(part.tolist(), "big") for part in parts), shared])
 
-    def weights(self) -> dict[str, Rows]:
+    def weights(self) -> Iterator[tuple[str, Rows]]:
         cut, copied = self._split(canonical_state(self.model))
-        return cut | {name: Rows.whole(t) for name, t in dealt(copied, self.rank, self.world_size).items()}
+        yield from cut.items()
+        for name, tensor in dealt(copied, self.rank, self.world_size).items():
+            yield name, Rows.whole(tensor)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         state = export_state(self._kind, self._optimizer, self._names)

@@ -6,7 +6,7 @@ runs (`jobs.train.engines.buckets`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -144,7 +144,7 @@ class TorchEngine:
     def digest(self, names: Collection[str]) -> str:
         return replicated_digest(self.model, names)
 
-    def weights(self) -> dict[str, Rows]:
+    def weights(self) -> Iterator[tuple[str, Rows]]:
         return replicated_weights(self)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
