@@ -1,4 +1,4 @@
-"""Trackers: where runs are shown, by the scheme of `--tracking`; MLflow's schemes and plain paths are ours.
+"""Trackers: where runs are shown, by the scheme of `--tracking`. MLflow's schemes and plain paths are MLflow's.
 
 Another package's tracker is named by its scheme (`wall://HOST/PATH`) or by its name alone (`wall`). `code` is a
 function `connect(uri) -> Tracker` (orchestrator.tracking.tracker has the protocol); it runs where the driver runs.
@@ -31,7 +31,13 @@ class TrackerKind:
 
 
 BUILTINS: Mapping[str, TrackerKind] = MappingProxyType(
-    {MLFLOW: TrackerKind(MLFLOW, "orchestrator.tracking.mlflow:MlflowTracker", needs="mlflow")}
+    {
+        MLFLOW: TrackerKind(MLFLOW, "orchestrator.tracking.mlflow:MlflowTracker", needs="mlflow"),
+        "tensorboard": TrackerKind(
+            "tensorboard", "orchestrator.tracking.tensorboard:TensorBoardTracker", needs="tensorboardX"
+        ),
+        "wandb": TrackerKind("wandb", "orchestrator.tracking.wandb:WandbTracker", needs="wandb"),
+    }
 )
 TRACKERS = Registry("trackers", "tracker", TrackerKind, BUILTINS)
 
