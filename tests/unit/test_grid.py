@@ -98,8 +98,10 @@ def test_the_example_of_the_documentation_loads(load: Load) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "grids.md").read_text(), re.DOTALL)
     assert len(load(blocks[0]).cells) == 7
     assert len(load(blocks[0], scale="small").cells) == 16
-    assert load(f"base: finetune\n{blocks[1]}").adaptive is not None
-    assert load(f"base: finetune\n{blocks[2]}").search is not None
+    adaptive = next(block for block in blocks if "adaptive:" in block)
+    search = next(block for block in blocks if block.startswith("search:"))
+    assert load(f"base: finetune\n{adaptive}").adaptive is not None
+    assert load(f"base: finetune\n{search}").search is not None
 
 
 def test_exclude_sees_values_that_no_axis_varies(load: Load) -> None:

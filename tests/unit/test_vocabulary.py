@@ -28,7 +28,7 @@ def test_every_place_exists() -> None:
 def test_no_word_is_a_name_of_its_own_or_has_two_meanings() -> None:
     listed = [word for others, _ in _MEANT.values() for word in others.split()]
     assert sorted(listed) == sorted(set(listed))
-    assert not set(words()) & (set(short_names("finetune", "finetune")) - {"max_length", "name"})
+    assert not set(words()) & (set(short_names("finetune", "finetune")) - {"max_length", "name", "template"})
     assert not set(words()) & {*TOP, *MERGED, *REPLACED}
 
 

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 # What declares a name, for the control plane.
 KINDS = {
     "BackendKind": "orchestrator.catalog.backends",
+    "ChatTemplate": "orchestrator.catalog.templates",
     "EngineKind": "orchestrator.catalog.engines",
     "ExpertKind": "orchestrator.catalog.experts",
     "FreezeRule": "orchestrator.catalog.freezing",

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ from orchestrator.spec.cell import TrainSpec
 # Elements of the buffers in which gradients are reduced.
 BUCKET = 1 << 24
 
+Settings = dict[str, Any]  # of deepspeed, or of a group of torch's optimizers
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -56,7 +59,7 @@ class Piece:
 class Pieces(torch.optim.Optimizer):
     """What DeepSpeed steps partition by partition: the optimizer takes the step over their pieces."""
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
+    def __init__(self, groups: list[Settings]) -> None:
         super().__init__(groups, {"lr": 0.0})
         self._optimizer: torch.optim.Optimizer | None = None
         self._of: dict[int, list[Piece]] = {}
@@ -67,7 +70,7 @@ class Pieces(torch.optim.Optimizer):
         for piece in pieces.values():
             self._of.setdefault(id(piece.partition), []).append(piece)
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         """Update the pieces of the partitions that DeepSpeed has put into the groups."""
         assert self._optimizer is not None, "bind() comes first"
         for group in self.param_groups:
@@ -177,7 +180,7 @@ class ZeroEngine:
         if self._dtype is torch.bfloat16:
             import_masters(tensors, self._masters, self._starts)
 
-    def _fill(self, weights: Mapping[str, Tensor], deepspeed: Any) -> None:
+    def _fill(self, weights: Mapping[str, Tensor], deepspeed: ModuleType) -> None:
         """Give the model's parameters memory and values."""
         materialise(self.model, weights, self._device, lambda name: self._dtype)
 
@@ -192,7 +195,7 @@ class ZeroEngine:
                 tensor = partition.detach()[offset : offset + length]
                 yield name, Piece(partition, offset, tensor, place.lp_fragment_address.start)
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self) -> Settings:
         return {
             "train_micro_batch_size_per_gpu": self._train.micro_batch,
             "gradient_accumulation_steps": self._turns,
@@ -212,7 +215,7 @@ class ZeroEngine:
             "steps_per_print": 1_000_000_000,
         }
 
-    def _partitioning(self) -> dict[str, Any]:
+    def _partitioning(self) -> Settings:
         """Return the stage's own settings."""
         return {}
 
@@ -235,7 +238,7 @@ def _parameter(slot: str) -> str:
     return slot.rpartition(".")[0]
 
 
-def _deepspeed(device: str) -> Any:
+def _deepspeed(device: str) -> ModuleType:
     """Import DeepSpeed on the process group that exists already."""
     os.environ.setdefault("DS_ACCELERATOR", device)
     import deepspeed
@@ -244,4 +247,5 @@ def _deepspeed(device: str) -> Any:
     # Its shared-memory collectives would be compiled at the first start, for minutes, under a lock that a kill leaves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
-    return deepspeed
+    loaded: ModuleType = deepspeed
+    return loaded

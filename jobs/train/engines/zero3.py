@@ -7,6 +7,7 @@ lies. Weights are written, and digested, as rows: each parameter is gathered for
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from jobs.models.roles import parameter_roles
 from jobs.models.shards import Rows, dealt, digest_bytes, digest_text, elements, rows_digest
 from jobs.models.weights import canonical_state, load_buffers, replace_parameters
-from jobs.train.engines.zero import BUCKET, Piece, ZeroEngine
+from jobs.train.engines.zero import BUCKET, Piece, Settings, ZeroEngine
 
 # Elements up to which a parameter may stay whole on every rank between steps.
 PERSISTENT = 100_000
@@ -82,7 +83,7 @@ class ZeroThreeEngine(ZeroEngine):
             if len(rows):
                 yield name, Rows(rows, self.rank * share, tuple(tensor.shape))
 
-    def _fill(self, weights: Mapping[str, Tensor], deepspeed: Any) -> None:
+    def _fill(self, weights: Mapping[str, Tensor], deepspeed: ModuleType) -> None:
         make = deepspeed.zero.Init(config_dict_or_path=self._config(), dtype=self._dtype)
 
         def partitioned(name: str, old: nn.Parameter) -> nn.Parameter:
@@ -120,7 +121,7 @@ class ZeroThreeEngine(ZeroEngine):
                     )
                 offset += parameter.partition_numel()
 
-    def _partitioning(self) -> dict[str, Any]:
+    def _partitioning(self) -> Settings:
         return {"stage3_param_persistence_threshold": PERSISTENT, "stage3_prefetch_bucket_size": 2 * BUCKET}
 
     def _discover(self, found: bool) -> None:

@@ -9,10 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from orchestrator import resources
 from orchestrator.errors import MoegridError
+from orchestrator.files.problems import Problems
+from orchestrator.files.yaml_positions import read_mapping
 
 FOLDER = resources.project("grids/reference")
 FILE = "exhibits.yaml"
@@ -117,8 +117,9 @@ class Declared:
 @lru_cache(maxsize=1)
 def declared() -> Declared:
     """Return what `exhibits.yaml` declares; MoegridError names an entry that cannot be."""
-    loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-    document: Entry = yaml.load((FOLDER / FILE).read_text(encoding="utf-8"), Loader=loader)
+    problems = Problems()
+    document: Entry = read_mapping(FOLDER / FILE, FILE, problems).data
+    problems.raise_if_any()
     protocols = {
         name: tuple(Column(column, **dict(how)) for column, how in columns.items())
         for name, columns in document["protocols"].items()
