@@ -78,7 +78,7 @@ class Watch:
             handle, state = handles.get(attempt), states.get(attempt, JobState(ABSENT))
             if self._is_over(attempt, state, held):
                 given_back = bool(held) and all(claim.released for claim in held)
-                self._settle(attempt, handle, state, stages, given_back=given_back)
+                self._settle(attempt, handle, state, stages, claims.keys(), given_back=given_back)
                 continue
             if handle is not None and drivers.is_dead(driver_of(attempt)):
                 self._mine[attempt] = handle
@@ -130,17 +130,26 @@ class Watch:
         return False
 
     def _settle(
-        self, attempt: str, handle: Handle | None, state: JobState, stages: list[str], *, given_back: bool
+        self,
+        attempt: str,
+        handle: Handle | None,
+        state: JobState,
+        stages: list[str],
+        absent: Collection[str],
+        *,
+        given_back: bool,
     ) -> None:
         """Write down why an attempt that is over did not finish, and release what it still holds.
 
-        `given_back`: its leases were released, by itself or by a driver that has written down why.
+        `absent` had no artifact when they were last listed. `given_back`: its leases were released, by itself or by a
+        driver that has written down why.
         """
         store = self._journal.store
         job = self._journal.job(attempt)
         keys = [stage["key"] for stage in job["stages"]] if job else stages
         missing = [key for key in keys if store.artifacts.get(key) is None]
-        self.outdated |= not set(stages) <= set(missing)
+        # Committed since, or listed by its name and damaged, as only a reader of it sees.
+        self.outdated |= {key for key in keys if key in absent} != set(missing)
         entered = state.phase != ABSENT or bool(self._journal.heartbeat(attempt))
         # A submission that is damaged leaves the node's own word.
         known = job is not None or self._journal.report(attempt) is not None
