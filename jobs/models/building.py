@@ -19,29 +19,9 @@ from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.validity import model_problems
 
 
-def _olmoe_config(spec: Model, vocab_size: int) -> PreTrainedConfig:
-    return OlmoeConfig(
-        vocab_size=vocab_size,
-        hidden_size=spec.hidden_size,
-        intermediate_size=1,
-        num_hidden_layers=spec.num_layers,
-        num_attention_heads=spec.num_heads,
-        num_key_value_heads=spec.num_kv_heads,
-        max_position_embeddings=spec.context,
-        initializer_range=spec.init_std,
-        rms_norm_eps=spec.norm_eps,
-        tie_word_embeddings=spec.tie_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-        num_experts=1,
-        num_experts_per_tok=1,
-        pad_token_id=None,
-        eos_token_id=None,
-        attn_implementation="sdpa",
-    )
-
-
-def _llama_config(spec: Model, vocab_size: int) -> PreTrainedConfig:
-    return LlamaConfig(
+def _config(kind: type[PreTrainedConfig], spec: Model, vocab_size: int, **more: int | None) -> PreTrainedConfig:
+    """Return transformers' configuration of what is around the feed-forwards."""
+    config: PreTrainedConfig = kind(
         vocab_size=vocab_size,
         hidden_size=spec.hidden_size,
         intermediate_size=1,
@@ -54,10 +34,11 @@ def _llama_config(spec: Model, vocab_size: int) -> PreTrainedConfig:
         tie_word_embeddings=spec.tie_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
         pad_token_id=None,
-        bos_token_id=None,
         eos_token_id=None,
         attn_implementation="sdpa",
+        **more,
     )
+    return config
 
 
 def build_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
@@ -106,12 +87,12 @@ def _backbone(spec: Model, vocab_size: int) -> tuple[Model, nn.Module]:
     vocab = spec.vocab_size or vocab_size
     # The feed-forwards that transformers would make are of width 1: they are replaced at once.
     if spec.backbone == "olmoe":
-        config = _olmoe_config(spec, vocab)
+        config = _config(OlmoeConfig, spec, vocab, num_experts=1, num_experts_per_tok=1)
         backbone: nn.Module = OlmoeForCausalLM(config)
         config.num_experts, config.num_experts_per_tok = spec.moe.num_experts, spec.moe.top_k
         config.norm_topk_prob, config.intermediate_size = spec.moe.renormalise, spec.moe.expert_width
     else:
-        config = _llama_config(spec, vocab)
+        config = _config(LlamaConfig, spec, vocab, bos_token_id=None)
         backbone = LlamaForCausalLM(config)
         config.intermediate_size = spec.dense_width if spec.dense_layers else dense_width(spec.moe)
     replace_norms(backbone)
