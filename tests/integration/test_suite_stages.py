@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.data.item_files import item_blobs
+from jobs.evaluate import parts
 from jobs.evaluate.harness import Prepared
 from jobs.evaluate.judging import judges, responses
 from jobs.evaluate.prefix_lm import PrefixLM
-from jobs.evaluate.suites import benchmarks
 from jobs.node.preemption import Preempted, Signals
 from jobs.run import run_job
 from orchestrator.grid.columns import suite_columns
@@ -185,10 +185,10 @@ def test_killed_generation_and_judging_go_on_where_they_were(made: Made, monkeyp
 def test_a_killed_benchmark_goes_on_where_it_was(
     made: Made, monkeypatch: pytest.MonkeyPatch, suite: str, name: str
 ) -> None:
-    monkeypatch.setattr(benchmarks, "GENERATED_ITEMS", 10)
+    monkeypatch.setattr(parts, "GENERATED_ITEMS", 10)
     work = evaluation(made, suite, name)
     if name == "nq_open":
-        asked = killed_and_resumed(made, work, monkeypatch, benchmarks, "generated")
+        asked = killed_and_resumed(made, work, monkeypatch, parts, "generated")
         prompts = [context for _, contexts, _ in asked for context in contexts]
         assert len(prompts) == len(set(prompts)) == 40
     else:
