@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from orchestrator.tracking.tracker import KEY_TAG, RUNNING, Point, Recorded, Run
 Note = dict[str, Any]
 
 
-class NotedTracker:
+class NotedTracker(ABC):
     """The tracker's protocol over notes in `folder`; a kind shows what is new in `show`, `describe` and `close`."""
 
     def __init__(self, folder: Path) -> None:
@@ -25,14 +26,15 @@ class NotedTracker:
         self.experiment = ""
         self._notes: dict[str, Note] = {}
 
+    @abstractmethod
     def show(self, note: Note, points: Sequence[Point]) -> None:
         """Show new points of a run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self, note: Note) -> None:
         """Show a run's params and tags, which have changed."""
 
-    def close(self, note: Note) -> None:
+    def close(self, note: Note) -> None:  # noqa: B027 (as a rule nothing is to be shown)
         """Show a run's status, which has changed."""
 
     def open(
@@ -88,7 +90,7 @@ class NotedTracker:
         """Return the noted steps of one metric."""
         return set(self._notes[recorded.id]["steps"].get(metric, ()))
 
-    def attach(self, recorded: Recorded, folder: Path) -> None:
+    def attach(self, recorded: Recorded, folder: Path) -> None:  # noqa: B027
         """Keep files with a run: not here, the report is beside."""
 
     def finish(self, recorded: Recorded, status: str, ended: float) -> None:
@@ -106,8 +108,12 @@ class NotedTracker:
     def _keep(self, note: Note) -> None:
         path = self.folder / self.experiment / f"{note['id']}.run.json"
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(note))
-        part.replace(path)
+
+        def write() -> None:
+            part.write_text(json.dumps(note))
+            part.replace(path)
+
+        reached(write, f"the tracker's folder {self.folder}")
 
 
 def folder_of(uri: str, scheme: str) -> Path:
@@ -116,7 +122,7 @@ def folder_of(uri: str, scheme: str) -> Path:
 
 
 def reached(call: Callable[[], object], what: str) -> None:
-    """Do `call`; TrackerAway with what went wrong in another project's code."""
+    """Do `call`; TrackerAway with what went wrong in another project's code, or on a disk."""
     try:
         call()
     except Exception as error:  # whatever it raises, training goes on and a later sync fills it in

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import sys
 import types
@@ -55,6 +56,18 @@ def test_tensorboard_has_every_point_once(tmp_path: Path) -> None:
     assert published(grid.store, grid.name, uri)
     (second,) = sync(grid.store, grid.name, uri)
     assert (second.points, len(scalars(tmp_path / "tb"))) == (0, len(shown))
+
+
+def test_a_note_that_cannot_be_written_is_a_tracker_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboardX")
+    grid = grid_store(tmp_path)
+
+    def full(path: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(TrackerAway, match="the tracker's folder"):
+        sync(grid.store, grid.name, f"tensorboard://{tmp_path}/tb")
 
 
 class FakeRun:
