@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ esac
 [ $status -lt 128 ] || exit 1
 exit $status
 """.strip()
+
+SUBMITIT_LOGGING = "SUBMITIT_LOG_LEVEL"
 
 
 # Options of sbatch by which jobs are submitted and found again.
@@ -81,7 +84,13 @@ class SlurmSite:
 
 
 def load_submitit() -> Any:
-    """Import submitit; raises MoegridError with the remedy when it is not installed."""
+    """Import submitit; raises MoegridError with the remedy when it is not installed.
+
+    By itself its import sets up the logging of the whole process anew (submitit 1.5.4), which closes every handler that
+    is there, and with some (absl's) the stream that they write to. It is told not to.
+    """
+    before = os.environ.get(SUBMITIT_LOGGING)
+    os.environ[SUBMITIT_LOGGING] = "NOCONFIG"
     try:
         import submitit
     except ImportError as error:
@@ -90,6 +99,11 @@ def load_submitit() -> Any:
             cause=str(error),
             hint="make setup SITE=slurm, or: pip install 'moegrid[slurm]'",
         ) from error
+    finally:
+        if before is None:
+            del os.environ[SUBMITIT_LOGGING]
+        else:
+            os.environ[SUBMITIT_LOGGING] = before
     return submitit
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,10 +26,26 @@ from orchestrator.backends.base import (
 from orchestrator.backends.slurm_records import REST, Record
 from orchestrator.backends.slurm_script import RANK_PATIENCE, SlurmSite, ranges
 from orchestrator.errors import MoegridError
+from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Resources
 from tests.fake_slurm import Scheduler, backend_in, batch_of, queue_line, scheduler
 
 __all__ = ["scheduler"]
+
+
+def test_the_logging_of_the_process_stays_as_it_is() -> None:
+    code = """
+import io, logging, os, sys
+closed = []
+handler = logging.StreamHandler(io.StringIO())
+handler.close = lambda: closed.append(1)
+from orchestrator.backends.slurm_script import load_submitit
+load_submitit()
+assert "submitit" in sys.modules and "SUBMITIT_LOG_LEVEL" not in os.environ
+sys.exit(len(closed))
+"""
+    clean = {name: value for name, value in os.environ.items() if name != "SUBMITIT_LOG_LEVEL"}
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, timeout=60, check=False).returncode == 0
 
 
 def test_a_tick_costs_two_calls_however_many_jobs(scheduler: Scheduler, tmp_path: Path) -> None:
