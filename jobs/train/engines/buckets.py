@@ -89,13 +89,13 @@ class GradientSums:
             flat, copied = gradients[0], None
         else:
             flat = copied = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        work = dist.all_reduce(flat, group=self._group, async_op=True)
-        assert work is not None
-        self._flying.append((gradients, copied, work))
+        all_reduce = dist.all_reduce(flat, group=self._group, async_op=True)
+        assert all_reduce is not None
+        self._flying.append((gradients, copied, all_reduce))
 
     def _land(self) -> None:
-        gradients, copied, work = self._flying.popleft()
-        work.wait()
+        gradients, copied, all_reduce = self._flying.popleft()
+        all_reduce.wait()  # the name is what a message about a hanging step shows
         if copied is not None:
             parts = copied.split([gradient.numel() for gradient in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
