@@ -25,7 +25,7 @@ from typing import Any
 from jobs.node import failures, numerics
 from jobs.node.context import Job, StageContext, release
 from jobs.node.logs import LogFile
-from jobs.node.opening import START_PATIENCE_SECONDS, JobRequest, StageRequest, described_job, open_store, read_job
+from jobs.node.opening import START_PATIENCE_SECONDS, JobRequest, StageRequest, open_store, planned_job, read_job
 from jobs.node.patience import patiently
 from jobs.node.plugins import bring_plugins
 from jobs.node.preemption import Preempted, Signals
@@ -48,6 +48,7 @@ from orchestrator.errors import (
 from orchestrator.registry import load
 from orchestrator.spec.work import EvaluateWork, Work
 from orchestrator.store import Lease, Store
+from orchestrator.store.attempts import report_path
 
 log = logging.getLogger("jobs.run")
 
@@ -105,15 +106,15 @@ def run_job(url: str, batch: str, index: int, signals: Signals, arguments: Seque
     store, attempt, stage = None, f"{batch}-{index}", ""
     try:
         store = open_store(url)
-        described = described_job(store, batch, index)
-        attempt, stage = described["attempt"], described["stages"][0]["key"]
+        planned, files = planned_job(store, batch, index)
+        attempt, stage = planned.attempt, planned.stages[0].key
         with contextlib.ExitStack() as stack:
             sweep_scratch(Path(tempfile.gettempdir()))
             scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
             stack.callback(shutil.rmtree, scratch, ignore_errors=True)
             try:
-                bring_plugins(described, scratch / "plugins")
-                request = read_job(described)
+                bring_plugins(planned, files, scratch / "plugins")
+                request = read_job(planned)
             except PluginError:
                 raise
             except (MoegridError, KeyError, TypeError) as error:
@@ -136,7 +137,7 @@ def _give_up(store: Store | None, attempt: str, record: dict[str, Any], error: B
 
 def _tell(store: Store | None, attempt: str, record: dict[str, Any], patience: float = 0.0) -> None:
     """Write `failure.json`, or say it in the log when the store cannot take it for `patience` seconds."""
-    path = f"attempts/{attempt}/failure.json"
+    path = report_path(attempt)
     try:
         if store is not None:
             # The first rank that fails is the cause; the others' errors follow from it.

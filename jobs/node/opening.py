@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from jobs.node.patience import patiently
 from orchestrator.errors import MoegridError, StoreError
 from orchestrator.spec.cell import Execution, Resources
 from orchestrator.spec.work import Work, build, work_from_json
 from orchestrator.store import Store
+from orchestrator.store.attempts import Fields, PlannedJob, submission_path
 
 # How long a node that has not begun waits for its store; after that the driver starts it again, with growing pauses.
 START_PATIENCE_SECONDS = 20.0
@@ -50,13 +50,16 @@ def _open_store(url: str) -> Store:
     return Store.open(url)
 
 
-def described_job(store: Store, batch: str, index: int) -> dict[str, Any]:
-    """Return the job `index` of a batch as its driver wrote it down; StoreError if that is absent or damaged."""
-    return patiently(lambda: _described_job(store, batch, index), f"submission {batch}", START_PATIENCE_SECONDS)
+def planned_job(store: Store, batch: str, index: int) -> tuple[PlannedJob, list[Fields]]:
+    """Return the job `index` of a batch as its driver wrote it down, and the plugin files that it brings along.
+
+    Raises StoreError if that is absent or damaged.
+    """
+    return patiently(lambda: _planned_job(store, batch, index), f"submission {batch}", START_PATIENCE_SECONDS)
 
 
-def _described_job(store: Store, batch: str, index: int) -> dict[str, Any]:
-    path = f"submissions/{batch}.json"
+def _planned_job(store: Store, batch: str, index: int) -> tuple[PlannedJob, list[Fields]]:
+    path = submission_path(batch)
     submission = store.get_json(path)
     if submission is None:
         raise StoreError(
@@ -65,32 +68,32 @@ def _described_job(store: Store, batch: str, index: int) -> dict[str, Any]:
             hint="moegrid resume submits the work again",
         )
     try:
-        job = dict(submission["jobs"][index])
-        files = submission.get("plugin_files", {})
-        job["plugin_files"] = [files[use["version"]] for use in job.get("plugins", ()) if use["file"]]
-        if not job["attempt"] or not all(stage["key"] for stage in job["stages"]) or not job["stages"]:
-            raise ValueError("it names no attempt or no stage")
+        # Of a large batch the others' jobs are none of this one's business.
+        job = PlannedJob.parse(submission["jobs"][index])
+        files = [submission["plugin_files"][digest] for digest in job.files]
+        if not job.stages:
+            raise ValueError("it names no stage")
     except (LookupError, TypeError, ValueError) as error:
         raise StoreError(
             f"{path} in {store.url} is damaged",
             cause=f"{type(error).__name__}: {error}",
             hint="moegrid resume submits the work again",
         ) from error
-    return job
+    return job, files
 
 
-def read_job(job: dict[str, Any]) -> JobRequest:
-    """Return a described job; raises MoegridError when a payload does not make its planned key."""
+def read_job(job: PlannedJob) -> JobRequest:
+    """Return a planned job; raises MoegridError when a payload does not make its planned key."""
     stages = []
-    for stage in job["stages"]:
-        work = work_from_json(stage["work"])
-        if work.key() != stage["key"]:
+    for stage in job.stages:
+        work = work_from_json(stage.work)
+        if work.key() != stage.key:
             raise MoegridError(
-                f"stage {stage['label']} does not produce the artifact it was planned for",
+                f"stage {stage.label} does not produce the artifact it was planned for",
                 cause="the node runs another version of the project than the one that planned",
                 hint="deploy one version on the driver and on the nodes, then plan again",
             )
-        stages.append(StageRequest(stage["key"], stage["label"], work))
-    resources = build(Resources, job["resources"])
-    execution = build(Execution, {"resources": {}, **job["execution"]})
-    return JobRequest(job["attempt"], resources, execution, tuple(stages))
+        stages.append(StageRequest(stage.key, stage.label, work))
+    resources = build(Resources, job.resources)
+    execution = build(Execution, {"resources": {}, **job.execution})
+    return JobRequest(job.attempt, resources, execution, tuple(stages))

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import orchestrator.data.task_files  # noqa: F401  reads the plugins that are task files
 from orchestrator import plugins
 from orchestrator.errors import MoegridError, PluginError
 from orchestrator.spec.providers import Use
+from orchestrator.store.attempts import Fields, PlannedJob
 
 
-def bring_plugins(job: Mapping[str, Any], folder: Path) -> None:
-    """Register the plugin files of a described job, laid below `folder`, and check the packages that it uses.
+def bring_plugins(job: PlannedJob, files: Sequence[Fields], folder: Path) -> None:
+    """Register the plugin `files` of a planned job, laid below `folder`, and check the packages that it uses.
 
     Raises PluginError when a file cannot be imported here, or a package is absent or of another version.
     """
-    uses = [Use.from_json(use) for use in job.get("plugins", ())]
+    uses = [Use.from_json(use) for use in job.plugins]
     for use in uses:
         if not use.origin.file:
             _check(use)
     planned = {use.origin.version for use in uses if use.origin.file}
     try:
-        plugins.receive(job.get("plugin_files", ()), planned, folder)
+        plugins.receive(files, planned, folder)
     except MoegridError as error:
         raise PluginError(error.error, cause=error.cause, hint=error.hint) from error
 

@@ -16,6 +16,7 @@ from typing import Any
 from jobs.node.logs import LogFile
 from orchestrator.errors import LeaseLost, StoreError
 from orchestrator.store import Lease, Store
+from orchestrator.store.attempts import heartbeat_path, log_path, series_folder
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Reporter:
 
     def __init__(self, store: Store, attempt: str, rank: int = 0, log_file: LogFile | None = None) -> None:
         self._store = store
-        self._prefix = f"attempts/{attempt}"
+        self._attempt = attempt
         self._rank = rank
         self._log_file = log_file
         self._log_size = -1
@@ -137,17 +138,17 @@ class Reporter:
     def _write_heartbeat(self) -> None:
         with self._lock:
             record = {"time": time.time(), **self._beat}
-        name = "heartbeat.json" if self._rank == 0 else f"heartbeat.{self._rank}.json"
-        self._store.objects.put(f"{self._prefix}/{name}", json.dumps(record).encode())
+        self._store.objects.put(heartbeat_path(self._attempt, self._rank), json.dumps(record).encode())
 
     def _write_series(self) -> None:
         with self._lock:
             pending = {stage: list(rows) for stage, rows in self._rows.items() if rows}
+        folder = series_folder(self._attempt)
         for stage, rows in pending.items():
             if self._sequence is None:
-                self._sequence = sum(1 for _ in self._store.objects.list(f"{self._prefix}/series/"))
+                self._sequence = sum(1 for _ in self._store.objects.list(folder))
             body = json.dumps({"stage": stage, "rows": rows}).encode()
-            while not self._store.objects.create(f"{self._prefix}/series/{self._sequence:06d}.json", body):
+            while not self._store.objects.create(f"{folder}{self._sequence:06d}.json", body):
                 self._sequence += 1
             self._sequence += 1
             with self._lock:
@@ -157,5 +158,5 @@ class Reporter:
         if self._log_file is None or self._log_file.size() == self._log_size:
             return
         size = self._log_file.size()
-        self._store.objects.put(f"{self._prefix}/log/{self._rank}.txt", self._log_file.read())
+        self._store.objects.put(log_path(self._attempt, self._rank), self._log_file.read())
         self._log_size = size

@@ -51,10 +51,10 @@ def _orphans(
     """Return the jobs of batches without a driver, by site; what cannot be found out goes to `unasked`."""
     found: dict[tuple[str, str], tuple[Backend, list[Handle]]] = {}
     for batch, attempts in batches.items():
-        submission = journal.submission(batch) or {}
+        submission = journal.submission(batch)
         handles = {attempt: journal.handle(attempt) for attempt in attempts}
         known = {attempt: handle for attempt, handle in handles.items() if handle is not None}
-        place = (str(submission.get("site", "")), str(submission.get("site_file", "")))
+        place = (submission.site, submission.site_file) if submission else ("", "")
         try:
             if place not in found:
                 one = next(iter(known.values()), None)

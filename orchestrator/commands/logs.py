@@ -13,6 +13,7 @@ from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DONE, MoegridError
 from orchestrator.plan.graph import StageGraph
 from orchestrator.store import records
+from orchestrator.store.attempts import log_folder, log_path
 
 _ATTEMPT = re.compile(r"\d{12}[0-9a-f]{6}-\d+-\d+")
 
@@ -56,7 +57,7 @@ def logs(context: Context) -> int:
 def _log_backend(context: Context, journal: Journal, attempt: records.Attempt) -> Backend | None:
     """Return who has the attempt's output; None where it cannot be reached: what was shipped to the store is shown."""
     try:
-        submission = journal.submission(attempt.batch) or {}
+        submission = journal.submission(attempt.batch)
         return backend_of(submission, journal.handle(attempt.id), context.store.url, context.arguments.site)
     except MoegridError:
         return None
@@ -64,14 +65,13 @@ def _log_backend(context: Context, journal: Journal, attempt: records.Attempt) -
 
 def _ranks(journal: Journal, attempt: str) -> int:
     job = journal.job(attempt)
-    resources = job.get("resources", {}) if job else {}
-    return int(resources.get("nodes", 1)) * int(resources.get("processes", 1))
+    return job.ranks if job else 1
 
 
 def _log_of_rank(context: Context, attempt: str, rank: int) -> str:
     """Return what a rank has shipped to the store so far, "" before its first line when it is followed."""
-    objects, folder = context.store.objects, f"attempts/{attempt}/log/"
-    data = objects.get(f"{folder}{rank}.txt")
+    objects, folder = context.store.objects, log_folder(attempt)
+    data = objects.get(log_path(attempt, rank))
     if data is None and not context.arguments.follow:
         names = (entry.path.removeprefix(folder).removesuffix(".txt") for entry in objects.list(folder))
         known = sorted(int(name) for name in names if name.isdigit())

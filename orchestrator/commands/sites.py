@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.backends.base import Backend, Handle
 from orchestrator.catalog.backends import BACKENDS
 from orchestrator.errors import MoegridError
 from orchestrator.settings import Site, default_site, load_site, open_backend
+from orchestrator.store.attempts import Submission
 
 # A detail that a backend's own handles have.
 _MARKS = {"ray": "ray", "name": "slurm", "pid": "local"}
 
 
-def site_of(submission: Mapping[str, object], handle: Handle | None, given: str = "") -> Site:
+def site_of(submission: Submission | None, handle: Handle | None, given: str = "") -> Site:
     """Return the site that a batch was submitted to: as its file says now, else with its backend's defaults.
 
     `given` is the site of the command line, which may say where the file has gone. A scheduler is asked by the name it
     gives a job, so a file that is gone keeps nobody from it. Raises MoegridError when nothing tells which scheduler.
     """
-    name, path = str(submission.get("site", "")), str(submission.get("site_file", ""))
-    kind = str(submission.get("backend", "")) or _kind(handle)
+    name, path = (submission.site, submission.site_file) if submission else ("", "")
+    kind = (submission.backend if submission else "") or _kind(handle)
     moved = given if given and Path(given).stem == name else ""
     for candidate in filter(None, (moved, path, name)):
         try:
@@ -39,7 +39,7 @@ def site_of(submission: Mapping[str, object], handle: Handle | None, given: str 
     return default_site(kind)
 
 
-def backend_of(submission: Mapping[str, object], handle: Handle | None, store: str, given: str = "") -> Backend:
+def backend_of(submission: Submission | None, handle: Handle | None, store: str, given: str = "") -> Backend:
     """Return the backend that has the jobs of a batch in the store with this URL."""
     return open_backend(site_of(submission, handle, given), store)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +19,22 @@ from orchestrator import registry
 from orchestrator.backends.base import Handle
 from orchestrator.resources import ROOT
 from orchestrator.store import ClaimState, Store
-from orchestrator.store.attempts import Failure, batch_of
+from orchestrator.store.attempts import (
+    Failure,
+    Heartbeat,
+    PlannedJob,
+    Submission,
+    batch_of,
+    failure_path,
+    handle_path,
+    heartbeat_path,
+    log_path,
+    pardon_path,
+    report_path,
+    submission_path,
+)
 
 LOG_BYTES = 256 * 1024
-FORMAT = 1
 
 
 class Journal:
@@ -30,7 +42,7 @@ class Journal:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._submissions: dict[str, dict[str, Any]] = {}
+        self._submissions: dict[str, Submission] = {}
         self._handles: dict[str, Handle] = {}
         self._failures: dict[str, dict[str, Failure]] = {}
         self._pardons: set[tuple[str, str]] = set()
@@ -44,59 +56,55 @@ class Journal:
         """Release a claim whose attempt is known to be over; nothing if it changed hands meanwhile."""
         self.store.claims.evict(stage, attempt)
 
-    def submit(self, batch: str, header: Mapping[str, object], jobs: Sequence[Mapping[str, object]]) -> None:
+    def submit(self, submission: Submission) -> None:
         """Write down what a batch will be asked to run, before the scheduler hears of it."""
-        document = {"format": FORMAT, "batch": batch, **header, "jobs": list(jobs)}
-        self.store.create_json(f"submissions/{batch}.json", document)
-        self._submissions[batch] = document
+        self.store.create_json(submission_path(submission.batch), submission.to_json())
+        self._submissions[submission.batch] = submission
 
-    def submission(self, batch: str) -> dict[str, Any] | None:
+    def submission(self, batch: str) -> Submission | None:
         """Return what a batch was asked to run; None when that was never written down, or is damaged."""
         if batch not in self._submissions:
-            found = self.store.find_json(f"submissions/{batch}.json")
-            if found is None or not _describes_jobs(found):
+            found = self.store.find_json(submission_path(batch))
+            try:
+                self._submissions[batch] = Submission.parse(found or {})
+            except ValueError:
                 return None
-            self._submissions[batch] = found
         return self._submissions[batch]
 
     def site(self, attempt: str) -> str:
         """Return the site an attempt was submitted to, "" when nobody wrote it down."""
-        return str((self.submission(batch_of(attempt)) or {}).get("site", ""))
+        submission = self.submission(batch_of(attempt))
+        return submission.site if submission else ""
 
-    def job(self, attempt: str) -> dict[str, Any] | None:
+    def job(self, attempt: str) -> PlannedJob | None:
         """Return the job that an attempt was to run."""
         submission = self.submission(batch_of(attempt))
-        jobs = submission["jobs"] if submission else []
-        return next((job for job in jobs if job["attempt"] == attempt), None)
+        return submission.job(attempt) if submission else None
 
     def record_handles(self, handles: Iterable[Handle]) -> None:
         """Write down how the scheduler calls its jobs."""
         for handle in handles:
             self._handles[handle.attempt] = handle
-            self.store.put_json(f"attempts/{handle.attempt}/handle.json", handle.to_json())
+            self.store.put_json(handle_path(handle.attempt), handle.to_json())
 
     def handle(self, attempt: str) -> Handle | None:
         """Return how the scheduler calls an attempt, if that was written down."""
         if attempt not in self._handles:
-            found = self.store.find_json(f"attempts/{attempt}/handle.json")
+            found = self.store.find_json(handle_path(attempt))
             handle = None if found is None else Handle.parse(found)
             if handle is None:
                 return None
             self._handles[attempt] = handle
         return self._handles[attempt]
 
-    def heartbeat(self, attempt: str) -> dict[str, Any]:
-        """Return the last heartbeat of an attempt, {} before the first; a number that is none is left out."""
-        beat = self.store.find_json(f"attempts/{attempt}/heartbeat.json") or {}
-        return {
-            name: value
-            for name, value in beat.items()
-            if name not in _NUMBERS or (isinstance(value, (int, float)) and not isinstance(value, bool))
-        }
+    def heartbeat(self, attempt: str) -> Heartbeat | None:
+        """Return the last heartbeat of an attempt, None before the first."""
+        beat = self.store.find_json(heartbeat_path(attempt))
+        return Heartbeat.parse(beat) if beat else None
 
     def report(self, attempt: str) -> dict[str, Any] | None:
         """Return the node's own `failure.json`."""
-        return self.store.find_json(f"attempts/{attempt}/failure.json")
+        return self.store.find_json(report_path(attempt))
 
     def log(self, attempt: str, path: Path | None) -> str:
         """Return the end of an attempt's log: from this machine's file, else as the node shipped it."""
@@ -108,15 +116,15 @@ class Journal:
                     data = file.read()
             except OSError:
                 data = b""
-        return (data or self.store.objects.get(f"attempts/{attempt}/log/0.txt") or b"").decode(errors="replace")
+        return (data or self.store.objects.get(log_path(attempt)) or b"").decode(errors="replace")
 
     def record_failure(self, failure: Failure, log: str) -> None:
         """Write down, once, why an attempt did not finish a stage; the node's report and log too if it left none."""
-        self.store.create_json(f"failures/{failure.stage}/{failure.attempt}.json", failure.to_json())
+        self.store.create_json(failure_path(failure.stage, failure.attempt), failure.to_json())
         report = {name: getattr(failure, name) for name in ("stage", "kind", "message", "hint", "exit_code")}
-        self.store.create_json(f"attempts/{failure.attempt}/failure.json", {**report, "traceback": failure.tail})
+        self.store.create_json(report_path(failure.attempt), {**report, "traceback": failure.tail})
         if log:
-            self.store.objects.create(f"attempts/{failure.attempt}/log/0.txt", log.encode())
+            self.store.objects.create(log_path(failure.attempt), log.encode())
 
     def failures(self, stages: Collection[str]) -> dict[str, list[Failure]]:
         """Return the failures of `stages` that are not pardoned, oldest first; one listing."""
@@ -155,26 +163,8 @@ class Journal:
     def pardon(self, failures: Iterable[Failure]) -> None:
         """Let these failures count no more."""
         for failure in failures:
-            self.store.create_json(f"failures/{failure.stage}/{failure.attempt}.pardon", {})
+            self.store.create_json(pardon_path(failure.stage, failure.attempt), {})
             self._pardons.add((failure.stage, failure.attempt))
-
-
-# Fields of a heartbeat that are computed with.
-_NUMBERS = frozenset({"step", "total", "time", "loss", "exit_code", "tokens_per_second", "train/tokens_per_second"})
-
-
-def _describes_jobs(submission: Mapping[str, object]) -> bool:
-    """Return whether a submission has the shape that `submit` gave it."""
-    jobs = submission.get("jobs")
-    return (
-        isinstance(submission.get("site", ""), str)
-        and isinstance(jobs, list)
-        and all(isinstance(job, dict) and isinstance(job.get("attempt"), str) for job in jobs)
-        and all(isinstance(job.get("stages"), list) and isinstance(job.get("resources", {}), dict) for job in jobs)
-        and all(
-            isinstance(stage, dict) and isinstance(stage.get("key"), str) for job in jobs for stage in job["stages"]
-        )
-    )
 
 
 def code_digest() -> str:

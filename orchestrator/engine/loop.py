@@ -28,7 +28,7 @@ from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.plan import Plan
 from orchestrator.spec.cell import Resources
 from orchestrator.store import Store
-from orchestrator.store.attempts import Failure
+from orchestrator.store.attempts import Failure, PlannedJob, Submission
 
 # How long a driver waits for a store that is away; its jobs go on meanwhile.
 PATIENCE_SECONDS = 900.0
@@ -281,14 +281,14 @@ class Engine:
         if not chosen:
             return []
         batch = self.driver.new_batch()
-        jobs: list[dict[str, Any]] = []
+        jobs: list[tuple[PlannedJob, Resources]] = []
         for chain, resources in chosen:
             attempt = f"{batch}-{len(jobs)}"
             if won := self._claim(chain, attempt):
-                jobs.append(describe_job(self.graph, attempt, won, resources, self.options.execution))
+                jobs.append((describe_job(self.graph, attempt, won, resources, self.options.execution), resources))
         if jobs:
             self._start(batch, jobs)
-        return [job["label"] for job in jobs]
+        return [job.label for job, _ in jobs]
 
     def _claim(self, chain: Sequence[str], attempt: str) -> list[str]:
         """Claim the chain from its beginning as far as it is free; what was done or failed meanwhile is given back."""
@@ -305,33 +305,33 @@ class Engine:
                 self.store.claims.release(lease)
         return won
 
-    def _start(self, batch: str, jobs: Sequence[dict[str, Any]]) -> None:
-        grid = self.graph.grid
-        header: dict[str, object] = {
-            "grid": grid.name,
-            "grid_digest": grid.digest,
-            "scale": grid.scale,
-            "site": self.options.site,
-            "site_file": self.options.site_file,
-            "backend": self.backend.name,
-            "tracking_uri": self.options.tracking_uri,
-        }
-        if files := plugin_files(jobs):
-            header["plugin_files"] = files
-        self.journal.submit(batch, header, jobs)
-        requests = tuple(
-            Job(job["attempt"], index, job["label"], Resources(**job["resources"])) for index, job in enumerate(jobs)
+    def _start(self, batch: str, jobs: Sequence[tuple[PlannedJob, Resources]]) -> None:
+        grid, planned = self.graph.grid, tuple(job for job, _ in jobs)
+        self.journal.submit(
+            Submission(
+                batch,
+                planned,
+                grid=grid.name,
+                grid_digest=grid.digest,
+                scale=grid.scale,
+                site=self.options.site,
+                site_file=self.options.site_file,
+                backend=self.backend.name,
+                tracking_uri=self.options.tracking_uri,
+                plugin_files=plugin_files(planned),
+            )
         )
+        requests = tuple(Job(job.attempt, index, job.label, asked) for index, (job, asked) in enumerate(jobs))
         try:
             handles = self.backend.submit(Batch(batch, self.store.url, requests, self.options.environment))
         except MoegridError:
             # An error is no proof that nothing was started: what the scheduler knows by name goes on.
             handles = self.backend.find(batch)
             self.watch.started(handles.values())
-            for job in jobs:
-                if job["attempt"] not in handles:
-                    for stage in job["stages"]:
-                        self.journal.evict(stage["key"], job["attempt"])
+            for job in planned:
+                if job.attempt not in handles:
+                    for key in job.keys:
+                        self.journal.evict(key, job.attempt)
             raise
         self.watch.started(handles.values())
         self.journal.record_handles(handles.values())

@@ -146,16 +146,16 @@ class Watch:
         """
         store = self._journal.store
         job = self._journal.job(attempt)
-        keys = [stage["key"] for stage in job["stages"]] if job else stages
+        keys = job.keys if job else stages
         missing = [key for key in keys if store.artifacts.get(key) is None]
         # Committed since, or listed by its name and damaged, as only a reader of it sees.
         self.outdated |= {key for key in keys if key in absent} != set(missing)
-        entered = state.phase != ABSENT or bool(self._journal.heartbeat(attempt))
+        entered = state.phase != ABSENT or self._journal.heartbeat(attempt) is not None
         # A submission that is damaged leaves the node's own word.
         known = job is not None or self._journal.report(attempt) is not None
         if missing and known and entered and not (given_back and self._ended_well(attempt, state)):
-            memory = (job or {}).get("resources", {}).get("memory_gb", 0.0)
-            self._record(attempt, handle, state, missing, float(memory))
+            memory = float(job.resources.get("memory_gb", 0.0)) if job else 0.0
+            self._record(attempt, handle, state, missing, memory)
         for key in missing:
             self._journal.evict(key, attempt)
         if handle is not None:
@@ -168,7 +168,8 @@ class Watch:
         """Did an attempt whose end nobody saw do its work (its artifacts were discarded since)?"""
         if state.exit_code is not None or state.signal or self._journal.report(attempt):
             return False
-        return bool(self._journal.heartbeat(attempt).get("exit_code", EXIT_DONE) == EXIT_DONE)
+        beat = self._journal.heartbeat(attempt)
+        return beat is None or beat.exit_code in (None, EXIT_DONE)
 
     def _record(
         self, attempt: str, handle: Handle | None, state: JobState, missing: list[str], memory_gb: float
@@ -179,9 +180,9 @@ class Watch:
         beat = self._journal.heartbeat(attempt)
         if state.exit_code is None and not state.signal:
             # Nobody saw the process end; its last heartbeat tells how, if it could.
-            state = replace(state, phase=ENDED, exit_code=beat.get("exit_code"))
+            state = replace(state, phase=ENDED, exit_code=beat.exit_code if beat else None)
         # A node ends with 0 only after it saw its commits, and says so; all words are gone where the whole store is.
-        committed = not beat or beat.get("exit_code") == EXIT_DONE or f"{SPOKEN_END} {attempt}" in log
+        committed = beat is None or beat.exit_code == EXIT_DONE or f"{SPOKEN_END} {attempt}" in log
         verdict = classify(state, report, log, memory_gb, committed=committed)
         if verdict.kind == "lease_lost":
             claims = store.claims.states(missing)
@@ -199,8 +200,8 @@ class Watch:
             hint=verdict.hint,
             exit_code=state.exit_code,
             artifact=artifact,
-            state=str(beat.get("state") or ""),
-            step=int(beat.get("step", 0)),
+            state=beat.state if beat else "",
+            step=beat.step if beat else 0,
             code=code_digest(),
             tail=tail(log),
         )

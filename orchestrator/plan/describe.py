@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plugins import LOADED
@@ -12,11 +11,12 @@ from orchestrator.spec.cell import Resources
 from orchestrator.spec.identity import plain
 from orchestrator.spec.providers import of_all, uses_of
 from orchestrator.spec.work import work_to_json
+from orchestrator.store.attempts import Fields, PlannedJob, PlannedStage
 
 
 def describe_job(
     graph: StageGraph, attempt: str, keys: Sequence[str], resources: Resources, overrides: Mapping[str, object]
-) -> dict[str, Any]:
+) -> PlannedJob:
     """Return the job of a submission: everything a node needs to run these stages.
 
     `overrides` replace fields of the grid's execution.
@@ -26,26 +26,15 @@ def describe_job(
     stages = [graph.stages[key] for key in keys]
     uses = of_all(use for stage in stages for use in uses_of(stage.work, execution["engine"]))
     label = stages[0].label if len(stages) == 1 else f"{stages[0].label} (+{len(stages) - 1})"
-    return {
-        "attempt": attempt,
-        "label": label,
-        "resources": asdict(resources),
-        "execution": execution,
-        **({"plugins": [use.to_json() for use in uses]} if uses else {}),
-        "stages": [
-            {
-                "key": stage.key,
-                "label": stage.label,
-                "phase": stage.phase,
-                "cells": list(graph.users[stage.key]),
-                "work": work_to_json(stage.work),
-            }
-            for stage in stages
-        ],
-    }
+    planned = (
+        PlannedStage(stage.key, stage.label, stage.phase, tuple(graph.users[stage.key]), work_to_json(stage.work))
+        for stage in stages
+    )
+    carried = tuple(use.to_json() for use in uses)
+    return PlannedJob(attempt, label, asdict(resources), execution, tuple(planned), carried)
 
 
-def plugin_files(jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def plugin_files(jobs: Sequence[PlannedJob]) -> Fields:
     """Return the content of the plugin files that jobs use, by digest: they travel with their submission."""
-    digests = {use["version"] for job in jobs for use in job.get("plugins", ()) if use["file"]}
+    digests = {digest for job in jobs for digest in job.files}
     return {digest: LOADED[digest].to_json() for digest in sorted(digests)}

@@ -13,7 +13,7 @@ from orchestrator.errors import CorruptBlob
 from orchestrator.spec.resolve import is_causal
 from orchestrator.spec.suites import item_scores
 from orchestrator.store import Manifest, Store, records
-from orchestrator.store.records import Failure
+from orchestrator.store.attempts import Failure
 
 DONE, FAILED, BLOCKED, RUNNING, PENDING = "done", "failed", "blocked", "running", "pending"
 ITEMS_BLOB = "items.parquet"

@@ -28,7 +28,7 @@ def problems(results: Results) -> str:
         f"{' ...' if len(names) > 6 else ''})</span></li>"
         for reason, names in reasons.items()
     ]
-    logs = {failure.log: failure for failure in results.failures.values() if failure.log}
+    logs = {failure.tail: failure for failure in results.failures.values() if failure.tail}
     for text, failure in logs.items():
         title = f"{failure.kind}: the end of the log of {failure.attempt}"
         end = "\n".join(text.splitlines()[-15:])

@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.errors import CorruptBlob, MoegridError
 from orchestrator.store import Store
 from orchestrator.store.artifacts import Manifest
+from orchestrator.store.attempts import Failure, Submission, series_folder
 
 SERIES_BLOB = "series.json"
 
@@ -28,18 +29,6 @@ class Attempt:
     stages: tuple[str, ...]
     site: str
     batch: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why the last attempt at a stage ended without its artifact."""
-
-    stage: str
-    kind: str
-    message: str
-    hint: str
-    attempt: str
-    log: str = ""
 
 
 def grid_names(store: Store) -> list[str]:
@@ -105,20 +94,17 @@ class Submissions:
         new = [entry.path for entry in entries if entry.path not in self._known]
         for path, body in zip(new, self._store.objects.parallel(self._store.find_json, new), strict=True):
             if body is not None:
-                self._known[path] = self._parse(body)
+                self._known[path] = self._attempts(body)
         return [attempt for entry in entries for attempt in self._known.get(entry.path, ())]
 
-    def _parse(self, batch: Mapping[str, Any]) -> list[Attempt]:
-        if batch.get("grid") != self._grid:
+    def _attempts(self, body: Mapping[str, object]) -> list[Attempt]:
+        if body.get("grid") != self._grid:
             return []
-        site, name = str(batch.get("site", "")), str(batch.get("batch", ""))
         try:
-            return [
-                Attempt(str(job["attempt"]), tuple(str(stage["key"]) for stage in job["stages"]), site, name)
-                for job in batch["jobs"]
-            ]
-        except (LookupError, TypeError):
+            batch = Submission.parse(body)
+        except ValueError:
             return []  # damaged: what it asked for is told by claims and failures alone
+        return [Attempt(job.attempt, tuple(job.keys), batch.site, batch.batch) for job in batch.jobs]
 
 
 def failures(store: Store, stages: Collection[str]) -> dict[str, Failure]:
@@ -136,8 +122,8 @@ def failures(store: Store, stages: Collection[str]) -> dict[str, Failure]:
     for path, record in zip(wanted, store.objects.parallel(store.find_fixed, wanted), strict=True):
         if record is not None:
             stage, attempt = path.split("/")[1], path.split("/")[2].removesuffix(".json")
-            texts = [str(record.get(name, "")) for name in ("kind", "message", "hint")]
-            found[stage] = Failure(stage, texts[0], texts[1], texts[2], attempt, str(record.get("tail", "")))
+            failure = Failure.parse({**record, "stage": stage, "attempt": attempt})
+            found[stage] = failure or Failure(stage, attempt, "", "")
     return found
 
 
@@ -173,7 +159,7 @@ class LiveSeries:
         for attempt in tried:
             if all(stage in done for stage in attempt.stages):
                 continue
-            prefix = f"attempts/{attempt.id}/series"
+            prefix = series_folder(attempt.id)
             seen = self._seen.get(attempt.id, "")
             new = sorted(entry.path for entry in self._store.objects.list(prefix) if entry.path > seen)
             for path, chunk in zip(new, self._store.objects.parallel(self._store.find_json, new), strict=True):

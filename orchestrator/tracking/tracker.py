@@ -19,7 +19,8 @@ from orchestrator.spec.identity import digest
 from orchestrator.spec.providers import Use
 from orchestrator.spec.resolve import is_causal
 from orchestrator.store.artifacts import Manifest
-from orchestrator.store.records import Attempt, Failure, Row, values
+from orchestrator.store.attempts import Failure
+from orchestrator.store.records import Attempt, Row, values
 
 RUNNING, SCHEDULED, FINISHED, FAILED, KILLED = "RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"
 TRACKED_KINDS = ("train", "evaluate", "generate", "judge")

@@ -6,7 +6,7 @@ On a terminal the running jobs are a block that is redrawn below the events; els
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from orchestrator.engine.loop import Snapshot
 from orchestrator.engine.retry import decide
 from orchestrator.errors import MoegridError
 from orchestrator.plan.graph import StageGraph
-from orchestrator.store.attempts import Failure
+from orchestrator.store.attempts import Failure, Heartbeat
 from orchestrator.ui.console import Console, columns, duration, quantity
 
 HEARTBEAT_SECONDS = 1.0
@@ -65,37 +65,34 @@ class Pace:
     def __init__(self) -> None:
         self._first: dict[tuple[str, str], tuple[float, int]] = {}
 
-    def rate(self, attempt: str, beat: Mapping[str, Any]) -> float:
+    def rate(self, attempt: str, beat: Heartbeat) -> float:
         """Return steps per second since the first heartbeat of this attempt at its present stage, 0 if unknown."""
-        if not beat.get("step"):
+        if not beat.step:
             return 0.0
-        now, step = float(beat["time"]), int(beat["step"])
-        began, first = self._first.setdefault((attempt, str(beat.get("stage"))), (now, step))
-        return (step - first) / (now - began) if step > first and now > began else 0.0
+        began, first = self._first.setdefault((attempt, beat.stage), (beat.time, beat.step))
+        return (beat.step - first) / (beat.time - began) if beat.step > first and beat.time > began else 0.0
 
 
 def running(
-    graph: StageGraph, attempt: str, stages: list[str], beat: Mapping[str, Any], pace: Pace, site: str, job: str = ""
+    graph: StageGraph, attempt: str, stages: list[str], beat: Heartbeat | None, pace: Pace, site: str, job: str = ""
 ) -> Running:
     """Describe one job from its stages, its last heartbeat, its site and the scheduler's name for it."""
-    stage = str(beat.get("stage") or (stages[0] if stages else ""))
-    step, total = int(beat.get("step") or 0), int(beat.get("total") or 0)
-    speed = beat.get("tokens_per_second") or beat.get("train/tokens_per_second")
-    loss = beat.get("loss")
+    beat = beat or Heartbeat()
+    stage = beat.stage or (stages[0] if stages else "")
     rate = pace.rate(attempt, beat)
     return Running(
         attempt=attempt,
         stage=stage,
         label=stage_name(graph, stage) if stage in graph.stages else stage[:12],
-        step=step,
-        total=total,
-        loss=float(loss) if isinstance(loss, (int, float)) else None,
-        tokens_per_second=float(speed) if speed else None,
-        left=(total - step) / rate if rate and total else None,
-        host=str(beat.get("host", "")),
+        step=beat.step,
+        total=beat.total,
+        loss=beat.loss,
+        tokens_per_second=beat.tokens_per_second,
+        left=(beat.total - beat.step) / rate if rate and beat.total else None,
+        host=beat.host,
         site=site,
         job=job,
-        age=max(0.0, time.time() - float(beat["time"])) if beat.get("time") else 0.0,
+        age=max(0.0, time.time() - beat.time) if beat.time else 0.0,
     )
 
 
@@ -106,7 +103,7 @@ class Progress:
         self,
         graph: StageGraph,
         console: Console,
-        heartbeat: Callable[[str], dict[str, Any]],
+        heartbeat: Callable[[str], Heartbeat | None],
         site: Callable[[str], str],
     ) -> None:
         self._graph = graph

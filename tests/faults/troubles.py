@@ -20,6 +20,7 @@ from jobs.train.errors import Diverged, NotFinite, RouterCollapsed
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.work import TrainWork, Work
 from orchestrator.store import bucket
+from orchestrator.store.attempts import PlannedJob
 from orchestrator.store.bucket import BucketObjects
 from orchestrator.store.local import LocalObjects
 
@@ -54,8 +55,8 @@ def install() -> None:
     if order["moment"] == "start" and order["what"] in OWN:
         real = opening.read_job
 
-        def read_job(job: dict[str, Any]) -> Any:
-            if any(order["label"] in stage["label"] for stage in job["stages"]):
+        def read_job(job: PlannedJob) -> Any:
+            if any(order["label"] in stage.label for stage in job.stages):
                 fail(order["what"])
             return real(job)
 

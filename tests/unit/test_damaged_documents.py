@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.node.opening import planned_job
 from orchestrator import cli
 from orchestrator.backends.base import ENDED, Handle, JobState
 from orchestrator.commands.context import Context
@@ -21,7 +23,7 @@ from orchestrator.plan.describe import describe_job
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.root import root_digest, root_document
 from orchestrator.store import Manifest, Store, records
-from orchestrator.store.attempts import Failure
+from orchestrator.store.attempts import Failure, Heartbeat, Submission
 from orchestrator.store.documents import parse, seal, sound
 from orchestrator.store.retention import collect, grid_roots, plan_gc
 from tests.processes import ROOT
@@ -48,7 +50,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: StageGraph) ->
     first, second = list(graph.stages)[:2]
     job = describe_job(graph, ATTEMPT, [first, second], graph.resources(first), {})
     journal = Journal(made)
-    journal.submit("driver-0", {"grid": "quickstart", "site": "local"}, [job])
+    journal.submit(Submission("driver-0", (job,), grid="quickstart", site="local"))
     journal.record_handles([Handle(ATTEMPT, "driver-0", "1", {})])
     assert made.claims.claim(first, ATTEMPT, ttl=600.0)
     journal.record_failure(Failure(second, ATTEMPT, "nan", "the loss is not finite"), "a line of the log")
@@ -103,7 +105,8 @@ def read_damaged(store: Store, graph: StageGraph, kind: str, damage: bytes) -> N
     journal.evict(next(iter(graph.stages)), ATTEMPT)
     assert journal.job(ATTEMPT) is None or kind != "submissions"
     assert journal.handle(ATTEMPT) is None or kind != "handle"
-    assert isinstance(journal.heartbeat(ATTEMPT), dict)
+    beat = journal.heartbeat(ATTEMPT)
+    assert beat in (None, Heartbeat() if kind == "heartbeat" else Heartbeat(1.0, next(iter(graph.stages)), 3, 9))
     assert isinstance(journal.site(ATTEMPT), str)
     attempts = records.Submissions(store, "quickstart").attempts()
     assert len(attempts) == (kind != "submissions")
@@ -111,6 +114,27 @@ def read_damaged(store: Store, graph: StageGraph, kind: str, damage: bytes) -> N
     assert series.refresh(attempts, {}) == (kind not in ("series", "submissions"))
     assert records.document(store, "quickstart")["digest"] == root_digest(graph)
     assert all(isinstance(one.message, str) for one in records.failures(store, stages).values())
+
+
+def test_a_submission_is_read_as_it_was_written_and_a_node_says_what_is_damaged(
+    store: Store, graph: StageGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Journal(store).submission("driver-0")
+    assert written is not None
+    use = {"provider": "mine.py", "version": "ab", "file": True, "names": {"routers": ["noisy"]}}
+    (plain,) = written.jobs
+    job = replace(plain, plugins=(use,), resources={**plain.resources, "nodes": 3, "processes": 2})
+    whole = replace(written, jobs=(job,), plugin_files={"ab": {"name": "mine.py"}})
+    path = path_of("submissions", graph)
+    store.objects.put(path, seal(whole.to_json()))
+    assert Journal(store).submission("driver-0") == whole
+    assert planned_job(store, "driver-0", 0) == (job, [{"name": "mine.py"}])
+    assert job.ranks == 6
+    monkeypatch.setattr("jobs.node.opening.START_PATIENCE_SECONDS", 0.0)
+    for damage in DAMAGE:
+        store.objects.put(path, damage)
+        with pytest.raises(StoreError, match=rf"{path} in .*|no submission {path}"):
+            planned_job(store, "driver-0", 0)
 
 
 def test_commands_answer_while_every_document_is_damaged(

@@ -17,6 +17,7 @@ from orchestrator import cli
 from orchestrator.commands.sites import site_of
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.resources import ROOT
+from orchestrator.store.attempts import Submission
 from tests.fake_slurm import Scheduler, scheduler
 
 __all__ = ["scheduler"]
@@ -127,10 +128,12 @@ def test_a_scheduler_that_is_away_is_said(
 
 def test_a_batch_that_says_nothing_of_its_scheduler_asks_for_the_site_file(tmp_path: Path) -> None:
     with pytest.raises(MoegridError, match="unknown site 'mine'"):
-        site_of({"site": "mine"}, None)
+        site_of(Submission("b", (), site="mine"), None)
     path = tmp_path / "mine.yaml"
     path.write_text("backend: slurm\nqos: low\n")
-    assert site_of({"site": "mine"}, None, given=str(path)).settings.qos == "low"
+    assert site_of(Submission("b", (), site="mine"), None, given=str(path)).settings.qos == "low"
     other = tmp_path / "other.yaml"
     other.write_text("backend: slurm\nqos: high\n")
-    assert site_of({"site": "other", "site_file": str(other)}, None, given=str(path)).settings.qos == "high"
+    assert (
+        site_of(Submission("b", (), site="other", site_file=str(other)), None, given=str(path)).settings.qos == "high"
+    )

@@ -30,6 +30,7 @@ from orchestrator.spec import versions
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.providers import Use, of_all, uses_of
 from orchestrator.store import Store
+from orchestrator.store.attempts import PlannedJob
 from tests.golden_keys import example_works
 
 PYTEST = Origin("pytest", importlib.metadata.version("pytest"))
@@ -112,9 +113,9 @@ def test_a_job_carries_what_its_stages_use_and_nothing_else(
         for key, stage in reversed(list(graph.stages.items()))
         for kind in [stage.kind]
     }
-    assert [use["provider"] for use in jobs["train"]["plugins"]] == ["mine.py", "pytest"]
-    assert [use["provider"] for use in jobs["evaluate"]["plugins"]] == ["pytest"]
-    assert "plugins" not in jobs["data"]
+    assert [use["provider"] for use in jobs["train"].plugins] == ["mine.py", "pytest"]
+    assert [use["provider"] for use in jobs["evaluate"].plugins] == ["pytest"]
+    assert "plugins" not in jobs["data"].to_json()
     assert plugin_files([jobs["data"], jobs["evaluate"]]) == {}
     (sent,) = plugin_files(list(jobs.values())).values()
     assert sent == {"name": "mine.py", "files": {"mine.py": (tmp_path / "mine.py").read_text()}}
@@ -144,8 +145,12 @@ def test_a_node_refuses_another_version_by_name(registries: None, tmp_path: Path
     assert not rule(verdict.kind).outside, "trying again changes nothing"
 
 
+def using(use: Use) -> PlannedJob:
+    return PlannedJob("b-0", "", {}, {}, (), (use.to_json(),))
+
+
 def test_a_node_with_the_version_that_was_planned_with_goes_on(registries: None, tmp_path: Path) -> None:
-    bring_plugins({"plugins": [Use(PYTEST, {"routers": ("noisy",)}).to_json()]}, tmp_path)
+    bring_plugins(using(Use(PYTEST, {"routers": ("noisy",)})), [], tmp_path)
 
 
 def test_a_plugin_file_that_a_node_cannot_import_is_a_fault_of_the_work(registries: None, tmp_path: Path) -> None:
@@ -153,7 +158,7 @@ def test_a_plugin_file_that_a_node_cannot_import_is_a_fault_of_the_work(registri
     use = Use(plugin.origin, {"routers": ("noisy",)})
     sent = [plugin.to_json()]
     with pytest.raises(PluginError, match=r"plugin 'mine.py' cannot be imported"):
-        bring_plugins({"plugins": [use.to_json()], "plugin_files": sent}, tmp_path)
+        bring_plugins(using(use), sent, tmp_path)
 
 
 def test_uses_survive_json_and_join_by_their_provider() -> None:

@@ -16,6 +16,7 @@ from orchestrator.plan.describe import describe_job
 from orchestrator.plan.graph import build_graph
 from orchestrator.plan.root import root_digest, root_document
 from orchestrator.store import Store, records
+from orchestrator.store.attempts import Submission
 
 OVERRIDE = "set.finetune.lr=1e-3"
 # Words and what they answer on a store that is there, and on none.
@@ -62,7 +63,7 @@ def begun(own_places: Path) -> Store:
     first = next(iter(graph.stages))
     job = describe_job(graph, "driver-0-0", [first], graph.resources(first), {})
     journal = Journal(store)
-    journal.submit("driver-0", {"grid": "quickstart", "site": "local", "store": store.url}, [job])
+    journal.submit(Submission("driver-0", (job,), grid="quickstart", site="local"))
     journal.record_handles([Handle("driver-0-0", "driver-0", "1", {})])
     assert store.claims.claim(first, "driver-0-0", ttl=60.0)
     store.put_json("attempts/driver-0-0/heartbeat.json", {"time": 1.0, "step": 3, "total": 9, "stage": first})

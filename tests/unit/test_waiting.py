@@ -21,6 +21,7 @@ from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.report import html
 from orchestrator.report.collect import collect
 from orchestrator.store import Manifest, Store, index
+from orchestrator.store.attempts import Submission
 from orchestrator.store.local import LocalObjects
 from tests.grid_store import GridStore
 from tests.unit.test_engine_loop import Scheduler
@@ -98,7 +99,7 @@ def test_a_watch_reads_what_is_new_alone(
     for key in keys[-6:]:
         store.claims.claim(key, "b-0-0", 0.0)
         store.create_json(f"failures/{key}/b-0-0.json", {"kind": "error", "message": "m"})
-    journal.submit("b-0", {"grid": "quickstart", "site": "local"}, [])
+    journal.submit(Submission("b-0", (), grid="quickstart", site="local"))
     read: collections.Counter[str] = collections.Counter()
     for name in ("get", "read"):
         real = getattr(LocalObjects, name)
