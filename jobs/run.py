@@ -279,7 +279,7 @@ def _run_stage(job: Job, stage: StageRequest) -> None:
     log.info("%s: starting", stage.label)
     job.live["stage"] = stage.key
     job.reporter.beat(stage=stage.key, label=stage.label, step=0, total=0)
-    context = StageContext(job, stage.key, stage.label)
+    context = StageContext(job, stage.key, stage.label, moments=stage.moments)
     stage_function(stage.work)(context, stage.work)
     if stage.work.kind != "train":  # a training stage's last state is committed in the background; its writer lets go
         context.release()

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,19 @@ def make_job(store: Store, works: Sequence[Work], attempt: str = "a-0", **change
     return Job(store, attempt, scratch=Path(tempfile.mkdtemp()), signals=Signals(), reporter=reporter, **fields)
 
 
-def run_chain(store: Store, works: Sequence[Work], attempt: str = "a-0", **changes: Any) -> Job:
-    """Run `works` as one chain inside the test's process and wait for what it commits."""
+def run_chain(
+    store: Store, works: Sequence[Work], attempt: str = "a-0", *, light: Collection[Work] = (), **changes: Any
+) -> Job:
+    """Run `works` as one chain inside the test's process and wait for what it commits.
+
+    States of `light` ones are kept without the optimizer's state.
+    """
     from jobs.run import stage_function
 
     job = make_job(store, works, attempt, **changes)
     try:
         for work in works:
-            stage_function(work)(StageContext(job, work.key(), work.kind), work)
+            stage_function(work)(StageContext(job, work.key(), work.kind, moments=work not in light), work)
     finally:
         for finish in job.finishers:
             finish()

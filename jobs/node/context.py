@@ -61,10 +61,12 @@ class Job:
 class StageContext:
     """One stage's view of its job. Safe to use from a background thread of the stage."""
 
-    def __init__(self, job: Job, stage: str, label: str = "") -> None:
+    def __init__(self, job: Job, stage: str, label: str = "", *, moments: bool = True) -> None:
+        """`moments`: something goes on from the state that the stage makes, so its optimizer's state is kept."""
         self.job = job
         self.stage = stage
         self.label = label
+        self.moments = moments
         self.store = job.store
         self.attempt = job.attempt
         self.execution = job.execution

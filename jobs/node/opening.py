@@ -17,11 +17,12 @@ START_PATIENCE_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class StageRequest:
-    """One stage of the submission: its key, its label for people, and its payload."""
+    """One stage of the submission: its key, its label for people, its payload; do others go on from its state?"""
 
     key: str
     label: str
     work: Work
+    moments: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def read_job(job: PlannedJob) -> JobRequest:
                 cause="the node runs another version of the project than the one that planned",
                 hint="deploy one version on the driver and on the nodes, then plan again",
             )
-        stages.append(StageRequest(stage.key, stage.label, work))
+        stages.append(StageRequest(stage.key, stage.label, work, stage.moments))
     resources = build(Resources, job.resources)
     execution = build(Execution, {"resources": {}, **job.execution})
     return JobRequest(job.attempt, resources, execution, tuple(stages))

@@ -1,7 +1,8 @@
 """States to and from the store: the training thread pays one copy to host memory, the rest happens in the background.
 
 Blobs of a state: `weights.safetensors` and `optimizer.safetensors` (of several ranks: one shard each), `state.json`
-(where training stood) and `series.json` (the segment's logged rows, each step once).
+(where training stood) and `series.json` (the segment's logged rows, each step once). The manifest says whether the
+optimizer's state is there (`info.moments`): where nothing goes on from a state it is not written.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from jobs.node.context import StageContext
 from jobs.train.engine import Engine
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Blob
+from orchestrator.store.manifest import MOMENTS, WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Snapshot:
     key: str
     step: int
     weights: Mapping[str, Rows]
-    optimizer: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor] | None  # None: the state is kept without
     state: bytes  # state.json
     series: bytes  # series.json
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -54,7 +56,7 @@ class Share:
     """What one rank wrote of a state: its shards, and the digest of its weights."""
 
     weights: Blob
-    optimizer: Blob
+    optimizer: Blob | None
     digest: int
 
 
@@ -132,12 +134,16 @@ class CheckpointWriter:
         if self._limit == 1:
             self.wait()
         slot = self._free.get()
-        optimizer = ((name, Rows.whole(tensor)) for name, tensor in engine.optimizer_tensors().items())
+        optimizer = None
+        weights = slot.fill(engine.weights(), "weights/")
+        if info[MOMENTS]:
+            pieces = ((name, Rows.whole(tensor)) for name, tensor in engine.optimizer_tensors().items())
+            optimizer = {name: piece.tensor for name, piece in slot.fill(pieces, "optimizer/").items()}
         snapshot = Snapshot(
             key=work.key_at(step),
             step=step,
-            weights=slot.fill(engine.weights(), "weights/"),
-            optimizer={name: piece.tensor for name, piece in slot.fill(optimizer, "optimizer/").items()},
+            weights=weights,
+            optimizer=optimizer,
             state=json.dumps(state).encode(),
             series=f"[{', '.join(rows)}]".encode(),
             info=copy.deepcopy(dict(info)),
@@ -145,7 +151,7 @@ class CheckpointWriter:
             last=last,
         )
         self._bytes = sum(piece.tensor.nbytes for piece in snapshot.weights.values())
-        self._bytes += sum(tensor.nbytes for tensor in snapshot.optimizer.values())
+        self._bytes += sum(tensor.nbytes for tensor in (optimizer or {}).values())
         self._pending.append(self._executor.submit(self._write, context, work, snapshot, slot))
 
     def _write(self, context: StageContext, work: TrainWork, snapshot: Snapshot, slot: HostCopies) -> None:
@@ -154,17 +160,17 @@ class CheckpointWriter:
             folder.mkdir(parents=True, exist_ok=True)
             share = Share(
                 self._upload(context, folder, "weights", {n: piece.tensor for n, piece in snapshot.weights.items()}),
-                self._upload(context, folder, "optimizer", snapshot.optimizer),
+                None if snapshot.optimizer is None else self._upload(context, folder, "optimizer", snapshot.optimizer),
                 rows_digest(snapshot.weights),
             )
             if context.rank > 0:
                 _announce(context, snapshot.key, share)
                 return
             shares = [share, *_collect(context, snapshot.key)]
-            info = {**snapshot.info, "weights_sha256": digest_text(one.digest for one in shares)}
+            info = {**snapshot.info, WEIGHTS: digest_text(one.digest for one in shares)}
             blobs = [
                 *(one.weights for one in shares),
-                *(one.optimizer for one in shares),
+                *(one.optimizer for one in shares if one.optimizer is not None),
                 context.write_blob("state.json", snapshot.state),
                 context.write_blob("series.json", snapshot.series),
             ]
@@ -201,4 +207,6 @@ def _collect(context: StageContext, key: str) -> list[Share]:
     names = [f"state/{key}/{rank}" for rank in range(1, context.world_size)]
     meeting().wait(names, timedelta(seconds=SHARD_SECONDS))
     found = [json.loads(meeting().get(name)) for name in names]
-    return [Share(Blob(**one["weights"]), Blob(**one["optimizer"]), one["digest"]) for one in found]
+    return [
+        Share(Blob(**one["weights"]), one["optimizer"] and Blob(**one["optimizer"]), one["digest"]) for one in found
+    ]

@@ -9,7 +9,7 @@ from jobs.models.upcycle import initial_model
 from jobs.models.weights import canonical_state, weights_sha256
 from jobs.node.context import StageContext
 from jobs.train.randomness import reseed
-from jobs.train.stage import vocabulary_size
+from jobs.train.session import vocabulary_size
 from orchestrator.data.tokenizers import foreign_hint
 from orchestrator.errors import MoegridError
 from orchestrator.spec.work import InitWork

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from orchestrator.plan.graph import StageGraph
 from orchestrator.store import Blob, Manifest, Store
-from orchestrator.store.artifacts import OBSERVATIONS
+from orchestrator.store.manifest import OBSERVATIONS
 
 # File systems stamp in ticks of a few milliseconds.
 SLACK_SECONDS = 0.05

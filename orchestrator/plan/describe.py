@@ -27,7 +27,14 @@ def describe_job(
     uses = of_all(use for stage in stages for use in uses_of(stage.work, execution["engine"]))
     label = stages[0].label if len(stages) == 1 else f"{stages[0].label} (+{len(stages) - 1})"
     planned = (
-        PlannedStage(stage.key, stage.label, stage.phase, tuple(graph.users[stage.key]), work_to_json(stage.work))
+        PlannedStage(
+            stage.key,
+            stage.label,
+            stage.phase,
+            tuple(graph.users[stage.key]),
+            work_to_json(stage.work),
+            stage.kind != "train" or graph.continued(stage.key),
+        )
         for stage in stages
     )
     carried = tuple(use.to_json() for use in uses)

@@ -14,10 +14,11 @@ from typing import Any
 
 from orchestrator.errors import StoreError
 from orchestrator.store import opening
-from orchestrator.store.artifacts import Artifacts, Blob, Manifest
+from orchestrator.store.artifacts import Artifacts
 from orchestrator.store.claims import Claims, ClaimState, Lease
 from orchestrator.store.documents import parse, seal, sound
 from orchestrator.store.index import Index
+from orchestrator.store.manifest import Blob, Manifest
 from orchestrator.store.objects import PATIENCE, Entry, Objects
 
 __all__ = ["Artifacts", "Blob", "ClaimState", "Claims", "Entry", "Lease", "Manifest", "Objects", "Store"]

@@ -14,12 +14,12 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from orchestrator.errors import CorruptBlob, MoegridError, StoreError
+from orchestrator.errors import CorruptBlob, StoreError
+from orchestrator.store.manifest import Blob, Manifest
 from orchestrator.store.objects import Entry, Objects, check_path
 
 FOLDER = "artifacts"
@@ -27,85 +27,8 @@ FOLDER = "artifacts"
 DYING = "tombstones/dying"
 # A collector lets go of what it has not deleted by half of this time; after all of it a tombstone is void.
 DYING_SECONDS = 600.0
-FORMAT = 1
 # A manifest holds at least its field names; a marker `{"generation":n}` is always shorter than this.
 _MARKER_LIMIT = 64
-_CHECKSUM = b',"checksum":"'
-# Blobs that tell of a run's course (times, rates): no child reads them, so they do not make a child stale.
-OBSERVATIONS = frozenset({"series.json"})
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """A named file of an artifact: where it lies, its size in bytes and its sha256."""
-
-    name: str
-    path: str
-    size: int
-    sha256: str
-    artifact: str = field(default="", compare=False)  # the key it was read under, for error messages
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What is known of an artifact. `parents` maps parent keys to the digests their manifests had when it was made."""
-
-    key: str
-    kind: str
-    spec: Mapping[str, Any]
-    parents: Mapping[str, str] = field(default_factory=dict)
-    numerics: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    attempt: str = ""
-    generation: int = 0
-    blobs: tuple[Blob, ...] = ()
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    info: Mapping[str, Any] = field(default_factory=dict)
-    created: float = 0.0
-
-    @property
-    def digest(self) -> str:
-        """The bits a child can depend on: equal after a repair that reproduced them, whoever made them and when."""
-        content = sorted([blob.name, blob.size, blob.sha256] for blob in self.blobs if blob.name not in OBSERVATIONS)
-        return hashlib.sha256(json.dumps([self.key, self.kind, content]).encode()).hexdigest()
-
-    def blob(self, name: str) -> Blob:
-        """Return the blob called `name`; MoegridError if the artifact has none (asking again would not help)."""
-        for blob in self.blobs:
-            if blob.name == name:
-                return blob
-        raise MoegridError(
-            f"artifact {self.key[:12]} ({self.kind}) has no blob {name!r}",
-            cause=f"it holds: {', '.join(blob.name for blob in self.blobs) or 'none'}",
-        )
-
-    def to_bytes(self) -> bytes:
-        """Return the manifest as one line of JSON whose last field is a checksum of what stands before it."""
-        fields: dict[str, object] = {"format": FORMAT}
-        fields |= {name: getattr(self, name) for name in _FIELDS}
-        fields["blobs"] = [{name: getattr(blob, name) for name in _BLOB_FIELDS} for blob in self.blobs]
-        body = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, default=_plain).encode()[:-1]
-        return body + _CHECKSUM + hashlib.sha256(body).hexdigest().encode() + b'"}'
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Manifest | None:
-        """Rebuild a manifest; None if the bytes are damaged."""
-        cut = data.rfind(_CHECKSUM)
-        if cut < 0 or data[cut + len(_CHECKSUM) : -2] != hashlib.sha256(data[:cut]).hexdigest().encode():
-            return None
-        fields = json.loads(data)
-        if fields["format"] > FORMAT:
-            raise StoreError(
-                f"artifact {fields['key'][:12]} was written by a newer moegrid",
-                hint="update moegrid, or use another store",
-            )
-        key = fields["key"]
-        blobs = tuple(Blob(b["name"], b["path"], b["size"], b["sha256"], key) for b in fields["blobs"])
-        return cls(**{name: fields[name] for name in _FIELDS if name != "blobs"}, blobs=blobs)
-
-
-_FIELDS = tuple(Manifest.__dataclass_fields__)
-_BLOB_FIELDS = ("name", "path", "size", "sha256")
 
 
 class Artifacts:
@@ -174,7 +97,8 @@ class Artifacts:
     def commit(self, manifest: Manifest) -> Manifest:
         """Make the artifact exist; return the winner's manifest, which is another's if it came first.
 
-        In place of a discarded artifact the generation is one more than that one's.
+        In place of a discarded artifact the generation is one more than that one's. A training state that was kept
+        without its optimizer's state gives way to the same state with it.
         """
         path = _path(manifest.key)
         fresh = replace(manifest, generation=0, created=manifest.created or self._objects.now())
@@ -189,7 +113,7 @@ class Artifacts:
                     return fresh
                 continue
             winner = Manifest.from_bytes(found[0])
-            if winner is not None and not dying:
+            if winner is not None and not dying and not fresh.completes(winner):
                 return winner
             again = replace(fresh, generation=_generation(found[0]) + 1)
             if self._objects.replace(path, again.to_bytes(), found[1]):
@@ -292,14 +216,14 @@ class Artifacts:
         A parent that no longer exists proves nothing: it was collected, or its repair may reproduce it.
         """
         children = list(manifests)
-        digests = {child.key: child.digest for child in children}
-        missing = {parent for child in children for parent in child.parents} - set(digests)
-        digests |= {key: manifest.digest for key, manifest in self.many(missing).items()}
-        return {
-            child.key
-            for child in children
-            if any(digests.get(parent, recorded) != recorded for parent, recorded in child.parents.items())
-        }
+        known = {child.key: child for child in children}
+        known |= self.many({parent for child in children for parent in child.parents} - set(known))
+
+        def differs(parent: str, recorded: str) -> bool:
+            made = known.get(parent)
+            return made is not None and recorded not in (made.digest, made.digest_of_blobs)
+
+        return {child.key for child in children if any(differs(*parent) for parent in child.parents.items())}
 
     def _dying(self, key: str) -> bool:
         found = self._objects.read(_tombstone(key))
@@ -378,9 +302,3 @@ def _is_damage(marker: bytes) -> bool:
         return bool(json.loads(marker).get("damaged"))
     except (ValueError, AttributeError):
         return True
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    return asdict(value)

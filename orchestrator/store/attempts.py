@@ -88,16 +88,20 @@ def _number(data: Mapping[str, object], name: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
-    """One stage of a job: its key, its label for people, its cells, and its work as JSON."""
+    """One stage of a job: its key, its label for people, its cells, and its work as JSON.
+
+    `moments`: something goes on from the training state that it makes, so the optimizer's state is kept.
+    """
 
     key: str
     label: str = ""
     phase: str = ""
     cells: tuple[str, ...] = ()
     work: Fields = field(default_factory=dict)
+    moments: bool = True
 
     def to_json(self) -> Fields:
-        named = {"key": self.key, "label": self.label, "phase": self.phase}
+        named = {"key": self.key, "label": self.label, "phase": self.phase, "moments": self.moments}
         return {**named, "cells": list(self.cells), "work": self.work}
 
     @classmethod
@@ -106,7 +110,8 @@ class PlannedStage:
         read = _mapping(data, "a stage")
         cells = _sequence(read.get("cells", ()), "its cells")
         key, label, phase = _text(read, "key", required=True), _text(read, "label"), _text(read, "phase")
-        return cls(key, label, phase, tuple(map(str, cells)), _mapping(read.get("work", _NOTHING), "its work"))
+        work = _mapping(read.get("work", _NOTHING), "its work")
+        return cls(key, label, phase, tuple(map(str, cells)), work, read.get("moments", True) is not False)
 
 
 @dataclass(frozen=True, slots=True)

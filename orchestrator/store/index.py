@@ -18,7 +18,8 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from orchestrator.errors import StoreError
-from orchestrator.store.artifacts import Artifacts, Blob, Manifest
+from orchestrator.store.artifacts import Artifacts
+from orchestrator.store.manifest import Blob, Manifest
 from orchestrator.store.objects import Entry, Objects
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from typing import Any
 
 from orchestrator.errors import CorruptBlob, MoegridError
 from orchestrator.store import Store
-from orchestrator.store.artifacts import Manifest
 from orchestrator.store.attempts import Failure, Submission, series_folder
+from orchestrator.store.manifest import Manifest
 
 SERIES_BLOB = "series.json"
 

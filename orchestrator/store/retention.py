@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.store import Store
-from orchestrator.store.artifacts import DYING, DYING_SECONDS, Manifest
+from orchestrator.store.artifacts import DYING, DYING_SECONDS
+from orchestrator.store.manifest import Manifest
 from orchestrator.store.objects import Entry
 
 MARKED = "tombstones/marked"

@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.spec.identity import digest
 from orchestrator.store import Store, records
-from orchestrator.store.artifacts import Manifest
+from orchestrator.store.manifest import Manifest
 from orchestrator.tracking.tracker import (
     FINISHED,
     KILLED,

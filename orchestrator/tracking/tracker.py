@@ -18,8 +18,8 @@ from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.spec.identity import digest
 from orchestrator.spec.providers import Use
 from orchestrator.spec.resolve import is_causal
-from orchestrator.store.artifacts import Manifest
 from orchestrator.store.attempts import Failure
+from orchestrator.store.manifest import Manifest
 from orchestrator.store.records import Attempt, Row, values
 
 RUNNING, SCHEDULED, FINISHED, FAILED, KILLED = "RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"

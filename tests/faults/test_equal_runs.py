@@ -18,7 +18,7 @@ import pytest
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.store import Manifest, Store
-from orchestrator.store.artifacts import OBSERVATIONS
+from orchestrator.store.manifest import OBSERVATIONS
 from tests.s3_faults import FaultyProxy
 from tests.s3_lab import S3Lab
 from tests.small_grid import GRID, jobs_of, made_up_text, moegrid

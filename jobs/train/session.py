@@ -1,0 +1,177 @@
+"""A model in training, and the committed state that it goes on from."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from jobs.data.packing import InstructionBatches, open_batches
+from jobs.data.stage import check_epoch
+from jobs.models.adapters import add_adapters
+from jobs.models.backbones import CausalLM
+from jobs.models.building import empty_model
+from jobs.models.shards import fetch_shards
+from jobs.models.weights import merged
+from jobs.node import code, numerics
+from jobs.node.context import StageContext
+from jobs.node.patience import patiently
+from jobs.train.engine import Engine
+from jobs.train.engines.building import build_engine
+from jobs.train.meter import Meter, recorded_meter
+from orchestrator.catalog.routers import kind_of
+from orchestrator.catalog.selections import SELECTIONS
+from orchestrator.errors import ArtifactMissing, CorruptBlob, NumericsError
+from orchestrator.spec.identity import lineage, state_keys
+from orchestrator.spec.model import Moe
+from orchestrator.spec.providers import uses_of
+from orchestrator.spec.work import TrainWork, work_from_json
+from orchestrator.store import Manifest
+
+log = logging.getLogger(__name__)
+
+# Its pieces are those of one number of processes.
+SAME_WORLD = "deepspeed:3"
+
+
+@dataclass
+class Session:
+    """A model in training that the next segment of the chain may take over: bit-identical to loading its last state."""
+
+    engine: Engine
+    phase: str
+    state: str  # key of the state it is in
+    step: int
+    tokens: int
+    meter: Meter
+    mixed_numerics: bool = False
+    mixed_code: bool = False
+
+
+def load_session(context: StageContext, work: TrainWork, step: int, key: str) -> Session:
+    """Return a session in the committed state `key` at `step` of the work's phase."""
+    manifest = context.manifest(key)
+    mixed = mixed_in(context, work, manifest, step)
+    model = empty_model(work.model, vocabulary_size(context, work.tokenizer))
+    begun = add_adapters(model, work.conditions.train.adapter, work.conditions.seed)
+    weights: Mapping[str, Tensor] = fetch_shards(context, key, "weights")
+    if step == 0:  # the state of an earlier phase, whose own adapters are merged
+        weights = merged(weights, begun)
+    engine = engine_over(context, work, model, weights)
+    session = Session(engine, work.conditions.phase, key, step, 0, Meter(), *mixed)
+    if step > 0:
+        state = json.loads(context.fetch(key, "state.json").read_bytes())
+        engine.load_optimizer(fetch_shards(context, key, "optimizer"))
+        session.tokens = state["tokens"]
+        session.meter, sound = recorded_meter(state, lambda steps: _assignments(context, manifest, engine, step, steps))
+        if not sound:
+            log.warning(
+                "%s: the state at step %d, of an earlier version, may have counted later steps in its window of the "
+                "series: the next logged row is a mean over the steps from here on",
+                context.label,
+                step,
+            )
+    return session
+
+
+def mixed_in(context: StageContext, work: TrainWork, manifest: Manifest, step: int) -> tuple[bool, bool]:
+    """Return whether going on from a state mixes numerics, and training code; raises where that was not allowed.
+
+    A phase may begin (step 0) under other numerics and code than made the state before it: the latter is marked.
+    """
+    uses = uses_of(work, context.execution.engine)
+    mixed_code = bool(manifest.info.get("mixed_code")) or code.differing_code(manifest.provenance, uses) is not None
+    if step == 0:
+        return False, mixed_code
+    execution, own, what = context.execution, context.numerics, f"the state at step {step}"
+    made = (manifest.numerics.get("engine"), manifest.numerics.get("world_size"))
+    if SAME_WORLD in (made[0], execution.engine) and made[1] != context.world_size:
+        raise NumericsError(
+            f"{what} is of {made[1]} processes under engine {made[0]!r}, and this job has {context.world_size}",
+            cause=f"training under engine {SAME_WORLD!r} goes on with the number of processes that it began with",
+            hint=f"run the phase with {made[1]} processes, or with engine fsdp or deepspeed:2 from its start; "
+            "evaluation and export read the state anywhere",
+        )
+    if not execution.allow_code:
+        code.refuse_other_code(manifest.provenance, what, uses)
+    if not execution.allow_numerics:
+        numerics.refuse_other(manifest.numerics, own, what)
+    if unknown := sorted(own.keys() - manifest.numerics.keys()):
+        log.warning("%s: %s does not say its %s, which is not compared", context.label, what, ", ".join(unknown))
+    mixed = bool(manifest.info.get("mixed_numerics")) or bool(numerics.differing(manifest.numerics, own))
+    return mixed, mixed_code
+
+
+def fixed_load(moe: Moe) -> bool:
+    """Return whether every token is assigned to the same number of experts."""
+    return moe.choice == "token" and kind_of(moe).routes and SELECTIONS.get(moe.selection).fixed
+
+
+def _assignments(context: StageContext, manifest: Manifest, engine: Engine, step: int, steps: int) -> int | None:
+    """Return how many tokens each layer assigned to experts in the `steps` steps before `step`, times k, if fixed."""
+    made, moe = work_from_json(manifest.spec), engine.model.spec.moe
+    if not fixed_load(moe) or not isinstance(made, TrainWork) or step - steps < made.start:
+        return None
+    source, train = training_source(context, made), made.conditions.train
+    batches = ((at, index) for at in range(step - steps, step) for index in range(train.accumulation))
+    tokens = sum(int(source.micro_batch(*batch, train.micro_batch).attention_mask.sum()) for batch in batches)
+    return moe.top_k * tokens
+
+
+def latest_state(context: StageContext, work: TrainWork) -> tuple[int, str] | None:
+    """Return (step, key) of the latest sound committed state between start and stop from which training can go on."""
+    steps = range(work.start + 1, work.stop)
+    if not steps:
+        return None
+    *history, (conditions, start, _) = lineage(work.spans)
+    keys = dict(zip(state_keys(work.init, history, conditions, start, steps), steps, strict=True))
+    existing = patiently(context.store.artifacts.keys, "list of states") & keys.keys()
+    for step, key in sorted(((keys[key], key) for key in existing), reverse=True):
+        try:
+            manifest = context.manifest(key)
+            if not manifest.resumable:
+                continue
+            context.fetch_all(key, [blob.name for blob in manifest.blobs])
+        except (CorruptBlob, ArtifactMissing) as error:
+            log.warning("%s: the state at step %d is damaged (%s); taking an earlier one", context.label, step, error)
+            if context.rank == 0:
+                context.store.artifacts.heal(key)
+            context.job.manifests.pop(key, None)
+            continue
+        return step, key
+    return None
+
+
+def engine_over(
+    context: StageContext, work: TrainWork, model: CausalLM, weights: Mapping[str, Tensor] | None = None
+) -> Engine:
+    execution, train = context.execution, work.conditions.train
+    return build_engine(execution.engine, model, train, context.rank, context.world_size, weights, execution.device)
+
+
+def training_source(context: StageContext, work: TrainWork) -> Any:
+    train = work.conditions.train
+    info = context.manifest(work.conditions.tokens).info
+    ranges: dict[str, list[int]] = info.get("corpora", {})
+    batches = open_batches(
+        train.data.format,
+        context.directory(work.conditions.tokens),
+        train.sequence_length,
+        work.conditions.seed,
+        accumulation=train.accumulation,
+        loss=train.loss,
+        pad=int(info.get("pad", 0)),
+        corpora=[(*ranges[name], share) for name, share in train.data.weights.items()],
+    )
+    if isinstance(batches, InstructionBatches):
+        check_epoch(train.data, batches.examples)
+    return batches
+
+
+def vocabulary_size(context: StageContext, tokenizer: str) -> int:
+    """Return the number of token ids of a tokenizer artifact."""
+    return int(context.manifest(tokenizer).info["vocab_size"])

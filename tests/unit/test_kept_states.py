@@ -1,0 +1,182 @@
+"""What is kept of a state: moments only where something continues, and frozen weights once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.node.opening import read_job
+from jobs.node.preemption import Preempted
+from jobs.train.loop import StepResult, Trainer
+from orchestrator.errors import ArtifactMissing, NumericsError
+from orchestrator.grid.load import load_grid
+from orchestrator.plan.describe import describe_job
+from orchestrator.plan.graph import build_graph
+from orchestrator.spec.cell import Resources
+from orchestrator.spec.work import TrainWork
+from orchestrator.store import Manifest, Store
+from orchestrator.store.attempts import PlannedJob
+from tests.training import EXECUTION, init_work, prepare, run_chain, segments, state_bits, weights
+
+HALF, LAST = segments([("", 0, 4), ("router", 4, 8)])
+EVERY = dataclasses.replace(EXECUTION, checkpoint_steps=2)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps that were taken, as they are taken."""
+    taken: list[int] = []
+    original = Trainer.train_step
+
+    def counted(self: Trainer, requests: tuple[bool, ...], **options: bool) -> StepResult:
+        taken.append(self.step)
+        return original(self, requests, **options)
+
+    monkeypatch.setattr(Trainer, "train_step", counted)
+    return taken
+
+
+def fresh(path: Path) -> Store:
+    store = prepare(str(path))
+    run_chain(store, [init_work()], "init")
+    return store
+
+
+def manifest(store: Store, work: TrainWork, step: int = 0) -> Manifest:
+    found = store.artifacts.get(work.key_at(step) if step else work.key())
+    assert found is not None
+    return found
+
+
+def names(found: Manifest) -> set[str]:
+    return {blob.name for blob in found.blobs}
+
+
+def test_a_state_with_and_without_moments_is_one_to_its_children(tmp_path: Path) -> None:
+    whole, light = fresh(tmp_path / "whole"), fresh(tmp_path / "light")
+    run_chain(whole, [HALF, LAST])
+    run_chain(light, [HALF, LAST], light=[HALF, LAST])
+    for work in (HALF, LAST):
+        with_moments, without = manifest(whole, work), manifest(light, work)
+        assert with_moments.resumable
+        assert not without.resumable
+        assert names(with_moments) - names(without) == {"optimizer.safetensors"}
+        assert with_moments.digest == without.digest
+        assert weights(whole, work.key()) == weights(light, work.key())
+    assert not whole.artifacts.stale([manifest(light, LAST)])
+
+
+def test_states_on_the_way_keep_their_moments(tmp_path: Path, steps: list[int]) -> None:
+    store = fresh(tmp_path)
+    run_chain(store, [HALF], light=[HALF], execution=EVERY)
+    assert manifest(store, HALF, 2).resumable
+    assert not manifest(store, HALF).resumable
+    store.artifacts.discard(HALF.key())
+    run_chain(store, [HALF], "again", light=[HALF], execution=EVERY)
+    assert steps == [0, 1, 2, 3, 2, 3]
+
+
+def test_what_goes_on_from_a_state_without_moments_makes_it_again(tmp_path: Path, steps: list[int]) -> None:
+    straight, store = fresh(tmp_path / "straight"), fresh(tmp_path / "store")
+    run_chain(straight, [HALF, LAST])
+    run_chain(store, [HALF], light=[HALF])
+    before = manifest(store, HALF)
+    steps.clear()
+    run_chain(store, [LAST], "b")
+    assert steps == list(range(8))
+    assert state_bits(store, LAST.key()) == state_bits(straight, LAST.key())
+    after = manifest(store, HALF)
+    assert after.resumable
+    assert after.generation == before.generation + 1
+    assert state_bits(store, HALF.key()) == state_bits(straight, HALF.key())
+    # The next one that goes on from it finds it whole.
+    (fork,) = segments([("", 0, 4), ("expert", 4, 8)])[1:]
+    steps.clear()
+    run_chain(store, [fork], "c")
+    assert steps == list(range(4, 8))
+
+
+def test_making_it_again_begins_at_the_latest_state_that_has_moments(tmp_path: Path, steps: list[int]) -> None:
+    store = fresh(tmp_path)
+    run_chain(store, [HALF], light=[HALF], execution=EVERY)
+    steps.clear()
+    run_chain(store, [LAST], "b", light=[LAST])
+    assert steps == list(range(2, 8))
+
+
+def test_a_stop_while_it_is_made_again_loses_nothing(
+    tmp_path: Path, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, store = fresh(tmp_path / "straight"), fresh(tmp_path / "store")
+    run_chain(straight, [HALF, LAST])
+    run_chain(store, [HALF], light=[HALF])
+    counted = Trainer.train_step
+
+    def stopped(self: Trainer, requests: tuple[bool, ...], **options: bool) -> StepResult:
+        return counted(self, (self.step == 1, *requests[1:]), **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopped)
+        with pytest.raises(Preempted):
+            run_chain(store, [LAST], "b")
+    steps.clear()
+    run_chain(store, [LAST], "c")
+    assert steps == list(range(2, 8))
+    assert state_bits(store, LAST.key()) == state_bits(straight, LAST.key())
+
+
+def test_under_other_numerics_it_is_not_made_again(tmp_path: Path, steps: list[int]) -> None:
+    store = fresh(tmp_path)
+    run_chain(store, [HALF], light=[HALF])
+    steps.clear()
+    with pytest.raises(NumericsError, match="threads 1 -> 2"):
+        run_chain(store, [LAST], "b", resources=Resources(cores=2))
+    assert not steps
+    # Where other bits come of it in spite of equal numerics, nobody goes on from them.
+    kept = manifest(store, HALF)
+    other = dataclasses.replace(kept, info={**kept.info, "weights_sha256": "0" * 64}, attempt="other")
+    store.artifacts.discard(HALF.key())
+    store.artifacts.commit(other)
+    with pytest.raises(NumericsError, match="became another one"):
+        run_chain(store, [LAST], "c")
+    assert manifest(store, HALF).attempt == "other"
+
+
+def test_where_its_own_parent_is_gone_a_plan_makes_all_of_it(tmp_path: Path) -> None:
+    store = fresh(tmp_path)
+    first, second, third = segments([("", 0, 2), ("expert", 2, 4), ("router", 4, 6)])
+    run_chain(store, [first, second], light=[first, second])
+    store.artifacts.discard(first.key())
+    with pytest.raises(ArtifactMissing):
+        run_chain(store, [third], "b")
+    assert store.artifacts.get(second.key()) is None
+
+
+def test_a_state_without_moments_never_takes_the_place_of_one_with(tmp_path: Path) -> None:
+    store = fresh(tmp_path)
+    run_chain(store, [HALF])
+    whole = manifest(store, HALF)
+    blobs = tuple(blob for blob in whole.blobs if not blob.name.startswith("optimizer"))
+    light = dataclasses.replace(whole, info={**whole.info, "moments": False}, blobs=blobs, attempt="late")
+    assert store.artifacts.commit(light).attempt == whole.attempt
+    assert manifest(store, HALF).resumable
+
+
+def test_jobs_are_told_from_which_states_nothing_goes_on() -> None:
+    graph = build_graph(load_grid("finetune_freeze", scale="tiny"))
+    states = [key for key, stage in graph.stages.items() if stage.kind == "train"]
+    job = read_job(PlannedJob.parse(describe_job(graph, "b-0", states, Resources(), {}).to_json()))
+    ends = {stage.key for stage in job.stages if not stage.moments}
+    works = [stage.work for stage in job.stages if isinstance(stage.work, TrainWork)]
+    # A phase is planned to its last step, from which no other one can go on.
+    assert ends == {work.key() for work in works if work.stop == work.conditions.train.steps}
+    assert 0 < len(ends) < len(states)
