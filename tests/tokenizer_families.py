@@ -14,6 +14,20 @@ A new line starts here; naïve café costs 5€. (It ends.) Question: what is 12
 DEEPSEEK_BOS, DEEPSEEK_EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _SPLIT = _ENDINGS + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# A small Llama's config.json, which makes a folder with one of these tokenizers a checkpoint.
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 384,
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 200,
+    "rms_norm_eps": 2e-6,
+    "rope_theta": 50000.0,
+    "tie_word_embeddings": True,
+}
 
 
 def _byte_level(special: list[str], split: bool = True) -> Tokenizer:

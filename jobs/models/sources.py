@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrator.data.checkpoints import gguf_config
 from orchestrator.errors import SourceError
 
 # GGUF's names of a Llama layer -> transformers' names.
@@ -96,33 +97,13 @@ def _from_folder(path: Path) -> Checkpoint:
 def _from_gguf(path: Path) -> Checkpoint:
     from gguf import GGUFReader
 
-    fields = {name: field.contents() for name, field in GGUFReader(path).fields.items() if "tokenizer" not in name}
-    if fields.get("general.architecture") != "llama":
-        raise SourceError(
-            f"{path} is no Llama model", cause=f"its architecture is {fields.get('general.architecture')}"
-        )
-    heads = int(fields["llama.attention.head_count"])
-    kv_heads = int(fields["llama.attention.head_count_kv"])
-    reader = GGUFReader(path)
-    names = {tensor.name for tensor in reader.tensors}
-    config = {
-        "model_type": "llama",
-        "vocab_size": int(fields["llama.vocab_size"]),
-        "hidden_size": int(fields["llama.embedding_length"]),
-        "intermediate_size": int(fields["llama.feed_forward_length"]),
-        "num_hidden_layers": int(fields["llama.block_count"]),
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "max_position_embeddings": int(fields["llama.context_length"]),
-        "rms_norm_eps": round(float(fields["llama.attention.layer_norm_rms_epsilon"]), 10),
-        "rope_theta": float(fields["llama.rope.freq_base"]),
-        "tie_word_embeddings": "output.weight" not in names,
-    }
+    config = gguf_config(path)
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         from gguf.quants import dequantize
 
-        for tensor in reader.tensors:
+        for tensor in GGUFReader(path).tensors:
             value = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
             stem = tensor.name.removesuffix(".weight")
             if stem in _GGUF_TOP:

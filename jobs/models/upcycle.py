@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
-from jobs.models.convert import import_checkpoint, load_checkpoint, spec_of
+from jobs.models.convert import import_checkpoint, load_checkpoint
 from jobs.models.sources import open_checkpoint
 from jobs.models.weights import canonical_state
 from jobs.moe.block import MoEBlock, dense_width
@@ -17,6 +17,7 @@ from orchestrator.catalog.routers import DENSE
 from orchestrator.data.pinning import files_sha256
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import Model, ModelSpec
+from orchestrator.spec.public_config import spec_of
 from orchestrator.spec.resolve import resolve_model
 
 SEED = 42

@@ -45,10 +45,11 @@ class Section:
 
 @dataclass(slots=True)
 class Layer:
-    """Nested cell fields of one origin."""
+    """Nested cell fields of one origin; `default` are those of a recipe or a scale, not of the grid itself."""
 
     data: dict[str, Any]
     places: dict[tuple[str, ...], str]
+    default: bool = False
 
 
 @dataclass(slots=True)
@@ -80,6 +81,7 @@ class Loader:
         self.included = 0
         self.plugins = PluginReader(problems)
         self.empty: set[str] = set()  # places of keys with nothing behind them
+        self.defaults = True  # while the recipe and the scale's file are read
 
     def load(self, path: FilePath, scale: str, overrides: Sequence[str]) -> GridDocument:
         """Return the document of the grid file `path` at `scale`."""
@@ -98,6 +100,7 @@ class Loader:
         self.phase, self.plain_seed = phase, plain_seed
         overlays = [overlay for document in chain for overlay in self._overlays(document)]
         self._scale(scale, show(path))
+        self.defaults = False
         for document in chain:
             self._apply(document.data, document.places, (*TOP, *MERGED, *REPLACED))
         narrowed = bool(overrides)
@@ -310,7 +313,7 @@ class Loader:
             for written, place in places.items():
                 if written[:1] == (key,):
                     origins[(*path, *(str(part) for part in written[1:]))] = place
-        self.layers.append(Layer(nested, origins))
+        self.layers.append(Layer(nested, origins, self.defaults))
 
     def _override(self, text: str) -> None:
         """Apply one command-line override `section[.key]=value`."""

@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.files.problems import Problems
 from orchestrator.grid.axes import ABSENT, Axis, Choice, Condition
 from orchestrator.grid.merge import Merged
-from orchestrator.grid.sections import SCIENCE, SECTIONS, Built, Sections
+from orchestrator.grid.sections import SCIENCE, SECTIONS, Built, Sections, sections_of
 from orchestrator.grid.validate import Finding, cell_findings, why_not
 from orchestrator.spec.cell import Cell
 from orchestrator.spec.fields import Path
@@ -51,7 +51,7 @@ class Product:
         self._sections = sections
         touched: dict[str, list[int]] = {name: [] for name in SECTIONS}
         for i, axis in enumerate(axes):
-            for name in {path[0] for path in axis.paths}:
+            for name in {name for path in axis.paths for name in sections_of(path)}:
                 touched[name].append(i)
         self._fixed = [sections.get(name) for name in SECTIONS]
         self._varying = [

@@ -22,6 +22,7 @@ class Merged:
     sections: dict[str, Section]
     places: dict[tuple[str, ...], str]
     ranks: dict[tuple[str, ...], int]  # of the last layer that wrote a field
+    said: frozenset[tuple[str, ...]]  # fields that the grid itself sets, not its recipe or scale
 
     def place(self, path: tuple[str, ...]) -> str:
         """Return where the field at `path`, or its nearest ancestor, was written."""
@@ -44,6 +45,7 @@ def merge(document: GridDocument, problems: Problems) -> Merged:
     for rank, layer in enumerate(document.layers):
         places.update(layer.places)
         ranks.update(dict.fromkeys(layer.places, rank))
+    said = frozenset(path for layer in document.layers if not layer.default for path in layer.places)
     sections = {key: section.data for key, section in document.sections.items()}
     refuse = list(_calls([layer.data for layer in document.layers])) + list(_calls(sections))
     for text in refuse:
@@ -51,7 +53,7 @@ def merge(document: GridDocument, problems: Problems) -> Merged:
             f"{text!r} calls a resolver", document.path, hint="only references to fields (${finetune.lr}) are allowed"
         )
     if refuse:
-        return Merged({}, document.sections, places, ranks)
+        return Merged({}, document.sections, places, ranks, said)
     try:
         fields: dict[str, object] = reduce(deep, (layer.data for layer in document.layers), {})
         refers = _refers(sections)
@@ -66,8 +68,8 @@ def merge(document: GridDocument, problems: Problems) -> Merged:
         where = next((places[path[:stop]] for stop in range(len(path), 0, -1) if path[:stop] in places), document.path)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         problems.add(f"cannot resolve {key}: {reason}", where, key, "a reference is ${section.field} of a cell")
-        return Merged({}, document.sections, places, ranks)
-    return Merged({str(key): value for key, value in plain.items()}, document.sections, places, ranks)
+        return Merged({}, document.sections, places, ranks, said)
+    return Merged({str(key): value for key, value in plain.items()}, document.sections, places, ranks, said)
 
 
 def _strings(data: object) -> Iterator[str]:

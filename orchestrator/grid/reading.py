@@ -61,7 +61,7 @@ class Reading:
         if self.problems:
             return []
         seeds = seed_names(self.document.plain_seed)
-        sections = Sections(self.base, self.lengths, self.folder)
+        sections = Sections(self.base, self.lengths, self.folder, self.merged.said)
         expander = Expander(sections, self.merged, self._constant() - seeds, seeds)
         used: set[int] = set()
 

@@ -13,6 +13,7 @@ from orchestrator.catalog.suites import read
 from orchestrator.catalog.tasks import task_kind
 from orchestrator.data import local_data
 from orchestrator.data.benchmark_files import read_benchmark
+from orchestrator.data.checkpoints import completed, context_of, with_own_tokenizer
 from orchestrator.data.hub_sets import benchmark_findings, items_findings, layout_findings
 from orchestrator.data.local_data import told
 from orchestrator.data.mixtures import mixture_shares
@@ -50,6 +51,17 @@ _Sourced = TypeVar("_Sourced", BenchmarkSpec, CorpusSpec, JudgeSpec, MixSpec, Ta
 
 SECTIONS = tuple(fields_of(Cell))
 SCIENCE = tuple(name for name in SECTIONS if name != "execution")
+_CHECKPOINT, _FOREIGN = ("model", "checkpoint"), ("model", "foreign_tokenizer")
+_ACTIVE_WIDTH, _EXPERT_WIDTH = ("model", "active_width"), ("model", "moe", "expert_width")
+_CONTEXT = ("model", "context")
+_FROM_CHECKPOINT = ("model", "tokenizer", "pretrain", "finetune", "evaluate")
+_TOKENIZER_SIZE = ("tokenizer", "vocab_size")
+_TOKENIZER = {("tokenizer", "kind"), ("tokenizer", "source")}
+
+
+def sections_of(path: Path) -> tuple[str, ...]:
+    """Return the sections that the field at `path` decides: a checkpoint brings its tokenizer and its context."""
+    return _FROM_CHECKPOINT if path in (_CHECKPOINT, _FOREIGN) else path[:1]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,11 +76,15 @@ class Built:
 class Sections:
     """Builds the sections of cells that start from `base`; equal choices give the same object.
 
-    `lengths` are the phases whose steps are given in other units, `folder` is where relative files are sought.
+    `lengths` are the phases whose steps are given in other units, `folder` is where relative files are sought, `said`
+    are the fields that the grid itself sets: where a model starts from a checkpoint, that decides the others.
     """
 
-    def __init__(self, base: Cell, lengths: Mapping[str, Length], folder: FilePath) -> None:
+    def __init__(
+        self, base: Cell, lengths: Mapping[str, Length], folder: FilePath, said: frozenset[Path] = frozenset()
+    ) -> None:
         self.base = base
+        self.said = said | ({_EXPERT_WIDTH} if _ACTIVE_WIDTH in said else set())
         self.lengths = lengths
         self.folder = folder
         self._built: dict[str, dict[Any, Built]] = {name: {} for name in SECTIONS}
@@ -82,9 +98,14 @@ class Sections:
         """Return the section `name` with what `choices` set in it."""
         known = self._built[name].get(choices)
         if known is None:
-            known = self._built[name][choices] = self._build(
-                name, (choices,) if isinstance(choices, Choice) else choices
-            )
+            chosen = (choices,) if isinstance(choices, Choice) else choices
+            known = self._build(name, chosen)
+            # A checkpoint that changes nothing here gives the object that there is without it.
+            own = tuple(choice for choice in chosen if any(path[0] == name for path, _ in choice.assignments))
+            if len(own) < len(chosen):
+                other = self.get(name, own[0] if len(own) == 1 else own)
+                known = other if other.value == known.value else known
+            self._built[name][choices] = known
         return known
 
     def _build(self, name: str, choices: tuple[Choice, ...]) -> Built:
@@ -92,7 +113,8 @@ class Sections:
         length = self.lengths.get(name)
         findings: list[Finding] = []
         changed: dict[str, object] = {}
-        for path, new in (assignment for choice in choices for assignment in choice.assignments):
+        assigned = dict(assignment for choice in choices for assignment in choice.assignments)
+        for path, new in assigned.items():
             if path[0] != name:
                 continue
             if value is None:
@@ -108,17 +130,40 @@ class Sections:
                 value = replace_path(value, path[1:], new)
         if changed:
             value = dataclasses.replace(value, **changed)
+        value = self._from_checkpoint(name, value, assigned, findings)
         value = self._finish(name, value, length, findings)
         findings.extend(section_findings(name, value))
         return Built(value, digest(_science(value, not findings)), tuple(findings))
 
+    def _from_checkpoint(self, name: str, value: Any, assigned: Mapping[Path, object], findings: list[Finding]) -> Any:
+        """Return a section as the model's checkpoint wants it, where the grid itself does not say it."""
+        said = {*self.said, *assigned}
+        checkpoint = str(assigned.get(_CHECKPOINT, self.base.model.checkpoint))
+        if not checkpoint:
+            return value
+        if isinstance(value, TokenizerSpec):
+            if _TOKENIZER & said or assigned.get(_FOREIGN, self.base.model.foreign_tokenizer):
+                return value
+            return with_own_tokenizer(value, checkpoint, self.folder, sized=_TOKENIZER_SIZE in said)
+        field = "sequence_length" if isinstance(value, TrainSpec) else "max_length"
+        if isinstance(value, (TrainSpec, EvaluateSpec)) and (name, field) not in said and _CONTEXT not in said:
+            # A default length gives way to a checkpoint of a shorter context.
+            longest = context_of(checkpoint, self.folder)
+            return dataclasses.replace(value, **{field: min(getattr(value, field), longest)}) if longest else value
+        if not isinstance(value, ModelSpec):
+            return value
+        try:
+            value = pin_checkpoint(value, self.folder)
+        except Mistake as mistake:
+            findings.append((_CHECKPOINT, mistake.message, mistake.hint))
+            return value
+        value, wrong = completed(value, {path[1:] for path in said if path[0] == "model"})
+        findings += [(("model", *path), message, hint) for path, message, hint in wrong]
+        return value
+
     def _finish(self, name: str, value: Any, length: Length | None, findings: list[Finding]) -> Any:
         """Fill in what is derived: steps from a length, digests of sources, the preset's values."""
         if isinstance(value, ModelSpec):
-            try:
-                value = pin_checkpoint(value, self.folder)
-            except Mistake as mistake:
-                findings.append(((name, "checkpoint"), mistake.message, mistake.hint))
             try:
                 return resolve_model(value)
             except ValueError:

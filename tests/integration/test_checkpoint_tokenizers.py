@@ -11,13 +11,13 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from jobs.models import export
-from jobs.models.convert import spec_of
 from jobs.models.sources import open_checkpoint
 from jobs.node.preemption import Signals
 from jobs.run import run_job
 from orchestrator.data.tokenizers import tokenizer_sha256
 from orchestrator.spec.cell import DataSpec, TokenizerSpec, TrainSpec
 from orchestrator.spec.model import Model, ModelSpec
+from orchestrator.spec.public_config import spec_of
 from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.work import Conditions, DataWork, InitWork, TokenizerWork, TokensWork, TrainWork
 from orchestrator.store import Store

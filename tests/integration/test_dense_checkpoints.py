@@ -11,12 +11,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from jobs.models.convert import import_checkpoint, spec_of
+from jobs.models.convert import import_checkpoint
 from jobs.models.sources import open_checkpoint
 from jobs.models.upcycle import initial_model, upcycle
 from orchestrator.data.pinning import pin_checkpoint
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.public_config import spec_of
 from tests.public_models import IDS, VOCAB, llama_in, olmoe_in
 
 

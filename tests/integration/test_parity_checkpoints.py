@@ -24,11 +24,12 @@ from transformers import (
 from jobs.models import export
 from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
-from jobs.models.convert import export_checkpoint, import_checkpoint, load_checkpoint, spec_of
+from jobs.models.convert import export_checkpoint, import_checkpoint, load_checkpoint
 from jobs.models.sources import open_checkpoint
 from jobs.models.weights import canonical_state, load_canonical, weights_sha256
 from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.public_config import spec_of
 from tests import training
 from tests.public_models import IDS, SHAPE, VOCAB, olmoe_in
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator.grid.load import Grid, load_grid
 from tests.benchmark_samples import PROBLEMS
+from tests.tokenizer_families import LLAMA
 
 Load = Callable[..., Grid]
 
@@ -103,7 +104,7 @@ def test_a_checkpoint_of_this_machine_is_pinned_by_its_content(load: Load, tmp_p
 
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps(LLAMA))
     text = "set: {model.checkpoint: 'file://mine'}\n"
     first = load(text).cells[0]
     assert first.cell.model.checkpoint == f"file://{folder}"
@@ -112,7 +113,7 @@ def test_a_checkpoint_of_this_machine_is_pinned_by_its_content(load: Load, tmp_p
     assert (second.id, second.cell.model.checkpoint) == (first.id, f"file://{moved}")
     keys = [InitWork(item.cell.model, "t").key() for item in (first, second)]
     assert keys[0] == keys[1]
-    (moved / "config.json").write_text("{ }")
+    (moved / "config.json").write_text(json.dumps({**LLAMA, "torch_dtype": "float32"}))
     third = load(text.replace("mine", "yours")).cells[0]
     assert third.id != first.id
     assert InitWork(third.cell.model, "t").key() != keys[0]

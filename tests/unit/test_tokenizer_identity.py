@@ -12,7 +12,7 @@ import pytest
 from orchestrator.errors import GridError
 from orchestrator.grid.load import Grid
 from orchestrator.plan.graph import build_graph
-from tests.tokenizer_families import FAMILIES
+from tests.tokenizer_families import FAMILIES, LLAMA
 
 Load = Callable[..., Grid]
 GRID = "set: {tokenizer: {kind: pretrained, source: 'file://%s'}}\n"
@@ -100,6 +100,7 @@ def test_a_checkpoint_takes_its_own_tokenizer_and_no_other_of_the_same_size(
     load: Load, tmp_path: Path, family: str
 ) -> None:
     FAMILIES[family](tmp_path / "dense")
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(LLAMA))
     own = tmp_path / "own" / "tokenizer.json"
     shutil.copytree(tmp_path / "dense", own.parent)
     whole = json.loads(own.read_text())
@@ -121,9 +122,10 @@ def test_a_checkpoint_takes_its_own_tokenizer_and_no_other_of_the_same_size(
 
 def test_a_newly_trained_tokenizer_is_no_checkpoints_own(load: Load, tmp_path: Path) -> None:
     (tmp_path / "dense").mkdir()
-    (tmp_path / "dense" / "config.json").write_text("{}")
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(LLAMA))
     load(with_checkpoint("{kind: bpe}"))  # nothing says what its ids mean
     FAMILIES["gpt2"](tmp_path / "dense")
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(LLAMA))
     with pytest.raises(GridError, match="has a tokenizer of its own, but the cell trains another"):
         load(with_checkpoint("{kind: bpe}"))
     load(with_checkpoint("{kind: bpe}", ", foreign_tokenizer: true"))

@@ -1,0 +1,149 @@
+"""`model.checkpoint` alone is enough: its config.json need not be said again, and must not be said otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.catalog.public_models import PUBLIC_MODELS
+from orchestrator.errors import GridError
+from orchestrator.grid.load import Grid, load_grid
+from orchestrator.spec.public_config import spec_of
+from tests.tokenizer_families import FAMILIES, LLAMA
+
+Load = Callable[..., Grid]
+OLMOE = {
+    **LLAMA,
+    "model_type": "olmoe",
+    "num_key_value_heads": 6,
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+}
+TUNE = "pretrain: null, finetune.data: {source: 'file://examples.jsonl'}"
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder with two checkpoints, as far as a plan reads them, and examples to fine-tune on."""
+    for name, config in (("dense", LLAMA), ("sparse", OLMOE)):
+        FAMILIES["gpt2"](tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        (tmp_path / name / "model.safetensors").write_bytes(name.encode())
+    rows = [{"prompt": f"{i}?", "response": f"{i}!"} for i in range(40)]
+    (tmp_path / "examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def test_a_sparse_checkpoint_gives_its_whole_shape(load: Load, here: Path) -> None:
+    cell = load(f"set: {{{TUNE}, model.checkpoint: 'file://sparse'}}").cells[0].cell
+    model, moe = cell.model, cell.model.moe
+    shape = (model.backbone, model.hidden_size, model.num_layers, model.num_heads, model.num_kv_heads)
+    assert shape == ("olmoe", 96, 3, 6, 6)
+    others = (model.vocab_size, model.context, model.rope_theta, model.norm_eps, model.tie_embeddings)
+    assert others == (384, 200, 50000.0, 2e-6, False)
+    assert (moe.preset, moe.num_experts, moe.top_k, moe.expert_width, moe.renormalise) == ("olmoe", 12, 3, 256, True)
+    assert cell.tokenizer.kind == "pretrained"
+    assert cell.tokenizer.source == f"file://{here}/sparse"
+    assert cell.tokenizer.vocab_size == 384
+    # Defaults of the recipe and of the scale that are longer than its context give way.
+    assert cell.finetune is not None
+    assert cell.finetune.sequence_length == 200
+    assert cell.evaluate.max_length == 200
+
+
+def test_a_dense_checkpoint_is_upcycled_into_experts_as_wide_as_its_feed_forward(load: Load, here: Path) -> None:
+    grid = load(
+        f"factors: {{upcycle: [copy, partial]}}\nbaseline: {{upcycle: copy}}\n"
+        f"set: {{{TUNE}, model: {{checkpoint: 'file://dense', moe: {{preset: smoe, num_experts: 8}}}}}}"
+    )
+    for item in grid.cells:
+        model = item.cell.model
+        assert (model.backbone, model.num_kv_heads, model.tie_embeddings) == ("smollm2", 2, True)
+        assert (model.moe.preset, model.moe.num_experts, model.moe.expert_width) == ("smoe", 8, 256)
+
+
+def test_a_factor_of_checkpoints_gives_each_cell_its_own_shape_and_tokenizer(load: Load, here: Path) -> None:
+    FAMILIES["llama3"](here / "dense")
+    (here / "dense" / "config.json").write_text(json.dumps(LLAMA))
+    grid = load(f"factors: {{checkpoint: ['file://dense', 'file://sparse']}}\nset: {{{TUNE}}}")
+    shapes = [(item.cell.model.moe.preset, item.cell.model.num_kv_heads) for item in grid.cells]
+    assert shapes == [("dense", 2), ("olmoe", 6)]
+    sources = [item.cell.tokenizer.source for item in grid.cells]
+    assert sources == [f"file://{here}/dense", f"file://{here}/sparse"]
+
+
+def test_what_the_grid_itself_says_must_agree_and_all_of_it_is_told(load: Load, here: Path) -> None:
+    said = "hidden_size: 64, num_kv_heads: 6, rope_theta: 1e4, norm_eps: 2e-6, moe: {num_experts: 16, top_k: 2}"
+    with pytest.raises(GridError) as caught:
+        load(f"set:\n  model: {{checkpoint: 'file://sparse', {said}}}\n  {TUNE.replace(', ', chr(10) + '  ')}\n")
+    text = str(caught.value)
+    for field, ours, its in (("hidden_size", 64, 96), ("rope_theta", 10000.0, 50000.0), ("moe.num_experts", 16, 12)):
+        assert f"model.{field} is {ours}, but checkpoint 'file://{here}/sparse' has {its}" in text
+    assert len(caught.value.problems) == 3  # fewer experts a token are a choice, what agrees is none
+    assert {problem.where.rpartition("/")[2] for problem in caught.value.problems} == {"grid.yaml:3"}
+
+
+@pytest.mark.parametrize(
+    "model, said",
+    [
+        ("checkpoint: 'file://sparse', upcycle: copy", "has 12 experts"),
+        ("checkpoint: 'file://dense', moe: {preset: smoe}", "set model.upcycle"),
+        ("checkpoint: 'file://dense', backbone: olmoe, moe: {preset: dense}", "model.backbone is 'olmoe'"),
+        ("checkpoint: 'file://mla'", "cannot be imported"),
+        ("checkpoint: 'file://bare'", "has no config.json"),
+        ("checkpoint: 'file://broken'", "is no JSON"),
+        ("checkpoint: 'hub://nobody/nothing'", "hf download"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_started_from_is_refused_by_the_plan(
+    load: Load, here: Path, model: str, said: str
+) -> None:
+    for name, content in (("mla", '{"model_type": "deepseek_v3"}'), ("bare", ""), ("broken", "{")):
+        (here / name).mkdir()
+        (here / name / ("config.json" if content else "model.safetensors")).write_text(content)
+    with pytest.raises(GridError, match=said):
+        load(f"set: {{{TUNE}, model: {{{model}}}}}")
+
+
+def test_a_hub_checkpoint_is_read_from_the_cache_else_from_the_table(
+    load: Load, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(here / "home"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    grid = f"set: {{{TUNE}, model.checkpoint: 'hub://%s'}}"
+    model = load(grid % "allenai/OLMoE-1B-7B-0924").cells[0].cell.model
+    assert (model.hidden_size, model.moe.num_experts, model.context) == (2048, 64, 4096)
+    cache = here / "home" / "hub" / "models--someone--small"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("c0ffee")
+    (cache / "snapshots" / "c0ffee").mkdir(parents=True)
+    os.symlink(here / "sparse" / "config.json", cache / "snapshots" / "c0ffee" / "config.json")
+    cell = load(grid % "someone/small").cells[0].cell
+    assert cell.model.hidden_size == 96
+    assert cell.tokenizer.source == "hub://someone/small"
+
+
+def test_another_checkpoint_file_is_another_model(load: Load, here: Path) -> None:
+    before = load(f"set: {{{TUNE}, model.checkpoint: 'file://sparse'}}").cells[0].id
+    (here / "sparse" / "config.json").write_text(json.dumps({**OLMOE, "rope_theta": 6e4}))
+    after = load(f"set: {{{TUNE}, model.checkpoint: 'file://sparse'}}").cells[0]
+    assert after.id != before
+    assert after.cell.model.rope_theta == 6e4
+
+
+def test_the_models_of_shipped_grids_are_known_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", "/nonexistent")
+    named = {
+        item.cell.model.checkpoint
+        for grid in ("finetune_freeze", "rbench_robustness", "upcycle_smollm2")
+        for item in load_grid(grid, scale="paper").cells
+    }
+    # LLaMA-MoE's own layout is none of transformers: it has to be converted first.
+    assert named - {"hub://llama-moe/LLaMA-MoE-v1-3_5B-2_8"} == set(PUBLIC_MODELS)
+    assert all(spec_of(config).num_layers for config in PUBLIC_MODELS.values())
