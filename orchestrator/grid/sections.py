@@ -199,6 +199,8 @@ class Sections:
                 except Mistake as mistake:
                     findings.append(((name, "balance", "losses"), mistake.message, mistake.hint))
             adapter = value.adapter if value.adapter.rank else AdapterSpec()
+            if not value.trained:  # nothing else of it counts
+                return TrainSpec(data, steps=0, sequence_length=value.sequence_length, trained=False)
             return dataclasses.replace(value, steps=steps, data=data, balance=balance, adapter=adapter)
         if isinstance(value, EvaluateSpec):
             items = DataSpec(source=value.source, format="items", digest=value.digest)

@@ -129,7 +129,7 @@ def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
         yield (name, "freeze"), mistake.message, mistake.hint
         return
     bounds = [step_at(start, train.steps) for _, start in parse_freeze(train.freeze)] + [train.steps]
-    if any(start == stop for start, stop in itertools.pairwise(bounds)):
+    if train.steps and any(start == stop for start, stop in itertools.pairwise(bounds)):
         message = f"freeze schedule {train.freeze!r} has a phase of no step at {train.steps} steps"
         yield (name, "steps"), message, "train for more steps"
 
@@ -222,7 +222,7 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         message = f"{new_tokens} new tokens leave no room for a prompt"
         yield ("evaluate", "generation", "new_tokens"), message, "raise evaluate.max_length or generate fewer"
     last = cell.finetune or cell.pretrain
-    if last is not None:
+    if last is not None and last.steps:
         steps = [step_at(at, last.steps) for at in cell.evaluate.at]
         if len(set(steps)) < len(steps) or 0 in steps:
             message = f"the fractions {list(cell.evaluate.at)} are not distinct steps above 0 of {last.steps}"
@@ -289,6 +289,8 @@ _MODEL_RULES: dict[str, tuple[Callable[[Cell], bool], str]] = {
 }
 # Fields of training data that corpora have each for themselves.
 _OF_ONE_SOURCE = ("source", "split", "text_field", "prompt_field", "response_field", "rows", "revision", "digest")
+# Fields of a phase that is not trained which still say on what its state is evaluated.
+_UNTRAINED = ("trained", "data", "sequence_length")
 _OF_CHAT = ("template", "turns_field")
 _DENSE_KEEPS = ("preset", "variant", "expert_width", "expert", "top_k")
 
@@ -319,6 +321,8 @@ def why_not(cell: Cell, path: Path) -> str:
         train = cell.pretrain if path[0] == "pretrain" else cell.finetune
         if train is None:
             return f"the cell has no {path[0]} phase"
+        if not train.trained and path[1] not in _UNTRAINED:
+            return f"{path[0]}.trained is false"
         if no_router and (name in ("router_lr", "router_lr_ratio", "expert_dropout") or path[1] == "balance"):
             return no_router
         if path[1:3] == ("balance", "losses") and name != COEFFICIENT and path[3] not in train.balance.losses:
@@ -338,8 +342,11 @@ def why_not(cell: Cell, path: Path) -> str:
     if path[0] == "model":
         holds, reason = _MODEL_RULES.get(name, (None, ""))
         return "" if holds is None or holds(cell) else reason
-    if path[0] == "seed" and name in ("pretrain", "finetune") and getattr(cell, name) is None:
-        return f"the cell has no {name} phase"
+    if path[0] == "seed" and name in ("pretrain", "finetune"):
+        phase = cell.pretrain if name == "pretrain" else cell.finetune
+        if phase is None:
+            return f"the cell has no {name} phase"
+        return "" if phase.trained else f"{name}.trained is false"
     if path == ("seed", "init") and cell.model.checkpoint and not cell.model.upcycle:
         return "the weights come from a checkpoint"
     if (

@@ -284,7 +284,10 @@ def _forms(cell: Cell, train: TrainSpec, base: _Base) -> dict[int, tuple[tuple[s
     evaluate, tokens = cell.evaluate, next(iter(base.tokens.values()))
     found: dict[int, list[tuple[str, float, Form, str]]] = {}
     forms: dict[str, list[tuple[Form, str]]] = {}
-    for at in sorted(evaluate.at):
+    fractions = sorted(evaluate.at)
+    if not train.steps:  # one state, which is the last one, and what fine-tuning would begin with is not there
+        fractions, cell = fractions[-1:], dataclasses.replace(cell, model=before_finetuning(cell.model))
+    for at in fractions:
         step = step_at(at, train.steps)
         for suite in evaluate.suites:
             # A dense model routes nothing; interventions are measured on the final state alone.

@@ -133,6 +133,8 @@ class TrainSpec:
     """Parameters of an optimizer that has its own, by name."""
     adapter: AdapterSpec = field(default_factory=AdapterSpec, metadata=NEUTRAL)
     """Low-rank adapters that train in place of the weights; merged where the state is evaluated or exported."""
+    trained: bool = field(default=True, metadata=NEUTRAL)
+    """Whether the phase is trained; if not, the state before it is measured as it is."""
 
     @property
     def adapter_keeps_router(self) -> bool:
