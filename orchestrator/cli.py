@@ -79,6 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = add("plan", "show what a run would do, and what it costs", grid, as_json)
     one.add_argument("--exit-code", action="store_true", help="exit 4 when something is to do")
+    one = add("simulate", "memory, communication and time of every stage on a GPU, without a GPU", grid, as_json)
+    one.add_argument("--gpu", default="", metavar="NAME", help="of each process: a100, h100 (the default), h200, ...")
     add("run", "bring a grid to its end: plan, train, evaluate, table", grid, driving)
     add("resume", "go on after an interruption or a failure (the same as run)", grid, driving)
     add("tick", "one step of a detached run, for cron or a login node", grid, driving)
@@ -253,7 +255,7 @@ def command_function(name: str) -> Callable[..., int]:
         from orchestrator.commands.run import tick
 
         return tick
-    if name in ("plan", "status", "logs", "cancel", "dashboard"):
+    if name in ("plan", "simulate", "status", "logs", "cancel", "dashboard"):
         return _function(importlib.import_module(f"orchestrator.commands.{name}"), name)
     if name in ("explain", "diff"):
         from orchestrator.commands import explain

@@ -58,6 +58,12 @@ _NONE: Mapping[str, GridFolder] = MappingProxyType({})
 FOLDERS = Registry("grids", "grids", GridFolder, _NONE)
 
 
+def cache_root() -> Path:
+    """Return the folder of what this machine may forget (MOEGRID_CACHE, else the user's cache directory)."""
+    named = os.environ.get("MOEGRID_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moegrid"
+
+
 def roots() -> tuple[Path, ...]:
     """Return the folders in which resources are looked for, nearest first."""
     named = [Path(part).expanduser() for part in os.environ.get(PATH_VARIABLE, "").split(os.pathsep) if part]

@@ -88,8 +88,16 @@ def materialise(
     replace_parameters(
         model, lambda name, old: nn.Parameter(torch.empty_like(old, device=device, dtype=dtype_of(name)))
     )
-    model.to(device)
+    move_buffers(model, device)
     load_canonical(model, state)
+
+
+def move_buffers(model: nn.Module, device: str | torch.device) -> None:
+    """Put the buffers of a model whose parameters got their memory there on `device`."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
 
 
 def replace_parameters(model: nn.Module, fresh: Callable[[str, nn.Parameter], nn.Parameter]) -> None:

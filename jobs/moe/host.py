@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -12,7 +14,20 @@ from torch import Tensor
 
 def visible(tensor: Tensor) -> bool:
     """Return whether a look at the values costs nothing: real memory of a CPU, and no fake tensor of a simulation."""
-    return tensor.is_cpu and not is_fake(tensor)
+    return tensor.is_cpu and not _HIDDEN and not is_fake(tensor)
+
+
+_HIDDEN: list[bool] = []
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Take the paths of a GPU on a CPU, so that what a simulation says of them can be measured there."""
+    _HIDDEN.append(True)
+    try:
+        yield
+    finally:
+        _HIDDEN.pop()
 
 
 def is_fake(tensor: Tensor) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from orchestrator import resources
 from orchestrator.store import Blob
 
 CACHE_BYTES = 20 * 2**30
@@ -13,9 +14,7 @@ CACHE_BYTES = 20 * 2**30
 
 def cache_directory() -> Path:
     """Return the node-local cache of blobs, by checksum (MOEGRID_CACHE, else the user's cache directory)."""
-    named = os.environ.get("MOEGRID_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moegrid"
-    return base / "blobs"
+    return resources.cache_root() / "blobs"
 
 
 def _is_whole(path: Path, blob: Blob) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WRITES = ("cancel", "sync")
 NEEDS = WRITES
 # Commands whose text is their answer: it goes to stdout, so that `plan g | less` and `status g > f` work.
-ANSWERS = ("plan", "status", "explain", "diff", "gc", "report", "dashboard")
+ANSWERS = ("plan", "simulate", "status", "explain", "diff", "gc", "report", "dashboard")
 # Finished stages looked at for time estimates, per phase and suite.
 SAMPLES = 24
 

@@ -8,6 +8,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "moegrid plan finetune_freeze --scale paper | less",
         "moegrid plan grids/mine.yaml factors.seed=[0,1] set.finetune.lr=1e-3",
     ),
+    "simulate": (
+        "moegrid simulate finetune_freeze --scale paper --gpu h100",
+        "moegrid simulate finetune_freeze --scale paper --gpu a100 --nodes 2 --json",
+    ),
     "run": (
         "moegrid run quickstart",
         "moegrid run finetune_freeze factors.backbone=[olmoe,deepseek_moe] --seeds 0",

@@ -113,15 +113,21 @@ def flops(stage: Stage, vocab_size: int) -> float:
         train = work.conditions.train
         tokens = tokens_of(train) * stage.steps / train.steps
         return 3.0 * parameters(work.model, vocab_size).flops_per_token * tokens
+    if isinstance(work, (EvaluateWork, GenerateWork)):
+        return float(parameters(work.model, vocab_size).flops_per_token * evaluated_tokens(stage))
+    return 0.0
+
+
+def evaluated_tokens(stage: Stage) -> int:
+    """Return the tokens that an evaluation or generation feeds to the model, shared prefixes once; else 0."""
+    work = stage.form
     if isinstance(work, EvaluateWork):
         passes = 2 + work.routing_seeds if work.routing_seeds else 1
         items = sum(work.limit or task.limit or 1000 for task in (*work.tasks, *work.clean))
-        tokens = passes * items * TOKENS_PER_ITEM + work.val_tokens
-        return float(parameters(work.model, vocab_size).flops_per_token * tokens)
+        return passes * items * TOKENS_PER_ITEM + work.val_tokens
     if isinstance(work, GenerateWork):
-        tokens = sum(task.limit or 200 for task in work.tasks) * (work.generation.new_tokens + TOKENS_PER_PROMPT)
-        return float(parameters(work.model, vocab_size).flops_per_token * tokens)
-    return 0.0
+        return sum(task.limit or 200 for task in work.tasks) * (work.generation.new_tokens + TOKENS_PER_PROMPT)
+    return 0
 
 
 def state_bytes(stage: Stage, vocab_size: int) -> int:

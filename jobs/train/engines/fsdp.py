@@ -58,8 +58,6 @@ class FsdpEngine:
         self.model, self.rank, self.world_size = model, rank, world_size
         self._half = torch.bfloat16 if train.precision == "bf16" else None
         self._kind = OPTIMIZERS.get(train.optimizer)
-        self._turns = -(-train.accumulation // world_size)
-        self._turn = 0
         self.loss_scale = float(world_size)
         self._mesh = init_device_mesh(device, (world_size,))
         policy = MixedPrecisionPolicy(param_dtype=self._half, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -89,7 +87,6 @@ class FsdpEngine:
         freeze_tensors(self._optimizer, (self._shards[name] for name in names))
         for name in names:
             self._shards[name].grad = None
-        self._turn = 0
 
     def set_lr(self, lr: float, router_lr: float) -> None:
         set_learning_rates(self._optimizer, lr, router_lr)
@@ -98,9 +95,8 @@ class FsdpEngine:
         assert_learning_rates(self._optimizer, lr, router_lr)
 
     def backward(self, loss: Tensor) -> None:
-        self._turn += 1
-        self.model.set_requires_gradient_sync(self._turn == self._turns)  # type: ignore[operator]
-        # FSDP averages over ranks; the loss is already every micro-batch's share of one sum.
+        # FSDP averages over ranks; the loss is already every micro-batch's share of one sum. It reduces each
+        # micro-batch's gradients at once: kept until the last one they would take the whole model's on every rank.
         (loss * self.loss_scale).backward()
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
@@ -122,7 +118,6 @@ class FsdpEngine:
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
-        self._turn = 0
         for name in self._trained:
             self._parameters[name].grad = self._shards[name].grad = None
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jobs.models.roles import parameter_roles
 from jobs.models.shards import Rows, dealt, digest_bytes, digest_text, elements, rows_digest
-from jobs.models.weights import canonical_state, load_buffers, replace_parameters
+from jobs.models.weights import canonical_state, load_buffers, move_buffers, replace_parameters
 from jobs.train.engines.zero import BUCKET, Piece, Settings, ZeroEngine
 
 # Elements up to which a parameter may stay whole on every rank between steps.
@@ -98,7 +98,7 @@ class ZeroThreeEngine(ZeroEngine):
             return parameter  # type: ignore[no-any-return]
 
         replace_parameters(self.model, partitioned)
-        self.model.to(self._device)
+        move_buffers(self.model, self._device)
         load_buffers(self.model, weights)
         self._routers = [parameter for _, parameter, role in parameter_roles(self.model) if role == "router"]
 

@@ -1,0 +1,136 @@
+"""Evaluations, probes and initial weights without values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jobs.evaluate.prefix_tree import Ints, Schedule, Scored, cut, plan
+from jobs.evaluate.scoring import Model as Callee
+from jobs.evaluate.scoring import Scorer, _Tally, batch_tokens
+from jobs.evaluate.state import PRECISIONS, scoring_dtypes
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model, empty_model
+from jobs.models.weights import materialise
+from jobs.moe.block import dense_width
+from jobs.probe.sets import TOKENS_A_BATCH, TokenBatch, routings_of
+from jobs.simulate.answer import Answer, counted
+from jobs.simulate.ledger import HOST, Ledger
+from jobs.simulate.training import without_values
+from jobs.simulate.world import Weights, simulated
+from orchestrator.spec.model import Model
+
+# A request of a task: several answers of so many tokens after a context that fills the window.
+ANSWERS, ANSWER_TOKENS = 4, 32
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What decides the memory of an evaluation; `reads` are what its suites score, of SuiteKind.reads."""
+
+    model: Model
+    vocab_size: int
+    max_length: int
+    precision: str
+    device: str
+    reads: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What decides the memory of making the initial weights; an upcycled model's dense one is beside it."""
+
+    model: Model
+    vocab_size: int
+
+
+class _Counting(Scorer):
+    """Tells the ledger how many positions of a pass are scored: their mask has no values."""
+
+    def __init__(self, model: Callee, ledger: Ledger) -> None:
+        super().__init__(model)
+        self._ledger = ledger
+
+    def _forward(self, ids: Tensor, real: Tensor, scored: Sequence[Scored], tally: _Tally, **kwargs: object) -> object:
+        places = {(row, int(place)) for row, one in enumerate(scored) for place in one.position}
+        self._ledger.chosen = len(places)
+        return super()._forward(ids, real, scored, tally, **kwargs)
+
+
+def simulate_evaluation(asked: Evaluation) -> Answer:
+    """Load a state and score the longest requests that a batch may hold, without values."""
+    model = empty_model(asked.model, asked.vocab_size)
+    dtypes = scoring_dtypes(model, PRECISIONS[asked.precision])
+    answer = Answer(parameters=sum(parameter.numel() for parameter in model.parameters()))
+    answer.host = 4 * max(parameter.numel() for parameter in model.parameters())  # read one at a time
+    with simulated(1) as ledger:
+        with ledger.allocating("buffers"):
+            without_values(model)
+        with ledger.allocating("weights"):
+            materialise(model, Weights(model), "cpu", dtypes.__getitem__)
+        model.eval()
+        answer.moments["start"] = ledger.peak()
+        scorer = _Counting(Callee(model), ledger)
+        room = batch_tokens(asked.model.vocab_size or asked.vocab_size, torch.device(asked.device))
+        if "text" in asked.reads:
+            rows = max(1, room // asked.max_length)
+            text = [_ids(asked.max_length + 1) for _ in range(rows)]
+            windows = [(one[:-1], one[1:]) for one in text]
+            _scored(ledger, scorer, plan(windows, share=False, tokens_per_batch=room), answer, "text")
+            begin = ledger.mark()
+            _probed(model, asked.max_length)
+            answer.add("routing", ledger.peak(begin))
+        if set(asked.reads) - {"text"}:
+            rows = max(1, room // asked.max_length)
+            requests = []
+            for row in range(rows):
+                context = _ids(asked.max_length - ANSWER_TOKENS) + row
+                pairs = ((context, _ids(ANSWER_TOKENS) + choice) for choice in range(ANSWERS))
+                requests += [cut(before, after, asked.max_length) for before, after in pairs]
+            share = Callee(model).cacheable
+            _scored(ledger, scorer, plan(requests, share=share, tokens_per_batch=room), answer, "tasks")
+    return counted(answer)
+
+
+def _ids(count: int) -> Ints:
+    return np.arange(count, dtype=np.int64)
+
+
+def _scored(ledger: Ledger, scorer: Scorer, schedule: Schedule, answer: Answer, moment: str) -> None:
+    """Score a schedule; the first one's operations are those of a token of evaluation."""
+    ledger.forget_operations()
+    begin, before = ledger.mark(), scorer.tokens
+    scorer.run(schedule)
+    answer.add(moment, ledger.peak(begin))
+    if not answer.operations:
+        answer.operations, answer.tokens = ledger.operations.copy(), scorer.tokens - before
+
+
+@torch.inference_mode()
+def _probed(model: CausalLM, length: int) -> None:
+    rows = max(1, TOKENS_A_BATCH // length)
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    routings_of(model, TokenBatch(ids, torch.ones_like(ids), None))
+
+
+def simulate_start(asked: Start) -> Answer:
+    """Make initial weights in host memory, without values."""
+    answer = Answer()
+    with simulated(1) as ledger, ledger.allocating(HOST):
+        model = build_model(asked.model, asked.vocab_size)
+        answer.parameters = sum(parameter.numel() for parameter in model.parameters())
+        if asked.model.checkpoint:
+            # A public checkpoint is read, and of a dense one that is upcycled all is held, beside the model.
+            sizes = [parameter.numel() for parameter in model.parameters()]
+            spare = max(sizes)
+            if asked.model.upcycle:
+                apart = {id(p) for block in model.moe_blocks for p in block.parameters()}
+                spare = sum(p.numel() for p in model.parameters() if id(p) not in apart)
+                spare += len(model.moe_blocks) * 3 * asked.model.hidden_size * dense_width(asked.model.moe)
+            answer.host = 4 * spare
+    answer.host += ledger.peak().host
+    return counted(answer)

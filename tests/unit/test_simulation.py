@@ -1,0 +1,129 @@
+"""Simulations: what is counted without values is what a real run holds, computes and sends."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks import simulation as bench
+from jobs.models.building import build_model
+from jobs.models.shards import write_tensors
+from jobs.models.weights import canonical_state
+from jobs.simulate.ledger import Ledger
+from jobs.simulate.run import answered
+from jobs.simulate.training import simulate_training
+from orchestrator.catalog.gpus import bytes_sent, gpu_of
+from orchestrator.grid.load import load_grid
+from orchestrator.plan.answers import Answer, Held
+from orchestrator.plan.fit import fit_of, remedy
+from orchestrator.plan.graph import build_graph
+from orchestrator.plan.roofline import MEMORY, PRODUCTS, reckoned
+from orchestrator.plan.shapes import Shape, shapes_of
+
+
+def test_a_peak_has_what_lived_together_and_kinds_may_be_given_later():
+    ledger = Ledger()
+    with FakeTensorMode(), ledger:
+        kept = torch.empty(1000)  # 4,000 bytes
+        gone = torch.empty(500)
+        view = gone[:10]
+        del gone
+        more = torch.empty(250)  # the view still holds 2,000: 7,000 together
+        del view
+        mark = ledger.mark()
+        last = torch.empty(300)
+        ledger.name([kept], "weights")
+    peak = ledger.peak()
+    assert (peak.total, peak.kinds) == (7000, {"weights": 4000, "activations": 3000})
+    assert ledger.peak(mark).total == 4000 + 1000 + 1200
+    assert (more.numel(), last.numel()) == (250, 300)
+
+
+def test_products_and_bytes_are_those_of_the_arithmetic():
+    ledger = Ledger()
+    with FakeTensorMode(), ledger, torch.inference_mode():
+        x, w = torch.empty(7, 5, dtype=torch.bfloat16), torch.empty(3, 5, dtype=torch.bfloat16)
+        F.linear(x, w)
+        q = torch.empty(2, 4, 16, 8)
+        F.scaled_dot_product_attention(q, q, q, is_causal=True)
+    flops = sum(one.flops * times for one, times in ledger.operations.items())
+    attention = 2 * (2 * 2 * 4 * 16 * 16 * 8) // 2  # scores and values, half of them masked
+    assert flops == 2 * 7 * 5 * 3 + attention
+    product = next(one for one in ledger.operations if one.flops == 210)
+    assert product.bytes == 2 * (7 * 5 + 5 * 3 + 7 * 3)
+
+
+def test_a_simulated_step_holds_and_sends_what_a_real_one_does(tmp_path):
+    size, engine, ranks, precision = "mini", "fsdp", 2, "bf16"
+    asked = bench.shape(size, engine, ranks, precision)
+    write_tensors(canonical_state(build_model(asked.model, asked.vocab_size)), tmp_path / "weights.safetensors")
+    seen = bench.measured(size, engine, ranks, precision, tmp_path)
+    answer = simulate_training(asked)
+    for moment in ("start", "step"):
+        assert answer.moments[moment].total == pytest.approx(seen[moment], rel=bench.MEMORY)
+    sent = sum(times * bytes_sent(name, held, ranks, "gloo") for (name, held), times in answer.collectives.items())
+    assert sent == pytest.approx(seen["sent"], rel=bench.SENT)
+    kinds = answer.moments["checkpoint"].kinds
+    assert kinds["weights"] == 4 * answer.parameters / ranks == kinds["optimizer"] / 2 - 4 * kinds_of_scalars(asked) / 2
+
+
+def kinds_of_scalars(asked) -> int:
+    """Return how many step counts AdamW keeps: one a parameter."""
+    return sum(1 for _ in build_model(asked.model, asked.vocab_size).parameters())
+
+
+def test_what_cannot_be_simulated_is_said_and_ends_nothing():
+    asked = {"kind": "training", **dataclasses.asdict(bench.shape("mini", "none_such", 2, "fp32"))}
+    assert "none_such" in str(answered(asked)["failed"])
+
+
+def answer_of(device: int, host: int = 0) -> Answer:
+    return Answer(10, {"step": Held(device, {"weights": device})}, host)
+
+
+def paper_shape() -> Shape:
+    graph = build_graph(load_grid("quickstart", overrides=["set.execution.device=cuda"]))
+    return next(shape for shape in shapes_of(graph) if "finetune" in shape.label)
+
+
+def test_stages_that_differ_in_data_seed_and_learning_rate_are_one_shape():
+    few = build_graph(load_grid("finetune_freeze", only=["freeze=none"], seeds=[0]))
+    many = build_graph(load_grid("finetune_freeze", seeds=[0, 1]))
+    training = [[one for one in shapes_of(graph) if one.kind == "training"] for graph in (few, many)]
+    assert len(training[0]) == len(training[1]) == 2  # pretraining and fine-tuning
+    assert training[1][1].question["words"] == ["", "expert", "router"]
+    stages = sum(stage.kind == "train" for stage in many.stages.values())
+    assert sum(sum(shape.stages.values()) for shape in training[1]) == stages
+
+
+def test_what_does_not_fit_is_told_with_the_smallest_change_that_makes_it_fit():
+    gpu, shape, asked = gpu_of("h100"), paper_shape(), []
+
+    def ask(changed: Shape) -> Answer:
+        asked.append((changed.engine, changed.ranks))
+        return answer_of(200 * 10**9 // changed.ranks)
+
+    fit = fit_of(shape, answer_of(200 * 10**9), gpu)
+    assert fit.short == 200 * 10**9 - int(80 * 2**30 * 0.94)
+    words = remedy(shape, fit, gpu, ask)
+    assert asked == [("torch", 2), ("fsdp", 2), ("torch", 4)]
+    assert words[:2] == (
+        "set.execution.resources.finetune.processes=4",
+        "set.execution.resources.finetune.gpus=4",
+    )
+    # Four processes need more host memory than the one of before had.
+    assert words[2:] == ("set.execution.resources.finetune.memory_gb=10",)
+    lacking = fit_of(shape, answer_of(10**9, host=30 * 10**9), gpu)
+    assert remedy(shape, lacking, gpu, ask) == ("set.execution.resources.finetune.memory_gb=33",)
+
+
+def test_a_time_is_the_longer_one_of_products_and_bytes():
+    gpu = gpu_of("h100")
+    rows = [(10**12, 10**6, "torch.bfloat16", 2), (0, 10**9, "torch.float32", 1)]
+    found = reckoned(Answer(operations=rows, collectives=[("allreduce", 8000, 1)]), gpu, 4, 1)
+    assert found.compute == pytest.approx(2 * 1e12 / (PRODUCTS * 989e12) + 1e9 / (MEMORY * 3.35e12))
+    assert found.sent == 2 * 3 / 4 * 8000
