@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,9 +17,10 @@ from jobs.models.public import export_checkpoint
 from jobs.models.sources import Checkpoint, open_checkpoint
 from jobs.models.weights import canonical_state
 from orchestrator.errors import MoegridError
+from orchestrator.spec.model import Model
 from orchestrator.spec.public_config import spec_of
 
-__all__ = ["export_checkpoint", "import_checkpoint", "load_checkpoint"]
+__all__ = ["PublicWeights", "export_checkpoint", "import_checkpoint", "load_checkpoint"]
 
 _EXPERT = re.compile(r"(model\.layers\.\d+)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
 _FUSED = re.compile(r"(model\.layers\.\d+)\.mlp\.experts\.(gate_up|down)_proj")
@@ -42,53 +46,99 @@ def load_checkpoint(model: CausalLM, checkpoint: Checkpoint) -> None:
     Raises MoegridError when a tensor has no place, another shape, or when a weight of the model is missing.
     """
     own = canonical_state(model)
-    missing = {name for name in own if ".router." not in name or name.endswith("router.weight")}
-    for name, tensor in checkpoint.tensors():
-        if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and model.spec.tie_embeddings):
-            continue
-        if _SHARED_GATE.fullmatch(name):
-            if tensor.any():
+    weights = PublicWeights(checkpoint, own, model.spec)
+    for name in weights:
+        own[name].copy_(weights[name])
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Where a checkpoint's tensor `name` goes in one of ours: its rows, of one expert or of all (`expert` None)."""
+
+    name: str
+    expert: int | None = None
+    rows: slice = field(default_factory=lambda: slice(None))
+    scale: float = 1.0
+
+    def of(self, tensor: Tensor) -> Tensor | None:
+        """Return that part of our tensor, None when it has no such expert."""
+        if self.expert is None:
+            return tensor
+        return tensor[self.expert][self.rows] if self.expert < len(tensor) else None
+
+
+class PublicWeights(Mapping[str, Tensor]):
+    """A checkpoint's weights by our names, each put together when it is asked for: memory holds one at a time.
+
+    `own` are the tensors of a model of `spec` (`canonical_state`; on the meta device is enough). Router parts that the
+    checkpoint does not have are not among the names. Raises MoegridError when a tensor has no place, another shape, or
+    when a weight of the model is missing.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, own: Mapping[str, Tensor], spec: Model) -> None:
+        self._checkpoint, self._own = checkpoint, own
+        self._pieces: dict[str, list[_Piece]] = {}
+        for name, shape in checkpoint.shapes.items():
+            if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and spec.tie_embeddings):
+                continue
+            if _SHARED_GATE.fullmatch(name):
+                if checkpoint.read(name).any():
+                    raise MoegridError(
+                        f"the checkpoint {checkpoint.name} cannot be imported",
+                        cause=f"{name} is not zero: its shared expert is gated, ours are not",
+                    )
+                continue
+            target, piece = _place(name, spec.moe.expert_width)
+            place = piece.of(own[target]) if target in own else None
+            if place is None or place.shape != shape:
+                found = "" if place is None else f"; the model's is {tuple(place.shape)}"
                 raise MoegridError(
-                    f"the checkpoint {checkpoint.name} cannot be imported",
-                    cause=f"{name} is not zero: its shared expert is gated, ours are not",
+                    f"the checkpoint {checkpoint.name} does not fit the model",
+                    cause=f"{name} has shape {shape}{found}",
+                    hint="set the model's fields to the checkpoint's config.json",
                 )
-            continue
-        target, place = _place(own, name, model.spec.moe.expert_width)
-        if target not in own or place is None or place.shape != tensor.shape:
-            found = "" if place is None else f"; the model's is {tuple(place.shape)}"
+            self._pieces.setdefault(target, []).append(piece)
+        needed = {name for name in own if ".router." not in name or name.endswith("router.weight")}
+        missing = sorted(name for name in needed if self._filled(name) < own[name].numel())
+        if missing:
             raise MoegridError(
-                f"the checkpoint {checkpoint.name} does not fit the model",
-                cause=f"{name} has shape {tuple(tensor.shape)}{found}",
-                hint="set the model's fields to the checkpoint's config.json",
+                f"the checkpoint {checkpoint.name} does not fit the model", cause=f"it lacks {', '.join(missing[:5])}"
             )
-        # A gate of zero halves what comes out of a shared expert.
-        place.copy_(tensor / 2 if name.endswith("shared_expert.down_proj.weight") else tensor)
-        missing.discard(target)
-    if missing:
-        raise MoegridError(
-            f"the checkpoint {checkpoint.name} does not fit the model",
-            cause=f"it lacks {', '.join(sorted(missing)[:5])}",
-        )
+
+    def _filled(self, name: str) -> int:
+        return sum(math.prod(self._checkpoint.shapes[piece.name]) for piece in self._pieces.get(name, ()))
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = torch.empty_like(self._own[name], device="cpu")
+        for piece in self._pieces[name]:
+            value, place = self._checkpoint.read(piece.name), piece.of(tensor)
+            assert place is not None, "every piece has a place"
+            place.copy_(value * piece.scale if piece.scale != 1.0 else value)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pieces)
+
+    def __len__(self) -> int:
+        return len(self._pieces)
 
 
-def _place(own: dict[str, Tensor], name: str, width: int) -> tuple[str, Tensor | None]:
-    """Return our name for a checkpoint's tensor and the (part of the) tensor that it fills."""
+def _place(name: str, width: int) -> tuple[str, _Piece]:
+    """Return our name for a checkpoint's tensor, and the part of our tensor that it fills."""
+    parts = {"gate": slice(0, width), "up": slice(width, 2 * width), "down": slice(None)}
     if match := _EXPERT.fullmatch(name):
         layer, expert, part = match.groups()
         target = f"backbone.{layer}.mlp.block.experts.{'down' if part == 'down' else 'up'}"
-        tensor = own.get(target)
-        if tensor is None or int(expert) >= len(tensor):
-            return target, None
-        whole = tensor[int(expert)]
-        return target, whole if part == "down" else whole[:width] if part == "gate" else whole[width:]
+        return target, _Piece(name, int(expert), parts[part])
     if match := _FUSED.fullmatch(name):
-        target = f"backbone.{match[1]}.mlp.block.experts.{'down' if match[2] == 'down' else 'up'}"
-    elif match := _SHARED.fullmatch(name):
-        target = f"backbone.{match[1]}.mlp.block.shared.{match[2]}"
-    elif match := _DENSE.fullmatch(name):
-        target = f"backbone.{match[1]}.mlp.block.ffn.{match[2]}"
-    elif match := _ROUTER.fullmatch(name):
-        target = f"backbone.{match[1]}.mlp.block.router.{'weight' if match[2] == 'weight' else 'bias'}"
-    else:
-        target = f"backbone.{name}"
-    return target, own.get(target)
+        return f"backbone.{match[1]}.mlp.block.experts.{'down' if match[2] == 'down' else 'up'}", _Piece(name)
+    if match := _SHARED.fullmatch(name):
+        # A gate of zero halves what comes out of a shared expert.
+        halved = name.endswith("shared_expert.down_proj.weight")
+        return f"backbone.{match[1]}.mlp.block.shared.{match[2]}", _Piece(name, scale=0.5 if halved else 1.0)
+    if match := _DENSE.fullmatch(name):
+        return f"backbone.{match[1]}.mlp.block.ffn.{match[2]}", _Piece(name)
+    if match := _ROUTER.fullmatch(name):
+        part = "weight" if match[2] == "weight" else "bias"
+        return f"backbone.{match[1]}.mlp.block.router.{part}", _Piece(name)
+    return f"backbone.{name}", _Piece(name)

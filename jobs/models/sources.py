@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,19 @@ _GGUF_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "o
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's `config` (the fields of transformers' config.json) and its tensors, read when iterated."""
+    """A checkpoint's `config` (the fields of transformers' config.json) and its tensors, each read when asked for.
+
+    `shapes` are those of all tensors by transformers' names, in the order of the files.
+    """
 
     name: str
     config: dict[str, Any]
-    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], Tensor]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor with its name, one at a time."""
+        return ((name, self.read(name)) for name in self.shapes)
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -85,13 +93,19 @@ def _from_folder(path: Path) -> Checkpoint:
     if not files:
         raise SourceError(f"{path} has no safetensors file", hint="convert the checkpoint: pickles are not read")
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for file in files:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a dict)
-                    yield name, opened.get_tensor(name)
+    owners = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        opened = safe_open(file, framework="pt")
+        for name in opened.keys():  # noqa: SIM118 (not a dict)
+            owners[name] = opened
+            shapes[name] = tuple(opened.get_slice(name).get_shape())
 
-    return Checkpoint(path.name, json.loads((path / "config.json").read_text()), tensors)
+    def read(name: str) -> Tensor:
+        tensor: Tensor = owners[name].get_tensor(name)
+        return tensor
+
+    return Checkpoint(path.name, json.loads((path / "config.json").read_text()), shapes, read)
 
 
 def _from_gguf(path: Path) -> Checkpoint:
@@ -100,21 +114,29 @@ def _from_gguf(path: Path) -> Checkpoint:
     config = gguf_config(path)
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
+    # Of a matrix GGUF has the dimensions in the other order.
+    stored = {_gguf_name(tensor.name): tensor for tensor in GGUFReader(path).tensors}
+    shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in stored.items()}
+
+    def read(name: str) -> Tensor:
         from gguf.quants import dequantize
 
-        for tensor in GGUFReader(path).tensors:
-            value = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
-            stem = tensor.name.removesuffix(".weight")
-            if stem in _GGUF_TOP:
-                yield f"{_GGUF_TOP[stem]}.weight", value
-                continue
-            _, layer, part = stem.split(".")
-            if part in ("attn_q", "attn_k"):
-                value = _unpermute(value, heads if part == "attn_q" else kv_heads)
-            yield f"model.layers.{layer}.{_GGUF_LAYER[part]}.weight", value
+        tensor = stored[name]
+        value = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
+        if ".attn_q." in tensor.name or ".attn_k." in tensor.name:
+            value = _unpermute(value, heads if ".attn_q." in tensor.name else kv_heads)
+        return value
 
-    return Checkpoint(path.stem, config, tensors)
+    return Checkpoint(path.stem, config, shapes, read)
+
+
+def _gguf_name(name: str) -> str:
+    """Return transformers' name of a Llama's tensor."""
+    stem = name.removesuffix(".weight")
+    if stem in _GGUF_TOP:
+        return f"{_GGUF_TOP[stem]}.weight"
+    _, layer, part = stem.split(".")
+    return f"model.layers.{layer}.{_GGUF_LAYER[part]}.weight"
 
 
 def _unpermute(weight: Tensor, heads: int) -> Tensor:
