@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.freezing import FREEZING
@@ -44,7 +45,7 @@ from orchestrator.spec.cell import (
     TrainSpec,
 )
 from orchestrator.spec.identity import digest
-from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, UPCYCLES, Model, ModelSpec, MoESpec
+from orchestrator.spec.model import CHOICES, DEFAULTS, UPCYCLES, Model, ModelSpec, MoESpec
 from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.suites import uses
 from orchestrator.spec.tasks import PUBLISHED

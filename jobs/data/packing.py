@@ -31,6 +31,10 @@ class Batch:
     spans_word: Tensor
     spans_sentence: Tensor
 
+    def spans(self, unit: str | None) -> Tensor | None:
+        """Return the spans that a router of words or of sentences pools, None for one of tokens."""
+        return {"word": self.spans_word, "sentence": self.spans_sentence}.get(unit or "")
+
 
 class Batches(Protocol):
     """A source of micro-batches."""

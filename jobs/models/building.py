@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCau
 from jobs.models.backbones import CausalLM
 from jobs.models.norm import replace_norms
 from jobs.moe.block import DenseBlock, MoEBlock, dense_width
+from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import Model, ModelSpec
 from orchestrator.spec.resolve import resolve_model
@@ -86,7 +87,7 @@ def _parameters_on_meta() -> Iterator[None]:
 def _backbone(spec: Model, vocab_size: int) -> tuple[Model, nn.Module]:
     vocab = spec.vocab_size or vocab_size
     # The feed-forwards that transformers would make are of width 1: they are replaced at once.
-    if spec.backbone == "olmoe":
+    if BACKBONES[spec.backbone].query_key_norm:
         config = _config(OlmoeConfig, spec, vocab, num_experts=1, num_experts_per_tok=1)
         backbone: nn.Module = OlmoeForCausalLM(config)
         config.num_experts, config.num_experts_per_tok = spec.moe.num_experts, spec.moe.top_k

@@ -28,6 +28,7 @@ from jobs.models.backbones import CausalLM
 from jobs.models.shards import write_tensors
 from jobs.models.weights import canonical_state
 from jobs.moe.block import dense_width
+from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import DEFAULTS, Model, MoESpec
@@ -61,7 +62,7 @@ def public_layout(spec: Model) -> str:
 
     Raises MoegridError that names what none of them has.
     """
-    moe, llama = spec.moe, spec.backbone != "olmoe"
+    moe, llama = spec.moe, not BACKBONES[spec.backbone].query_key_norm
     own = [f"{name} {getattr(moe, name)!r}" for name in _OURS if getattr(moe, name) != DEFAULTS[name]]
     kind = kind_of(moe)
     if moe.selection != MoESpec().selection:

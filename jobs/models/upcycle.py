@@ -13,6 +13,7 @@ from jobs.models.convert import import_checkpoint, load_checkpoint
 from jobs.models.sources import open_checkpoint
 from jobs.models.weights import canonical_state
 from jobs.moe.block import MoEBlock, dense_width
+from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import DENSE
 from orchestrator.data.pinning import files_sha256
 from orchestrator.errors import MoegridError
@@ -57,9 +58,8 @@ def _check_shape(spec: ModelSpec, theirs: Model, name: str) -> None:
     """Raise when the checkpoint's weights would mean something else in a model of `spec`, though they might fit."""
     fields = ["hidden_size", "num_layers", "num_heads", "num_kv_heads", "rope_theta", "norm_eps", "tie_embeddings"]
     pairs = {field: (getattr(spec, field), getattr(theirs, field)) for field in fields}
-    # OLMoE norms queries and keys, Llama and DeepSeek 16B do not.
     pairs["backbone"] = (spec.backbone, theirs.backbone)
-    if (spec.backbone == "olmoe") == (theirs.backbone == "olmoe"):
+    if BACKBONES[spec.backbone].query_key_norm == BACKBONES[theirs.backbone].query_key_norm:
         del pairs["backbone"]
     if spec.upcycle:
         pairs["preset"] = (DENSE, theirs.moe.preset)

@@ -22,8 +22,7 @@ def profiling_sample(
     """Yield (input_ids, attention_mask, spans) of the phase's first micro-batches: C2R's lists are counted on them."""
     for step in range(PROFILE_BATCHES):
         batch = source.micro_batch(step, 0, micro_batch)
-        spans = batch.spans_word if unit == "word" else batch.spans_sentence if unit == "sentence" else None
-        yield batch.input_ids, batch.attention_mask, spans
+        yield batch.input_ids, batch.attention_mask, batch.spans(unit)
 
 
 @torch.no_grad()

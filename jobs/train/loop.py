@@ -134,14 +134,13 @@ class Trainer:
 
     def _forward(self, batch: Batch) -> Output:
         unit = self.engine.model.spec.moe.unit  # resolved: the work's own spec may leave it to the preset
-        spans = batch.spans_word if unit == "word" else batch.spans_sentence if unit == "sentence" else None
         mixed = self.conditions.train.precision == "mixed"
         device = batch.input_ids.device.type
         with torch.autocast(device, torch.bfloat16) if mixed else contextlib.nullcontext():
             output: Output = self.engine.model(
                 batch.input_ids,
                 attention_mask=None if bool(batch.attention_mask.all()) else batch.attention_mask,
-                spans=spans,
+                spans=batch.spans(unit),
                 labels=batch.labels,
                 shifted=True,
             )

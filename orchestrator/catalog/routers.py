@@ -15,8 +15,8 @@ from orchestrator.registry import Registry
 if TYPE_CHECKING:
     from orchestrator.spec.model import Moe, MoESpec
 
-# Those of public checkpoints, and the twin without a router.
-DENSE, OLMOE, DEEPSEEK = "dense", "olmoe", "deepseek_moe"
+# The plain one, which is the default, its twin without a router, and those of public checkpoints.
+SPARSE, DENSE, OLMOE, DEEPSEEK = "smoe", "dense", "olmoe", "deepseek_moe"
 PLAIN = "jobs.moe.routers:Router"
 Fields = Mapping[str, Any]  # of the block, by name
 Faults = Iterable[tuple[str, str]]  # (field of the block, message)
@@ -58,6 +58,7 @@ class RouterKind:
     records: tuple[str, ...] = ()  # which of `cost` and `null` its routing records hold
     causal: bool = True  # False where a later token may change an earlier one's routing
     routes: bool = True  # False of the dense twin
+    printed: tuple[str, ...] = ()  # what the published tables call it
     version: int = 1
 
     @property
@@ -130,8 +131,8 @@ def _half_of_the_others(moe: MoESpec) -> Fields:
 
 
 BUILT_IN = (
-    RouterKind(DENSE, routes=False),
-    RouterKind("smoe"),
+    RouterKind(DENSE, routes=False, printed=("Dense",)),
+    RouterKind(SPARSE, printed=("SMoE",)),
     RouterKind(OLMOE, variants=_variants(renormalise=False)),
     RouterKind(
         DEEPSEEK,
@@ -149,6 +150,7 @@ BUILT_IN = (
         "sigma_moe",
         variants=_variants({"original": {"renormalise": False}, "libmoe": {"renormalise": True}}, score="sigmoid"),
         scores=("sigmoid",),
+        printed=("σ -MoE",),
     ),
     RouterKind(
         "xmoe",
@@ -165,13 +167,21 @@ BUILT_IN = (
         problems=_xmoe,
         parameter_count=_xmoe_count,
         scores=("cosine",),
+        printed=("XMoE",),
     ),
-    RouterKind("sharede_v2", variants=_variants(shared_experts=2), needs=("shared_experts",), scores=("softmax",)),
+    RouterKind(
+        "sharede_v2",
+        variants=_variants(shared_experts=2),
+        needs=("shared_experts",),
+        scores=("softmax",),
+        printed=("SharedE-V2",),
+    ),
     RouterKind(
         "sharede_v3",
         variants=_variants(shared_experts=2, score="sigmoid"),
         needs=("shared_experts",),
         scores=("sigmoid",),
+        printed=("SharedE-V3",),
     ),
     RouterKind(
         "moepp",
@@ -190,6 +200,7 @@ BUILT_IN = (
         scores=("softmax",),
         own=("zero_experts", "copy_experts", "constant_experts", "gating_residual", "gating_layers"),
         records=("cost",),
+        printed=("MoE++", "MOE++"),
     ),
     RouterKind(
         "tc_moe",
@@ -201,6 +212,7 @@ BUILT_IN = (
         needs=("null_experts",),
         own=("null_experts",),
         records=("null",),
+        printed=("TC-MoE", "TC-MOE"),
     ),
     RouterKind("expert_choice", variants=_variants(choice="expert", renormalise=False)),
     RouterKind("word", variants=_variants(unit="word")),
@@ -209,6 +221,8 @@ BUILT_IN = (
     RouterKind("c2r", derived=_half_of_the_others, needs=("collaboration_top",)),
 )
 
+# What the published tables print -> preset.
+PRINTED: Mapping[str, str] = {name: kind.name for kind in BUILT_IN for name in kind.printed}
 ROUTERS = Registry("routers", "preset", RouterKind, {kind.name: kind for kind in BUILT_IN})
 # Fields of the block that single kinds have: field -> preset.
 OWNERS: Mapping[str, str] = {name: kind.name for kind in BUILT_IN for name in kind.own}

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.public_models import PUBLIC_MODELS
 from orchestrator.catalog.routers import DENSE
 from orchestrator.data.hub_sets import hub_name
@@ -144,7 +145,7 @@ def _path(checkpoint: str, folder: Path) -> Path:
 
 def _family(model: ModelSpec) -> bool:
     """Return whether queries and keys are normed: weights of the one kind mean nothing in the other."""
-    return model.backbone == "olmoe"
+    return BACKBONES[model.backbone].query_key_norm
 
 
 def _other_kind(model: ModelSpec, theirs: ModelSpec, said: Collection[ModelPath]) -> Iterator[Wrong]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.routers import kind_of
 from orchestrator.plan.stage import Stage
@@ -51,8 +52,7 @@ def parameters(model: Model, vocab_size: int) -> Parameters:
     vocab = model.vocab_size or vocab_size
     head_dim = d // model.num_heads
     attention = 2 * d * d + 2 * d * head_dim * model.num_kv_heads
-    # OLMoE norms queries and keys as well.
-    norms = 2 * d + (d + head_dim * model.num_kv_heads if model.backbone == "olmoe" else 0)
+    norms = 2 * d + (d + head_dim * model.num_kv_heads if BACKBONES[model.backbone].query_key_norm else 0)
     moe_layers = model.num_layers - model.dense_layers
     dense = model.dense_layers * _feed_forward(moe, d, model.dense_width)
     expert = _feed_forward(moe, d, moe.expert_width)

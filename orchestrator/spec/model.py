@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from orchestrator.catalog.backbones import DEFAULT_BACKBONE
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.parameters import Parameters
+from orchestrator.catalog.routers import SPARSE
 from orchestrator.catalog.scores import SCORES
 from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.registry import Registry
@@ -28,7 +30,7 @@ class MoESpec:
     None is filled from the preset by `resolve_moe`; only resolved specs are hashed or built.
     """
 
-    preset: str = "smoe"
+    preset: str = SPARSE
     """Published algorithm whose values the other fields have, where they are not given."""
     variant: str = ""
     """Variant of the preset; "" = its first."""
@@ -138,7 +140,7 @@ class ModelSpec:
     `foreign_tokenizer` lets a checkpoint be trained with a tokenizer that is not its own.
     """
 
-    backbone: str = "olmoe"
+    backbone: str = DEFAULT_BACKBONE
     """Architecture around the MoE blocks."""
     hidden_size: int = 128
     """Width of the residual stream."""
@@ -184,7 +186,6 @@ class Model(ModelSpec):
     moe: Moe = field(default_factory=Moe)
 
 
-BACKBONES = ("olmoe", "deepseek_moe", "smollm2")
 UPCYCLES = ("", "copy", "partial", "shared_only")
 CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.catalog.backbones import OF_PUBLIC
 from orchestrator.catalog.routers import DEEPSEEK, DENSE, OLMOE
 from orchestrator.errors import SourceError
 from orchestrator.spec.model import ModelSpec, MoESpec
@@ -31,12 +32,6 @@ _SUPPORTED_QWEN: dict[str, tuple[Any, ...]] = {
     "decoder_sparse_step": (None, 1),
 }
 _SUPPORTED_OF = {"deepseek": _SUPPORTED_DEEPSEEK, "qwen2_moe": _SUPPORTED_QWEN}
-_NORM_EPS = {
-    "olmoe": 1e-5,
-    "deepseek": 1e-6,
-    "llama": 1e-6,
-    "qwen2_moe": 1e-6,
-}  # where config.json leaves it to its class
 
 
 def spec_of(config: Mapping[str, Any]) -> ModelSpec:
@@ -51,7 +46,8 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec:
     dense_layers = config.get("mlp_only_layers") or []
     if kind == "qwen2_moe" and dense_layers != list(range(len(dense_layers))):
         unsupported.append(f"mlp_only_layers {dense_layers}")
-    if kind not in _NORM_EPS or unsupported:
+    backbone = OF_PUBLIC.get(str(kind))
+    if backbone is None or unsupported:
         raise SourceError(
             f"a checkpoint of type {kind!r} cannot be imported",
             cause="; ".join(unsupported)
@@ -74,13 +70,13 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec:
         "context": number("max_position_embeddings"),
         "vocab_size": number("vocab_size"),
         "rope_theta": float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-        "norm_eps": float(config.get("rms_norm_eps", _NORM_EPS[kind])),
+        "norm_eps": float(config.get("rms_norm_eps", backbone.public[str(kind)])),
         "init_std": float(config.get("initializer_range") or 0.02),
         "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
     }
     if kind == "llama":
         moe = MoESpec(preset=DENSE, top_k=1, num_experts=1, expert_width=number("intermediate_size"))
-        return ModelSpec(backbone="smollm2", moe=moe, **shape)
+        return ModelSpec(backbone=backbone.name, moe=moe, **shape)
     if kind == "olmoe":
         moe = MoESpec(
             preset=OLMOE,
@@ -89,7 +85,7 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec:
             expert_width=number("intermediate_size"),
             renormalise=bool(config.get("norm_topk_prob", False)),
         )
-        return ModelSpec(backbone="olmoe", moe=moe, **shape)
+        return ModelSpec(backbone=backbone.name, moe=moe, **shape)
     if kind == "qwen2_moe":
         moe = MoESpec(
             preset=DEEPSEEK,
@@ -101,7 +97,7 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec:
         )
         width = number("intermediate_size") if dense_layers else 0
         layers = len(dense_layers)
-        return ModelSpec(backbone="deepseek_moe", dense_layers=layers, dense_width=width, moe=moe, **shape)
+        return ModelSpec(backbone=backbone.name, dense_layers=layers, dense_width=width, moe=moe, **shape)
     moe = MoESpec(
         preset=DEEPSEEK,
         top_k=number("num_experts_per_tok"),
@@ -113,4 +109,4 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec:
     )
     dense = config.get("first_k_dense_replace", 0)
     width = number("intermediate_size")
-    return ModelSpec(backbone="deepseek_moe", dense_layers=dense, dense_width=width, moe=moe, **shape)
+    return ModelSpec(backbone=backbone.name, dense_layers=dense, dense_width=width, moe=moe, **shape)

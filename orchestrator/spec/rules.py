@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.engines import ENGINES, REFUSED
 from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import LOAD_VARIANTS
@@ -18,7 +19,7 @@ from orchestrator.catalog.templates import TEMPLATES
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.files.problems import Mistake
 from orchestrator.registry import Registry
-from orchestrator.spec.model import BACKBONES, CHOICES, NAMED, UPCYCLES
+from orchestrator.spec.model import CHOICES, NAMED, UPCYCLES
 
 
 @dataclass(frozen=True, slots=True)

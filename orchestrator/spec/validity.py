@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import OWNERS, ROUTERS, RouterKind, kind_of
 from orchestrator.catalog.scores import SCORES
 from orchestrator.files.problems import Fault, Mistake
-from orchestrator.spec.model import BACKBONES, CHOICES, DEFAULTS, NAMED, UPCYCLES, ModelSpec, Moe, MoESpec
+from orchestrator.spec.model import CHOICES, DEFAULTS, NAMED, UPCYCLES, ModelSpec, Moe, MoESpec
 from orchestrator.spec.parameters import of_kind
 from orchestrator.spec.resolve import resolve_moe
 

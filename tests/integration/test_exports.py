@@ -16,9 +16,10 @@ from jobs.models.building import build_model
 from jobs.models.convert import export_checkpoint, import_checkpoint
 from jobs.models.public import public_layout
 from jobs.models.weights import weights_sha256
+from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import BACKBONES, ModelSpec, MoESpec
+from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.resolve import resolve_model
 from tests.public_models import IDS, VOCAB
 

@@ -14,11 +14,12 @@ from jobs.models.building import build_model
 from jobs.models.weights import canonical_state, load_canonical, weights_sha256
 from jobs.moe import build_block
 from jobs.moe.balance import balance_loss
+from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import BalanceSpec
 from orchestrator.spec.identity import plain
-from orchestrator.spec.model import BACKBONES, ModelSpec, MoESpec
+from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.resolve import is_causal, resolve_moe
 from orchestrator.spec.validity import model_problems, moe_problems
 

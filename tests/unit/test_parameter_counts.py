@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from jobs.models.building import build_model
+from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.plan.cost import parameters
-from orchestrator.spec.model import BACKBONES, CHOICES, ModelSpec, MoESpec
+from orchestrator.spec.model import CHOICES, ModelSpec, MoESpec
 from orchestrator.spec.resolve import resolve_model
 
 VOCAB = 64

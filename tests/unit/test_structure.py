@@ -6,11 +6,12 @@ import ast
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from orchestrator import resources
+from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.catalog.suites import SUITES
 from orchestrator.spec.model import DEFAULTS
@@ -102,11 +103,13 @@ def test_untyped_places_do_not_become_more() -> None:
 
 # Where a preset may be known by its name: its declaration and its own code.
 OF_PRESETS = ("orchestrator.catalog.routers", "jobs.moe.routers")
+# Presets whose name is also another word: what tokens are routed by, an architecture and transformers' name of it.
+HOMONYMS = {"word", "sentence", *BACKBONES}
 
 
 def compared_presets(source: str, names: frozenset[str]) -> list[int]:
-    """Return the lines that compare a preset or variant with a text, or a router with one of our classes."""
-    found = []
+    """Return the lines with a preset's own name, that compare a preset or variant, or a router with our classes."""
+    found = named(source, ROUTERS.builtins.keys() - HOMONYMS)
     for node in ast.walk(ast.parse(source)):
         inner = list(ast.walk(node))
         asked = any(isinstance(one, ast.Attribute) and one.attr in ("preset", "variant") for one in inner)
@@ -117,7 +120,13 @@ def compared_presets(source: str, names: frozenset[str]) -> list[int]:
         isinstance_of = isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
         if (asked and (compared or begins)) or (isinstance_of and words & {"XMoE", "MoEPlusPlus", "TCMoE"}):
             found.append(node.lineno)  # type: ignore[attr-defined]
-    return found
+    return sorted(set(found))
+
+
+def named(source: str, names: Collection[str]) -> list[int]:
+    """Return the lines with one of these names as a text of its own."""
+    constants = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    return sorted(node.lineno for node in constants if node.value in names)
 
 
 def test_no_preset_is_known_by_its_name_but_where_it_is_declared() -> None:
@@ -127,7 +136,28 @@ def test_no_preset_is_known_by_its_name_but_where_it_is_declared() -> None:
     found = {name: compared_presets(path.read_text("utf-8"), names) for name, path in apart.items()}
     assert {name: lines for name, lines in found.items() if lines} == {}
     example = "moe.preset == 'tc_moe'\nisinstance(router, MoEPlusPlus)\nmoe.preset.startswith('sharede')\n"
-    assert compared_presets(example + "moe.preset != other\n", names) == [1, 2, 3]
+    more = "moe.preset != other\nshown = {'smoe': 'SMoE'}\nunit == 'word'\nmoe.preset == 'word'\n"
+    assert compared_presets(example + more, names) == [1, 2, 3, 5, 7]
+
+
+def compared_backbones(source: str) -> list[int]:
+    """Return the lines that compare a backbone with a text, or set it to one."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            of_backbone = any(ast.unparse(side).endswith("backbone") for side in sides)
+            if of_backbone and any(one.value in BACKBONES for one in sides if isinstance(one, ast.Constant)):
+                found.append(node.lineno)
+        if isinstance(node, ast.keyword) and node.arg == "backbone" and isinstance(node.value, ast.Constant):
+            found.append(node.value.lineno)
+    return found
+
+
+def test_no_backbone_is_known_by_its_name_but_where_it_is_declared() -> None:
+    found = {name: compared_backbones(path.read_text("utf-8")) for name, path in modules(ROOT).items()}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+    assert compared_backbones("spec.backbone != 'olmoe'\nModelSpec(backbone='smollm2')\nlayout == 'olmoe'\n") == [1, 2]
 
 
 # Where a suite may be known by its name: its declaration, its own code, and the readers of the benchmark of that name.
@@ -139,17 +169,11 @@ OF_SUITES = (
 )
 
 
-def named_suites(source: str) -> list[int]:
-    """Return the lines with a suite's name as a text of its own."""
-    constants = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
-    return sorted(node.lineno for node in constants if node.value in SUITES.builtins)
-
-
 def test_no_suite_is_known_by_its_name_but_where_it_is_declared() -> None:
     apart = {name: path for name, path in modules(ROOT).items() if not name.startswith(OF_SUITES)}
-    found = {name: named_suites(path.read_text("utf-8")) for name, path in apart.items()}
+    found = {name: named(path.read_text("utf-8"), SUITES.builtins) for name, path in apart.items()}
     assert {name: lines for name, lines in found.items() if lines} == {}
-    assert named_suites("if suite == 'lm':\n    pass\nshown = {'probe': 1}\nother = 'lms'") == [1, 3]
+    assert named("if suite == 'lm':\n    pass\nshown = {'probe': 1}\nother = 'lms'", SUITES.builtins) == [1, 3]
 
 
 # Where jobs meet a model that may have open fields: a caller's spec, a block's mapping, a public checkpoint's config.

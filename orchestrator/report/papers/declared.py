@@ -69,7 +69,7 @@ class Exhibit:
     backbone: str = ""
     scale: str = ""
     size: Mapping[str, float] = field(default_factory=dict)
-    dense: Mapping[str, float] = field(default_factory=dict)
+    dense_size: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     by: str = ""
     x: str = ""
@@ -137,7 +137,7 @@ def _exhibit(
     unknown = values.keys() - set(Exhibit.__dataclass_fields__)
     if unknown:
         raise MoegridError(f"{FILE}: {told}: unknown keys {', '.join(sorted(unknown))}")
-    for name in ("size", "dense"):
+    for name in ("size", "dense_size"):
         if name in values:
             sizes = values[name] if isinstance(values[name], Mapping) else {"": values[name]}
             values[name] = {scale: float(millions) for scale, millions in sizes.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from orchestrator.catalog.routers import PRINTED
 from orchestrator.report.collect import CellResult, Results, Setting
 from orchestrator.report.papers.declared import Column, Entry, Exhibit
 from orchestrator.report.statistics import summary
@@ -12,18 +13,6 @@ from orchestrator.report.statistics import summary
 # The published learning rate that the router_lr rows of the fine-tuning tables relate to.
 PUBLISHED_LR = 2e-5
 DESCRIBED = ("setting", "granularity", "shared_expert", "router", "regularisation", "method")
-METHODS = {
-    "Dense": "dense",
-    "SMoE": "smoe",
-    "XMoE": "xmoe",
-    "σ -MoE": "sigma_moe",
-    "SharedE-V2": "sharede_v2",
-    "SharedE-V3": "sharede_v3",
-    "TC-MoE": "tc_moe",
-    "TC-MOE": "tc_moe",
-    "MoE++": "moepp",
-    "MOE++": "moepp",
-}
 # LibMoE's names of the losses: load-balance loss, z-loss.
 LOSSES = {
     (True, False): "SMoE (0.01 lb)",
@@ -86,7 +75,7 @@ def match(results: Results, exhibit: Exhibit, row: Mapping[str, str]) -> Setting
         wanted = {name: row[name] for name in DESCRIBED if name in row}
         if "method" in wanted:
             name = wanted["method"]
-            wanted["method"] = name if name in LOSSES.values() else METHODS.get(name.split(" (")[0], "")
+            wanted["method"] = name if name in LOSSES.values() else PRINTED.get(name.split(" (")[0], "")
         if wanted and all(ours.get(name) == value for name, value in wanted.items()):
             return setting
     return None
@@ -139,7 +128,7 @@ def _value(cell: CellResult, exhibit: Exhibit, column: Column) -> float | None:
 
 def _other_size(results: Results, exhibit: Exhibit, row: Mapping[str, str], setting: Setting) -> str:
     scale = row.get("scale", "")
-    sizes = exhibit.dense if exhibit.dense and row.get("method", "").startswith("Dense") else exhibit.size
+    sizes = exhibit.dense_size if exhibit.dense_size and row.get("method", "").startswith("Dense") else exhibit.size
     wanted = sizes.get(scale, sizes.get(""))
     if wanted is None:
         ours = str(results.document["scale"])
