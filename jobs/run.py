@@ -33,7 +33,7 @@ from jobs.node.reporter import Reporter
 from jobs.node.watchdog import Hung, Watchdog
 from jobs.node.world import World, launch, own_world
 from orchestrator.catalog.kinds import STAGES, computes
-from orchestrator.catalog.parameters import made
+from orchestrator.catalog.parameters import code_of
 from orchestrator.catalog.suites import SUITES
 from orchestrator.errors import (
     EXIT_DONE,
@@ -45,7 +45,6 @@ from orchestrator.errors import (
     PluginError,
     StoreError,
 )
-from orchestrator.registry import load
 from orchestrator.spec.work import EvaluateWork, Work
 from orchestrator.store import Lease, Store
 from orchestrator.store.attempts import report_path
@@ -72,10 +71,7 @@ def stage_function(work: Work) -> Callable[[Any, Any], None]:
     """Return the function that runs `work`, importing its module; that of a package's suite is its own."""
     name = _name_of(work)
     if isinstance(work, EvaluateWork) and name not in STAGES:
-        kind = SUITES.get(work.suite)
-        outside: Callable[..., None] = load(kind.code, f"suite {work.suite!r}")
-        asked = () if kind.parameters is None else (made(kind, work.parameters),)
-        return lambda context, work: outside(context, work, *asked)
+        return code_of(SUITES, work.suite, work.parameters)
     function: Callable[[Any, Any], None] = importlib.import_module(STAGES[name].module).run
     return function
 

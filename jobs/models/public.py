@@ -31,7 +31,7 @@ from jobs.moe.block import dense_width
 from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import DEFAULTS, Model, MoESpec
+from orchestrator.spec.model import DEFAULTS, PARTS, Model, MoESpec
 
 # What our block may do that no layout holds; other fields change nothing unless one of these does.
 _OURS = (
@@ -65,8 +65,7 @@ def public_layout(spec: Model) -> str:
     moe, llama = spec.moe, not BACKBONES[spec.backbone].query_key_norm
     own = [f"{name} {getattr(moe, name)!r}" for name in _OURS if getattr(moe, name) != DEFAULTS[name]]
     kind = kind_of(moe)
-    if moe.selection != MoESpec().selection:
-        own.append(f"selection {moe.selection!r}")
+    own += [f"{name} {getattr(moe, name)!r}" for name in PARTS if getattr(moe, name) != getattr(MoESpec(), name)]
     if kind.routes and not kind.plain:
         own.append(f"the router of preset {moe.preset!r}")
     if not kind.routes:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from jobs.moe.selection import count
 from orchestrator.catalog.losses import BY_FIELD, COEFFICIENT, LOAD_VARIANTS, LOSSES, LossKind
+from orchestrator.catalog.parameters import code_of
 from orchestrator.catalog.uses import Values
 from orchestrator.errors import MoegridError
-from orchestrator.registry import load
 from orchestrator.spec.cell import BalanceSpec
 
 if TYPE_CHECKING:
@@ -228,12 +228,12 @@ def used(balance: BalanceSpec) -> Iterator[tuple[LossKind, float, Values]]:
 
 def one_loss(kind: LossKind, routing: Routing, given: Values) -> Tensor:
     """Return a loss of one layer with coefficient 1; MoegridError when it is no scalar."""
-    who = f"loss {kind.name!r}"
-    asked = () if kind.parameters is None else (kind.parameters(**given),)
-    value = load(kind.code, who)(routing, *asked)
+    value = code_of(LOSSES, kind.name, given)(routing)
     if not isinstance(value, Tensor) or value.ndim:
         shown = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise MoegridError(
-            f"{who} is no scalar tensor", cause=f"{kind.code} returns {shown:.80}", hint="return one value a layer"
+            f"loss {kind.name!r} is no scalar tensor",
+            cause=f"{kind.code} returns {shown:.80}",
+            hint="return one value a layer",
         )
     return value

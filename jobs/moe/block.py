@@ -15,11 +15,10 @@ from jobs.moe.presets import build_router
 from jobs.moe.routers import Context, Part
 from jobs.moe.routing import Routing, to_physical
 from jobs.moe.spans import SpanState
-from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import ModelSpec, Moe, MoESpec
-from orchestrator.spec.resolve import resolve_moe
+from orchestrator.spec.resolve import block_spec, resolve_moe
 from orchestrator.spec.validity import moe_problems
 
 
@@ -32,9 +31,9 @@ class MoEBlock(nn.Module):
         self.layer = 0
         self.expert_dropout = 0.0
         self.router = build_router(moe, hidden_size)
-        self.experts = Experts(moe.num_experts, hidden_size, moe.expert_width, moe.expert)
-        shared = moe.shared_experts
-        self.shared = SharedExperts(shared, hidden_size, moe.expert_width, moe.expert) if shared else None
+        shared, own = moe.shared_experts, moe.expert_parameters
+        self.experts = Experts(moe.num_experts, hidden_size, moe.expert_width, moe.expert, own)
+        self.shared = SharedExperts(shared, hidden_size, moe.expert_width, moe.expert, own) if shared else None
         brought = self.router.parts()
         self._parts = tuple(brought)
         for name, part in brought.items():
@@ -160,7 +159,7 @@ class DenseBlock(nn.Module):
     def __init__(self, moe: Moe, hidden_size: int, init_std: float = 0.02, width: int = 0) -> None:
         super().__init__()
         self.init_std = init_std
-        self.ffn = SharedExperts(1, hidden_size, width or dense_width(moe), moe.expert)
+        self.ffn = SharedExperts(1, hidden_size, width or dense_width(moe), moe.expert, moe.expert_parameters)
         self.ffn.role = "other"
         self.ffn.reset_parameters(init_std)
 
@@ -210,7 +209,7 @@ def build_block(
         unknown = set(fields) - {field.name for field in dataclasses.fields(MoESpec)}
         if unknown:
             raise MoegridError(f"unknown MoE field(s): {', '.join(sorted(unknown))}")
-        moe = MoESpec(**{**fields, "parameters": Parameters(fields.get("parameters", {}))})
+        moe = block_spec(fields)
     if not hidden_size:
         raise MoegridError("a block needs hidden_size", hint="pass hidden_size=D or use a ModelSpec")
     problems = moe_problems(moe)

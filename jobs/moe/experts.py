@@ -6,9 +6,6 @@ intermediates), `grouped` (torch's grouped matmul) and `loop` (plain autograd, t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,14 +15,10 @@ from jobs.moe.host import is_fake, know_grouped_products, visible
 from jobs.moe.lowrank import effective
 from jobs.moe.slices import Slices
 from orchestrator.catalog.experts import EXPERTS
-from orchestrator.registry import load
+from orchestrator.catalog.parameters import Parameters, code_of
+from orchestrator.catalog.uses import Values
 
-
-def activation_of(form: str) -> Callable[[Tensor], Tensor]:
-    """Return the activation of an expert form, ours or another package's."""
-    return cast(Callable[[Tensor], Tensor], load(EXPERTS.get(form).code, EXPERTS.who(form)))
-
-
+NONE = Parameters()  # of a form's own
 # The forms whose backward pass `Slices` has.
 SLICED = ("swiglu", "relu_mlp")
 
@@ -35,10 +28,10 @@ class Experts(nn.Module):
 
     role = "routed_expert"
 
-    def __init__(self, num_experts: int, hidden_size: int, width: int, form: str) -> None:
+    def __init__(self, num_experts: int, hidden_size: int, width: int, form: str, own: Values = NONE) -> None:
         super().__init__()
         self.form, self.width, self.num_experts = form, width, num_experts
-        self.kind, self.activation = EXPERTS.get(form), activation_of(form)
+        self.kind, self.activation = EXPERTS.get(form), code_of(EXPERTS, form, own)
         rows = 2 * width if self.kind.gated else width
         self.up = nn.Parameter(torch.empty(num_experts, rows, hidden_size))
         self.down = nn.Parameter(torch.empty(num_experts, hidden_size, width))
@@ -82,7 +75,8 @@ class Experts(nn.Module):
             gate, up = hidden.split(self.width, dim=-1)
             gated: Tensor = self.activation(gate) * up
             return gated
-        return self.activation(hidden)
+        activated: Tensor = self.activation(hidden)
+        return activated
 
     def _grouped(self, x_TD: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, plan: Dispatch) -> Tensor:
         ends = plan.counts.cumsum(0).to(torch.int32)
@@ -126,10 +120,10 @@ class SharedExperts(nn.Module):
 
     role = "shared_expert"
 
-    def __init__(self, num_experts: int, hidden_size: int, width: int, form: str) -> None:
+    def __init__(self, num_experts: int, hidden_size: int, width: int, form: str, own: Values = NONE) -> None:
         super().__init__()
         self.form, self.width = form, num_experts * width
-        self.kind, self.activation = EXPERTS.get(form), activation_of(form)
+        self.kind, self.activation = EXPERTS.get(form), code_of(EXPERTS, form, own)
         if self.kind.gated:
             self.gate = nn.Parameter(torch.empty(self.width, hidden_size))
         self.up = nn.Parameter(torch.empty(self.width, hidden_size))

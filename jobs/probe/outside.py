@@ -10,9 +10,9 @@ from torch import Tensor
 from jobs.probe.accumulate import Means, RoutingTotals
 from jobs.probe.metrics import Floats, in_range
 from orchestrator.catalog.metrics import METRICS, MetricKind
+from orchestrator.catalog.parameters import code_of
 from orchestrator.catalog.uses import Uses
 from orchestrator.errors import MoegridError
-from orchestrator.registry import load
 
 if TYPE_CHECKING:
     from jobs.moe.routing import Routing
@@ -23,18 +23,14 @@ class Outside:
 
     def __init__(self, asked: Uses) -> None:
         self._kinds = {name: METRICS.get(name) for name in asked}
-        self._code = {name: load(kind.code, f"metric {name!r}") for name, kind in self._kinds.items()}
-        self._given = {
-            name: () if kind.parameters is None else (kind.parameters(**asked[name]),)
-            for name, kind in self._kinds.items()
-        }
+        self._code = {name: code_of(METRICS, name, given) for name, given in asked.items()}
         self._means: dict[tuple[str, str], Means] = {}
 
     def observe(self, name: str, layer: int, layers: int, routing: Routing) -> None:
         """Add one record of the token set `name`, of one of its `layers`."""
         for metric, kind in self._kinds.items():
             if kind.reads == "tokens":
-                values = self._code[metric](routing, *self._given[metric])
+                values = self._code[metric](routing)
                 if not isinstance(values, Tensor) or values.shape != routing.mask.shape:
                     raise _malformed(kind, values, "a tensor with one value a token of the routing")
                 means = self._means.setdefault((name, metric), Means(layers))
@@ -47,7 +43,7 @@ class Outside:
             if kind.reads == "tokens":
                 found[metric] = self._means[name, metric].values(metric, kind.low, kind.high)
                 continue
-            values = np.asarray(self._code[metric](totals, *self._given[metric]), dtype=np.float64)
+            values = np.asarray(self._code[metric](totals), dtype=np.float64)
             if values.shape != totals.tokens_L.shape:
                 raise _malformed(kind, values, f"one value a layer [{len(totals.tokens_L)}]")
             found[metric] = np.array([in_range(metric, value, kind.low, kind.high) for value in values])

@@ -15,6 +15,8 @@ class ExpertKind:
     """A form by name: down(act(up x)), or down(act(gate x) * up x) where it is `gated`; `bias` adds those of both.
 
     `code` is the activation, a differentiable function "package.module:name" of a tensor, element by element.
+    `parameters` is a frozen dataclass of scalars, the code's last argument (`MoESpec.expert_parameters`), None for
+    none.
     """
 
     name: str
@@ -23,6 +25,7 @@ class ExpertKind:
     bias: bool = False
     description: str = ""
     version: int = 1
+    parameters: type | None = None
 
     def __post_init__(self) -> None:
         if self.gated and self.bias:

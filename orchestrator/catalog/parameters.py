@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
+
+from orchestrator.registry import Registry, load
 
 
 class Parameters(Mapping[str, Any]):
@@ -56,6 +58,18 @@ class Parametrised(Protocol):
 def made(declaration: Parametrised, given: Mapping[str, object]) -> Any:
     """Return the kind's own dataclass with what is `given`, None when the kind has no parameters."""
     return None if declaration.parameters is None else declaration.parameters(**given)
+
+
+def asked(declaration: Parametrised, given: Mapping[str, object]) -> tuple[Any, ...]:
+    """Return the last argument of a declaration's code: its parameters, () when it has none."""
+    return () if declaration.parameters is None else (made(declaration, given),)
+
+
+def code_of(names: Registry[Any], name: str, given: Mapping[str, object]) -> Callable[..., Any]:
+    """Return the function of the declaration `name`, which gets its own parameters as the last argument."""
+    kind = names.get(name)
+    code, own = load(kind.code, names.who(name)), asked(kind, given)
+    return (lambda *inputs: code(*inputs, *own)) if own else code
 
 
 def frozen(value: object) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.catalog.gates import GATES
 from orchestrator.registry import Registry
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class RouterKind:
     first of which is the default; `derived` gives values that depend on the sizes; `parameters` is the dataclass of its
     own parameters (`MoESpec.parameters`). `problems` says what it cannot be combined with, as (field, message).
     `ids` is from how many it chooses; `parameter_count(moe, hidden_size)` counts the trained numbers of one layer's
-    router and of what it brings beside the experts, a row of `hidden_size` for each id where it is None;
+    router and of what it brings beside the experts, None where that is its gate alone (`MoESpec.gate`): a router
+    that counts its own has a gate of its own;
     `first_layer_lacks` is how many of them the first MoE layer does not have.
     """
 
@@ -69,7 +71,7 @@ class RouterKind:
     def count(self, moe: Moe, hidden_size: int, *, first: bool) -> int:
         """Return the trained numbers of one layer's router and of what it brings beside the experts."""
         if self.parameter_count is None:
-            return self.ids(moe) * hidden_size
+            return GATES.get(moe.gate).count(self.ids(moe), hidden_size, moe.gate_parameters)
         lacking = self.first_layer_lacks(moe, hidden_size) if first else 0
         return self.parameter_count(moe, hidden_size) - lacking
 

@@ -16,7 +16,8 @@ class ScoreKind:
     `code` is a function "package.module:name" of (logits [T,N] in fp32) -> scores [T,N], differentiable, not negative,
     and never smaller for a larger logit; a logit of -inf (a removed expert) scores 0. `distribution`: a token's scores
     sum to 1, as losses and metrics need probabilities. `projected`: the logits are those of a router of its own, so
-    that only presets that name the score have it.
+    that only presets that name the score have it. `parameters` is a frozen dataclass of scalars, the code's last
+    argument (`MoESpec.score_parameters`), None for none.
     """
 
     name: str
@@ -25,6 +26,7 @@ class ScoreKind:
     projected: bool = False
     description: str = ""
     version: int = 1
+    parameters: type | None = None
 
 
 _OURS = (

@@ -16,7 +16,8 @@ class SelectionKind:
     `code` is a function "package.module:name" of (values [T,N] in fp32, k) -> distinct ids [T,k], best first. Values
     are the scores, with the balancing bias where there is one, and -inf for ids that are not to be had; a slot that
     stays empty is -1. It depends on each token's own values alone, since results must not depend on the batch.
-    `fixed`: no slot stays empty.
+    `fixed`: no slot stays empty. `parameters` is a frozen dataclass of scalars, the code's last argument
+    (`MoESpec.selection_parameters`), None for none.
     """
 
     name: str
@@ -24,6 +25,7 @@ class SelectionKind:
     fixed: bool = True
     description: str = ""
     version: int = 1
+    parameters: type | None = None
 
 
 _OURS = (SelectionKind("top_k", "jobs.moe.selection:top_k", description="the k largest, ties to the lower index"),)

@@ -292,7 +292,7 @@ _OF_ONE_SOURCE = ("source", "split", "text_field", "prompt_field", "response_fie
 # Fields of a phase that is not trained which still say on what its state is evaluated.
 _UNTRAINED = ("trained", "data", "sequence_length")
 _OF_CHAT = ("template", "turns_field")
-_DENSE_KEEPS = ("preset", "variant", "expert_width", "expert", "top_k")
+_DENSE_KEEPS = ("preset", "variant", "expert_width", "expert", "expert_parameters", "top_k")
 
 
 def _generates(cell: Cell) -> bool:
@@ -335,10 +335,10 @@ def why_not(cell: Cell, path: Path) -> str:
             return "adapter.rank is 0"
         applies, reason = _TRAIN_RULES.get(name, (None, ""))
         return "" if applies is None or applies(cell, train) else reason
-    if path[:2] == ("model", "moe") and no_router and name not in _DENSE_KEEPS:
+    if path[:2] == ("model", "moe") and no_router and path[2] not in _DENSE_KEEPS:
         return no_router
-    if path[:3] == ("model", "moe", "parameters"):
-        return ""  # one that the preset does not have is refused
+    if path[:2] == ("model", "moe") and len(path) > 3:
+        return ""  # a parameter that the kind does not have is refused
     if path[0] == "model":
         holds, reason = _MODEL_RULES.get(name, (None, ""))
         return "" if holds is None or holds(cell) else reason

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from orchestrator.catalog.backbones import DEFAULT_BACKBONE
 from orchestrator.catalog.experts import EXPERTS
+from orchestrator.catalog.gates import GATES, LINEAR
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.routers import SPARSE
 from orchestrator.catalog.scores import SCORES
@@ -94,6 +95,16 @@ class MoESpec:
     """Standard deviation of the router's initial weights."""
     selection: str = field(default="top_k", metadata=NEUTRAL)
     """How a token's experts are selected from their scores."""
+    gate: str = field(default=LINEAR, metadata=NEUTRAL)
+    """From a token's hidden state to its logits."""
+    gate_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("gate"))
+    """The gate's own parameters, by name."""
+    score_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("score"))
+    """The score's own parameters, by name."""
+    selection_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("selection"))
+    """The selection's own parameters, by name."""
+    expert_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("expert"))
+    """The expert form's own parameters, by name."""
     parameters: Parameters = field(default=Parameters(), metadata=parameters_of("preset"))
     """The preset's own parameters, by name."""
 
@@ -203,7 +214,11 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     }
 )
 # Fields of a block whose values are names in a registry, ours or another package's.
-NAMED: Mapping[str, Registry[Any]] = MappingProxyType({"score": SCORES, "expert": EXPERTS, "selection": SELECTIONS})
+NAMED: Mapping[str, Registry[Any]] = MappingProxyType(
+    {"score": SCORES, "expert": EXPERTS, "selection": SELECTIONS, "gate": GATES}
+)
+# Those that are neutral: what has one of its own says so by its default.
+PARTS = ("selection", "gate")
 # What a preset leaves open.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {one.name: one.default for one in dataclasses.fields(Moe) if getattr(MoESpec(), one.name) is None}

@@ -32,6 +32,11 @@ def typed_parameters(section: Section) -> tuple[Section, list[Wrong]]:
     return (dataclasses.replace(section, **changed) if changed else section), found  # type: ignore[type-var]
 
 
+def parameter_fields(owner: type) -> tuple[str, ...]:
+    """Return the fields of a section's class that hold parameters of a kind."""
+    return tuple(name for name, _, _ in _kinds(owner))
+
+
 def of_kind(declaration: Parametrised, given: Mapping[str, object], word: str) -> tuple[Parameters, list[Any]]:
     """Return what is `given` as the kind's dataclass types it, without its defaults; and [(name, message, hint)]."""
     owner, wrong, values = declaration.parameters, [], {}

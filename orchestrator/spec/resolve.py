@@ -10,7 +10,7 @@ from orchestrator.catalog.routers import ROUTERS, Fields, kind_of
 from orchestrator.errors import MoegridError
 from orchestrator.files.problems import Mistake
 from orchestrator.spec.model import DEFAULTS, Model, ModelSpec, Moe, MoESpec
-from orchestrator.spec.parameters import of_kind
+from orchestrator.spec.parameters import parameter_fields, typed_parameters
 
 
 def resolve_moe(moe: MoESpec) -> Moe:
@@ -31,9 +31,15 @@ def resolve_moe(moe: MoESpec) -> Moe:
         values["renormalise"] = False
     written = {field.name: getattr(moe, field.name) for field in dataclasses.fields(MoESpec)}
     values |= {name: value for name, value in written.items() if value is not None}
-    typed, wrong = of_kind(kind, moe.parameters, ROUTERS.word)
+    resolved = Moe(**values | {"variant": variant})
+    typed, wrong = typed_parameters(resolved)
     # What is wrong stays as it was written, for `moe_problems` to say.
-    return Moe(**values | {"variant": variant, "parameters": moe.parameters if wrong else typed})
+    return resolved if wrong else typed
+
+
+def block_spec(fields: Fields) -> MoESpec:
+    """Return the block with these fields, whose parameters are plain mappings."""
+    return MoESpec(**{**fields, **{name: Parameters(fields.get(name)) for name in parameter_fields(MoESpec)}})
 
 
 def resolve_model(model: ModelSpec) -> Model:
@@ -55,7 +61,7 @@ def is_causal(moe: MoESpec | Fields) -> bool:
     if not isinstance(moe, MoESpec):
         names = {field.name for field in dataclasses.fields(MoESpec)}
         known = {name: value for name, value in moe.items() if name in names}
-        moe = MoESpec(**{**known, "parameters": Parameters(known.get("parameters"))})
+        moe = block_spec(known)
     try:
         kind = ROUTERS.find(moe.preset)
     except MoegridError:  # its package is broken here, its results can be read

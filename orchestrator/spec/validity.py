@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator.catalog.backbones import BACKBONES
-from orchestrator.catalog.routers import OWNERS, ROUTERS, RouterKind, kind_of
+from orchestrator.catalog.routers import OWNERS, RouterKind, kind_of
 from orchestrator.catalog.scores import SCORES
 from orchestrator.files.problems import Fault, Mistake
-from orchestrator.spec.model import CHOICES, DEFAULTS, NAMED, UPCYCLES, ModelSpec, Moe, MoESpec
-from orchestrator.spec.parameters import of_kind
+from orchestrator.spec.model import CHOICES, DEFAULTS, NAMED, PARTS, UPCYCLES, ModelSpec, Moe, MoESpec
+from orchestrator.spec.parameters import typed_parameters
 from orchestrator.spec.resolve import resolve_moe
 
 COUNTS = ("shared_experts", "zero_experts", "copy_experts", "constant_experts", "null_experts", "collaboration_top")
@@ -45,8 +45,7 @@ def moe_problems(moe: MoESpec) -> tuple[Fault, ...]:
         faults.append(Fault("threshold_decay", f"threshold_decay {value} must be at least 0 and below 1"))
     if not resolved.router_init_std >= 0:
         faults.append(Fault("router_init_std", f"router_init_std {resolved.router_init_std} must not be negative"))
-    for name, message, hint in of_kind(kind, resolved.parameters, ROUTERS.word)[1]:
-        faults.append(Fault(f"parameters.{name}" if name else "parameters", message, hint))
+    faults += [Fault(".".join(at), message, hint) for at, message, hint in typed_parameters(resolved)[1]]
     if faults:
         return tuple(faults)
     if not kind.routes:
@@ -63,8 +62,9 @@ def _number_faults(spec: MoESpec | ModelSpec, names: Sequence[str], least: int) 
 
 def _unrouted_faults(moe: Moe) -> Iterator[Fault]:
     kept = ("expert", "shared_experts")
-    if moe.selection != MoESpec().selection:
-        yield Fault("selection", f"selection does not apply: preset {moe.preset!r} has no router")
+    for name in PARTS:
+        if getattr(moe, name) != getattr(MoESpec(), name):
+            yield Fault(name, f"{name} does not apply: preset {moe.preset!r} has no router")
     for name, value in DEFAULTS.items():
         if name not in kept and getattr(moe, name) != value:
             yield Fault(name, f"{name} does not apply: preset {moe.preset!r} has no router")
@@ -106,6 +106,8 @@ def _kind_faults(kind: RouterKind, moe: Moe) -> Iterator[Fault]:
     if (kind.scores or projected) and moe.score not in kind.scores:
         its = f"score {' or '.join(map(repr, kind.scores))}" if kind.scores else "no projection"
         yield Fault("score", f"score {moe.score!r} and {who} do not belong together: it has {its}")
+    if kind.parameter_count is not None and moe.gate != MoESpec().gate:
+        yield Fault("gate", f"gate {moe.gate!r} with {who}: it has a gate of its own")
     for name in kind.needs:
         if not getattr(moe, name):
             yield Fault("preset", f"{who} needs {name}")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from orchestrator import registry
 from orchestrator.catalog.benchmarks import BENCHMARK_OF, COLUMNS
 from orchestrator.catalog.freezing import FREEZING, parts_of
+from orchestrator.catalog.gates import GATES
 from orchestrator.catalog.losses import BY_FIELD
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.optimizers import OPTIMIZERS
@@ -69,6 +70,7 @@ def of_model(model: Model) -> Iterator[str]:
         return
     yield from (f"{name} {getattr(moe, name)}" for name in CHOICES if name != "expert")
     yield f"{SELECTIONS.word} {moe.selection}"
+    yield f"{GATES.word} {moe.gate}"
     yield from (name for name in DEFAULTS if name not in CHOICES and getattr(moe, name) != DEFAULTS[name])
 
 

@@ -115,7 +115,9 @@ def test_a_node_runs_its_code_with_its_parameters(load: Load) -> None:
 
     assert outside_suites.SEEN == [("context", "depth", 7)]
     (gone,) = works(build_graph(load("factors: {seed: [0]}\nevaluate: [gone]\nat: [1.0]\n")), "gone")
-    with pytest.raises(MoegridError, match="the code of suite 'gone' cannot be imported: outside_suites:nowhere"):
+    with pytest.raises(
+        MoegridError, match=r"the code of suite 'gone' of outside_suites 1.2 cannot be imported: outside_suites:nowhere"
+    ):
         stage_function(gone)
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.catalog.engines import EngineKind as EngineKind
     from orchestrator.catalog.experts import ExpertKind as ExpertKind
     from orchestrator.catalog.freezing import FreezeRule as FreezeRule
+    from orchestrator.catalog.gates import GateKind as GateKind
     from orchestrator.catalog.judges import JudgeKind as JudgeKind
     from orchestrator.catalog.losses import LossKind as LossKind
     from orchestrator.catalog.metrics import MetricKind as MetricKind
@@ -57,6 +58,7 @@ KINDS = {
     "EngineKind": "orchestrator.catalog.engines",
     "ExpertKind": "orchestrator.catalog.experts",
     "FreezeRule": "orchestrator.catalog.freezing",
+    "GateKind": "orchestrator.catalog.gates",
     "GridFolder": "orchestrator.resources",
     "JudgeKind": "orchestrator.catalog.judges",
     "LossKind": "orchestrator.catalog.losses",

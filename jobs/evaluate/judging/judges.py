@@ -17,11 +17,10 @@ from jobs.evaluate.judging.responses import RESPONSES_BLOB, read_responses
 from jobs.evaluate.ledger import Ledger
 from jobs.evaluate.results import Mean, Table
 from orchestrator.catalog.judges import JUDGES
-from orchestrator.catalog.parameters import made
+from orchestrator.catalog.parameters import code_of
 from orchestrator.catalog.suites import SUITES
 from orchestrator.data.benchmark_files import read_labels
 from orchestrator.errors import MoegridError
-from orchestrator.registry import load
 from orchestrator.spec.cell import JudgeSpec
 
 if TYPE_CHECKING:
@@ -44,8 +43,7 @@ class Judge:
 
     def __init__(self, spec: JudgeSpec, device: str, ranks: int = 1) -> None:
         kind = JUDGES.get(spec.name)
-        asked = () if kind.parameters is None else (made(kind, spec.parameters),)
-        self._score: Scorer = load(kind.code, f"judge {spec.name!r}")(spec, device, ranks, *asked)
+        self._score: Scorer = code_of(JUDGES, spec.name, spec.parameters)(spec, device, ranks)
         self.spec = spec
         self.template: str = getattr(self._score, "template", spec.template or kind.template)
         self.revision: str = getattr(self._score, "revision", spec.revision or spec.digest)

@@ -18,10 +18,11 @@ from jobs.moe.routing import Routing
 from jobs.moe.selection import count, limit_collaboration, limit_groups, random_ids
 from jobs.moe.spans import SpanState, pool_spans
 from jobs.moe.switches import Switches
+from orchestrator.catalog.gates import GATES, LINEAR
+from orchestrator.catalog.parameters import code_of
 from orchestrator.catalog.scores import SCORES
 from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.errors import MoegridError
-from orchestrator.registry import load
 from orchestrator.spec.model import Moe
 from orchestrator.spec.resolve import settings
 
@@ -76,11 +77,10 @@ class Router(nn.Module):
         self.num_ids = self.count_ids()
         self.fixed_temperature = moe.temperature
         self.scaling = moe.routed_scaling
-        kind = SCORES.get(moe.score)
-        self.score_function = load(kind.code, SCORES.who(moe.score))
-        self.distribution = kind.distribution
-        selection = SELECTIONS.get(moe.selection)
-        self.select, self.fixed = load(selection.code, SELECTIONS.who(moe.selection)), selection.fixed
+        self.score_function = code_of(SCORES, moe.score, moe.score_parameters)
+        self.distribution = SCORES.get(moe.score).distribution
+        self.select = code_of(SELECTIONS, moe.selection, moe.selection_parameters)
+        self.fixed = SELECTIONS.get(moe.selection).fixed
         self.switches = Switches()
         self.build()
         if moe.balance_bias:
@@ -104,16 +104,26 @@ class Router(nn.Module):
         return None
 
     def build(self) -> None:
-        """Create the parameters."""
-        self.weight = nn.Parameter(torch.empty(self.num_ids, self.hidden_size))
+        """Create the parameters: `weight`, or a gate of another package."""
+        if self.moe.gate == LINEAR:
+            self.weight = nn.Parameter(torch.empty(self.num_ids, self.hidden_size))
+        else:
+            made = code_of(GATES, self.moe.gate, self.moe.gate_parameters)
+            self.gate = made(self.num_ids, self.hidden_size)
 
     def reset_parameters(self) -> None:
         """Draw the initial weights."""
-        nn.init.normal_(self.weight, std=self.moe.router_init_std)
+        if self.moe.gate == LINEAR:
+            nn.init.normal_(self.weight, std=self.moe.router_init_std)
+        else:
+            self.gate.reset_parameters(self.moe.router_init_std)
 
     def logits(self, x_TD: Tensor, context: Context) -> Tensor:
         """Return h [T,N] of fp32 hidden states."""
-        return F.linear(x_TD, self.weight.float())
+        if self.moe.gate == LINEAR:
+            return F.linear(x_TD, self.weight.float())
+        logits: Tensor = self.gate(x_TD)
+        return logits
 
     def tempered(self, logits_TN: Tensor) -> Tensor:
         """Return what the softmax or sigmoid is taken of [T,N]; a constant temperature divides the logits."""
