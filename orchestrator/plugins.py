@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import re
 import sys
@@ -25,6 +26,7 @@ from types import ModuleType
 from typing import Any
 
 from orchestrator.errors import MoegridError, did_you_mean
+from orchestrator.registry import PREFIX as ENTRY
 from orchestrator.registry import REGISTRIES, Declaration, Origin, Registry, missing, registry_of
 
 PREFIX = "moegrid_plugin_"
@@ -80,7 +82,7 @@ def read_plugin(path: Path) -> Plugin:
     """Read a plugin's files; MoegridError when it is none."""
     stem = path.name.removesuffix(_suffix(path.name))
     if not path.exists():
-        raise MoegridError(f"plugin {path.name!r} does not exist", hint=_beside(path))
+        raise MoegridError(f"plugin {path.name!r} does not exist", hint=_package(path.name) or _beside(path))
     if path.is_file() and not _suffix(path.name):
         hint = "name a .py file, a folder of them, or an lm-eval task (.yaml)"
         raise MoegridError(f"plugin {path.name!r} is no Python file", hint=hint)
@@ -132,18 +134,27 @@ def _files_of(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _package(name: str) -> str:
+    """Return what to do where a plugin's name is that of an installed package, "" where it is none."""
+    try:
+        version = importlib.metadata.version(name)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return ""
+    return f"{name} {version} is installed: a package needs no plugins:, what it provides is found by its names"
+
+
 def _beside(path: Path) -> str:
     names = sorted(file.name for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
     return did_you_mean(path.name, names, "files") or "paths are relative to the grid's file"
 
 
-def register(plugin: Plugin) -> tuple[str, ...]:
-    """Import a plugin and register what it declares; return "WORD NAME" of each.
+def register(plugin: Plugin, by: str = "grid") -> tuple[str, ...]:
+    """Import a plugin and register what it declares; return "WORD NAME" of each. `by` is what names it: grid or site.
 
-    Raises MoegridError when it cannot be imported, declares nothing, or a name of it is taken.
+    Raises MoegridError when it cannot be imported, declares nothing or what others declare, or a name of it is taken.
     """
     if (reader := READERS.get(_suffix(plugin.name))) is not None:
-        return _register_read(plugin, reader(plugin))
+        return _register_read(plugin, reader(plugin), by)
     _INSTALLED[plugin.module] = plugin
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
@@ -155,10 +166,12 @@ def register(plugin: Plugin) -> tuple[str, ...]:
             cause=f"{type(error).__name__}: {error}{_line_in(plugin, error)}",
             hint=_remedy(error),
         ) from error
-    declarations = list(_declarations(module))
+    declarations = list(_declarations(module, plugin.origin))
     if not declarations:
         hint = f"put a declaration (RouterKind(...), LossKind(...), ...) at the top of the module: {EXAMPLE}"
         raise MoegridError(f"plugin {plugin.name!r} declares nothing", hint=hint)
+    for registry, declaration in declarations:
+        _refuse_others(plugin, registry, declaration.name, by)
     for registry in REGISTRIES.values():
         registry.forget(plugin.origin)
     own_path = re.compile(rf"(?:\./)?{plugin.stem}(?:\.py)?((?:\.\w+)*:[\w./-]+)")
@@ -179,7 +192,20 @@ def register(plugin: Plugin) -> tuple[str, ...]:
     return tuple(registered)
 
 
-def _register_read(plugin: Plugin, declarations: Sequence[Declaration]) -> tuple[str, ...]:
+def _refuse_others(plugin: Plugin, registry: Registry[Any], name: str, by: str) -> None:
+    """Raise MoegridError when a plugin that a grid or a site names declares what is not that one's to bring."""
+    if registry.brought_by == by:
+        return
+    package = f"install it as a package, entry point {ENTRY}{registry.group}: docs/extend.md"
+    file = f"name the file under plugins: of the {registry.brought_by} instead"
+    raise MoegridError(
+        f"plugin {plugin.name!r} declares {registry.word} {name!r}, which no {by} brings along",
+        cause=registry.why or "it is the grid's own",
+        hint=f"{file}, or {package}" if registry.brought_by else package,
+    )
+
+
+def _register_read(plugin: Plugin, declarations: Sequence[Declaration], by: str) -> tuple[str, ...]:
     """Register what a reader found in a plugin that is no Python."""
     names = []
     for registry in REGISTRIES.values():
@@ -187,6 +213,7 @@ def _register_read(plugin: Plugin, declarations: Sequence[Declaration]) -> tuple
     for declaration in declarations:
         own = registry_of(declaration)
         assert own is not None
+        _refuse_others(plugin, own, declaration.name, by)
         own.register(declaration, plugin.origin)
         names.append(f"{own.word} {declaration.name}")
     LOADED[plugin.digest] = plugin
@@ -240,7 +267,7 @@ def receive(sent: Sequence[Mapping[str, Any]], planned: Collection[str], folder:
         register(dataclasses.replace(plugin, folder=str(inside)))
 
 
-def _declarations(module: ModuleType) -> Iterator[tuple[Registry[Any], Any]]:
+def _declarations(module: ModuleType, own: Origin) -> Iterator[tuple[Registry[Any], Any]]:
     """Yield the declarations that a module makes, with their registries: those of others that it imports are theirs."""
     seen: set[int] = set()
     for value in vars(module).values():
@@ -248,7 +275,7 @@ def _declarations(module: ModuleType) -> Iterator[tuple[Registry[Any], Any]]:
         if registry is None or id(value) in seen:
             continue
         seen.add(id(value))
-        others = (provided.declaration for provided in registry.outside.values())
+        others = (provided.declaration for provided in registry.outside.values() if provided.origin != own)
         if not any(value is other for other in (*registry.builtins.values(), *others)):
             yield registry, value
 

@@ -65,13 +65,16 @@ class Registry(Generic[D]):
     """All declarations of one kind.
 
     `group` is the last part of the entry points' group, `kind` the class of a declaration, `word` what one is called in
-    messages and keys ("preset", "loss"), `builtins` ours by name, in the order in which they are shown.
+    messages and keys ("preset", "loss"), `builtins` ours by name, in the order in which they are shown. `brought_by`
+    says whose plugin files may declare one: a grid's, a site's, or "" for packages alone, because `why`.
     """
 
     group: str
     word: str
     kind: type[D]
     builtins: Mapping[str, D]
+    brought_by: str = "grid"
+    why: str = ""
     outside: dict[str, Provided[D]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -139,11 +142,11 @@ class Registry(Generic[D]):
                 hint="give it another name",
             )
         others = [
-            *(str(_distribution(entry)) for entry in _names_of_packages(self.group).get(name, ())),
-            *([str(self.outside[name].origin)] if name in self.outside else []),
+            *(_distribution(entry) for entry in _names_of_packages(self.group).get(name, ())),
+            *([self.outside[name].origin] if name in self.outside else []),
         ]
         if others and (name not in self.outside or self.outside[name].origin.provider != origin.provider):
-            raise _doubled(self.word, name, [str(origin), *others])
+            raise _doubled(self.word, name, [origin, *others])
         self.outside[name] = Provided(declaration, origin)
 
     def forget(self, changed: Origin) -> None:
@@ -156,7 +159,7 @@ class Registry(Generic[D]):
     def _load(self, name: str) -> Provided[D]:
         entries = _names_of_packages(self.group)[name]
         if len(entries) > 1:
-            raise _doubled(self.word, name, [str(_distribution(entry)) for entry in entries])
+            raise _doubled(self.word, name, [_distribution(entry) for entry in entries])
         (entry,) = entries
         origin = _distribution(entry)
         try:
@@ -322,8 +325,12 @@ def _distribution(entry: importlib.metadata.EntryPoint) -> Origin:
     return Origin(entry.dist.name, entry.dist.version) if entry.dist else Origin(entry.value, "")
 
 
-def _doubled(word: str, name: str, providers: list[str]) -> MoegridError:
+def _doubled(word: str, name: str, origins: list[Origin]) -> MoegridError:
+    files = [origin.provider for origin in origins if origin.file]
+    packages = [origin.provider for origin in origins if not origin.file]
+    rename = f"give it another name in {' or '.join(files)}"
+    remove = f"uninstall {' or '.join(dict.fromkeys(packages))}"
     return MoegridError(
-        f"{word} {name!r} is provided twice: {', '.join(providers)}",
-        hint="uninstall one of them, or rename it there",
+        f"{word} {name!r} is provided twice: {', '.join(map(str, origins))}",
+        hint=", or ".join([rename] * bool(files) + [remove] * bool(packages)),
     )

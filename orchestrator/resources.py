@@ -55,7 +55,7 @@ class GridFolder:
 
 
 _NONE: Mapping[str, GridFolder] = MappingProxyType({})
-FOLDERS = Registry("grids", "grids", GridFolder, _NONE)
+FOLDERS = Registry("grids", "grids", GridFolder, _NONE, "", "grids, recipes and sites are sought before one is read")
 
 
 def cache_root() -> Path:

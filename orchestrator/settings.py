@@ -91,6 +91,7 @@ def load_site(name: str) -> Site:
     """Read the site `name`, or the YAML file `name`; raises MoegridError with everything that is wrong."""
     from orchestrator.files.problems import Problems
     from orchestrator.files.yaml_positions import read_mapping
+    from orchestrator.grid.plugin_files import PluginReader
     from orchestrator.grid.site_fields import SettingsReader
     from orchestrator.resources import show
 
@@ -105,14 +106,16 @@ def load_site(name: str) -> Site:
     document = read_mapping(path, show(path), problems)
     if not document.data:
         problems.raise_if_any()
+    PluginReader(problems, "site").read(document, path)
+    problems.raise_if_any()
     backend = document.data.get("backend")
     kind = _backend(str(backend or "local"), document.place(("backend",)), problems)
     problems.raise_if_any()
     assert kind is not None
     settings = load(kind.settings, BACKENDS.who(kind.name))
     reader = SettingsReader(document, problems, kind.lists)
-    driving = reader.read(_Driving, frozenset(item.name for item in fields(settings)))
-    made = reader.read(settings, frozenset(item.name for item in fields(_Driving)))
+    driving = reader.read(_Driving, frozenset(item.name for item in fields(settings)) | {"plugins"})
+    made = reader.read(settings, frozenset(item.name for item in fields(_Driving)) | {"plugins"})
     problems.raise_if_any()
     assert driving is not None
     return Site(path.stem, driving.backend, made, driving.tick_seconds, driving.lease_seconds, str(path))

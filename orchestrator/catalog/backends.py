@@ -36,4 +36,11 @@ BUILTINS: Mapping[str, BackendKind] = MappingProxyType(
         "ray": _ours("ray", "orchestrator.backends.ray:RaySite"),
     }
 )
-BACKENDS = Registry("backends", "backend", BackendKind, BUILTINS)
+BACKENDS = Registry(
+    "backends",
+    "backend",
+    BackendKind,
+    BUILTINS,
+    "site",
+    "jobs are watched, shown and cancelled by their site, also without the grid that they are of",
+)

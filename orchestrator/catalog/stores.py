@@ -29,4 +29,6 @@ BUILTINS: Mapping[str, StoreKind] = MappingProxyType(
         "s3": StoreKind("s3", "orchestrator.store.bucket:open_bucket"),
     }
 )
-STORES = Registry("stores", "store", StoreKind, BUILTINS)
+STORES = Registry(
+    "stores", "store", StoreKind, BUILTINS, "", "a node opens the store before it has anything that a grid brings"
+)

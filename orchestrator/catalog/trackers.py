@@ -39,7 +39,9 @@ BUILTINS: Mapping[str, TrackerKind] = MappingProxyType(
         "wandb": TrackerKind("wandb", "orchestrator.tracking.wandb:WandbTracker", needs="wandb"),
     }
 )
-TRACKERS = Registry("trackers", "tracker", TrackerKind, BUILTINS)
+TRACKERS = Registry(
+    "trackers", "tracker", TrackerKind, BUILTINS, "", "it is opened by its name, without a grid, to sync and to show"
+)
 
 
 def full_uri(given: str) -> str:

@@ -15,10 +15,14 @@ from orchestrator.resources import show
 
 
 class PluginReader:
-    """Registers the plugins of a grid and of the grids that it includes; `broken` once one of them cannot be."""
+    """Registers the plugins of a grid and of the grids that it includes; `broken` once one of them cannot be.
 
-    def __init__(self, problems: Problems) -> None:
+    `by` is "grid", or "site" for those of a site file.
+    """
+
+    def __init__(self, problems: Problems, by: str = "grid") -> None:
         self.problems = problems
+        self.by = by
         self.broken = False
         self._named: dict[str, Path] = {}
         self._registered: dict[Path, str] = {}
@@ -63,7 +67,7 @@ class PluginReader:
             self.problems.add(f"two plugins are called {target.name!r}", where, "plugins", hint)
             return
         try:
-            self._registered[target] = plugins.register(plugins.read_plugin(target))[0]
+            self._registered[target] = plugins.register(plugins.read_plugin(target), self.by)[0]
         except GridError as error:
             self.problems.found.update(dict.fromkeys(error.problems))
         except MoegridError as error:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.catalog.backends import BACKENDS
+from orchestrator.commands.sites import site_of
 from orchestrator.errors import GridError, MoegridError
 from orchestrator.settings import default_site, load_site, open_backend
+from orchestrator.store.attempts import Submission
 from tests.faults.harness import Lab
 from tests.packages import found, install
 
@@ -141,6 +144,25 @@ def test_what_is_wrong_in_its_site_file_is_said_with_its_place(tmp_path: Path, t
     import re
 
     assert re.search(said, str(caught.value), re.DOTALL), str(caught.value)
+
+
+def test_a_site_file_brings_it_in_a_file_that_later_commands_find_as_well(tmp_path: Path) -> None:
+    (tmp_path / "crowds.py").write_text(CROWD)
+    text = f"backend: crowd\nplugins: [./crowds.py]\nslots: 2\nfolder: {tmp_path}\n"
+    path = site(tmp_path, text)
+    try:
+        made = load_site(str(path))
+        assert (made.settings.slots, open_backend(made).name) == (2, "crowd")
+        BACKENDS.outside.clear()  # as in another process
+        later = site_of(Submission("b", (), site="mine", site_file=str(path), backend="crowd"), None)
+        assert open_backend(later).name == "crowd"
+        with pytest.raises(GridError, match=r"setting 'slot' is unknown .*mine.yaml:3"):
+            load_site(str(site(tmp_path, text.replace("slots", "slot"))))
+        with pytest.raises(GridError, match=r"plugin 'crowd.py' does not exist .*mine.yaml:2"):
+            load_site(str(site(tmp_path, text.replace("crowds.py", "crowd.py"))))
+    finally:
+        for name in ("crowd", "lost"):
+            BACKENDS.outside.pop(name, None)
 
 
 def test_ours_look_at_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
