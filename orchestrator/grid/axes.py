@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.files.problems import Mistake, Problems, brief
@@ -16,11 +16,15 @@ from orchestrator.spec.units import Length
 
 @dataclass(eq=False, frozen=True, slots=True)
 class Choice:
-    """One value of an axis (of a paired axis: one per factor), ready to be set in a cell. Compared by identity."""
+    """One value of an axis (of a paired axis: one per factor), ready to be set in a cell. Compared by identity.
+
+    `places` are those of the fields that the section `with` sets together with it.
+    """
 
     values: tuple[tuple[str, Any], ...] = ()
     label: str = ""
     assignments: Assignments = ()
+    places: Mapping[Path, str] = field(default_factory=dict)
 
 
 ABSENT = Choice()
@@ -74,7 +78,7 @@ class AxisReader:
         self.document = document
         self.active_width = active_width
         self.problems = problems
-        self.companions: dict[tuple[str, str], Assignments] = {}
+        self.companions: dict[tuple[str, str], tuple[Assignments, dict[Path, str]]] = {}
         self._read_companions()
 
     def _read_companions(self) -> None:
@@ -96,7 +100,12 @@ class AxisReader:
                     row = [others[other] for known, other in found if known is not None]
                     choice = self.choice(tuple(factors), row, place)
                     if choice is not None:
-                        self.companions[str(name), show_value(value)] = choice.assignments
+                        places = {
+                            path: section.place(name, value, other)
+                            for known, other in found
+                            for path in (known.paths if known is not None else ())
+                        }
+                        self.companions[str(name), show_value(value)] = choice.assignments, places
 
     def check_companions(self, products: list[list[Axis]]) -> None:
         """Report what `with` says about a value that no axis has."""
@@ -194,6 +203,7 @@ class AxisReader:
         """Return the choice that sets `factors` to the values in `row`, or None and problems."""
         assigned: list[Any] = []
         values: list[tuple[str, Any]] = []
+        places: dict[Path, str] = {}
         sound = True
         for factor, value in zip(factors, row, strict=True):
             try:
@@ -205,11 +215,13 @@ class AxisReader:
                 continue
             assigned.extend(result)
             values.append((factor.name, value if len(result) > 1 else plain_value(result[0][1])))
-            assigned.extend(self.companions.get((factor.name, show_value(values[-1][1])), ()))
+            others, their_places = self.companions.get((factor.name, show_value(values[-1][1])), ((), {}))
+            assigned.extend(others)
+            places |= their_places
         if not sound:
             return None
         label = " ".join(f"{name}={show_value(value)}" for name, value in values)
-        return Choice(tuple(values), label, tuple(assigned))
+        return Choice(tuple(values), label, tuple(assigned), places)
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ class Expander:
             for assigned, _ in choice.assignments:
                 nearness = int(assigned == path) if of_base else _nearness(assigned, path)
                 if nearness > best:
-                    best, place = nearness, axis.place
+                    best, place = nearness, choice.places.get(assigned, axis.place)
         self._found[path, message] = Found(place, "" if of_base else item.name, hint, 1)
 
     def report(self, problems: Problems) -> None:

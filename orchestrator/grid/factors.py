@@ -23,7 +23,7 @@ from orchestrator.grid.vocabulary import meaning
 from orchestrator.spec.cell import AdapterSpec, BalanceSpec, Cell, Seeds, TrainSpec
 from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of, is_parameter
 from orchestrator.spec.model import ModelSpec, MoESpec
-from orchestrator.spec.parameters import default_of
+from orchestrator.spec.parameters import declarations_of, default_of
 from orchestrator.spec.schedule import parse_freeze
 
 PHASES = ("pretrain", "finetune")
@@ -178,9 +178,22 @@ def find_factor(name: str, phase: str, plain_seed: str) -> Factor:
     meant = meaning(name, phase)
     if meant:
         raise Mistake(f"factor {name!r} is unknown", meant)
+    if of := _parameter_of(name, phase):
+        raise Mistake(f"factor {name!r} is unknown", of)
     dotted = [".".join(path) for path in field_paths()] if "." in name else list(names)
     hint = did_you_mean(name, dotted)
     raise Mistake(f"factor {name!r} is unknown", hint if hint.startswith("did") else "moegrid schema lists the factors")
+
+
+def _parameter_of(name: str, phase: str) -> str:
+    """Return a hint where `name` is a parameter of a kind that the grid may mean, "" where it is none."""
+    tables: dict[type, Path] = {TrainSpec: (phase,), BalanceSpec: (phase, "balance"), MoESpec: ("model", "moe")}
+    for owner, prefix in tables.items():
+        for field, declaration, registry in declarations_of(owner):
+            if name in getattr(declaration.parameters, "__dataclass_fields__", {}):
+                path = ".".join((*prefix, field, name))
+                return f"{registry.word} {declaration.name!r} has a parameter of that name: write {path}"
+    return ""
 
 
 def not_factors(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
@@ -35,6 +35,13 @@ def typed_parameters(section: Section) -> tuple[Section, list[Wrong]]:
 def parameter_fields(owner: type) -> tuple[str, ...]:
     """Return the fields of a section's class that hold parameters of a kind."""
     return tuple(name for name, _, _ in _kinds(owner))
+
+
+def declarations_of(owner: type) -> Iterator[tuple[str, Parametrised, Registry[Any]]]:
+    """Yield (field of parameters, declaration, registry) of all kinds known so far that a section's class may name."""
+    for name, _, registry in _kinds(owner):
+        outside = (provided.declaration for provided in registry.outside.values())
+        yield from ((name, declaration, registry) for declaration in (*outside, *registry.builtins.values()))
 
 
 def of_kind(declaration: Parametrised, given: Mapping[str, object], word: str) -> tuple[Parameters, list[Any]]:
