@@ -18,8 +18,12 @@ from jobs.evaluate import parts
 from jobs.evaluate.harness import Prepared
 from jobs.evaluate.judging import judges, responses
 from jobs.evaluate.prefix_lm import PrefixLM
+from jobs.evaluate.suites.tasks import score_tasks
 from jobs.node.preemption import Preempted, Signals
 from jobs.run import run_job
+from orchestrator import plugins
+from orchestrator.catalog.suites import SUITES as SUITE_KINDS
+from orchestrator.errors import MoegridError
 from orchestrator.grid.columns import suite_columns
 from orchestrator.spec.cell import (
     BenchmarkSpec,
@@ -254,6 +258,45 @@ def test_a_drop_is_clean_minus_shifted_accuracy(made: Made) -> None:
     assert "advglue_qqp/drop" not in glue.metrics, "it has no clean twin here"
     assert glue.metrics.keys() | clean.metrics.keys() == columns(made, "adversarial")
     assert metrics.keys() == columns(made, "ood")
+
+
+ERRORS = """
+from moegrid.extend import SuiteKind
+
+
+def errors(context, work):
+    from moegrid.extend import Mean, Table, score_tasks
+
+    scored = score_tasks(context, work)
+    table = Table()
+    for task in scored.tasks:
+        wrong = [1 - outcome.acc for outcome in scored.outcomes(task.name)]
+        table.add(f"{task.name}/errors", Mean.of(wrong, "errors", 0.0, 1.0))
+    scored.commit(table)
+
+
+KIND = SuiteKind("errors", "errors:errors", reads=("tasks",), settings=("seed", "shots"), task_columns=("errors",))
+"""
+
+
+def test_a_suite_of_anothers_scores_tasks_in_our_frame(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "errors.py").write_text(ERRORS)
+    plugins.register(plugins.read_plugin(tmp_path / "errors.py"))
+    try:
+        use, items, _ = items_of(made, "anli")
+        tasks = tuple(dataclasses.replace(task, limit=4) for task in use.tasks)
+        work = EvaluateWork(suite="errors", items=items.key(), tokens="", tasks=tasks, **made.common)
+        (manifest,) = run_stages(made.store, [work])
+        table = pq.read_table(io.BytesIO(made.store.artifacts.read(manifest.blob("items.parquet")))).to_pylist()
+        for task in tasks:
+            right = [row["acc"] for row in table if row["task"] == task.name]
+            assert len(right) == 4
+            assert manifest.metrics[f"{task.name}/errors"] == pytest.approx(1 - np.mean(right))
+        context = SimpleNamespace(world_size=2)
+        with pytest.raises(MoegridError, match="declare it with ranked=True"):
+            score_tasks(context, work)  # type: ignore[arg-type]
+    finally:
+        SUITE_KINDS.outside.pop("errors")
 
 
 def test_mixed_rows_are_added_to_training_alone(made: Made, tmp_path: Path) -> None:

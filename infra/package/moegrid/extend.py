@@ -18,7 +18,10 @@ enter(first=True)
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from jobs.evaluate.results import Mean as Mean
+    from jobs.evaluate.results import Table as Table
     from jobs.evaluate.state import load_state as load_state
+    from jobs.evaluate.suites.tasks import score_tasks as score_tasks
     from jobs.moe import Routing as Routing
     from jobs.moe import build_block as build_block
     from jobs.moe.routers import Context as Context
@@ -81,14 +84,17 @@ CODE = {
     "Context": "jobs.moe.routers",
     "Handle": "orchestrator.backends.base",
     "JobState": "orchestrator.backends.base",
+    "Mean": "jobs.evaluate.results",
     "MoegridError": "orchestrator.errors",
     "Recorded": "orchestrator.tracking.tracker",
     "Router": "jobs.moe.routers",
     "Routing": "jobs.moe",
+    "Table": "jobs.evaluate.results",
     "build_block": "jobs.moe",
     "load_state": "jobs.evaluate.state",
     "node_command": "orchestrator.backends.base",
     "node_environment": "orchestrator.backends.base",
+    "score_tasks": "jobs.evaluate.suites.tasks",
 }
 
 

@@ -12,16 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.evaluate.chunks import deviations, prepare, task_info
 from jobs.evaluate.harness import Prepared
-from jobs.evaluate.judging.responses import responses_parquet
-from jobs.evaluate.ledger import Ledger
-from jobs.evaluate.parts import parts_of
-from jobs.evaluate.prefix_lm import PrefixLM
-from jobs.evaluate.results import Mean, Outcome, Table, items_parquet
-from jobs.evaluate.state import load_state
+from jobs.evaluate.results import Mean, Outcome, Table
+from jobs.evaluate.suites.tasks import score_tasks
 from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS
-from orchestrator.spec.suites import contrasted_layers
 
 if TYPE_CHECKING:
     from jobs.node.context import StageContext
@@ -32,25 +26,9 @@ Values = Mapping[str, Sequence[Outcome]]
 
 def run(context: StageContext, work: EvaluateWork) -> None:
     """Score or generate every task and commit `items.parquet` (and `responses.parquet`) with the metrics."""
-    state = load_state(context, work)
-    layers = contrasted_layers(work.dola, work.model.num_layers, tied=work.model.tie_embeddings)
-    lm = PrefixLM(state.model, state.tokenizer, max_length=work.max_length, spans=state.spans, dola=layers)
-    tasks = prepare(context, work, lm) + prepare(context, work, lm, clean=True)
-    parts = [part for task in tasks for part in parts_of(task, lm, work.new_tokens)]
-    items = np.cumsum([len(part.items) for part in parts]).tolist()
-    ledger = Ledger(context)
-    values = ledger.scored(
-        [(part.name, part.compute) for part in parts], lambda done: context.progress(items[done - 1], items[-1])
-    )
-    rows = [row for part, value in zip(parts, values, strict=True) for row in part.scored(value)]
-    by_task = {task.name: [row.outcome for row in rows if row.task == task.name] for task in tasks}
-    table = summarise(work.benchmark, tasks, by_task)
-    blobs = {"items.parquet": items_parquet(rows)}
-    texts = [row for part, value in zip(parts, values, strict=True) for row in part.responses(value)]
-    if texts:
-        blobs["responses.parquet"] = responses_parquet(texts)
-    info = {**table.info, **task_info(tasks, work), **deviations(values), "dola": list(layers)}
-    ledger.commit(work, blobs=blobs, metrics=table.metrics, info=info)
+    scored = score_tasks(context, work, clean=True)
+    by_task = {task.name: scored.outcomes(task.name) for task in scored.tasks}
+    scored.commit(summarise(work.benchmark, scored.tasks, by_task), dola=list(scored.layers))
 
 
 def summarise(benchmark: str, tasks: Sequence[Prepared], values: Values) -> Table:

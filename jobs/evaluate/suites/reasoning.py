@@ -10,14 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jobs.evaluate.chunks import deviations, prepare, task_info
 from jobs.evaluate.harness import Prepared
-from jobs.evaluate.judging.responses import responses_parquet
-from jobs.evaluate.ledger import Ledger
-from jobs.evaluate.parts import parts_of
-from jobs.evaluate.prefix_lm import PrefixLM
-from jobs.evaluate.results import Mean, Scored, Table, items_parquet
-from jobs.evaluate.state import load_state
+from jobs.evaluate.results import Mean, Scored, Table
+from jobs.evaluate.suites.tasks import score_tasks
 
 if TYPE_CHECKING:
     from jobs.node.context import StageContext
@@ -26,24 +21,8 @@ if TYPE_CHECKING:
 
 def run(context: StageContext, work: EvaluateWork) -> None:
     """Score every task and commit `items.parquet` with the metrics; goes on where a killed run was."""
-    state = load_state(context, work)
-    lm = PrefixLM(state.model, state.tokenizer, max_length=work.max_length, spans=state.spans)
-    tasks = prepare(context, work, lm)
-    parts = [part for task in tasks for part in parts_of(task, lm, work.new_tokens)]
-    items = np.cumsum([len(part.items) for part in parts]).tolist()
-    ledger = Ledger(context)
-    values = ledger.scored(
-        [(part.name, part.compute) for part in parts],
-        lambda done: context.progress(items[done - 1], items[-1]),
-    )
-    rows = [row for part, value in zip(parts, values, strict=True) for row in part.scored(value)]
-    table = summarise(tasks, rows, {spec.name: spec.metric for spec in work.tasks})
-    info = {**table.info, **task_info(tasks, work), **deviations(values)}
-    blobs = {"items.parquet": items_parquet(rows)}
-    texts = [row for part, value in zip(parts, values, strict=True) for row in part.responses(value)]
-    if texts:
-        blobs["responses.parquet"] = responses_parquet(texts)
-    ledger.commit(work, blobs=blobs, metrics=table.metrics, info=info)
+    scored = score_tasks(context, work)
+    scored.commit(summarise(scored.tasks, scored.rows, {spec.name: spec.metric for spec in work.tasks}))
 
 
 def summarise(tasks: Sequence[Prepared], rows: Sequence[Scored], primary: dict[str, str]) -> Table:
