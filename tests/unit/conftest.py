@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import GridError, Problem
 from orchestrator.grid.load import Grid, load_grid
 
 Load = Callable[..., Grid]
+Told = Callable[[str], Problem]
 
 
 @pytest.fixture
@@ -21,3 +23,16 @@ def load(tmp_path: Path) -> Load:
         return load_grid(str(path), **arguments)
 
     return load
+
+
+@pytest.fixture
+def told(load: Load) -> Told:
+    """Return the one problem that reading a grid's text tells."""
+
+    def told(text: str) -> Problem:
+        with pytest.raises(GridError) as raised:
+            load(text)
+        (problem,) = raised.value.problems
+        return problem
+
+    return told

@@ -18,7 +18,7 @@ from orchestrator.spec.cell import BalanceSpec, DataSpec, TrainSpec
 from orchestrator.spec.identity import plain
 from orchestrator.spec.work import Conditions, build
 from tests.packages import found, install
-from tests.unit.conftest import Load
+from tests.unit.conftest import Load, Told
 
 MODULE = """
 from dataclasses import dataclass
@@ -122,10 +122,8 @@ def test_parameters_have_the_types_of_the_loss_and_no_defaults(load: Load, writt
         ("[hinge]", "must be a mapping of losses", "{coef: 0.01}"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place(load: Load, written: str, message: str, hint: str) -> None:
-    with pytest.raises(GridError) as raised:
-        load(f"factors: {{seed: [0]}}\nset:\n  finetune.balance.losses:\n    {written}\n")
-    (problem,) = raised.value.problems
+def test_what_is_wrong_is_told_with_its_place(told: Told, written: str, message: str, hint: str) -> None:
+    problem = told(f"factors: {{seed: [0]}}\nset:\n  finetune.balance.losses:\n    {written}\n")
     assert message in problem.message
     assert hint in problem.hint
     assert problem.where.endswith(("grid.yaml:4", "grid.yaml:5"))

@@ -24,7 +24,7 @@ from orchestrator.report.differences import direction
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.work import EvaluateWork
 from tests.packages import found, install
-from tests.unit.conftest import Load
+from tests.unit.conftest import Load, Told
 
 MODULE = """
 from dataclasses import dataclass
@@ -116,10 +116,8 @@ def test_a_grid_asks_for_it(load: Load, written: str, read: object) -> None:
         ("primary: [confident]", "primary names 'confident', which no evaluation", ""),
     ],
 )
-def test_what_is_wrong_is_told(load: Load, text: str, message: str, hint: str) -> None:
-    with pytest.raises(GridError) as raised:
-        load(PROBED + text + "\n")
-    (problem,) = raised.value.problems
+def test_what_is_wrong_is_told(told: Told, text: str, message: str, hint: str) -> None:
+    problem = told(PROBED + text + "\n")
     assert message in problem.message
     assert hint in problem.hint
     assert problem.where.endswith("grid.yaml:4")

@@ -9,12 +9,12 @@ import pytest
 
 from jobs.run import ranked, stage_function
 from orchestrator.catalog.suites import SUITES, SuiteKind
-from orchestrator.errors import GridError, MoegridError
+from orchestrator.errors import MoegridError
 from orchestrator.grid.columns import columns_of
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec.work import EvaluateWork, work_from_json, work_to_json
 from tests.packages import found, install
-from tests.unit.conftest import Load
+from tests.unit.conftest import Load, Told
 
 MODULE = """
 from dataclasses import dataclass
@@ -99,10 +99,8 @@ def test_the_last_state_alone_where_it_says_so(load: Load) -> None:
         ("evaluate: [lm]\nprimary: [depth]", "primary names 'depth'", ""),
     ],
 )
-def test_what_is_wrong_is_told(load: Load, text: str, message: str, hint: str) -> None:
-    with pytest.raises(GridError) as raised:
-        load(f"factors: {{seed: [0]}}\n{text}\n")
-    (problem,) = raised.value.problems
+def test_what_is_wrong_is_told(told: Told, text: str, message: str, hint: str) -> None:
+    problem = told(f"factors: {{seed: [0]}}\n{text}\n")
     assert message in problem.message
     assert hint in problem.hint
 

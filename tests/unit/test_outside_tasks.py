@@ -17,7 +17,7 @@ from orchestrator.plan.graph import build_graph
 from orchestrator.spec.cell import TaskSpec
 from orchestrator.spec.work import DataWork, EvaluateWork
 from tests.packages import found, install
-from tests.unit.conftest import Load
+from tests.unit.conftest import Load, Told
 
 MODULE = """
 from orchestrator.catalog.tasks import TaskKind
@@ -127,10 +127,8 @@ def test_a_configuration_may_stand_in_the_declaration(tmp_path: Path) -> None:
         ("{gone: {}}", "outside_tasks:nowhere of task 'gone' is missing", "install the package"),
     ],
 )
-def test_what_is_wrong_is_told(load: Load, tasks: str, message: str, hint: str) -> None:
-    with pytest.raises(GridError) as raised:
-        load(REASONED + f"set:\n  evaluate.tasks: {tasks}\n")
-    (problem,) = raised.value.problems
+def test_what_is_wrong_is_told(told: Told, tasks: str, message: str, hint: str) -> None:
+    problem = told(REASONED + f"set:\n  evaluate.tasks: {tasks}\n")
     assert message in problem.message
     assert hint in problem.hint
     assert problem.where.endswith("grid.yaml:5")
