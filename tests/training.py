@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from jobs.models.shards import Shards, shard_names, tensors_digest, weight_names
 from jobs.node.context import Job, StageContext
 from jobs.node.preemption import Signals
 from jobs.node.reporter import Reporter
@@ -158,11 +160,22 @@ def weights(store: Store, key: str) -> str:
     return str(manifest.info["weights_sha256"])
 
 
-def state_bits(store: Store, key: str) -> dict[str, str]:
-    """Return the checksums of everything in a state that a later step depends on."""
+def tensors(store: Store, key: str, kind: str) -> dict[str, torch.Tensor]:
+    """Return all of a state's `weights`, wherever they lie, or of its `optimizer`'s tensors (store in a folder)."""
     manifest = store.artifacts.get(key)
     assert manifest is not None
-    return {blob.name: blob.sha256 for blob in manifest.blobs if blob.name != "series.json"}
+    groups = weight_names(manifest) if kind == "weights" else [shard_names(manifest, kind)]
+    paths = [[store.objects.local_path(manifest.blob(name).path) for name in names] for names in groups]
+    return dict(Shards(*([path for path in group if path is not None] for group in paths)))
+
+
+def state_bits(store: Store, key: str) -> dict[str, str]:
+    """Return the checksums of everything in a state that a later step depends on, wherever it lies."""
+    manifest = store.artifacts.get(key)
+    assert manifest is not None
+    aside = ("series.json", "tensors.json", "weights", "kept-")
+    bits = {blob.name: blob.sha256 for blob in manifest.blobs if not blob.name.startswith(aside)}
+    return {**bits, "weights": tensors_digest(tensors(store, key, "weights"))}
 
 
 def submit(
@@ -173,8 +186,12 @@ def submit(
     resources: Resources | None = None,
     execution: Execution = EXECUTION,
     ttl: float = 60.0,
+    light: Collection[Work] = (),
 ) -> list[str]:
-    """Claim `works`, write a submission for one job and return the command line that runs it."""
+    """Claim `works`, write a submission for one job and return the command line that runs it.
+
+    States of `light` ones are kept without the optimizer's state.
+    """
     for work in works:
         assert store.claims.claim(work.key(), attempt, ttl) is not None
     settings = {name: value for name, value in plain(execution).items() if name != "resources"}
@@ -183,7 +200,9 @@ def submit(
         "label": "test",
         "resources": plain(resources or Resources()),
         "execution": settings,
-        "stages": [{"key": w.key(), "label": w.kind, "phase": "", "cells": [], "work": work_to_json(w)} for w in works],
+        "stages": [
+            {"key": w.key(), "label": w.kind, "work": work_to_json(w), "moments": w not in light} for w in works
+        ],
     }
     store.put_json(f"submissions/{attempt}.json", {"format": 1, "batch": attempt, "jobs": [job]})
     return [sys.executable, "-m", "jobs.run", "--store", store.url, "--batch", attempt, "--job", "0"]

@@ -24,7 +24,7 @@ def export_state(store: Store, key: str, folder: Path) -> None:
     from jobs.data.tokenizer import save_tokenizer, transformers_tokenizer
     from jobs.models.building import empty_model
     from jobs.models.public import export_checkpoint, public_layout
-    from jobs.models.shards import Shards, shard_names
+    from jobs.models.shards import Shards, weight_names
     from jobs.models.weights import materialise
 
     manifest = _manifest(store, key)
@@ -38,8 +38,10 @@ def export_state(store: Store, key: str, folder: Path) -> None:
         for blob in words.blobs:
             store.artifacts.fetch(words, blob.name, scratch)
         model = empty_model(work.model, int(words.info["vocab_size"]))
-        paths = [store.artifacts.fetch(manifest, name, scratch) for name in shard_names(manifest, "weights")]
-        materialise(model, Shards(paths))
+        groups = (
+            [store.artifacts.fetch(manifest, name, scratch) for name in names] for names in weight_names(manifest)
+        )
+        materialise(model, Shards(*groups))
         tokenizer = transformers_tokenizer(scratch)
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         export_checkpoint(model, folder, {name: getattr(tokenizer, name) for name in names})

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from jobs.node.context import StageContext
 
 _MODULUS = 1 << 256
+# Before the key of an earlier state, in the names of its files that a later one keeps weights in.
+KEPT = "kept-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,18 @@ def shard_names(manifest: Manifest, kind: str) -> list[str]:
     return names or [manifest.blob(shard_name(kind, 0, 1)).name]
 
 
+def weight_names(manifest: Manifest) -> list[list[str]]:
+    """Return the blobs with a state's weights: its own shards, then, state by state, those of earlier ones.
+
+    A tensor is that of the first which have it: an earlier state's files hold former values of what changed since.
+    """
+    kept: dict[str, list[str]] = {}
+    for blob in manifest.blobs:
+        if blob.name.startswith(KEPT):
+            kept.setdefault(blob.name.partition("/")[0], []).append(blob.name)
+    return [shard_names(manifest, "weights"), *(sorted(names) for names in kept.values())]
+
+
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file of contiguous tensors, readable by whom the umask says: the library leaves it 0600."""
     path.touch()
@@ -82,14 +96,18 @@ class Shards(Mapping[str, Tensor]):
 
     A tensor of which several files hold pieces is put together in the order of the files. Pieces are rows, or, of an
     optimizer's tensors, flat runs of elements: then the tensor is flat too, and only its reader knows its shape.
+    Of several groups of files (`weight_names`) the first that has a tensor counts.
     """
 
-    def __init__(self, paths: Iterable[Path | str]) -> None:
+    def __init__(self, *groups: Iterable[Path | str]) -> None:
         self._owners: dict[str, list[safe_open]] = {}
-        for path in paths:
-            file = safe_open(path, framework="pt")
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                self._owners.setdefault(name, []).append(file)
+        for paths in groups:
+            found: dict[str, list[safe_open]] = {}
+            for path in paths:
+                file = safe_open(path, framework="pt")
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    found.setdefault(name, []).append(file)
+            self._owners = found | self._owners
 
     def __getitem__(self, name: str) -> Tensor:
         pieces = [file.get_tensor(name) for file in self._owners[name]]
@@ -130,7 +148,9 @@ def elements(tensors: Mapping[str, Tensor], name: str, start: int, count: int) -
 
 def fetch_shards(context: StageContext, key: str, kind: str) -> Shards:
     """Return the verified `weights` or `optimizer` of the state `key`; MoegridError if it has none, CorruptBlob."""
-    return Shards(context.fetch_all(key, shard_names(context.manifest(key), kind)))
+    manifest = context.manifest(key)
+    groups = weight_names(manifest) if kind == "weights" else [shard_names(manifest, kind)]
+    return Shards(*(context.fetch_all(key, names) for names in groups))
 
 
 def rows_digest(pieces: Mapping[str, Rows]) -> int:

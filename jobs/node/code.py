@@ -33,6 +33,7 @@ APART = (
     "train/checkpoint.py",
     "train/errors.py",
     "train/init.py",
+    "train/kept.py",
 )
 
 

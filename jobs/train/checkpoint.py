@@ -1,8 +1,9 @@
 """States to and from the store: the training thread pays one copy to host memory, the rest happens in the background.
 
 Blobs of a state: `weights.safetensors` and `optimizer.safetensors` (of several ranks: one shard each), `state.json`
-(where training stood) and `series.json` (the segment's logged rows, each step once). The manifest says whether the
-optimizer's state is there (`info.moments`): where nothing goes on from a state it is not written.
+(where training stood), `series.json` (the segment's logged rows, each step once) and `tensors.json`. The manifest says
+whether the optimizer's state is there (`info.moments`): where nothing goes on from a state it is not written. Weights
+that did not change since the parent state are not written either (`jobs.train.kept`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.models.shards import Rows, digest_text, rows_digest, shard_name, write_tensors
+from jobs.models.shards import Rows, digest_text, shard_name, write_tensors
 from jobs.node.context import StageContext
 from jobs.train.engine import Engine
+from jobs.train.kept import agreed, described, to_json
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Blob
-from orchestrator.store.manifest import MOMENTS, WEIGHTS
+from orchestrator.store.manifest import MOMENTS, TENSORS, WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +55,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one rank wrote of a state: its shards, and the digest of its weights."""
+    """What one rank wrote of a state: its shards."""
 
     weights: Blob
     optimizer: Blob | None
-    digest: int
 
 
 class HostCopies:
@@ -158,21 +159,25 @@ class CheckpointWriter:
         try:
             folder = context.scratch / f"state-{snapshot.step}"
             folder.mkdir(parents=True, exist_ok=True)
+            pieces = snapshot.weights
+            kept, tensors = agreed(context, snapshot.key, work.parent, described(pieces), SHARD_SECONDS)
+            own = {name: piece.tensor for name, piece in pieces.items() if name not in kept.owners}
             share = Share(
-                self._upload(context, folder, "weights", {n: piece.tensor for n, piece in snapshot.weights.items()}),
+                self._upload(context, folder, "weights", own),
                 None if snapshot.optimizer is None else self._upload(context, folder, "optimizer", snapshot.optimizer),
-                rows_digest(snapshot.weights),
             )
             if context.rank > 0:
                 _announce(context, snapshot.key, share)
                 return
             shares = [share, *_collect(context, snapshot.key)]
-            info = {**snapshot.info, WEIGHTS: digest_text(one.digest for one in shares)}
+            info = {**snapshot.info, WEIGHTS: digest_text(one.digest for one in tensors.values())}
             blobs = [
                 *(one.weights for one in shares),
+                *kept.blobs,
                 *(one.optimizer for one in shares if one.optimizer is not None),
                 context.write_blob("state.json", snapshot.state),
                 context.write_blob("series.json", snapshot.series),
+                context.write_blob(TENSORS, to_json(tensors).encode()),
             ]
             parents = {key: context.manifest(key).digest for key in work.parents.values()}
             context.commit_written(work, snapshot.key, tuple(blobs), snapshot.metrics, info, parents)
@@ -207,6 +212,4 @@ def _collect(context: StageContext, key: str) -> list[Share]:
     names = [f"state/{key}/{rank}" for rank in range(1, context.world_size)]
     meeting().wait(names, timedelta(seconds=SHARD_SECONDS))
     found = [json.loads(meeting().get(name)) for name in names]
-    return [
-        Share(Blob(**one["weights"]), one["optimizer"] and Blob(**one["optimizer"]), one["digest"]) for one in found
-    ]
+    return [Share(Blob(**one["weights"]), one["optimizer"] and Blob(**one["optimizer"])) for one in found]

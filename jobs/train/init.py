@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jobs.data.pretrained import differing, own_tokenizer
 from jobs.data.tokenizer import Vocabulary
-from jobs.models.shards import write_tensors
+from jobs.models.shards import Rows, digest_text, write_tensors
 from jobs.models.upcycle import initial_model
-from jobs.models.weights import canonical_state, weights_sha256
+from jobs.models.weights import canonical_state
 from jobs.node.context import StageContext
+from jobs.train.kept import described, to_json
 from jobs.train.randomness import reseed
 from jobs.train.session import vocabulary_size
 from orchestrator.data.tokenizers import foreign_hint
 from orchestrator.errors import MoegridError
 from orchestrator.spec.work import InitWork
+from orchestrator.store.manifest import TENSORS, WEIGHTS
 
 
 def run(context: StageContext, work: InitWork) -> None:
@@ -27,10 +31,13 @@ def run(context: StageContext, work: InitWork) -> None:
     reseed(work.seed, "init")
     model = initial_model(work.model, size, work.seed)
     path = context.scratch / "weights.safetensors"
-    write_tensors(canonical_state(model), path)
+    state = canonical_state(model)
+    write_tensors(state, path)
+    record = described({name: Rows.whole(tensor) for name, tensor in state.items()})
+    tensors = to_json({name: replace(one, state=work.key()) for name, one in record.items()})
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    info = {"weights_sha256": weights_sha256(model), "parameters": parameters}
-    context.commit(work, blobs={path.name: path}, info=info)
+    info = {WEIGHTS: digest_text(one.digest for one in record.values()), "parameters": parameters}
+    context.commit(work, blobs={path.name: path, TENSORS: tensors.encode()}, info=info)
 
 
 def require_own_tokenizer(context: StageContext, work: InitWork) -> None:

@@ -117,9 +117,10 @@ class _Blobs:
 
 
 def _verified(store: Store, blobs: Sequence[Blob]) -> dict[str, str]:
-    """Read blobs; return the artifacts that are damaged, with the cause."""
-    causes = store.objects.parallel(store.artifacts.damage, blobs)
-    return {blob.artifact: cause for blob, cause in zip(blobs, causes, strict=True) if cause}
+    """Read blobs; return the artifacts that are damaged, with the cause. One that several of them name is read once."""
+    once = {blob.path: blob for blob in blobs}
+    causes = dict(zip(once, store.objects.parallel(store.artifacts.damage, list(once.values())), strict=True))
+    return {blob.artifact: causes[blob.path] for blob in blobs if causes[blob.path]}
 
 
 def _suspicious(store: Store, manifest: Manifest, committed: float) -> bool:

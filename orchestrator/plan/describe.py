@@ -34,6 +34,7 @@ def describe_job(
             tuple(graph.users[stage.key]),
             work_to_json(stage.work),
             stage.kind != "train" or graph.continued(stage.key),
+            stage.parents,
         )
         for stage in stages
     )

@@ -111,7 +111,9 @@ class TokensWork:
 
 @dataclass(frozen=True, slots=True)
 class InitWork:
-    """The initial weights of a model: random by `seed`, imported or upcycled. Blob: `weights.safetensors`.
+    """The initial weights of a model: random by `seed`, imported or upcycled.
+
+    Blobs: `weights.safetensors`, `tensors.json`.
 
     `private` names a cell that must not share its states with others (`--no-share`); no randomness derives from it.
     """
@@ -167,7 +169,9 @@ class TrainWork:
 
     `init` is the model's initial artifact, `history` the spans before `start` (of earlier conditions and phases),
     `parent` the key of the state at `start`. Blobs of a state: `weights.safetensors`, `optimizer.safetensors` (of
-    several processes: `weights-00000-of-00004.safetensors`, ...), `state.json`, `series.json`.
+    several processes: `weights-00000-of-00004.safetensors`, ...; the latter where something goes on from the state),
+    `kept-<state>/...` with weights that did not change since an earlier state, `tensors.json`, `state.json`,
+    `series.json`.
     """
 
     kind: ClassVar[str] = "train"

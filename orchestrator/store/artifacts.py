@@ -113,9 +113,10 @@ class Artifacts:
                     return fresh
                 continue
             winner = Manifest.from_bytes(found[0])
-            if winner is not None and not dying and not fresh.completes(winner):
+            whole = None if winner is None or dying else fresh.completing(winner)
+            if winner is not None and not dying and whole is None:
                 return winner
-            again = replace(fresh, generation=_generation(found[0]) + 1)
+            again = replace(whole or fresh, generation=_generation(found[0]) + 1)
             if self._objects.replace(path, again.to_bytes(), found[1]):
                 if dying:
                     self._objects.delete(_tombstone(manifest.key))

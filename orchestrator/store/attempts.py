@@ -90,7 +90,8 @@ def _number(data: Mapping[str, object], name: str) -> float | None:
 class PlannedStage:
     """One stage of a job: its key, its label for people, its cells, and its work as JSON.
 
-    `moments`: something goes on from the training state that it makes, so the optimizer's state is kept.
+    `moments`: something goes on from the training state that it makes, so the optimizer's state is kept. `parents` are
+    the artifacts that it reads, and whose files it may name as its own.
     """
 
     key: str
@@ -99,19 +100,21 @@ class PlannedStage:
     cells: tuple[str, ...] = ()
     work: Fields = field(default_factory=dict)
     moments: bool = True
+    parents: tuple[str, ...] = ()
 
     def to_json(self) -> Fields:
         named = {"key": self.key, "label": self.label, "phase": self.phase, "moments": self.moments}
-        return {**named, "cells": list(self.cells), "work": self.work}
+        return {**named, "cells": list(self.cells), "parents": list(self.parents), "work": self.work}
 
     @classmethod
     def parse(cls, data: object) -> PlannedStage:
         """Return the stage; ValueError when `data` describes none."""
         read = _mapping(data, "a stage")
-        cells = _sequence(read.get("cells", ()), "its cells")
+        cells, parents = (_sequence(read.get(name, ()), f"its {name}") for name in ("cells", "parents"))
         key, label, phase = _text(read, "key", required=True), _text(read, "label"), _text(read, "phase")
         work = _mapping(read.get("work", _NOTHING), "its work")
-        return cls(key, label, phase, tuple(map(str, cells)), work, read.get("moments", True) is not False)
+        moments = read.get("moments", True) is not False
+        return cls(key, label, phase, tuple(map(str, cells)), work, moments, tuple(map(str, parents)))
 
 
 @dataclass(frozen=True, slots=True)

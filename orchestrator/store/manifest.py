@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from orchestrator.errors import MoegridError, StoreError
@@ -15,8 +15,11 @@ FORMAT = 2
 _CHECKSUM = b',"checksum":"'
 # Blobs that tell of a run's course (times, rates): no child reads them, so they do not make a child stale.
 OBSERVATIONS = frozenset({"series.json"})
+# What a state's tensors are and where they lie: as its weights say.
+TENSORS = "tensors.json"
 # Of a training state, in `info`: the digest of its weights, and whether its optimizer's state was kept.
 WEIGHTS, MOMENTS = "weights_sha256", "moments"
+OPTIMIZER = "optimizer"  # how the names of its files begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,8 @@ class Manifest:
     @property
     def digest_of_blobs(self) -> str:
         """The digest of the same bits as they lie in files, by which children of earlier versions know a state."""
-        content = sorted([blob.name, blob.size, blob.sha256] for blob in self.blobs if blob.name not in OBSERVATIONS)
+        aside = {*OBSERVATIONS, TENSORS}
+        content = sorted([blob.name, blob.size, blob.sha256] for blob in self.blobs if blob.name not in aside)
         return hashlib.sha256(json.dumps([self.key, self.kind, content]).encode()).hexdigest()
 
     @property
@@ -68,9 +72,14 @@ class Manifest:
         """Whether training can go on from this state within its phase: its optimizer's state was kept."""
         return bool(self.info.get(MOMENTS, True))
 
-    def completes(self, other: Manifest) -> bool:
-        """Return whether this is the same state as `other` with the optimizer's state that `other` lacks."""
-        return self.resumable and not other.resumable and self.digest == other.digest
+    def completing(self, other: Manifest) -> Manifest | None:
+        """Return `other` with the optimizer's state of this manifest, None unless it is the same state without it.
+
+        Its weights stay where they lie: other states may name the same files.
+        """
+        if not self.resumable or other.resumable or self.digest != other.digest:
+            return None
+        return replace(self, blobs=(*other.blobs, *(blob for blob in self.blobs if blob.name.startswith(OPTIMIZER))))
 
     def blob(self, name: str) -> Blob:
         """Return the blob called `name`; MoegridError if the artifact has none (asking again would not help)."""

@@ -1,7 +1,8 @@
 """Retention: what no grid version needs is marked, and after a grace period deleted.
 
 Truth: `grids/<name>/<digest>.json`, each with the `keys` of its artifacts. Alive are those, their parents, whatever an
-attempt with a live lease made, and the states that an unfinished grid could resume from.
+attempt with a live lease made or reads, and the states that an unfinished grid could resume from. A blob that several
+artifacts name goes with the last of them.
 Marks lie in `tombstones/marked/`, and only age. To delete, an artifact is put under `tombstones/dying/`, where plans
 take it for absent, and then the roots are listed again. A plan writes its root before it looks for tombstones, so
 either the collector sees the root and lets go, or the plan sees the tombstone and makes the artifact anew; a commit
@@ -17,6 +18,7 @@ from typing import Any
 
 from orchestrator.store import Store
 from orchestrator.store.artifacts import DYING, DYING_SECONDS
+from orchestrator.store.attempts import Submission, batch_of, submission_path
 from orchestrator.store.manifest import Manifest
 from orchestrator.store.objects import Entry
 
@@ -95,14 +97,15 @@ def plan_gc(store: Store, roots: Iterable[str], grace_seconds: float = GRACE_SEC
     at_work = {stage for stage, claim in claims.items() if claim.live}
     partial = _old(store, "partial", before)
     strays += [entry for entry in partial if entry.path.split("/")[1] not in at_work]
-    blobs = sum(blob.size for key in delete for blob in manifests[key].blobs)
+    left = {blob.path for key in manifests.keys() - set(delete) for blob in manifests[key].blobs}
+    freed = {blob.path: blob.size for key in delete for blob in manifests[key].blobs if blob.path not in left}
     return GcPlan(
         keep=frozenset(keep & manifests.keys()),
         mark=tuple(key for key in doomed if key not in marked and key not in delete),
         unmark=tuple(sorted((marked.keys() | dying) - set(doomed))),
         delete=tuple(delete),
         strays=tuple(strays),
-        delete_bytes=blobs + sum(entry.size for entry in strays),
+        delete_bytes=sum(freed.values()) + sum(entry.size for entry in strays),
         grace_seconds=grace_seconds,
     )
 
@@ -152,8 +155,9 @@ def _discard(store: Store, doomed: Manifest) -> bool:
 
 
 def _alive(store: Store, manifests: Mapping[str, Manifest], roots: set[str], working: set[str]) -> set[str]:
-    """The keys to keep: roots, what working attempts made, resumable states of unfinished grids, and all parents."""
+    """The keys to keep: roots, what working attempts made or read, states that unfinished grids resume, all parents."""
     alive = roots | {key for key, manifest in manifests.items() if manifest.attempt in working}
+    alive |= _read_by(store, working)
     _add_parents(alive, manifests)
     if not _unfinished(store, manifests):
         return alive
@@ -162,6 +166,19 @@ def _alive(store: Store, manifests: Mapping[str, Manifest], roots: set[str], wor
         alive |= grown
         _add_parents(alive, manifests)
     return alive
+
+
+def _read_by(store: Store, working: set[str]) -> set[str]:
+    """Return the artifacts that the stages of working attempts read; what they make may name their files."""
+    paths = {submission_path(batch_of(attempt)) for attempt in working}
+    found: set[str] = set()
+    for document in store.objects.parallel(store.find_json, sorted(paths)):
+        try:
+            jobs = Submission.parse(document or {}).jobs
+        except ValueError:
+            continue  # damaged: its job cannot be read by a node either
+        found |= {key for job in jobs if job.attempt in working for stage in job.stages for key in stage.parents}
+    return found
 
 
 def _unfinished(store: Store, manifests: Mapping[str, Manifest]) -> bool:

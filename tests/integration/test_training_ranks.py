@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 from jobs.data.packing import open_batches
 from jobs.models.building import build_model
 from jobs.models.roles import parameter_roles
-from jobs.models.shards import Shards, shard_names
+from jobs.models.shards import shard_names
 from jobs.models.weights import load_canonical, weights_sha256
 from jobs.train.meter import load_entropy
 from orchestrator.spec.cell import BalanceSpec, Resources
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Store
+from tests import training
 from tests.lion import LION, NAMES
 from tests.packages import found, install
 from tests.training import (
@@ -113,9 +114,8 @@ def losses(store: Store, works: list[TrainWork]) -> list[float]:
 def tensors(store: Store, key: str, kind: str = "weights") -> dict[str, torch.Tensor]:
     manifest = store.artifacts.get(key)
     assert manifest is not None
-    names = shard_names(manifest, kind)
-    assert len(names) == manifest.numerics["world_size"]
-    return dict(Shards(str(store.objects.local_path(manifest.blob(name).path)) for name in names))
+    assert len(shard_names(manifest, kind)) == manifest.numerics["world_size"]
+    return training.tensors(store, key, kind)
 
 
 @pytest.fixture(scope="module")

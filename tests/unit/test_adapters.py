@@ -24,8 +24,8 @@ from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.spec.cell import AdapterSpec, TrainSpec
 from orchestrator.spec.work import Conditions, TrainWork
-from tests.training import MODEL, TRAIN, run_chain, segments, state_bits
-from tests.unit.test_train_exactness import fresh, stop_after, tensors
+from tests.training import MODEL, TRAIN, run_chain, segments, state_bits, tensors
+from tests.unit.test_train_exactness import fresh, stop_after
 
 SHARED = dataclasses.replace(MODEL, moe=dataclasses.replace(MODEL.moe, preset="deepseek_moe", shared_experts=1))
 ALL = AdapterSpec(rank=4, alpha=8.0, targets="attention+expert")
@@ -117,7 +117,7 @@ def test_all_else_keeps_its_bits_and_cut_runs_equal_straight_ones(
     manifest = straight.artifacts.get(works[0].init)
     assert manifest is not None
     begun = load_file(straight.artifacts.fetch(manifest, "weights.safetensors", tmp_path))
-    first, last = (tensors(straight, work, "weights.safetensors") for work in works)
+    first, last = (tensors(straight, work.key(), "weights") for work in works)
     roles = {name: role for name, _, role in parameter_roles(build_model(SHARED, 64))}
     for name, role in roles.items():
         still = torch.equal(begun[name].to(last[name].dtype), first[name])
@@ -128,7 +128,7 @@ def test_all_else_keeps_its_bits_and_cut_runs_equal_straight_ones(
     assert all(not torch.equal(last[name], torch.zeros_like(last[name])) for name in moved)
     owners = {roles[name.removesuffix("_lora_B")] for name in moved}
     assert owners == set(adapter.roles) if "expert" in targets or targets == "attention" else True
-    states = tensors(straight, works[1], "optimizer.safetensors")
+    states = tensors(straight, works[1].key(), "optimizer")
     kept = {name.rpartition(".")[0] for name in states if name.endswith(".exp_avg")}
     assert all("_lora_" in name or roles[name] == "router" for name in kept), "moments of adapters alone"
     assert works[0].key() == segments([("", 0, 3), ("attention", 3, 6)], train, model=SHARED)[0].key()
@@ -160,7 +160,7 @@ def test_a_later_phase_and_muon_go_on_from_adapters(tmp_path: Path) -> None:
     for number, work in enumerate((*first, *second)):
         run_chain(apart, [work], f"a-{number}")
     assert state_bits(chain, second[-1].key()) == state_bits(apart, second[-1].key())
-    state = tensors(chain, second[-1], "weights.safetensors")
+    state = tensors(chain, second[-1].key(), "weights")
     assert not any("experts" in name for name in state if "_lora_" in name), "those of the first phase are merged"
 
 

@@ -18,8 +18,8 @@ from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.spec.work import TrainWork
 from tests.packages import found, install
-from tests.training import MODEL, TRAIN, run_chain, segments, state_bits
-from tests.unit.test_train_exactness import fresh, tensors
+from tests.training import MODEL, TRAIN, run_chain, segments, state_bits, tensors
+from tests.unit.test_train_exactness import fresh
 
 RULES = """
 from orchestrator.catalog.freezing import FreezeRule
@@ -59,8 +59,8 @@ def test_what_it_names_keeps_every_bit_and_its_moments(tmp_path: Path, word: str
     for index, work in enumerate(works):
         run_chain(apart, [work], f"a-{index}")
     assert state_bits(apart, works[-1].key()) == state_bits(straight, works[-1].key())
-    before, frozen, after = (tensors(straight, work, "weights.safetensors") for work in works)
-    states = [tensors(straight, work, "optimizer.safetensors") for work in works]
+    before, frozen, after = (tensors(straight, work.key(), "weights") for work in works)
+    states = [tensors(straight, work.key(), "optimizer") for work in works]
     kept = 0
     for name, _, role in parameter_roles(build_model(MODEL, 64)):
         expected = WORDS[word](name, role)

@@ -20,8 +20,8 @@ from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.spec.schedule import parse_freeze
 from orchestrator.spec.work import TrainWork
-from tests.training import MODEL, TRAIN, run_chain, segments, state_bits
-from tests.unit.test_train_exactness import fresh, stop_after, tensors
+from tests.training import MODEL, TRAIN, run_chain, segments, state_bits, tensors
+from tests.unit.test_train_exactness import fresh, stop_after
 
 Frozen = Callable[[str, str], bool]
 WORDS: dict[str, Frozen] = {
@@ -53,8 +53,8 @@ def test_what_a_word_names_keeps_every_bit_and_its_moments(
             run_chain(cut, works)
     run_chain(cut, works[1:], "b")
     assert state_bits(cut, works[-1].key()) == state_bits(straight, works[-1].key())
-    before, frozen, _ = (tensors(straight, work, "weights.safetensors") for work in works)
-    states = [tensors(straight, work, "optimizer.safetensors") for work in works]
+    before, frozen, _ = (tensors(straight, work.key(), "weights") for work in works)
+    states = [tensors(straight, work.key(), "optimizer") for work in works]
     kept = 0
     for name, _, role in parameter_roles(build_model(MODEL, 64)):
         expected = WORDS[word](name, role)
@@ -69,7 +69,7 @@ def test_what_a_router_learns_without_gradients_is_kept_in_its_layers_alone(tmp_
     works = segments([("", 0, 2), ("router(0)", 2, 6)], TRAIN, model=model)
     store = fresh(tmp_path, "store", model)
     run_chain(store, works)
-    before, after = (tensors(store, work, "weights.safetensors") for work in works)
+    before, after = (tensors(store, work.key(), "weights") for work in works)
     biases = {
         int(re.findall(r"layers\.(\d+)", name)[0]): name for name in before if "bias" in name and "router" in name
     }

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from jobs.models.shards import tensors_digest
 from jobs.node.opening import read_job
 from jobs.node.preemption import Preempted
 from jobs.train.loop import StepResult, Trainer
-from orchestrator.errors import ArtifactMissing, NumericsError
+from orchestrator.errors import ArtifactMissing, CorruptBlob, NumericsError
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.describe import describe_job
 from orchestrator.plan.graph import build_graph
-from orchestrator.spec.cell import Resources
+from orchestrator.spec.cell import AdapterSpec, Resources
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Manifest, Store
 from orchestrator.store.attempts import PlannedJob
-from tests.training import EXECUTION, init_work, prepare, run_chain, segments, state_bits, weights
+from tests.training import EXECUTION, TRAIN, init_work, prepare, run_chain, segments, state_bits, tensors, weights
 
 HALF, LAST = segments([("", 0, 4), ("router", 4, 8)])
 EVERY = dataclasses.replace(EXECUTION, checkpoint_steps=2)
@@ -97,6 +100,7 @@ def test_what_goes_on_from_a_state_without_moments_makes_it_again(tmp_path: Path
     after = manifest(store, HALF)
     assert after.resumable
     assert after.generation == before.generation + 1
+    assert set(before.blobs) < set(after.blobs), "its weights stay where they lie"
     assert state_bits(store, HALF.key()) == state_bits(straight, HALF.key())
     # The next one that goes on from it finds it whole.
     (fork,) = segments([("", 0, 4), ("expert", 4, 8)])[1:]
@@ -169,6 +173,98 @@ def test_a_state_without_moments_never_takes_the_place_of_one_with(tmp_path: Pat
     light = dataclasses.replace(whole, info={**whole.info, "moments": False}, blobs=blobs, attempt="late")
     assert store.artifacts.commit(light).attempt == whole.attempt
     assert manifest(store, HALF).resumable
+
+
+def kept_from(found: Manifest) -> set[str]:
+    """Return the states in whose files a state keeps weights."""
+    return {name.partition("/")[0].removeprefix("kept-") for name in names(found) if name.startswith("kept-")}
+
+
+def of_experts(named: Iterable[str]) -> set[str]:
+    return {name for name in named if ".experts." in name}
+
+
+def own_tensors(store: Store, found: Manifest) -> set[str]:
+    path = store.objects.local_path(found.blob("weights.safetensors").path)
+    assert path is not None
+    return set(load_file(path))
+
+
+def test_frozen_weights_are_written_once(tmp_path: Path) -> None:
+    store = fresh(tmp_path)
+    works = segments([("expert", 0, 4), ("expert", 4, 8), ("", 8, 12), ("expert", 12, 16)])
+    run_chain(store, works, execution=EVERY)
+    init = init_work().key()
+    first, second, trained, last = (manifest(store, work) for work in works)
+    whole = set(tensors(store, init, "weights"))
+    assert own_tensors(store, first) == own_tensors(store, second) == whole - of_experts(whole)
+    assert kept_from(first) == kept_from(second) == kept_from(manifest(store, works[0], 2)) == {init}
+    assert own_tensors(store, trained) == whole
+    assert not kept_from(trained)
+    assert kept_from(last) == {trained.key}
+    begun = tensors(store, init, "weights")
+    for found in (first, second, trained, last):
+        read = tensors(store, found.key, "weights")
+        assert set(read) == whole
+        assert tensors_digest(read) == found.info["weights_sha256"]
+        same = {name for name, value in read.items() if torch.equal(value, begun[name])}
+        assert same == (of_experts(whole) if found in (first, second) else set())
+    # A file that two states name is one file.
+    assert {blob.path for blob in last.blobs} & {blob.path for blob in trained.blobs}
+
+
+def test_what_is_kept_is_read_from_the_state_that_has_it(tmp_path: Path) -> None:
+    store = fresh(tmp_path)
+    works = segments([("", 0, 4), ("expert", 4, 8), ("expert+embedding", 8, 12)])
+    run_chain(store, works)
+    first, second, third = (manifest(store, work) for work in works)
+    assert kept_from(third) == {first.key, second.key}
+    before, after = (tensors(store, found.key, "weights") for found in (second, third))
+    embeddings = {name for name in after if "embed" in name or "lm_head" in name}
+    assert embeddings
+    for name in after:
+        assert torch.equal(before[name], after[name]) == (name in embeddings | of_experts(after)), name
+    assert tensors_digest(after) == third.info["weights_sha256"]
+    # One process that goes on from it has what a chain that never stopped has.
+    straight = fresh(tmp_path / "straight")
+    run_chain(straight, works[:2])
+    run_chain(straight, works[2:], "b")
+    assert state_bits(straight, third.key) == state_bits(store, third.key)
+
+
+def test_files_of_which_little_is_unchanged_are_not_kept(tmp_path: Path) -> None:
+    store = fresh(tmp_path)
+    run_chain(store, [HALF, LAST])
+    assert not kept_from(manifest(store, LAST)), "a router is not worth reading a whole state for"
+
+
+def test_adapters_leave_the_model_where_it_lies(tmp_path: Path) -> None:
+    store = fresh(tmp_path)
+    adapter = AdapterSpec(rank=2, targets="attention")
+    (work,) = segments([("", 0, 4)], dataclasses.replace(TRAIN, steps=4, adapter=adapter))
+    run_chain(store, [work], light=[work])
+    found = manifest(store, work)
+    assert kept_from(found) == {init_work().key()}
+    assert all("_lora_" in name for name in own_tensors(store, found))
+    assert tensors_digest(tensors(store, found.key, "weights")) == found.info["weights_sha256"]
+
+
+def test_a_damaged_file_is_damage_of_every_state_that_names_it(tmp_path: Path) -> None:
+    store = fresh(tmp_path)
+    works = segments([("expert", 0, 4), ("expert", 4, 8)])
+    run_chain(store, works)
+    init = store.artifacts.get(init_work().key())
+    assert init is not None
+    path = store.objects.local_path(init.blob("weights.safetensors").path)
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CorruptBlob):
+        store.artifacts.verify(works[1].key())
+    for key in (works[1].key(), works[0].key(), init.key):
+        assert store.artifacts.heal(key)
+    run_chain(store, [init_work()], "again")
+    run_chain(store, works, "b")
+    store.artifacts.verify(works[1].key())
 
 
 def test_jobs_are_told_from_which_states_nothing_goes_on() -> None:

@@ -19,8 +19,8 @@ from orchestrator.errors import GridError
 from orchestrator.grid.load import load_grid
 from orchestrator.spec.cell import TrainSpec
 from orchestrator.spec.work import Conditions
-from tests.training import MODEL, TRAIN, run_chain, segments, state_bits
-from tests.unit.test_train_exactness import fresh, stop_after, tensors
+from tests.training import MODEL, TRAIN, run_chain, segments, state_bits, tensors
+from tests.unit.test_train_exactness import fresh, stop_after
 
 WITH = dataclasses.replace(TRAIN, optimizer="muon", weight_decay=0.1, lr=3e-3, steps=8)
 
@@ -104,8 +104,8 @@ def test_frozen_forked_and_resumed_runs_have_equal_bits(
             run_chain(cut, works)
     run_chain(cut, works[1:], "b")
     assert state_bits(cut, works[2].key()) == state_bits(straight, works[2].key())
-    before, frozen = (tensors(straight, work, "weights.safetensors") for work in works[:2])
-    states = [tensors(straight, work, "optimizer.safetensors") for work in works]
+    before, frozen = (tensors(straight, work.key(), "weights") for work in works[:2])
+    states = [tensors(straight, work.key(), "optimizer") for work in works]
     expert, query = (next(name for name in before if name.endswith(end)) for end in ("experts.up", "q_proj.weight"))
     assert torch.equal(before[expert], frozen[expert])
     assert not torch.equal(before[query], frozen[query])

@@ -21,8 +21,8 @@ from orchestrator.spec.identity import plain
 from orchestrator.spec.work import Conditions, build, work_from_json, work_to_json
 from tests.lion import LION, NAMES
 from tests.packages import found, install
-from tests.training import EXECUTION, TRAIN, prepare, run_chain, segments, state_bits
-from tests.unit.test_train_exactness import fresh, stop_after, tensors
+from tests.training import EXECUTION, TRAIN, prepare, run_chain, segments, state_bits, tensors
+from tests.unit.test_train_exactness import fresh, stop_after
 
 HEAD = "name: g\nbase: pretrain\nevaluate: [lm]\nfactors: {seed: [0]}\n"
 WITH = dataclasses.replace(
@@ -155,7 +155,7 @@ def test_resumed_forked_and_frozen_equal_one_that_never_stopped(
                 run_chain(cut, [work], f"a-{attempt}")
         run_chain(cut, [work], f"b-{attempt}")
     assert state_bits(cut, works[-1].key()) == state_bits(straight, works[-1].key())
-    before, frozen, after = (tensors(straight, work, "optimizer.safetensors") for work in works)
+    before, frozen, after = (tensors(straight, work.key(), "optimizer") for work in works)
     router = [name for name in before if ".router." in name and name.endswith((".momentum", ".taken"))]
     assert router
     for name in router:
@@ -175,7 +175,7 @@ def test_a_node_process_finds_it_by_its_path(tmp_path: Path) -> None:
     process = start(submit(store, [work], execution=EXECUTION))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    taken = [value for name, value in tensors(store, work, "optimizer.safetensors").items() if name.endswith(".taken")]
+    taken = [value for name, value in tensors(store, work.key(), "optimizer").items() if name.endswith(".taken")]
     assert taken
     assert set(map(float, taken)) == {4.0}
 

@@ -136,7 +136,7 @@ def test_the_coefficient_at_a_step_is_what_trains(tmp_path: Path) -> None:
     ):
         (work,) = segments([("", 0, 4)], dataclasses.replace(SCHEDULED, balance=balance))
         run_chain(store, [work])
-        weights = state_bits(store, work.key())["weights.safetensors"]
+        weights = state_bits(store, work.key())["weights"]
         if store is off:
             first = weights
         assert (weights == first) == (store is not on)

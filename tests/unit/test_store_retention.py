@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from orchestrator.store import Manifest, Store
 from orchestrator.store.artifacts import DYING
+from orchestrator.store.attempts import PlannedJob, PlannedStage, Submission
 from orchestrator.store.retention import collect, grid_roots, plan_gc
 
 INIT, HALF, FULL, OTHER = (letter * 64 for letter in "abcd")
@@ -97,6 +99,37 @@ def test_what_a_working_attempt_made_is_kept(store: Store) -> None:
     store.artifacts.write_blob("live-0", "uploading", b"in flight")
     assert gc(store).deleted == ()
     assert blobs(store) == {HALF, "in flight"}
+
+
+def test_what_a_working_attempt_reads_is_kept(store: Store) -> None:
+    """What it is about to commit may name files of its parents; nothing else keeps these here."""
+    make(store, INIT, kind="init")
+    make(store, HALF, INIT)
+    make(store, OTHER)
+    stage = PlannedStage(FULL, parents=(HALF,))
+    jobs = (PlannedJob("live-0", "", {}, {}, (stage,)), PlannedJob("live-1", "", {}, {}, (PlannedStage(OTHER),)))
+    store.put_json("submissions/live.json", Submission("live", jobs).to_json())
+    lease = store.claims.claim(FULL, "live-0", 60)
+    assert lease is not None
+    assert gc(store).deleted == (OTHER,)
+    store.claims.release(lease)
+    assert set(gc(store).deleted) == {INIT, HALF}
+
+
+def test_a_file_that_two_artifacts_name_goes_with_the_last(store: Store) -> None:
+    first = make(store, HALF)
+    own = store.artifacts.write_blob("b-0", "weights", b"own")
+    kept = replace(first.blobs[0], name=f"kept-{HALF}/weights")
+    store.artifacts.commit(Manifest(FULL, "train", {}, attempt="b-0", blobs=(own, kept)))
+    store.write_root("grid", "v1", {"keys": [FULL]})
+    plan = plan_gc(store, grid_roots(store), 0)
+    assert plan.delete == (HALF,)
+    assert plan.delete_bytes == 0
+    done = collect(store, plan)
+    assert (done.deleted, done.objects) == ((HALF,), 0)
+    store.artifacts.verify(FULL)
+    assert collect(store, plan_gc(store, set(), 0), set).objects == 2
+    assert blobs(store) == set()
 
 
 def test_states_that_an_unfinished_grid_could_resume_from_are_kept(store: Store) -> None:
