@@ -18,6 +18,7 @@ from orchestrator.files.yaml_positions import Document, Path, parse_yaml, read_m
 from orchestrator.grid.factors import short_names
 from orchestrator.grid.files import COMMAND_LINE, GRIDS, NAME
 from orchestrator.grid.plugin_files import PluginReader
+from orchestrator.grid.renamed import renew, renewed
 from orchestrator.grid.vocabulary import meaning
 from orchestrator.resources import show
 from orchestrator.spec.fields import field_paths
@@ -122,6 +123,7 @@ class Loader:
 
     def _read(self, path: FilePath) -> Document:
         document = read_mapping(path, show(path), self.problems)
+        renew(document)
         self._report_empty(document)
         return document
 
@@ -318,7 +320,8 @@ class Loader:
     def _override(self, text: str) -> None:
         """Apply one command-line override `section[.key]=value`."""
         key, equals, value_text = text.partition("=")
-        section, _, rest = key.strip().partition(".")
+        key = renewed(key.strip())
+        section, _, rest = key.partition(".")
         where = f"{COMMAND_LINE}: {text}"
         known = (*MERGED, *REPLACED)
         keyed = (*MERGED, "search", "adaptive")
@@ -326,13 +329,13 @@ class Loader:
             hint = "write factors.seed=[0,1], set.finetune.lr=1e-4 or at=[1.0]"
             meant = meaning(key, self.phase) if section not in known else ""
             hint = f"{meant}; {hint}" if meant else hint
-            self.problems.add(f"override {text!r} is not section.key=value", COMMAND_LINE, key.strip(), hint)
+            self.problems.add(f"override {text!r} is not section.key=value", COMMAND_LINE, key, hint)
             return
         before = len(self.problems.found)
         value = parse_yaml(value_text, where, self.problems).data
         if not value_text.strip():
             hint = "give it a value, or write null if that is meant"
-            self.problems.add(f"override {text!r} has no value", COMMAND_LINE, key.strip(), hint)
+            self.problems.add(f"override {text!r} has no value", COMMAND_LINE, key, hint)
         if len(self.problems.found) > before:
             return
         if section in REPLACED and rest:
