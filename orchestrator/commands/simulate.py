@@ -16,6 +16,9 @@ from orchestrator.plan.shapes import Shape, shapes_of
 from orchestrator.plan.simulation import Simulation, simulation_of
 from orchestrator.settings import module_environment, require
 
+# Engines that leave nothing in the process of a simulation; after one of the others the next has its own.
+SHARING = ("", "torch", "fsdp")
+
 
 class Nodes:
     """The data plane's answers: those that are kept, else from one process that is started at the first question."""
@@ -45,6 +48,8 @@ class Nodes:
                 f"the simulation of {shape.label} ended without an answer (exit code {self._process.wait()})",
                 hint="its own message stands above; a kill without one is the machine's memory at its end",
             )
+        if shape.engine not in SHARING:
+            self.close()
         document = json.loads(line)
         if "failed" not in document:
             keep_answer(shape.question, document)
@@ -55,6 +60,7 @@ class Nodes:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
             self._process.wait()
+        self._process = None
 
 
 def simulate(context: Context) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.routers import kind_of
+from orchestrator.catalog.tasks import task_kind
 from orchestrator.plan.stage import Stage
-from orchestrator.spec.cell import Resources, TrainSpec
+from orchestrator.spec.cell import Resources, TaskSpec, TrainSpec
 from orchestrator.spec.identity import canonical_text
 from orchestrator.spec.model import Model, Moe
 from orchestrator.spec.work import DataWork, EvaluateWork, GenerateWork, InitWork, TokensWork, TrainWork
@@ -21,8 +22,9 @@ CPU_FLOPS_PER_CORE = 3e10
 GPU_FLOPS = 1.2e14
 PROCESS_START_SECONDS = 5.0
 DATA_SECONDS = 25.0
-# An evaluated item is about this many tokens after shared prefixes are computed once.
-TOKENS_PER_ITEM = 300
+# Of tasks whose numbers are not known: items, and tokens of a solved one.
+UNKNOWN_ITEMS = 1000
+UNKNOWN_TOKENS = 100
 TOKENS_PER_PROMPT = 30
 
 
@@ -123,11 +125,24 @@ def evaluated_tokens(stage: Stage) -> int:
     work = stage.form
     if isinstance(work, EvaluateWork):
         passes = 2 + work.routing_seeds if work.routing_seeds else 1
-        items = sum(work.limit or task.limit or 1000 for task in (*work.tasks, *work.clean))
-        return passes * items * TOKENS_PER_ITEM + work.val_tokens
+        fed = sum(_task_tokens(task, work) for task in (*work.tasks, *work.clean))
+        return passes * fed + work.val_tokens
     if isinstance(work, GenerateWork):
         return sum(task.limit or 200 for task in work.tasks) * (work.generation.new_tokens + TOKENS_PER_PROMPT)
     return 0
+
+
+def _task_tokens(task: TaskSpec, work: EvaluateWork) -> int:
+    """Return the tokens of a task's items: all that there are, with their shots, up to the window.
+
+    Answers count as one more question; shots that all items of a task share are computed once.
+    """
+    kind = task_kind(task.name)
+    items, tokens = (kind.items, kind.tokens) if kind else (0, 0)
+    asked = work.limit or task.limit
+    count = min(asked, items) if asked and items else asked or items or UNKNOWN_ITEMS
+    shots = 0 if work.shots == "shared" or (kind and kind.fixed_shots) else task.shots
+    return count * min((tokens or UNKNOWN_TOKENS) * (shots + 2), work.max_length)
 
 
 def state_bytes(stage: Stage, vocab_size: int) -> int:
@@ -141,7 +156,7 @@ def first_guess_seconds(stage: Stage, resources: Resources, vocab_size: int) -> 
     """Estimate a stage's time from FLOPs alone, before anything of its shape has finished."""
     chips = resources.nodes * resources.processes
     if resources.gpus:
-        speed = GPU_FLOPS * chips * resources.gpus * 0.35
+        speed = GPU_FLOPS * resources.nodes * resources.gpus * 0.35
     else:
         speed = CPU_FLOPS_PER_CORE * chips * resources.cores
     if isinstance(stage.form, (DataWork, TokensWork)):

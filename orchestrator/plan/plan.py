@@ -137,8 +137,7 @@ class Plan:
 
 def devices(resources: Resources, *, gpu: bool) -> int:
     """Return the GPUs (or cores) that a job of these resources holds."""
-    per_process = resources.gpus if gpu else resources.cores
-    return resources.nodes * resources.processes * per_process
+    return resources.nodes * (resources.gpus if gpu else resources.processes * resources.cores)
 
 
 def make_plan(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.catalog.gpus import Gpu
 from orchestrator.grid.load import Grid
+from orchestrator.plan.memory import Memory
 from orchestrator.plan.roofline import assumptions
 from orchestrator.plan.simulation import Simulation
 from orchestrator.ui.console import Console, columns, plural, quantity
@@ -52,6 +53,17 @@ def show_simulation(grid: Grid, found: Sequence[Simulation], gpu: Gpu, console: 
         console.print(f"  about {hours:.1f} GPU-hours for the whole grid (a roofline, of what is assumed below)")
     for text in assumptions(gpu):
         console.print(console.style(f"  assumed: {text}", "dim"))
+
+
+def show_memory(memory: Sequence[Memory], gpu: Gpu, console: Console) -> None:
+    """Print what is known of the GPUs' memory in a plan."""
+    for one in memory:
+        fits = one.fits(gpu)
+        mark = "" if fits else console.style("! ", "red")
+        how = "" if one.simulated else "at least "
+        told = "simulated" if one.simulated else "without activations; moegrid simulate says the rest"
+        lack = "" if fits else f", more than {gpu.name} has"
+        console.print(f"  {mark}{one.label}: {how}{one.bytes / 1e9:.1f} GB a GPU{lack} ({told})")
 
 
 def _show_lack(one: Simulation, gpu: Gpu, console: Console) -> None:

@@ -17,10 +17,14 @@ from jobs.simulate.ledger import Ledger
 from jobs.simulate.run import answered
 from jobs.simulate.training import simulate_training
 from orchestrator.catalog.gpus import bytes_sent, gpu_of
+from orchestrator.catalog.tasks import TASKS
+from orchestrator.cli import main
 from orchestrator.grid.load import load_grid
-from orchestrator.plan.answers import Answer, Held
+from orchestrator.plan.answers import Answer, Held, keep_answer
+from orchestrator.plan.cost import evaluated_tokens, parameters
 from orchestrator.plan.fit import fit_of, remedy
 from orchestrator.plan.graph import build_graph
+from orchestrator.plan.memory import least_bytes, memory_of, refused_memory
 from orchestrator.plan.roofline import MEMORY, PRODUCTS, reckoned
 from orchestrator.plan.shapes import Shape, shapes_of
 
@@ -85,8 +89,8 @@ def answer_of(device: int, host: int = 0) -> Answer:
     return Answer(10, {"step": Held(device, {"weights": device})}, host)
 
 
-def paper_shape() -> Shape:
-    graph = build_graph(load_grid("quickstart", overrides=["set.execution.device=cuda"]))
+def paper_shape(*words: str) -> Shape:
+    graph = build_graph(load_grid("quickstart", overrides=["set.execution.device=cuda", *words]))
     return next(shape for shape in shapes_of(graph) if "finetune" in shape.label)
 
 
@@ -127,3 +131,62 @@ def test_a_time_is_the_longer_one_of_products_and_bytes():
     found = reckoned(Answer(operations=rows, collectives=[("allreduce", 8000, 1)]), gpu, 4, 1)
     assert found.compute == pytest.approx(2 * 1e12 / (PRODUCTS * 989e12) + 1e9 / (MEMORY * 3.35e12))
     assert found.sent == 2 * 3 / 4 * 8000
+
+
+def on_gpus(tmp_path, monkeypatch, *words: str):
+    monkeypatch.setenv("MOEGRID_CACHE", str(tmp_path))
+    fields = ["set.execution.device=cuda", *words]
+    return build_graph(load_grid("quickstart", overrides=[*fields, "set.execution.resources.finetune.gpus=1"]))
+
+
+def test_a_plan_knows_kept_answers_and_else_the_least_bytes(tmp_path, monkeypatch):
+    graph = on_gpus(tmp_path, monkeypatch)
+    before = {one.label: one for one in memory_of(graph)}
+    assert not any(one.simulated for one in before.values())
+    shape = next(shape for shape in shapes_of(graph) if "finetune" in shape.label)
+    count = parameters(shape.model, shape.vocabulary).total
+    assert before[shape.label].bytes == 16 * count  # fp32: weights, gradients, two moments
+    keep_answer(shape.question, {"moments": {"step": {"bytes": 200 * 10**9, "kinds": {}}}})
+    after = {one.label: one for one in memory_of(graph)}
+    assert (after[shape.label].bytes, after[shape.label].simulated) == (200 * 10**9, True)
+    refused = refused_memory(list(after.values()), None)
+    assert refused is not None
+    assert "200.0 GB" in refused.error
+    assert "--force-memory" in refused.hint
+    assert refused_memory(list(before.values()), gpu_of("h100")) is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "bytes_a_parameter"),
+    [("torch", 18), ("deepspeed:1", 4 + 12 / 4), ("deepspeed:2", 2 + 14 / 4), ("deepspeed:3", 16 / 4), ("fsdp", 4)],
+)
+def test_least_bytes_are_what_each_engine_shares(engine, bytes_a_parameter):
+    words = ["set.finetune.precision=bf16", f"set.execution.engine={engine}"]
+    words += [f"set.execution.resources.{phase}.processes=4" for phase in ("pretrain", "finetune")]
+    shape = paper_shape(*words)
+    assert least_bytes(shape, 4000) == bytes_a_parameter * 4000
+
+
+def test_a_run_refuses_what_cannot_fit_unless_it_is_told_to_go_on(tmp_path, monkeypatch, capsys):
+    words = ["quickstart", "set.execution.device=cuda", "set.execution.resources.finetune.gpus=1"]
+    words += [f"set.execution.resources.{phase}.gpus=1" for phase in ("pretrain", "evaluate")]
+    words += ["--store", str(tmp_path / "store"), "--tracking", "none"]
+    graph = on_gpus(tmp_path, monkeypatch, *words[2:5])
+    monkeypatch.setenv("MOEGRID_GPUS", "1")
+    shape = next(shape for shape in shapes_of(graph) if "finetune" in shape.label)
+    keep_answer(shape.question, {"moments": {"step": {"bytes": 100 * 10**9, "kinds": {}}}})
+    assert main(["run", *words, "--gpu", "h100"]) == 2
+    assert "does not fit: 100.0 GB a GPU (simulated), and h100 has 80.7" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+    assert main(["plan", *words, "--gpu", "h100"]) == 0
+    assert "finetune: 100.0 GB a GPU, more than h100 has (simulated)" in capsys.readouterr().out
+
+
+def test_evaluated_tokens_are_those_of_all_items_with_their_shots():
+    graph = build_graph(load_grid("finetune_freeze", scale="paper", only=["freeze=none"], seeds=[0]))
+    work = next(stage for stage in graph.stages.values() if stage.suite == "reasoning")
+    tasks = [("winogrande", 5), ("hellaswag", 10), ("arc_easy", 25), ("arc_challenge", 25), ("piqa", 0), ("mmlu", 0)]
+    kinds = {name: TASKS.get(name) for name, _ in tasks}
+    assert sum(kind.items for kind in kinds.values()) == 30_737
+    expected = sum(kinds[name].items * kinds[name].tokens * (shots + 2) for name, shots in tasks)
+    assert evaluated_tokens(work) == expected
