@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from jobs.moe.dispatch import Dispatch, dispatch
 from jobs.moe.host import is_fake, know_grouped_products, visible
 from jobs.moe.lowrank import effective
+from jobs.moe.parallel import ExpertGroup, keep_own, travel
 from jobs.moe.slices import Slices
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.parameters import Parameters, code_of
@@ -24,7 +25,10 @@ SLICED = ("swiglu", "relu_mlp")
 
 
 class Experts(nn.Module):
-    """N feed-forward experts: `up` [N,2f,D] holds a gated form's gate and up (else [N,f,D]), `down` [N,D,f]."""
+    """N feed-forward experts: `up` [N,2f,D] holds a gated form's gate and up (else [N,f,D]), `down` [N,D,f].
+
+    Of a `group` each rank holds a run of them.
+    """
 
     role = "routed_expert"
 
@@ -38,11 +42,17 @@ class Experts(nn.Module):
         if self.kind.bias:
             self.up_bias = nn.Parameter(torch.empty(num_experts, width))
             self.down_bias = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.group: ExpertGroup | None = None
 
     def reset_parameters(self, std: float) -> None:
         """Draw the weights from N(0, std); biases start at 0."""
         for name, parameter in self.named_parameters():
             nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=std)
+
+    def deal(self, group: ExpertGroup) -> None:
+        """Keep this rank's run of the experts alone; MoegridError where the group does not divide them."""
+        keep_own(self, self.num_experts, group)
+        self.group = group
 
     def forward(self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, path: str = "") -> Tensor:
         """Return sum over a token's slots of weight * expert(x) [T,D]; slots with expert -1 add nothing."""
@@ -50,8 +60,19 @@ class Experts(nn.Module):
         if torch.is_autocast_enabled(x_TD.device.type):
             dtype = torch.get_autocast_dtype(x_TD.device.type)
             x_TD, up, down = x_TD.to(dtype), up.to(dtype), down.to(dtype)
-        plan = dispatch(experts_TK, self.num_experts)
         path = path or self.choose_path(x_TD)
+        plan = dispatch(experts_TK, self.num_experts)
+        if self.group is None:
+            return self._compute(x_TD, weights_TK, up, down, plan, path)
+        return travel(
+            x_TD,
+            weights_TK,
+            plan,
+            self.group,
+            lambda x, own, ones: self._compute(x, ones, up, down, dispatch(own, len(up)), path),
+        )
+
+    def _compute(self, x_TD: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, plan: Dispatch, path: str) -> Tensor:
         if path == "slices":
             y: Tensor = Slices.apply(x_TD, weights_TK, up, down, plan, self.form)  # type: ignore[no-untyped-call]
             return y
@@ -100,8 +121,10 @@ class Experts(nn.Module):
         out = torch.zeros_like(x_TD)
         weights = weights_TK.reshape(-1)[plan.order].to(x_TD.dtype).unsqueeze(-1)
         start = 0
-        for expert, size in enumerate(plan.counts.tolist()):
-            if not size:
+        sizes = plan.counts.tolist()
+        for expert, size in enumerate(sizes):
+            # Where no expert has a token the first has a gradient of zeros: ranks sum gradients together.
+            if not size and (expert or any(sizes)):
                 continue
             rows = slice(start, start + size)
             hidden = F.linear(x_TD[plan.token[rows]], up[expert], self.up_bias[expert] if self.has_bias else None)
