@@ -53,7 +53,7 @@ def main() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     engine.step(1.0)
-    tensors = [*model.state_dict().values(), *engine.optimizer_tensors().values()]
+    tensors = [*model.state_dict().values(), *(piece.tensor for piece in engine.optimizer_tensors().values())]
     size = sum(t.numel() * t.element_size() for t in tensors)
     copies = [torch.empty_like(t) for t in tensors]
     with tempfile.TemporaryDirectory() as folder:

@@ -75,7 +75,7 @@ def rank_main(options: argparse.Namespace) -> None:
     import torch
 
     from jobs.models.building import empty_model
-    from jobs.models.shards import Rows, Shards, rows_digest, shard_name, write_tensors
+    from jobs.models.shards import Shards, rows_digest, shard_name, write_pieces
     from jobs.node.ranks import join
     from jobs.node.world import world_from
     from jobs.train.checkpoint import HostCopies
@@ -132,12 +132,10 @@ def rank_main(options: argparse.Namespace) -> None:
     def checkpoint() -> int:
         copies = HostCopies()
         weights = copies.fill(engine.weights(), "weights/")
-        pieces = ((name, Rows.whole(tensor)) for name, tensor in engine.optimizer_tensors().items())
-        optimizer = copies.fill(pieces, "optimizer/")
+        optimizer = copies.fill(engine.optimizer_tensors().items(), "optimizer/")
         rows_digest(weights)
         for kind, rows in (("weights", weights), ("optimizer", optimizer)):
-            tensors = {name: piece.tensor for name, piece in rows.items()}
-            write_tensors(tensors, target / shard_name(kind, world.rank, world.size))
+            write_pieces(rows, target / shard_name(kind, world.rank, world.size))
         return sum(piece.tensor.nbytes for rows in (weights, optimizer) for piece in rows.values())
 
     most, told["share"] = peak(checkpoint)

@@ -72,7 +72,7 @@ def held(trainer: Trainer) -> tuple[int, int, int]:
     parameters = list(engine.model.parameters())
     weights = sum(p.numel() * p.element_size() for p in parameters)
     gradients = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
-    state = sum(t.numel() * t.element_size() for t in engine.optimizer_tensors().values())
+    state = sum(piece.tensor.nbytes for piece in engine.optimizer_tensors().values())
     return weights, gradients, state
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 _MODULUS = 1 << 256
 # Before the key of an earlier state, in the names of its files that a later one keeps weights in.
 KEPT = "kept-"
+# In a file's metadata: the number of the first row of every tensor of which it does not hold the first one.
+_FIRST = "first_rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,13 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
     path.chmod(mode)
 
 
+def write_pieces(pieces: Mapping[str, Rows], path: Path) -> None:
+    """Write rows as `write_tensors` does; the file says where those begin that are not the first ones."""
+    first = {name: piece.first for name, piece in pieces.items() if piece.first}
+    tensors = {name: piece.tensor for name, piece in pieces.items()}
+    write_tensors(tensors, path, {_FIRST: json.dumps(first, sort_keys=True)} if first else None)
+
+
 def dealt(tensors: Mapping[str, Tensor], rank: int, world_size: int) -> dict[str, Tensor]:
     """Return those of the tensors, which every rank holds, that `rank` writes: shares of nearly equal bytes."""
     loads = [0] * world_size
@@ -94,20 +105,23 @@ def dealt(tensors: Mapping[str, Tensor], rank: int, world_size: int) -> dict[str
 class Shards(Mapping[str, Tensor]):
     """The tensors of several safetensors files, each read when it is asked for: memory never holds all of them.
 
-    A tensor of which several files hold pieces is put together in the order of the files. Pieces are rows, or, of an
-    optimizer's tensors, flat runs of elements: then the tensor is flat too, and only its reader knows its shape.
-    Of several groups of files (`weight_names`) the first that has a tensor counts.
+    A tensor of which several files hold pieces is put together in the order of the rows that the files name, else in
+    that of the files. Pieces are rows, or, of an optimizer's tensors, flat runs of elements: then the tensor is flat
+    too, and only its reader knows its shape. Of several groups of files (`weight_names`) the first that has a tensor
+    counts.
     """
 
     def __init__(self, *groups: Iterable[Path | str]) -> None:
         self._owners: dict[str, list[safe_open]] = {}
         for paths in groups:
-            found: dict[str, list[safe_open]] = {}
+            found: dict[str, list[tuple[int, safe_open]]] = {}
             for path in paths:
                 file = safe_open(path, framework="pt")
+                first = json.loads((file.metadata() or {}).get(_FIRST, "{}"))
                 for name in file.keys():  # noqa: SIM118 (not a dict)
-                    found.setdefault(name, []).append(file)
-            self._owners = found | self._owners
+                    found.setdefault(name, []).append((first.get(name, 0), file))
+            ordered = {name: [file for _, file in sorted(parts, key=itemgetter(0))] for name, parts in found.items()}
+            self._owners = ordered | self._owners
 
     def __getitem__(self, name: str) -> Tensor:
         pieces = [file.get_tensor(name) for file in self._owners[name]]

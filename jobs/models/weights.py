@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from jobs.models.shards import elements, tensors_digest
+from jobs.models.shards import Rows, elements, tensors_digest
+from jobs.moe.experts import Experts
 from jobs.moe.lowrank import MARK
 from orchestrator.errors import MoegridError
 
@@ -34,14 +35,15 @@ def load_canonical(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     fine-tuning limit nothing.
     """
     own, state = _matched(model, state)
+    pieces = state_rows(model, own)
     with torch.no_grad():
-        for name, tensor in own.items():
-            local, first = own_rows(tensor)
+        for name, piece in pieces.items():
+            local = piece.tensor
             if name not in state:
                 local.fill_(True)
             else:
-                width = math.prod(tensor.shape[1:])
-                local.copy_(elements(state, name, first * width, local.numel()).view(local.shape))
+                width = math.prod(piece.shape[1:])
+                local.copy_(elements(state, name, piece.first * width, local.numel()).view(local.shape))
 
 
 def load_buffers(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -67,12 +69,25 @@ def _matched(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, T
     return own, state
 
 
-def own_rows(tensor: Tensor) -> tuple[Tensor, int]:
-    """Return (the rows of `tensor` that this rank holds, the number of the first): all, unless it is sharded."""
-    if not isinstance(tensor, DTensor):
-        return tensor, 0
-    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return tensor.to_local(), offsets[0]
+def state_rows(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Rows]:
+    """Return what this rank holds of each tensor of a model's state: all rows, unless it is sharded or dealt."""
+    dealt = {
+        f"{path}.{leaf}": (module.group.first(module.num_experts), module.num_experts)
+        for path, module in model.named_modules()
+        if isinstance(module, Experts) and module.group is not None
+        for leaf, _ in module.named_parameters(recurse=False)
+    }
+    pieces: dict[str, Rows] = {}
+    for name, tensor in state.items():
+        local, first, shape = tensor, 0, tuple(tensor.shape)
+        if isinstance(tensor, DTensor):
+            _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+            local, first = tensor.to_local(), offsets[0]
+        if name in dealt:
+            before, experts = dealt[name]
+            first, shape = before + first, (experts, *shape[1:])
+        pieces[name] = Rows(local, first, shape)
+    return pieces
 
 
 def materialise(

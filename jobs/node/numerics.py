@@ -20,6 +20,9 @@ from orchestrator.catalog.kinds import computes
 from orchestrator.errors import NumericsError
 from orchestrator.spec.cell import THREADS, Execution, Resources
 
+# What a manifest of an earlier version means where it does not say it.
+UNSAID = {"mesh": ""}
+
 
 def set_threads(resources: Resources) -> None:
     """Fix the thread counts of every numeric library, and what else they read from the environment."""
@@ -114,6 +117,7 @@ def _of_process(execution: Execution, resources: Resources, world_size: int) -> 
         "threads": resources.cores,
         "torch": torch_version,
         "engine": execution.engine,
+        "mesh": execution.parallel.name(world_size),
         "deterministic": execution.deterministic,
     }
 
@@ -131,6 +135,7 @@ def _of_torch(execution: Execution) -> dict[str, Any]:
 
 def differing(parent: Mapping[str, object], own: Mapping[str, object]) -> dict[str, tuple[Any, Any]]:
     """Return name -> (parent's, own) of the numerics that differ; what a manifest does not record is not compared."""
+    parent = {**UNSAID, **parent}
     return {name: (parent[name], own[name]) for name in own if name in parent and parent[name] != own[name]}
 
 

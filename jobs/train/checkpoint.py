@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.models.shards import Rows, digest_text, shard_name, write_tensors
+from jobs.models.shards import Rows, digest_text, shard_name, write_pieces
 from jobs.node.context import StageContext
 from jobs.train.engine import Engine
 from jobs.train.kept import agreed, described, to_json
@@ -45,7 +45,7 @@ class Snapshot:
     key: str
     step: int
     weights: Mapping[str, Rows]
-    optimizer: Mapping[str, Tensor] | None  # None: the state is kept without
+    optimizer: Mapping[str, Rows] | None  # None: the state is kept without
     state: bytes  # state.json
     series: bytes  # series.json
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -138,8 +138,7 @@ class CheckpointWriter:
         optimizer = None
         weights = slot.fill(engine.weights(), "weights/")
         if info[MOMENTS]:
-            pieces = ((name, Rows.whole(tensor)) for name, tensor in engine.optimizer_tensors().items())
-            optimizer = {name: piece.tensor for name, piece in slot.fill(pieces, "optimizer/").items()}
+            optimizer = slot.fill(engine.optimizer_tensors().items(), "optimizer/")
         snapshot = Snapshot(
             key=work.key_at(step),
             step=step,
@@ -152,7 +151,7 @@ class CheckpointWriter:
             last=last,
         )
         self._bytes = sum(piece.tensor.nbytes for piece in snapshot.weights.values())
-        self._bytes += sum(tensor.nbytes for tensor in (optimizer or {}).values())
+        self._bytes += sum(piece.tensor.nbytes for piece in (optimizer or {}).values())
         self._pending.append(self._executor.submit(self._write, context, work, snapshot, slot))
 
     def _write(self, context: StageContext, work: TrainWork, snapshot: Snapshot, slot: HostCopies) -> None:
@@ -161,7 +160,7 @@ class CheckpointWriter:
             folder.mkdir(parents=True, exist_ok=True)
             pieces = snapshot.weights
             kept, tensors = agreed(context, snapshot.key, work.parent, described(pieces), SHARD_SECONDS)
-            own = {name: piece.tensor for name, piece in pieces.items() if name not in kept.owners}
+            own = {name: piece for name, piece in pieces.items() if name not in kept.owners}
             share = Share(
                 self._upload(context, folder, "weights", own),
                 None if snapshot.optimizer is None else self._upload(context, folder, "optimizer", snapshot.optimizer),
@@ -187,9 +186,9 @@ class CheckpointWriter:
         finally:
             self._free.put(slot)
 
-    def _upload(self, context: StageContext, folder: Path, kind: str, tensors: Mapping[str, Tensor]) -> Blob:
+    def _upload(self, context: StageContext, folder: Path, kind: str, pieces: Mapping[str, Rows]) -> Blob:
         path = folder / shard_name(kind, context.rank, context.world_size)
-        write_tensors(tensors, path)
+        write_pieces(pieces, path)
         blob = context.write_blob(path.name, path)
         path.unlink()
         return blob

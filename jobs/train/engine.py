@@ -54,10 +54,10 @@ class Engine(Protocol):
         All ranks take them together; one is valid until the next is asked for.
         """
 
-    def optimizer_tensors(self) -> dict[str, Tensor]:
+    def optimizer_tensors(self) -> Mapping[str, Rows]:
         """Return the optimizer tensors that this rank writes, as `<parameter>.<slot>`.
 
-        They are whole, rows, or flat runs of elements: those of the ranks, in their order, are the whole.
+        They are whole, rows, or flat runs of elements (rows of a flat tensor): those of the ranks are the whole.
         """
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:

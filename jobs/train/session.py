@@ -100,7 +100,7 @@ def mixed_in(context: StageContext, work: TrainWork, manifest: Manifest, step: i
         code.refuse_other_code(manifest.provenance, what, uses)
     if not execution.allow_numerics:
         numerics.refuse_other(manifest.numerics, own, what)
-    if unknown := sorted(own.keys() - manifest.numerics.keys()):
+    if unknown := sorted(own.keys() - manifest.numerics.keys() - numerics.UNSAID.keys()):
         log.warning("%s: %s does not say its %s, which is not compared", context.label, what, ", ".join(unknown))
     mixed = bool(manifest.info.get("mixed_numerics")) or bool(numerics.differing(manifest.numerics, own))
     return mixed, mixed_code
@@ -150,7 +150,8 @@ def engine_over(
     context: StageContext, work: TrainWork, model: CausalLM, weights: Mapping[str, Tensor] | None = None
 ) -> Engine:
     execution, train = context.execution, work.conditions.train
-    return build_engine(execution.engine, model, train, context.rank, context.world_size, weights, execution.device)
+    place = (context.rank, context.world_size)
+    return build_engine(execution.engine, model, train, *place, weights, execution.device, execution.parallel)
 
 
 def training_source(context: StageContext, work: TrainWork) -> Any:

@@ -1,8 +1,9 @@
 """Training engines by name: who holds parameters, gradients and optimizer state, on how many processes.
 
 The code is a function `build(model, train, rank, world_size) -> Engine` (`jobs.train.engine` has the protocol), of an
-engine that reads its own weights `build(model, train, rank, world_size, weights, device)`. An engine is how a result is
-computed, not what it is: it is in no key, and states keep their bits within one engine.
+engine that reads its own weights `build(model, train, rank, world_size, weights, device)`, and of one that lays out its
+ranks the mesh is the last argument. An engine is how a result is computed, not what it is: it is in no key, and states
+keep their bits within one engine.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class EngineKind:
     `cuts`: it updates pieces of parameters, so that an optimizer must be elementwise. `plain_model`: it leaves nothing
     in the model, which another phase may go on with in the same process. `reads_weights`: it gets a model whose
     parameters have no memory yet, and reads of the weights (a mapping from names to tensors) what this rank holds.
+    `meshes`: it also gets `execution.parallel`, and lays out its ranks so.
     """
 
     name: str
@@ -29,6 +31,7 @@ class EngineKind:
     cuts: bool = False
     plain_model: bool = False
     reads_weights: bool = False
+    meshes: bool = False
 
 
 BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
@@ -37,7 +40,12 @@ BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
         "torch": EngineKind("torch", "jobs.train.engines.torch:TorchEngine", plain_model=True),
         # Everything sharded.
         "fsdp": EngineKind(
-            "fsdp", "jobs.train.engines.fsdp:FsdpEngine", least_processes=2, cuts=True, reads_weights=True
+            "fsdp",
+            "jobs.train.engines.fsdp:FsdpEngine",
+            least_processes=2,
+            cuts=True,
+            reads_weights=True,
+            meshes=True,
         ),
         # Optimizer state partitioned; with 2 gradients, with 3 parameters as well.
         "deepspeed:1": EngineKind(

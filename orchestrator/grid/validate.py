@@ -21,7 +21,7 @@ from orchestrator.data.tokenizers import foreign
 from orchestrator.errors import did_you_mean
 from orchestrator.files.problems import Mistake
 from orchestrator.grid.factors import check_freeze
-from orchestrator.spec.cell import Cell, EvaluateSpec, Resources, TrainSpec
+from orchestrator.spec.cell import ONE_COPY, Cell, EvaluateSpec, Resources, TrainSpec
 from orchestrator.spec.fields import Path
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
@@ -154,6 +154,22 @@ def _adapters(name: str, cell: Cell, train: TrainSpec) -> Iterator[Finding]:
         yield (name, "adapter", "router"), message, "set router: frozen"
 
 
+def _mesh(name: str, cell: Cell, ranks: int) -> Iterator[Finding]:
+    """Yield why the ranks of a training phase cannot be laid out as the cell says."""
+    parallel, engine, path = cell.execution.parallel, cell.execution.engine, ("execution", "parallel")
+    experts, moe = parallel.expert, cell.model.moe
+    if parallel == ONE_COPY:
+        return
+    if not ENGINES.get(engine).meshes:
+        yield path, f"execution.parallel does not apply: engine {engine!r} lays out no ranks", "set engine: fsdp"
+    elif problem := parallel.problem(ranks):
+        yield path, f"{problem} in {name}", "change it, or the nodes and processes of execution.resources"
+    if kind_of(moe).routes and moe.num_experts % experts:
+        divisors = ", ".join(str(n) for n in range(1, moe.num_experts + 1) if moe.num_experts % n == 0)
+        message = f"execution.parallel.expert {experts} does not divide the {moe.num_experts} experts of a layer"
+        yield (*path, "expert"), message, f"its divisors: {divisors}"
+
+
 def _schedules(name: str, train: TrainSpec) -> Iterator[Finding]:
     """Yield what the schedules of the learning rate and of the losses cannot be combined with."""
     balance = train.balance
@@ -206,6 +222,7 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         if asked.nodes * asked.processes < least:
             message = f"engine {engine!r} needs {least} processes or more in {name}"
             yield ("execution", "engine"), message, "--processes 2, or engine: torch"
+        yield from _mesh(name, cell, asked.nodes * asked.processes)
         if ENGINES.get(engine).cuts and not OPTIMIZERS.get(train.optimizer).elementwise:
             message = f"optimizer {train.optimizer!r} updates whole parameters, and engine {engine!r} cuts them"
             yield (name, "optimizer"), message, "use engine: torch, or another optimizer"

@@ -157,6 +157,14 @@ _MEANT: Mapping[str, tuple[str, str]] = {
         "deepspeed fsdp strategy parallelism zero_stage accelerator ddp",
         "torch, fsdp, deepspeed:1, :2 or :3",
     ),
+    "execution.parallel.expert": (
+        "expert_parallel_degree expert_model_parallel_size expert_parallel_size ep_size ep",
+        "ranks that hold different experts",
+    ),
+    "execution.parallel.shard": (
+        "data_parallel_shard_degree dp_shard fsdp_size fsdp_degree",
+        "ranks that hold one copy of the model",
+    ),
     "execution.device": ("device_map use_cpu use_cuda no_cuda", "cpu or cuda"),
     "execution.checkpoint_steps": (
         "save_steps checkpoint_interval save_interval checkpoint_every save_every ckpt_freq",

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.plan.cost import flops, parameters, state_bytes, tokens_of
 from orchestrator.plan.needs import gates, missing_benchmarks
 from orchestrator.plan.plan import ACTIONS, PHASES, Plan
+from orchestrator.spec.cell import Resources
 from orchestrator.spec.providers import of_all, of_driver
 
 
@@ -110,6 +111,19 @@ def models(plan: Plan) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def meshes(plan: Plan) -> list[dict[str, str | int]]:
+    """Return how ranks of training phases are laid out where that is asked for: phase, ranks and mesh, each once."""
+    found: dict[tuple[str, int, str], None] = {}
+    for item in plan.graph.grid.cells:
+        execution = item.cell.execution
+        for phase, train in (("pretrain", item.cell.pretrain), ("finetune", item.cell.finetune)):
+            asked = execution.resources.get(phase, Resources())
+            ranks = asked.nodes * asked.processes
+            if train is not None and (mesh := execution.parallel.name(ranks)):
+                found[phase, ranks, mesh] = None
+    return [{"phase": phase, "ranks": ranks, "mesh": mesh} for phase, ranks, mesh in found]
+
+
 def to_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON types (the contract of `moegrid plan --json`)."""
     grid = plan.graph.grid
@@ -130,6 +144,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "phases": rows,
         "groups": groups(plan),
         "models": models(plan),
+        "meshes": meshes(plan),
         "plugins": [{**use.to_json(), "shown": str(use)} for use in of_all((*plan.graph.uses(), *of_driver()))],
         "gated": [{"name": gate.name, "stages": gate.stages, "hint": gate.hint} for gate in gates(plan)],
         "left_out": [

@@ -235,6 +235,7 @@ def numerics(results: Results) -> dict[str, list[str]]:
     names = (
         "device",
         "engine",
+        "mesh",
         "world_size",
         "threads",
         "torch",

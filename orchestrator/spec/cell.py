@@ -194,6 +194,41 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class Parallel:
+    """How an engine that shards lays out the ranks of a training job: ranks = copies of the model x `shard`."""
+
+    shard: int = 0
+    """Ranks that hold one copy of the model together, 0 = all ranks of the job."""
+    expert: int = 1
+    """Of those, neighbours that hold different routed experts; it divides `shard` and the number of experts."""
+
+    def shards(self, ranks: int) -> int:
+        """Return how many of `ranks` hold one copy."""
+        return self.shard or ranks
+
+    def copies(self, ranks: int) -> int:
+        """Return how many copies `ranks` hold."""
+        return ranks // self.shards(ranks)
+
+    def problem(self, ranks: int) -> str:
+        """Return why `ranks` cannot be laid out so, "" when they can."""
+        shard = self.shards(ranks)
+        if ranks % shard:
+            return f"execution.parallel.shard {shard} does not divide the {ranks} ranks of a job"
+        if shard % self.expert:
+            return f"execution.parallel.expert {self.expert} does not divide the {shard} ranks that hold one copy"
+        return ""
+
+    def name(self, ranks: int) -> str:
+        """Return the layout of `ranks` as manifests record it, "" where every rank holds its share of one copy."""
+        copies, shard = self.copies(ranks), self.shards(ranks)
+        return "" if copies == self.expert == 1 else f"data {copies} x shard {shard}, expert {self.expert}"
+
+
+ONE_COPY = Parallel()
+
+
+@dataclass(frozen=True, slots=True)
 class Execution:
     """How a cell is run: never hashed. `resources` by stage kind (`pretrain`, `finetune`, `evaluate`, `prepare`)."""
 
@@ -201,6 +236,8 @@ class Execution:
     """By stage kind: `prepare`, `pretrain`, `finetune`, `evaluate`."""
     engine: str = "torch"
     """What runs the training step (docs: cluster)."""
+    parallel: Parallel = field(default_factory=Parallel)
+    """How its ranks are laid out (engine fsdp)."""
     device: str = "cpu"
     """`cpu` or `cuda`."""
     checkpoint_steps: int = 0

@@ -147,6 +147,7 @@ RULES: dict[str, dict[str, Rule]] = {
         "memory_gb": ABOVE_ZERO,
         "minutes": POSITIVE,
     },
+    "Parallel": {"shard": NATURAL, "expert": POSITIVE},
     "Execution": {
         "engine": Rule(names=ENGINES, refused=REFUSED),
         "device": one_of("cpu", "cuda"),

@@ -58,6 +58,8 @@ def show_plan(plan: Plan, console: Console, *, parallel: int = 1, gpus: int | No
             + " + ".join(f"{phase} {quantity(tokens)}" for phase, tokens in model["tokens"].items())
             + f" tokens a cell ({plural(model['cells'], 'cell')})"
         )
+    for mesh in data["meshes"]:
+        console.print(f"  mesh of {mesh['phase']}: {mesh['ranks']} ranks = {mesh['mesh']}")
     for plugin in data["plugins"]:
         console.print(f"  plugins: {plugin['shown']}")
     if adaptive:

@@ -20,7 +20,7 @@ from jobs.models.roles import parameter_roles
 from jobs.models.shards import shard_names
 from jobs.models.weights import load_canonical, weights_sha256
 from jobs.train.meter import load_entropy
-from orchestrator.spec.cell import BalanceSpec, Resources
+from orchestrator.spec.cell import BalanceSpec, Execution, Parallel, Resources
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Store
@@ -42,6 +42,7 @@ from tests.training import (
 )
 
 TWO = Resources(processes=2)
+FOUR = Resources(processes=4)
 # Of three micro-batches one rank has two: in every step the other has a turn without one.
 LONG = dataclasses.replace(TRAIN, steps=50, expert_dropout=0.0, accumulation=3)
 CUTS = (("", 0, 12), ("router", 12, 50))
@@ -58,15 +59,24 @@ needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is No
 CASES = [
     ("torch", "fp32"),
     ("fsdp", "fp32"),
+    ("fsdp expert 2", "fp32"),
     pytest.param("deepspeed:3", "fp32", marks=needs_deepspeed),
     pytest.param("deepspeed:3", "bf16", marks=[needs_deepspeed, pytest.mark.faults]),
     pytest.param("deepspeed:2", "fp32", marks=needs_deepspeed),
     # Only in the whole harness (make faults): they share their code with the above.
     pytest.param("deepspeed:2", "bf16", marks=[needs_deepspeed, pytest.mark.faults]),
     pytest.param("fsdp", "bf16", marks=pytest.mark.faults),
+    pytest.param("fsdp expert 2", "bf16", marks=pytest.mark.faults),
     pytest.param("deepspeed:1", "fp32", marks=[needs_deepspeed, pytest.mark.faults]),
     pytest.param("deepspeed:1", "bf16", marks=[needs_deepspeed, pytest.mark.faults]),
 ]
+
+
+def executed(engine: str, **more: Any) -> Execution:
+    """Return how a job runs under `engine`, also under `fsdp expert E` and `fsdp shard S expert E`."""
+    name, *words = engine.split()
+    parallel = Parallel(**{word: int(number) for word, number in zip(words[::2], words[1::2], strict=True)})
+    return dataclasses.replace(EXECUTION, engine=name, parallel=parallel, **more)
 
 
 def run(
@@ -78,8 +88,7 @@ def run(
     code: int = 0,
     **more: Any,
 ) -> None:
-    execution = dataclasses.replace(EXECUTION, engine=engine, **more)
-    process = start(submit(store, works, name, resources=resources, execution=execution))
+    process = start(submit(store, works, name, resources=resources, execution=executed(engine, **more)))
     output, _ = process.communicate(timeout=600)
     assert process.returncode == code, output
 
@@ -158,7 +167,7 @@ def test_engine(tmp_path: Path, engine: str, precision: str, data_parallel: Stor
         assert moved or name in routers or precision == "bf16", name
     # Stopped in the frozen half by a signal, gone on in fresh processes.
     cut = fresh(tmp_path, "cut")
-    execution = dataclasses.replace(EXECUTION, engine=engine, checkpoint_steps=7)
+    execution = executed(engine, checkpoint_steps=7)
     process = start(submit(cut, works, "cut-1", resources=TWO, execution=execution))
     deadline = time.monotonic() + 400
     while cut.artifacts.get(works[1].key_at(14)) is None and time.monotonic() < deadline and process.poll() is None:
@@ -256,6 +265,25 @@ def test_another_world_size_is_refused_unless_allowed(tmp_path: Path, one_proces
     manifest = store.artifacts.get(works[1].key())
     assert manifest is not None
     assert manifest.info["mixed_numerics"]
+
+
+def test_another_mesh_is_refused_unless_allowed(tmp_path: Path, one_process: list[float]) -> None:
+    works = segments(CUTS, LONG)
+    store = fresh(tmp_path, "store")
+    run(store, works[:1], "pieces-0", "fsdp expert 2", FOUR)
+    run(store, works[1:], "copies-0", "fsdp shard 2 expert 2", FOUR, code=1)
+    record = failure(store, "copies-0")
+    assert record["kind"] == "numerics"
+    assert "mesh data 1 x shard 4, expert 2 -> data 2 x shard 2, expert 2" in record["message"]
+    # Of every layer's experts each file of a state holds rows of its own.
+    run(store, works[1:], "copies-1", "fsdp shard 2 expert 2", FOUR, allow_numerics=True)
+    assert losses(store, works) == pytest.approx(one_process, rel=1e-4)
+    for work in works:
+        model = build_model(MODEL, 64)
+        load_canonical(model, tensors(store, work.key()))
+        manifest = store.artifacts.get(work.key())
+        assert manifest is not None
+        assert manifest.info["weights_sha256"] == weights_sha256(model)
 
 
 @needs_deepspeed

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jobs.models import shards
 from jobs.models.building import build_model, empty_model
-from jobs.models.shards import Rows, Shards, rows_digest, write_tensors
+from jobs.models.shards import Rows, Shards, rows_digest, write_pieces, write_tensors
 from jobs.models.weights import canonical_state, materialise, weights_sha256
 from orchestrator.spec.model import ModelSpec
 from tests.training import MODEL
@@ -55,6 +55,15 @@ def written(folder: Path, pieces: list[Tensor]) -> Shards:
     for number, piece in enumerate(pieces):
         write_tensors({"x": piece, "count": torch.tensor(3.0)} if not number else {"x": piece}, folder / f"{number}")
     return Shards(folder / f"{number}" for number in range(len(pieces)))
+
+
+def test_rows_are_put_together_as_their_files_say(tmp_path: Path, whole: Tensor) -> None:
+    places = {"a": (4, 7), "b": (0, 1), "c": (1, 4)}
+    for file, (first, end) in places.items():
+        write_pieces({"x": Rows(whole[first:end], first, tuple(whole.shape))}, tmp_path / file)
+    read = Shards(tmp_path / file for file in places)
+    assert torch.equal(read["x"], whole)
+    assert torch.equal(read.elements("x", 4, 24), whole.flatten()[4:28])
 
 
 @pytest.mark.parametrize("cuts", [[7], [3, 4], [2, 2, 3]])

@@ -12,7 +12,7 @@ from jobs.train.engine import Engine
 from orchestrator.catalog.engines import ENGINES, REFUSED
 from orchestrator.errors import MoegridError
 from orchestrator.registry import load
-from orchestrator.spec.cell import TrainSpec
+from orchestrator.spec.cell import ONE_COPY, Parallel, TrainSpec
 
 
 def build_engine(
@@ -23,10 +23,12 @@ def build_engine(
     world_size: int,
     weights: Mapping[str, Tensor] | None = None,
     device: str = "cpu",
+    parallel: Parallel = ONE_COPY,
 ) -> Engine:
     """Return the engine `name` over `model`; MoegridError if it is not offered.
 
-    With `weights` the model is an `empty_model`: what this rank needs of them is read onto `device`.
+    With `weights` the model is an `empty_model`: what this rank needs of them is read onto `device`. `parallel` is how
+    an engine that can do so lays out the ranks.
     """
     if name in REFUSED:
         raise MoegridError(f"engine {name!r} is not offered", cause=REFUSED[name], hint=", ".join(ENGINES.names()))
@@ -34,7 +36,8 @@ def build_engine(
     build = load(kind.code, ENGINES.who(name))
     if kind.reads_weights:
         assert weights is not None, "the engine reads its weights"
-        engine: Engine = build(model, train, rank, world_size, weights, device)
+        more = (parallel,) if kind.meshes else ()
+        engine: Engine = build(model, train, rank, world_size, weights, device, *more)
         return engine
     if weights is not None:
         materialise(model, weights, device)

@@ -1,6 +1,8 @@
 """FSDP2: weights, gradients and optimizer state sharded over ranks along each parameter's first dimension.
 
-The model is built on the meta device and sharded there; every rank gives its own rows memory and reads them alone.
+The model is built on the meta device and sharded there; every rank gives its own rows memory and reads them alone. With
+expert parallelism routed experts are dealt to the ranks of a group first, and what a rank has of them is sharded among
+those that have the same.
 Freezing changes flags of the same sharded model and skips rows in the same optimizer.
 """
 
@@ -8,19 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from jobs.models.backbones import CausalLM
 from jobs.models.roles import parameter_roles
 from jobs.models.shards import Rows, dealt, digest_bytes, digest_text, rows_digest
-from jobs.models.weights import canonical_state, load_canonical, own_rows, replace_parameters
+from jobs.models.weights import canonical_state, load_canonical, replace_parameters, state_rows
+from jobs.train.engines.mesh import lay_out
 from jobs.train.freeze import apply_freeze
 from jobs.train.optimizer import (
     assert_learning_rates,
@@ -35,13 +38,14 @@ from jobs.train.optimizer import (
 )
 from orchestrator.catalog.optimizers import MASTER, OPTIMIZERS
 from orchestrator.errors import MoegridError
-from orchestrator.spec.cell import TrainSpec
+from orchestrator.spec.cell import ONE_COPY, Parallel, TrainSpec
 
 
 class FsdpEngine:
     """Sharded fp32 weights and moments; with `bf16` they are the masters of weights that are gathered in bf16."""
 
     lockstep = True
+    loss_scale = 1.0
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class FsdpEngine:
         world_size: int,
         weights: Mapping[str, Tensor],
         device: str = "cpu",
+        parallel: Parallel = ONE_COPY,
     ) -> None:
         """Shard an `empty_model` and read this rank's rows of `weights`."""
         if world_size < 2:
@@ -58,20 +63,25 @@ class FsdpEngine:
         self.model, self.rank, self.world_size = model, rank, world_size
         self._half = torch.bfloat16 if train.precision == "bf16" else None
         self._kind = OPTIMIZERS.get(train.optimizer)
-        self.loss_scale = float(world_size)
-        self._mesh = init_device_mesh(device, (world_size,))
+        self._device, self._mesh = device, lay_out(device, world_size, parallel)
         policy = MixedPrecisionPolicy(param_dtype=self._half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        if self._mesh.group is not None:
+            for block in model.moe_blocks:
+                block.experts.deal(self._mesh.group)
+                fully_shard(block.experts, mesh=self._mesh.experts, mp_policy=policy)
         for layer in model.layers:
-            fully_shard(layer, mesh=self._mesh, mp_policy=policy)
-        fully_shard(model, mesh=self._mesh, mp_policy=policy)
+            fully_shard(layer, mesh=self._mesh.whole, mp_policy=policy)
+        fully_shard(model, mesh=self._mesh.whole, mp_policy=policy)
+        for module in self._modules():
+            # Gradients are sums, not means: of dealt experts those over a group have come with its tokens already.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
         self._materialise(weights)
         roles = list(parameter_roles(model))
         self._parameters: dict[str, Any] = {name: parameter for name, parameter, _ in roles}
-        self._shards = {name: parameter.to_local().detach() for name, parameter in self._parameters.items()}
-        self._starts = {
-            name: own_rows(parameter)[1] * math.prod(parameter.shape[1:])
-            for name, parameter in self._parameters.items()
-        }
+        self._rows = state_rows(model, self._parameters)
+        self._shards = {name: piece.tensor.detach() for name, piece in self._rows.items()}
+        self._starts = {name: piece.first * math.prod(piece.shape[1:]) for name, piece in self._rows.items()}
         self._names = {id(shard): name for name, shard in self._shards.items()}
         self._optimizer = build_optimizer(train, plan_groups(roles), self._shards)
         self._trained = list(self._parameters)
@@ -95,9 +105,9 @@ class FsdpEngine:
         assert_learning_rates(self._optimizer, lr, router_lr)
 
     def backward(self, loss: Tensor) -> None:
-        # FSDP averages over ranks; the loss is already every micro-batch's share of one sum. It reduces each
-        # micro-batch's gradients at once: kept until the last one they would take the whole model's on every rank.
-        (loss * self.loss_scale).backward()
+        # Each micro-batch's gradients are reduced at once: kept until the last one they would take the whole model's on
+        # every rank.
+        loss.backward()
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         dist.all_reduce(values)
@@ -108,7 +118,7 @@ class FsdpEngine:
             gradient = self._parameters[name].grad
             self._shards[name].grad = None if gradient is None else gradient.to_local()
         square = torch.stack(torch._foreach_norm(self._gradients())).square().sum()
-        dist.all_reduce(square)
+        dist.all_reduce(square, group=self._mesh.pieces)
         return square.sqrt()
 
     def step(self, scale: float) -> None:
@@ -124,7 +134,7 @@ class FsdpEngine:
     def digest(self, names: Collection[str]) -> str:
         wanted = set(names)
         cut, copied = self._split({name: t for name, t in canonical_state(self.model).items() if name in wanted})
-        own = torch.tensor(list(digest_bytes(rows_digest(cut))), dtype=torch.uint8, device=self._mesh.device_type)
+        own = torch.tensor(list(digest_bytes(rows_digest(cut))), dtype=torch.uint8, device=self._device)
         parts = [torch.empty_like(own) for _ in range(self.world_size)]
         dist.all_gather(parts, own)
         # Of what every rank holds each proves its own.
@@ -137,13 +147,19 @@ class FsdpEngine:
         for name, tensor in dealt(copied, self.rank, self.world_size).items():
             yield name, Rows.whole(tensor)
 
-    def optimizer_tensors(self) -> dict[str, Tensor]:
+    def optimizer_tensors(self) -> dict[str, Rows]:
         state = export_state(self._kind, self._optimizer, self._names)
         if self._half:
             state |= {f"{name}.{MASTER}": shard for name, shard in self._shards.items()}
         scalars = {name: value for name, value in state.items() if name.rpartition(".")[2] in self._kind.scalars}
-        rows = {name: value for name, value in state.items() if name not in scalars and len(value)}
-        return rows | dealt(scalars, self.rank, self.world_size)
+        pieces = {
+            name: self._share(replace(self._rows[name.rpartition(".")[0]], tensor=value))
+            for name, value in state.items()
+            if name not in scalars
+        }
+        own = dealt(scalars, self.rank, self.world_size)
+        shared = {name: Rows.whole(value) for name, value in own.items()}
+        return {name: piece for name, piece in pieces.items() if len(piece.tensor)} | shared
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         import_state(self._kind, self._optimizer, self._names, tensors, self._starts)
@@ -154,7 +170,7 @@ class FsdpEngine:
         """Give this rank's rows memory and values."""
 
         def rows(name: str, old: Any) -> nn.Parameter:
-            local = torch.empty_like(old.to_local(), device=self._mesh.device_type)
+            local = torch.empty_like(old.to_local(), device=self._device)
             whole = {"shape": old.shape, "stride": old.stride()}
             return nn.Parameter(DTensor.from_local(local, old.device_mesh, old.placements, run_check=False, **whole))
 
@@ -175,13 +191,18 @@ class FsdpEngine:
     def _split(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Rows], dict[str, Tensor]]:
         """Return (this rank's rows of what is sharded, what every rank holds) of a canonical state."""
         cut, copied = {}, {}
-        for name, tensor in state.items():
-            local, first = own_rows(tensor)
-            if local is tensor:
-                copied[name] = tensor
-            elif len(local):
-                cut[name] = Rows(local, first, tuple(tensor.shape), self._half)
+        for name, piece in state_rows(self.model, state).items():
+            if piece.tensor is state[name]:
+                copied[name] = piece.tensor
+            elif len((share := self._share(piece)).tensor):
+                cut[name] = replace(share, dtype=self._half)
         return cut, copied
+
+    def _share(self, piece: Rows) -> Rows:
+        """Return those of a rank's rows that it writes and proves, where other copies of the model hold them too."""
+        each = -(-len(piece.tensor) // self._mesh.copies)
+        first = self._mesh.copy * each
+        return replace(piece, tensor=piece.tensor[first : first + each], first=piece.first + first)
 
     def _gradients(self) -> list[Tensor]:
         gradients = (self._shards[name].grad for name in self._trained)

@@ -147,11 +147,11 @@ class TorchEngine:
     def weights(self) -> Iterator[tuple[str, Rows]]:
         return replicated_weights(self)
 
-    def optimizer_tensors(self) -> dict[str, Tensor]:
+    def optimizer_tensors(self) -> dict[str, Rows]:
         tensors = export_state(self._kind, self.optimizer, self._names)
         if self._separate:
             tensors |= {f"{name}.{MASTER}": master for name, master in self._masters.items()}
-        return dealt(tensors, self.rank, self.world_size)
+        return {name: Rows.whole(value) for name, value in dealt(tensors, self.rank, self.world_size).items()}
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         import_state(self._kind, self.optimizer, self._names, tensors)

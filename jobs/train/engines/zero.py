@@ -168,12 +168,17 @@ class ZeroEngine:
     def weights(self) -> Iterator[tuple[str, Rows]]:
         return replicated_weights(self)
 
-    def optimizer_tensors(self) -> dict[str, Tensor]:
+    def optimizer_tensors(self) -> dict[str, Rows]:
         state = export_state(self._kind, self._optimizer, self._names)
         if self._dtype is torch.bfloat16:
             state |= {f"{name}.{MASTER}": master for name, master in self._masters.items()}
+        starts = {name: self._starts[_parameter(name)] for name in state}
         # A scalar is written by the rank that holds the parameter's first element.
-        return {name: value for name, value in state.items() if value.dim() or not self._starts[_parameter(name)]}
+        return {
+            name: Rows(value, starts[name], (value.numel(),)) if value.dim() else Rows.whole(value)
+            for name, value in state.items()
+            if value.dim() or not starts[name]
+        }
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         import_state(self._kind, self._optimizer, self._names, tensors, self._starts)
