@@ -19,18 +19,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from jobs.models.building import build_model, empty_model
+from jobs.models.roles import parameter_roles
+from jobs.models.weights import canonical_state
 from jobs.moe.balance import balance_loss
 from jobs.moe.block import MoEBlock, build_block
 from jobs.moe.interventions import dropped, pruned, random_routing, temperature
 from jobs.moe.lowrank import adapt
 from jobs.moe.parallel import ExpertGroup
 from jobs.moe.routing import Routing
+from jobs.train.collaboration import profile_collaboration
+from jobs.train.engines.building import build_engine
 from orchestrator.catalog.experts import EXPERTS
-from orchestrator.catalog.routers import kind_of
-from orchestrator.spec.cell import BalanceSpec
-from orchestrator.spec.model import MoESpec
+from orchestrator.catalog.routers import ROUTERS, kind_of
+from orchestrator.spec.cell import BalanceSpec, Parallel
+from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.resolve import resolve_moe
-from tests.unit.test_moe_matrix import BATCH, COMBINATIONS, LENGTH, SIZES, batch, name
+from tests.training import TRAIN
+from tests.unit.test_moe_matrix import BATCH, COMBINATIONS, LENGTH, SIZES, VOCAB, batch, name
 
 RANKS = 4
 WIDTH = 16
@@ -78,7 +84,7 @@ def computed(block: MoEBlock, what: str, rank: int) -> Seen:
 
 def deviation(a: Tensor, b: Tensor) -> float:
     """Return max|a - b| / max(1, max|b|)."""
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1)) if a.numel() else 0.0
+    return float((a - b).detach().abs().max() / b.abs().max().clamp_min(1)) if a.numel() else 0.0
 
 
 def compared(moe: MoESpec, what: str, groups: Sequence[ExpertGroup]) -> dict[str, float]:
@@ -117,6 +123,50 @@ def compared(moe: MoESpec, what: str, groups: Sequence[ExpertGroup]) -> dict[str
     return worst
 
 
+def steps() -> dict[str, tuple[MoESpec, Parallel]]:
+    """Return (block, mesh) by name: engine fsdp takes a step with every preset, and with one under every mesh."""
+    two, copies = Parallel(expert=2), Parallel(shard=2, expert=2)
+    smoe = MoESpec(preset="smoe", **SIZES)
+    meshes = (two, copies, Parallel(expert=4), Parallel(shard=2))
+    found = {f"{preset} {copies}": (MoESpec(preset=preset, **SIZES), copies) for preset in ROUTERS.builtins}
+    return found | {f"smoe {mesh}": (smoe, mesh) for mesh in meshes}
+
+
+def stepped(moe: MoESpec, parallel: Parallel) -> dict[str, float]:
+    """Return how far a step's gradients and their norm are from those of whole models, summed over ranks."""
+    rank = dist.get_rank()
+    spec = ModelSpec(hidden_size=WIDTH, num_layers=2, num_heads=2, num_kv_heads=2, moe=moe)
+    torch.manual_seed(0)
+    model = build_model(spec, VOCAB)
+    weights = {key: tensor.clone() for key, tensor in canonical_state(model).items()}
+    engine = build_engine("fsdp", empty_model(spec, VOCAB), TRAIN, rank, RANKS, weights, "cpu", parallel)
+    engine.freeze("")
+    losses = []
+    for one in (model, engine.model):
+        if resolve_moe(moe).collaboration_top:
+            same = batch(9)
+            profile_collaboration(one, [(same["input_ids"], same["attention_mask"], None)])
+        output = one(**batch(rank))
+        losses.append(output.loss / LENGTH + balance_loss(output.routings, BALANCE)[0])
+    losses[0].backward()
+    engine.backward(losses[1])
+    norm, expected = engine.gradient_norm(), {}
+    for key, parameter, _ in parameter_roles(model):
+        assert parameter.grad is not None
+        dist.all_reduce(parameter.grad)
+        expected[key] = parameter.grad
+    engine.step(1.0)
+    worst = 0.0
+    for key, piece in engine.optimizer_tensors().items():
+        name, _, slot = key.rpartition(".")
+        if slot == "exp_avg":  # after one step (1 - beta_1) times the gradient
+            whole = expected[name]
+            rows = whole[piece.first : piece.first + len(piece.tensor)] if whole.dim() else whole
+            worst = max(worst, deviation(piece.tensor / (1 - TRAIN.betas[0]), rows))
+    right = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    return {"loss": deviation(losses[1], losses[0]), "norm": float(norm / right - 1), "gradients": worst}
+
+
 def main() -> None:
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
@@ -134,6 +184,7 @@ def main() -> None:
         # Groups of one and two for one block of each preset and variant; of four for all.
         report[case] = compared(moe, what, groups[(moe.preset, moe.variant, what) in seen and 2 :])
         seen.add((moe.preset, moe.variant, what))
+    report |= {case: stepped(*asked) for case, asked in steps().items()}
     (folder / f"{rank}.json").write_text(json.dumps(report))
     dist.destroy_process_group()
 

@@ -166,7 +166,7 @@ def stepped(ledger: Ledger, trainer: Trainer) -> tuple[Counter[Operation], Count
 def copied(engine: Engine) -> int:
     """Return the bytes of host memory into which a checkpoint copies this rank's share."""
     weights = sum(_written(rows) for _, rows in engine.weights())
-    share = weights + sum(tensor.nbytes for tensor in engine.optimizer_tensors().values())
+    share = weights + sum(piece.tensor.nbytes for piece in engine.optimizer_tensors().values())
     return share * (IN_FLIGHT if share <= SMALL_BYTES else 1)
 
 

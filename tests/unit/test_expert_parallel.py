@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.expert_ranks import RANKS, cases
+from tests.expert_ranks import RANKS, cases, steps
 from tests.processes import ROOT
 
 Reports = list[dict[str, dict[str, float]]]
@@ -41,3 +41,9 @@ def test_dealt_experts_compute_what_whole_ones_do(case: str, reports: Reports) -
     bound = 1e-2 if case == "mixed" else 1e-6
     for report in reports:
         assert max(report[case].values()) <= bound, report[case]
+
+
+@pytest.mark.parametrize("case", steps())
+def test_a_step_under_a_mesh_has_the_gradients_of_whole_models(case: str, reports: Reports) -> None:
+    for report in reports:
+        assert max(map(abs, report[case].values())) <= 1e-6, report[case]

@@ -69,9 +69,11 @@ class FsdpEngine:
             for block in model.moe_blocks:
                 block.experts.deal(self._mesh.group)
                 fully_shard(block.experts, mesh=self._mesh.experts, mp_policy=policy)
+        # FSDP2 cuts no scalar: each rank holds it, and sums its gradient once a step.
+        scalars = {parameter for parameter in model.parameters() if not parameter.dim()}
         for layer in model.layers:
-            fully_shard(layer, mesh=self._mesh.whole, mp_policy=policy)
-        fully_shard(model, mesh=self._mesh.whole, mp_policy=policy)
+            fully_shard(layer, mesh=self._mesh.whole, mp_policy=policy, ignored_params=scalars)
+        fully_shard(model, mesh=self._mesh.whole, mp_policy=policy, ignored_params=scalars)
         for module in self._modules():
             # Gradients are sums, not means: of dealt experts those over a group have come with its tokens already.
             module.set_gradient_divide_factor(1.0)
@@ -114,11 +116,22 @@ class FsdpEngine:
         return values
 
     def gradient_norm(self) -> Tensor:
+        cut, scalars = [], []
         for name in self._trained:
             gradient = self._parameters[name].grad
-            self._shards[name].grad = None if gradient is None else gradient.to_local()
-        square = torch.stack(torch._foreach_norm(self._gradients())).square().sum()
+            if isinstance(gradient, DTensor):
+                cut.append(gradient.to_local())
+                self._shards[name].grad = cut[-1]
+            elif gradient is not None:
+                scalars.append(gradient)
+                self._shards[name].grad = gradient
+        square = torch.stack(torch._foreach_norm(cut)).square().sum()
         dist.all_reduce(square, group=self._mesh.pieces)
+        if scalars:
+            together = torch.stack(scalars)
+            dist.all_reduce(together)
+            torch._foreach_copy_(scalars, list(together.unbind()))
+            square += together.square().sum()
         return square.sqrt()
 
     def step(self, scale: float) -> None:
@@ -151,7 +164,7 @@ class FsdpEngine:
         state = export_state(self._kind, self._optimizer, self._names)
         if self._half:
             state |= {f"{name}.{MASTER}": shard for name, shard in self._shards.items()}
-        scalars = {name: value for name, value in state.items() if name.rpartition(".")[2] in self._kind.scalars}
+        scalars = {name: value for name, value in state.items() if not value.dim()}
         pieces = {
             name: self._share(replace(self._rows[name.rpartition(".")[0]], tensor=value))
             for name, value in state.items()
@@ -169,10 +182,13 @@ class FsdpEngine:
     def _materialise(self, weights: Mapping[str, Tensor]) -> None:
         """Give this rank's rows memory and values."""
 
-        def rows(name: str, old: Any) -> nn.Parameter:
+        def rows(name: str, old: nn.Parameter) -> nn.Parameter:
+            if not isinstance(old, DTensor):
+                return nn.Parameter(torch.empty_like(old, device=self._device))
             local = torch.empty_like(old.to_local(), device=self._device)
-            whole = {"shape": old.shape, "stride": old.stride()}
-            return nn.Parameter(DTensor.from_local(local, old.device_mesh, old.placements, run_check=False, **whole))
+            mesh, cut = old.device_mesh, old.placements
+            own = DTensor.from_local(local, mesh, cut, run_check=False, shape=old.shape, stride=old.stride())
+            return nn.Parameter(own)
 
         replace_parameters(self.model, rows)
         for group in self._groups():
