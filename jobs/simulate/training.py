@@ -27,6 +27,7 @@ from jobs.train.engines.building import build_engine
 from jobs.train.loop import Trainer
 from jobs.train.schedule import learning_rates
 from orchestrator.catalog.freezing import freezes
+from orchestrator.spec.cell import ONE_COPY, Parallel
 from orchestrator.spec.model import Model
 from orchestrator.spec.training import TrainSpec
 from orchestrator.spec.work import Conditions
@@ -48,6 +49,7 @@ class Training:
     engine: str
     ranks: int
     words: tuple[str, ...] = ("",)
+    parallel: Parallel = ONE_COPY
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ def started(ledger: Ledger, model: CausalLM, train: TrainSpec, asked: Training) 
     # DeepSpeed moves and casts the module, which torch does not do to tensors without values: they lie and are right.
     model._apply = lambda *args, **kwargs: model  # type: ignore[method-assign]
     with ledger.allocating("optimizer"):  # masters, unless it is one of the next
-        engine = build_engine(asked.engine, model, train, 0, asked.ranks, Weights(model), "cpu")
+        engine = build_engine(asked.engine, model, train, 0, asked.ranks, Weights(model), "cpu", asked.parallel)
     ledger.name(map(local, model.parameters()), "weights")
     module, function = COMPARED
     if module in sys.modules:  # ranks would compare what has no values

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from jobs.models.backbones import CausalLM
 from jobs.models.weights import canonical_state
 from jobs.simulate.ledger import Ledger, following_resizes
-from jobs.train.engines import fsdp
+from jobs.train.engines import fsdp, mesh
 
 
 class _Zeros(TorchFunctionMode):
@@ -54,11 +54,14 @@ def _variable(name: str, value: str) -> Iterator[None]:
 @contextmanager
 def simulated(ranks: int) -> Iterator[Ledger]:
     """Be rank 0 of `ranks`; tensors that are made meanwhile have shapes and no values."""
-    ledger, real = Ledger(), device_mesh.init_device_mesh
+    ledger = Ledger()
 
-    def mesh(*args: object, **kwargs: object) -> object:
-        with _disable_current_modes():  # a mesh counts its ranks with tensors
-            return real(*args, **kwargs)  # type: ignore[arg-type]
+    def seeing(real: Callable[..., object]) -> Callable[..., object]:
+        def seen(*args: object, **kwargs: object) -> object:
+            with _disable_current_modes():  # a mesh counts its ranks with tensors
+                return real(*args, **kwargs)
+
+        return seen
 
     with ExitStack() as stack:
         if ranks > 1:
@@ -67,8 +70,8 @@ def simulated(ranks: int) -> Iterator[Ledger]:
 
             dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
             stack.callback(dist.destroy_process_group)
-        for module in (device_mesh, fsdp):
-            setattr(module, real.__name__, mesh)
+        for module, real in ((device_mesh, device_mesh.init_device_mesh), (fsdp, mesh.lay_out)):
+            setattr(module, real.__name__, seeing(real))
             stack.callback(setattr, module, real.__name__, real)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(following_resizes(ledger))

@@ -97,7 +97,7 @@ def _changes(shape: Shape) -> Iterator[tuple[str, Resources]]:
     engines = [name for name in (shape.engine, "fsdp") if not (whole and ENGINES.get(name).cuts)]
     sizes = sorted((nodes * gpus, nodes, gpus) for nodes in NODES for gpus in GPUS_A_NODE if nodes == 1 or gpus == 8)
     for ranks, nodes, gpus in sizes:
-        if ranks < shape.ranks:
+        if ranks < shape.ranks or not shape.fills(ranks):
             continue
         for engine in dict.fromkeys(engines):
             if (engine, ranks) != (shape.engine, shape.ranks):

@@ -18,12 +18,12 @@ from orchestrator import __version__, resources
 from orchestrator.catalog.suites import SUITES
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.stage import Stage
-from orchestrator.spec.cell import Resources
+from orchestrator.spec.cell import ONE_COPY, Parallel, Resources
 from orchestrator.spec.data import DataSpec
 from orchestrator.spec.identity import canonical_text, plain
 from orchestrator.spec.model import Model
 from orchestrator.spec.training import TrainSpec
-from orchestrator.spec.work import EvaluateWork, GenerateWork, InitWork, TrainWork
+from orchestrator.spec.work import EvaluateWork, GenerateWork, InitWork, TrainWork, build
 
 Question: TypeAlias = Mapping[str, object]
 TRAINING, EVALUATION, START = "training", "evaluation", "start"
@@ -56,6 +56,11 @@ class Shape:
     def ranks(self) -> int:
         """The processes of one job."""
         return self.resources.nodes * self.resources.processes
+
+    def fills(self, ranks: int) -> bool:
+        """Return whether `ranks` can be laid out as these are."""
+        parallel: Parallel = build(Parallel, self.question.get("parallel", {}))
+        return not parallel.problem(ranks)
 
     def changed(self, resources: Resources, **fields: object) -> Shape:
         """Return the same stages under other resources and with other fields of execution."""
@@ -106,6 +111,8 @@ def _shape(graph: StageGraph, stage: Stage, vocabulary: int) -> Shape | None:
         train = work.conditions.train
         asked |= {"kind": TRAINING, "phase": work.conditions.phase, "train": plain(_of_memory(train))}
         asked |= {"engine": execution.engine, "ranks": resources.nodes * resources.processes, "words": [train.freeze]}
+        if execution.parallel != ONE_COPY:
+            asked["parallel"] = plain(execution.parallel)
     elif isinstance(work, InitWork):
         asked |= {"kind": START}
         device = "cpu"

@@ -27,6 +27,7 @@ from orchestrator.plan.graph import build_graph
 from orchestrator.plan.memory import least_bytes, memory_of, refused_memory
 from orchestrator.plan.roofline import MEMORY, PRODUCTS, reckoned
 from orchestrator.plan.shapes import Shape, shapes_of
+from orchestrator.spec.cell import ONE_COPY, Parallel
 
 
 def test_a_peak_has_what_lived_together_and_kinds_may_be_given_later():
@@ -78,6 +79,20 @@ def test_a_simulated_step_holds_and_sends_what_a_real_one_does(tmp_path):
 def kinds_of_scalars(asked) -> int:
     """Return how many step counts AdamW keeps: one a parameter."""
     return sum(1 for _ in build_model(asked.model, asked.vocab_size).parameters())
+
+
+def test_a_mesh_is_simulated_as_it_is_laid_out():
+    asked = bench.shape("mini", "fsdp", 4, "fp32")
+    plain, dealt, copies = (
+        simulate_training(dataclasses.replace(asked, parallel=one))
+        for one in (ONE_COPY, Parallel(expert=4), Parallel(shard=2, expert=2))
+    )
+    weights, exchanged = plain.moments["start"].kinds["weights"], {"alltoall_base"}
+    assert dealt.moments["start"].kinds["weights"] == pytest.approx(weights, rel=0.01)
+    assert copies.moments["start"].kinds["weights"] == pytest.approx(2 * weights, rel=0.01)
+    assert {name for name, _ in dealt.collectives} - {name for name, _ in plain.collectives} == exchanged
+    # No rank gathers the experts of others.
+    assert dealt.moments["step"].kinds["communication"] < plain.moments["step"].kinds["communication"]
 
 
 def test_what_cannot_be_simulated_is_said_and_ends_nothing():
