@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -168,6 +168,40 @@ class Vocabulary:
         ]
         added = {int(index) for index, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
         return SpanTables.build(strings, added | {self.bos, self.eos, self.pad})
+
+
+class Words:
+    """A tokenizer artifact under the names by which scoring reads a tokenizer of transformers, without that package.
+
+    Texts get special tokens as the artifact's own rules say, ids a text that keeps them.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        from tokenizers import Tokenizer
+
+        tokenizer: Any = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        special = json.loads((directory / "special.json").read_text())
+        self.backend_tokenizer, self.name_or_path = tokenizer, ""
+        self.eos_token_id: int = tokenizer.token_to_id(special["eos"])
+        self.bos_token_id: int | None = tokenizer.token_to_id(special["bos"]) if "bos" in special else None
+
+    def __len__(self) -> int:
+        return int(self.backend_tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """The tokens beside the vocabulary's own, with their ids."""
+        added = self.backend_tokenizer.get_added_tokens_decoder()
+        return {token.content: index for index, token in sorted(added.items())}
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a text."""
+        ids: list[int] = self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Return the text of ids."""
+        return str(self.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
 
 
 def vocabulary_size(tokenizer: Any) -> int:

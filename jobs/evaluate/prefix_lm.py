@@ -22,6 +22,7 @@ from jobs.evaluate.encoding import Encoder, Pair, Request
 from jobs.evaluate.generation import Generation, generate
 from jobs.evaluate.prefix_tree import Schedule, cut, plan
 from jobs.evaluate.scoring import Model, Observer, Scorer, Scores, batch_tokens
+from jobs.models.backbones import CausalLM
 
 _INFINITE = 10**29
 DEFAULT_LENGTH = 2048
@@ -168,7 +169,9 @@ class PrefixLM(LM):  # type: ignore[misc]  # lm-eval is read without types
 
 
 def window(model: torch.nn.Module, tokenizer: object) -> int:
-    """Return the model's context length: from its config, else the tokenizer, else 2048."""
+    """Return the model's context length: from its spec or config, else the tokenizer, else 2048."""
+    if isinstance(model, CausalLM):
+        return model.spec.context
     config = getattr(model, "config", None)
     config = getattr(config, "text_config", None) or config
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from jobs.data.spans import Spans
-from jobs.data.tokenizer import Vocabulary, transformers_tokenizer
+from jobs.data.tokenizer import Vocabulary, Words
 from jobs.models.backbones import CausalLM
 from jobs.models.building import empty_model
 from jobs.models.roles import parameter_roles
@@ -29,7 +29,7 @@ class State:
     """The evaluated state: its model in scoring precision, and the tokenizer it was trained with."""
 
     model: CausalLM
-    tokenizer: Any
+    tokenizer: Words
     tokenizer_directory: Path
     spans: Spans | None
 
@@ -49,7 +49,7 @@ def load_state(context: StageContext, work: EvaluateWork | GenerateWork) -> Stat
     if work.precision not in PRECISIONS:
         raise MoegridError(f"scoring precision {work.precision!r} is unknown", hint=f"use {' or '.join(PRECISIONS)}")
     directory = context.directory(work.tokenizer)
-    tokenizer = transformers_tokenizer(directory)
+    tokenizer = Words(directory)
     model = empty_model(work.model, int(context.manifest(work.tokenizer).info["vocab_size"]))
     dtypes = scoring_dtypes(model, PRECISIONS[work.precision])
     materialise(model, fetch_shards(context, work.state, "weights"), context.execution.device, dtypes.__getitem__)

@@ -1,12 +1,18 @@
-"""Self-attention with rotary positions: transformers' weights, cache and kernel, the rotation in fewer passes."""
+"""Self-attention with rotary positions: grouped heads, causal mask and cache, the rotation in few passes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from jobs.models.key_values import KeyValues
+from jobs.models.norm import RMSNorm
+from jobs.moe.host import is_fake
+from orchestrator.catalog.backbones import BACKBONES
+from orchestrator.spec.model import Model
 
 
 class _Rotary(torch.autograd.Function):
@@ -31,36 +37,90 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     return y
 
 
-class Attention(nn.Module):
-    """Causal self-attention of a Llama-like decoder. Takes the place (and the weights) of a transformers attention."""
+class RotaryTables(nn.Module):
+    """Cosines and sines of the angles of rotary positions: position * theta^(-2i/d) (RoFormer, eq. 15)."""
 
-    def __init__(self, theirs: Any) -> None:
+    inv_freq: Tensor
+
+    def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = theirs.q_proj, theirs.k_proj, theirs.v_proj, theirs.o_proj
+        frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
+        self.register_buffer("inv_freq", frequencies, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, positions_BS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cos and sin [B,S,head_dim], each angle twice: for both halves of a head."""
+        angles = positions_BS[..., None].float() * self.inv_freq.to(device=positions_BS.device, dtype=torch.float)
+        twice = torch.cat((angles, angles), dim=-1)
+        return twice.cos().to(dtype), twice.sin().to(dtype)
+
+
+def causal_mask(given: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor | None:
+    """Return which keys each query may see [B,1,S,past+S], None where the kernel's own causal mask says the same.
+
+    `given` [B,past+S] is 1 for real tokens; a mask of four dimensions is taken as it is.
+    """
+    if given is not None and given.dim() == 4:
+        return given
+    total = past + length
+    real = None if given is None else given.to(device=device, dtype=torch.bool)
+    if length in (1, total) and (real is None or (not is_fake(real) and bool(real.all()))):
+        return None
+    places = torch.arange(total, device=device)
+    seen = places <= places[past:, None]
+    if real is None:
+        return seen.expand(batch, 1, -1, -1)
+    return seen & real[:, None, None, :]
+
+
+class Attention(nn.Module):
+    """Causal self-attention of a Llama-like decoder, under the names that public checkpoints give its weights."""
+
+    role = "attention"
+
+    def __init__(self, spec: Model, layer: int) -> None:
+        super().__init__()
+        width, self.head_dim, self.layer = spec.hidden_size, spec.hidden_size // spec.num_heads, layer
+        narrow = self.head_dim * spec.num_kv_heads
+        self.groups = spec.num_heads // spec.num_kv_heads
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, narrow, bias=False)
+        self.v_proj = nn.Linear(width, narrow, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
         # OLMoE norms queries and keys before they are split into heads.
-        self.q_norm = getattr(theirs, "q_norm", nn.Identity())
-        self.k_norm = getattr(theirs, "k_norm", nn.Identity())
-        self.layer, self.head_dim = theirs.layer_idx, theirs.head_dim
-        # Read by transformers' kernel.
-        self.is_causal, self.num_key_value_groups = True, theirs.num_key_value_groups
+        normed = BACKBONES[spec.backbone].query_key_norm
+        self.q_norm = RMSNorm(width, spec.norm_eps) if normed else nn.Identity()
+        self.k_norm = RMSNorm(narrow, spec.norm_eps) if normed else nn.Identity()
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: object,
-    ) -> tuple[Tensor, None]:
-        """Return the mixed hidden states [B,S,D]; `position_embeddings` are cos and sin [B or 1,S,head_dim]."""
-        q, k = self.q_norm(self.q_proj(hidden_states)), self.k_norm(self.k_proj(hidden_states))
-        v = self.v_proj(hidden_states)
-        q, k = self._rotated(q, position_embeddings), self._rotated(k, position_embeddings)
+        self, x_BSD: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, cache: KeyValues | None
+    ) -> Tensor:
+        """Return the mixed hidden states [B,S,D]; `tables` are cos and sin [B or 1,S,head_dim] of the positions."""
+        q, k = self.q_norm(self.q_proj(x_BSD)), self.k_norm(self.k_proj(x_BSD))
+        v = self.v_proj(x_BSD)
+        q, k = self._rotated(q, tables), self._rotated(k, tables)
         v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer)
-        mixed, _ = sdpa_attention_forward(self, q, k, v, attention_mask, scaling=self.head_dim**-0.5, **kwargs)
-        return self.o_proj(mixed.flatten(-2)), None
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer)
+        mixed: Tensor = self.o_proj(self._mixed(q, k, v, mask).transpose(1, 2).flatten(-2))
+        return mixed
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Return softmax(q k / sqrt(d)) v [B,H,S,d]; queries in groups share keys and values [B,H/g,S',d]."""
+        shape, shared = q.shape, self.groups > 1 and mask is None and self.head_dim <= 256
+        if self.groups > 1 and not shared:
+            if shape[2] == 1:
+                # One query a head: those of a group are so many queries of one head.
+                q = q.reshape(shape[0], -1, self.groups, self.head_dim)
+                if mask is not None and mask.shape[1] > 1:
+                    mask = mask.reshape(len(mask), -1, self.groups, mask.shape[-1])
+            else:
+                k, v = (x.repeat_interleave(self.groups, dim=1) for x in (k, v))
+        causal = shape[2] > 1 and mask is None
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=self.head_dim**-0.5, is_causal=causal, enable_gqa=shared
+        )
+        return mixed.reshape(shape)
 
     def _rotated(self, x_BSD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
         """Return the heads [B,H,S,d], turned by their positions."""

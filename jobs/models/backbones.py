@@ -1,19 +1,18 @@
-"""Causal language models: decoder layers, masks and cache of transformers; feed-forwards, attention and norms ours."""
+"""Causal language models: decoder layers around our blocks, with the names that public checkpoints give weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig
 
-from jobs.models.attention import Attention
+from jobs.models.attention import Attention, RotaryTables, causal_mask
+from jobs.models.key_values import KeyValues
 from jobs.models.loss import linear_cross_entropy
+from jobs.models.norm import RMSNorm
 from jobs.moe.block import DenseBlock, MoEBlock, block_of
 from jobs.moe.routing import Routing
-from jobs.moe.spans import SpanState
 from orchestrator.spec.model import Model
 from orchestrator.spec.training import AdapterSpec
 
@@ -23,87 +22,110 @@ class Output:
     """What a forward pass returns. `loss` is the summed cross-entropy over `tokens` labels, when labels were given."""
 
     logits: Tensor | None
-    past_key_values: Any
+    past_key_values: KeyValues | None
     routings: tuple[Routing, ...]
     loss: Tensor | None = None
     tokens: Tensor | None = None
 
 
-@dataclass
-class _Call:
-    """What the blocks of one forward pass share, and the records they leave."""
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What every layer of one forward pass is given beside the hidden states: for the attention, and for the blocks."""
 
+    tables: tuple[Tensor, Tensor]  # cos and sin of the positions
+    mask: Tensor | None
+    cache: KeyValues | None
     spans: Tensor | None
     padding: Tensor | None
-    keys: Tensor | None
-    span_states: dict[int, SpanState] | None
-    routings: list[Routing]
-    previous: Tensor | None = None
+    keys: Tensor | None  # of random routing
 
 
-class _FeedForward(nn.Module):
-    """The place of a decoder layer's feed-forward: hands the call's spans, padding and residual logits to the block."""
+class FeedForward(nn.Module):
+    """The place of a decoder layer's feed-forward."""
 
     def __init__(self, block: MoEBlock | DenseBlock) -> None:
         super().__init__()
         self.block = block
-        self.call: list[_Call | None] = [None]
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        call = self.call[0]
-        if call is None or isinstance(self.block, DenseBlock):
+    def forward(self, x_BSD: Tensor, given: Given, previous: Tensor | None) -> tuple[Tensor, Routing | None]:
+        """Return the block's output [B,S,D] and, if it routes, its record."""
+        if isinstance(self.block, DenseBlock):
             dense: Tensor = self.block(x_BSD)[0]
-            return dense
-        result: tuple[Tensor, Routing] = self.block(
+            return dense, None
+        spanned = given.cache is not None and self.block.moe.unit != "token"
+        routed: tuple[Tensor, Routing] = self.block(
             x_BSD,
-            call.spans,
-            call.padding,
-            previous=call.previous,
-            keys=call.keys,
-            span_states=call.span_states,
+            given.spans,
+            given.padding,
+            previous=previous,
+            keys=given.keys,
+            span_states=given.cache.span_states if given.cache is not None and spanned else None,
         )
-        y, routing = result
-        call.routings.append(routing)
-        call.previous = routing.carried
-        return y
+        return routed
+
+
+class DecoderLayer(nn.Module):
+    """x + attention(norm(x)), then that + block(norm(that)): a pre-norm layer as in Llama and OLMoE."""
+
+    def __init__(self, spec: Model, layer: int) -> None:
+        super().__init__()
+        width = spec.dense_width if layer < spec.dense_layers else 0
+        self.self_attn = Attention(spec, layer)
+        self.mlp = FeedForward(
+            DenseBlock(spec.moe, spec.hidden_size, spec.init_std, width)
+            if width
+            else block_of(spec.moe, spec.hidden_size, spec.init_std)
+        )
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
+
+    def forward(self, x_BSD: Tensor, given: Given, previous: Tensor | None) -> tuple[Tensor, Routing | None]:
+        """Return the hidden states [B,S,D] and the block's record; `previous` are the logits carried from below."""
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), given.tables, given.mask, given.cache)
+        y, routing = self.mlp(self.post_attention_layernorm(x_BSD), given, previous)
+        return x_BSD + y, routing
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and the last norm."""
+
+    def __init__(self, spec: Model, vocab_size: int) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, spec.hidden_size)
+        self.embed_tokens.role = "embedding"  # type: ignore[assignment]
+        self.layers = nn.ModuleList(DecoderLayer(spec, layer) for layer in range(spec.num_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.rotary_emb = RotaryTables(spec.hidden_size // spec.num_heads, spec.rope_theta)
+
+
+class Backbone(nn.Module):
+    """A decoder and its head, which may be the embedding."""
+
+    def __init__(self, spec: Model, vocab_size: int) -> None:
+        super().__init__()
+        self.model = Decoder(spec, vocab_size)
+        self.lm_head = nn.Linear(spec.hidden_size, vocab_size, bias=False)
+        self.lm_head.role = "embedding"  # type: ignore[assignment]
+        if spec.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
 
 
 class CausalLM(nn.Module):
-    """A transformers causal LM whose feed-forwards are our blocks. Build it with `build_model`."""
+    """A causal LM whose feed-forwards are our blocks. Build it with `build_model`."""
 
-    def __init__(self, spec: Model, backbone: Any) -> None:
+    def __init__(self, spec: Model, vocab_size: int) -> None:
         super().__init__()
-        self.spec = spec
-        self.backbone: Any = backbone
+        self.spec, self.vocab_size = spec, vocab_size
+        self.backbone = Backbone(spec, vocab_size)
         self.adapter: AdapterSpec | None = None
-        self._call: list[_Call | None] = [None]
-        decoders: list[Any] = list(self.layers)
-        for layer, decoder in enumerate(decoders):
-            width = spec.dense_width if layer < spec.dense_layers else 0
-            block = (
-                DenseBlock(spec.moe, spec.hidden_size, spec.init_std, width)
-                if width
-                else block_of(spec.moe, spec.hidden_size, spec.init_std)
-            )
-            decoder.mlp = _FeedForward(block)
-            decoder.mlp.call = self._call
-            decoder.self_attn = Attention(decoder.self_attn)
-            decoder.self_attn.role = "attention"
         for index, block in enumerate(self.moe_blocks):
             block.layer = index
         for block in self.moe_blocks[:1]:
             block.router.first_layer()
-        backbone.model.embed_tokens.role = "embedding"
-        backbone.lm_head.role = "embedding"
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        return self.backbone.config
 
     @property
     def layers(self) -> nn.ModuleList:
-        layers: nn.ModuleList = self.backbone.model.layers
-        return layers
+        return self.backbone.model.layers
 
     @property
     def moe_blocks(self) -> list[MoEBlock]:
@@ -128,7 +150,7 @@ class CausalLM(nn.Module):
         attention_mask: Tensor | None = None,
         spans: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: object = None,
+        past_key_values: KeyValues | None = None,
         use_cache: bool = False,
         logits_to_keep: int | Tensor = 0,
         padding: Tensor | None = None,
@@ -145,41 +167,47 @@ class CausalLM(nn.Module):
         length = input_ids.shape[1]
         if padding is None and attention_mask is not None and attention_mask.dim() == 2:
             padding = attention_mask[:, -length:] == 0
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        states = None
-        if past_key_values is not None and self.spec.moe.unit != "token":
-            states = past_key_values.__dict__.setdefault("span_states", {})
-        call = _Call(spans, padding, self._random_keys(input_ids, position_ids, past_key_values), states, [])
-        self._call[0] = call
-        try:
-            hidden = self.backbone.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-            ).last_hidden_state
-        finally:
-            self._call[0] = None
-        routings = tuple(call.routings)
+        cache = KeyValues() if use_cache and past_key_values is None else past_key_values
+        past = cache.get_seq_length() if cache is not None else 0
+        if position_ids is None:
+            position_ids = torch.arange(past, past + length, device=input_ids.device).unsqueeze(0)
+        decoder = self.backbone.model
+        hidden = decoder.embed_tokens(input_ids)
+        given = Given(
+            decoder.rotary_emb(position_ids, hidden.dtype),
+            causal_mask(attention_mask, len(input_ids), length, past, input_ids.device),
+            cache,
+            spans,
+            padding,
+            self._random_keys(input_ids, position_ids),
+        )
+        hidden, routings = self._layers(hidden, given)
         head: Tensor = self.backbone.lm_head.weight
         if labels is not None:
             hidden, labels = (hidden, labels) if shifted else (hidden[:, :-1], labels[:, 1:])
             loss, tokens = linear_cross_entropy(hidden, head, labels)
-            return Output(None, past_key_values, routings, loss, tokens)
+            return Output(None, cache, routings, loss, tokens)
         if isinstance(logits_to_keep, Tensor):
             # A [B,S] mask picks positions one by one, in row order: logits are then [n,V].
             hidden = hidden[logits_to_keep] if logits_to_keep.dim() == 2 else hidden[:, logits_to_keep]
         elif logits_to_keep:
             hidden = hidden[:, -logits_to_keep:]
-        return Output(torch.nn.functional.linear(hidden, head), past_key_values, routings)
+        return Output(torch.nn.functional.linear(hidden, head), cache, routings)
 
-    def _random_keys(self, input_ids: Tensor, position_ids: Tensor | None, cache: Any) -> Tensor | None:
+    def _layers(self, hidden: Tensor, given: Given) -> tuple[Tensor, tuple[Routing, ...]]:
+        """Return the normed hidden states after the last layer, and the records of the layers that route."""
+        routings: list[Routing] = []
+        previous: Tensor | None = None
+        for layer in self.layers:
+            hidden, routing = layer(hidden, given, previous)
+            if routing is not None:
+                routings.append(routing)
+                previous = routing.carried
+        normed: Tensor = self.backbone.model.norm(hidden)
+        return normed, tuple(routings)
+
+    def _random_keys(self, input_ids: Tensor, position_ids: Tensor) -> Tensor | None:
         """Return one int64 a token from its position and id: random routing is then independent of batch and cache."""
         if not any(block.router.switches.random_seed is not None for block in self.moe_blocks):
             return None
-        if position_ids is None:
-            past = cache.get_seq_length() if cache is not None else 0
-            position_ids = torch.arange(past, past + input_ids.shape[1], device=input_ids.device).unsqueeze(0)
         return (position_ids * 1_000_003 + input_ids).reshape(-1)

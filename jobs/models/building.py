@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import LlamaConfig, LlamaForCausalLM, OlmoeConfig, OlmoeForCausalLM, PreTrainedConfig
+from torch.overrides import TorchFunctionMode
 
+from jobs.models.attention import Attention
 from jobs.models.backbones import CausalLM
-from jobs.models.norm import replace_norms
-from jobs.moe.block import DenseBlock, MoEBlock, dense_width
+from jobs.moe.block import DenseBlock, MoEBlock
 from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import Model, ModelSpec
+from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.validity import model_problems
 
-
-def _config(kind: type[PreTrainedConfig], spec: Model, vocab_size: int, **more: int | None) -> PreTrainedConfig:
-    """Return transformers' configuration of what is around the feed-forwards."""
-    config: PreTrainedConfig = kind(
-        vocab_size=vocab_size,
-        hidden_size=spec.hidden_size,
-        intermediate_size=1,
-        num_hidden_layers=spec.num_layers,
-        num_attention_heads=spec.num_heads,
-        num_key_value_heads=spec.num_kv_heads,
-        max_position_embeddings=spec.context,
-        initializer_range=spec.init_std,
-        rms_norm_eps=spec.norm_eps,
-        tie_word_embeddings=spec.tie_embeddings,
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-        pad_token_id=None,
-        eos_token_id=None,
-        attn_implementation="sdpa",
-        **more,
-    )
-    return config
+T = TypeVar("T")
+_DRAWS = frozenset({nn.init.normal_, nn.init.orthogonal_, nn.init.kaiming_uniform_})
 
 
 def build_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
@@ -48,6 +30,7 @@ def build_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
     Raises MoegridError with every reason when the spec is invalid.
     """
     model = _assembled(spec, vocab_size)
+    _pass_over(model)
     _reset(model)
     return model
 
@@ -65,7 +48,19 @@ def _assembled(spec: ModelSpec, vocab_size: int) -> CausalLM:
     problems = model_problems(spec)
     if problems:
         raise MoegridError("this model cannot be built", cause="; ".join(fault.message for fault in problems))
-    return CausalLM(*_backbone(resolve_model(spec), vocab_size))
+    return CausalLM(resolve_model(spec), spec.vocab_size or vocab_size)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leave alone what has no memory to draw into: torch's meta kernels of draws import its compiler, for 2 s."""
+
+    def __torch_function__(
+        self, func: Callable[..., T], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> T:
+        if func in _DRAWS:
+            drawn: T = args[0] if args else (kwargs or {})["tensor"]
+            return drawn
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -79,25 +74,30 @@ def _parameters_on_meta() -> Iterator[None]:
 
     handle = register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]
     try:
-        yield
+        with _NoDraws():
+            yield
     finally:
         handle.remove()
 
 
-def _backbone(spec: Model, vocab_size: int) -> tuple[Model, nn.Module]:
-    vocab = spec.vocab_size or vocab_size
-    # The feed-forwards that transformers would make are of width 1: they are replaced at once.
-    if BACKBONES[spec.backbone].query_key_norm:
-        config = _config(OlmoeConfig, spec, vocab, num_experts=1, num_experts_per_tok=1)
-        backbone: nn.Module = OlmoeForCausalLM(config)
-        config.num_experts, config.num_experts_per_tok = spec.moe.num_experts, spec.moe.top_k
-        config.norm_topk_prob, config.intermediate_size = spec.moe.renormalise, spec.moe.expert_width
-    else:
-        config = _config(LlamaConfig, spec, vocab, bos_token_id=None)
-        backbone = LlamaForCausalLM(config)
-        config.intermediate_size = spec.dense_width if spec.dense_layers else dense_width(spec.moe)
-    replace_norms(backbone)
-    return spec, backbone
+@torch.no_grad()
+def _pass_over(model: CausalLM) -> None:
+    """Move torch's generator to where the weights of a seed begin: behind two draws of what is around the blocks.
+
+    The first is torch's own, when the modules are made. The second is that of an initialiser which drew all matrices
+    again, with a feed-forward of one hidden unit in each layer; seeds keep their weights.
+    """
+    width, gated = model.spec.hidden_size, not BACKBONES[model.spec.backbone].query_key_norm
+    for embedding in (model.backbone.model.embed_tokens, model.backbone.lm_head):
+        torch.empty_like(embedding.weight).normal_()
+    for layer in model.layers:
+        attention: Attention = layer.self_attn  # type: ignore[assignment]
+        for matrix in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
+            torch.empty_like(matrix.weight).normal_()
+        for rows in (1, 1, 1) if gated else (1, 2, 1):
+            torch.empty(rows, width).normal_()
+            if gated:
+                torch.empty(rows, width).uniform_()
 
 
 @torch.no_grad()

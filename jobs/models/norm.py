@@ -28,11 +28,11 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class RMSNorm(nn.Module):
-    """weight * x / rms(x), the mean square in fp32. Takes the place (and the weight) of a transformers RMS norm."""
+    """weight * x / rms(x), the mean square in fp32 (Zhang and Sennrich 2019, eq. 4)."""
 
-    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+    def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.eps = weight, eps
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normed x [..., D] in x's dtype."""
@@ -41,11 +41,3 @@ class RMSNorm(nn.Module):
             return y
         wide = x.float()
         return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-
-
-def replace_norms(model: nn.Module) -> None:
-    """Put `RMSNorm` in the place of every RMS norm of a transformers model."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if type(child).__name__.endswith("RMSNorm") and not isinstance(child, RMSNorm):
-                setattr(module, name, RMSNorm(child.weight, child.variance_epsilon))  # type: ignore[arg-type]

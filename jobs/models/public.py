@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MixtralConfig, PreTrainedConfig, Qwen2MoeConfig
 
 from jobs.models.backbones import CausalLM
 from jobs.models.shards import write_tensors
@@ -122,13 +121,12 @@ def export_checkpoint(model: CausalLM, directory: Path, special: Mapping[str, in
 
 
 def _config(model: CausalLM, layout: str) -> dict[str, Any]:
+    # Imported by an export alone: a process that trains or evaluates has no use for the package.
+    import transformers
+
     spec, moe = model.spec, model.spec.moe
-    if layout in ("olmoe", "llama"):
-        config: PreTrainedConfig = model.config
-        architecture = "OlmoeForCausalLM" if layout == "olmoe" else "LlamaForCausalLM"
-        return {**config.to_dict(), "architectures": [architecture], "model_type": layout}
     shape: dict[str, object] = {
-        "vocab_size": int(model.config.vocab_size),
+        "vocab_size": model.vocab_size,
         "hidden_size": spec.hidden_size,
         "num_hidden_layers": spec.num_layers,
         "num_attention_heads": spec.num_heads,
@@ -138,15 +136,28 @@ def _config(model: CausalLM, layout: str) -> dict[str, Any]:
         "rms_norm_eps": spec.norm_eps,
         "tie_word_embeddings": spec.tie_embeddings,
         "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
-        "num_experts_per_tok": moe.top_k,
         "pad_token_id": None,
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    if layout == "llama":
+        width = spec.dense_width if spec.dense_layers else dense_width(moe)
+        config = transformers.LlamaConfig(**shape, intermediate_size=width)
+        return {**config.to_dict(), "architectures": ["LlamaForCausalLM"]}
+    shape["num_experts_per_tok"] = moe.top_k
+    if layout == "olmoe":
+        config = transformers.OlmoeConfig(
+            **shape,
+            intermediate_size=moe.expert_width,
+            num_experts=moe.num_experts,
+            norm_topk_prob=moe.renormalise,
+        )
+        return {**config.to_dict(), "architectures": ["OlmoeForCausalLM"]}
     if layout == "mixtral":
-        config = MixtralConfig(**shape, intermediate_size=moe.expert_width, num_local_experts=moe.num_experts)
+        width, experts = moe.expert_width, moe.num_experts
+        config = transformers.MixtralConfig(**shape, intermediate_size=width, num_local_experts=experts)
         return {**config.to_dict(), "architectures": ["MixtralForCausalLM"]}
-    config = Qwen2MoeConfig(
+    config = transformers.Qwen2MoeConfig(
         **shape,
         intermediate_size=spec.dense_width or moe.expert_width,
         moe_intermediate_size=moe.expert_width,

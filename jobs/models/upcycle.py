@@ -86,7 +86,7 @@ def upcycle(dense: CausalLM, spec: ModelSpec, seed: int = SEED) -> CausalLM:
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = build_model(spec, dense.config.vocab_size)
+        model = build_model(spec, dense.vocab_size)
     target, source = canonical_state(model), canonical_state(dense)
     for name, tensor in source.items():
         if ".mlp." in name:

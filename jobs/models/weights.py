@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from jobs.models.shards import Rows, elements, tensors_digest
 from jobs.moe.experts import Experts
 from jobs.moe.lowrank import MARK
 from orchestrator.errors import MoegridError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def canonical_state(model: nn.Module) -> dict[str, Tensor]:
@@ -69,6 +72,13 @@ def _matched(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, T
     return own, state
 
 
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Return whether a tensor is one rank's share of a sharded one."""
+    # Whoever has sharded it has imported what a process with whole tensors does without.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def state_rows(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Rows]:
     """Return what this rank holds of each tensor of a model's state: all rows, unless it is sharded or dealt."""
     dealt = {
@@ -80,7 +90,9 @@ def state_rows(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Rows]
     pieces: dict[str, Rows] = {}
     for name, tensor in state.items():
         local, first, shape = tensor, 0, tuple(tensor.shape)
-        if isinstance(tensor, DTensor):
+        if is_sharded(tensor):
+            from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
             _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
             local, first = tensor.to_local(), offsets[0]
         if name in dealt:
@@ -101,7 +113,7 @@ def materialise(
     `dtype_of` says by name in what type a parameter is kept. Raises MoegridError as `load_canonical` does.
     """
     replace_parameters(
-        model, lambda name, old: nn.Parameter(torch.empty_like(old, device=device, dtype=dtype_of(name)))
+        model, lambda name, old: nn.Parameter(torch.empty(old.shape, device=device, dtype=dtype_of(name)))
     )
     move_buffers(model, device)
     load_canonical(model, state)

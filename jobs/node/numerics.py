@@ -74,7 +74,10 @@ def prepare_torch(execution: Execution, resources: Resources) -> None:
     torch.set_num_threads(resources.cores)
     if torch.get_num_interop_threads() != 1:
         torch.set_num_interop_threads(1)
-    torch.use_deterministic_algorithms(execution.deterministic)
+    # use_deterministic_algorithms says it to torch's compiler too, and imports it for that: two seconds of a start.
+    torch.set_deterministic_debug_mode("error" if execution.deterministic else "default")
+    if execution.deterministic:
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     # Filling fresh memory costs a pass over every activation and changes no result of initialised code.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     keep_freed_memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +39,20 @@ def plan_groups(parameters: Iterable[tuple[str, nn.Parameter, str]]) -> tuple[Gr
     )
 
 
+# torch's marks that keep a compiler off a method import the compiler when it is first called: two seconds of a start.
+for _marked in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+    setattr(torch.optim.Optimizer, _marked, inspect.unwrap(getattr(torch.optim.Optimizer, _marked)))
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW with a step that imports no compiler."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 def adamw(groups: list[dict[str, Any]], train: TrainSpec, parameters: None) -> torch.optim.Optimizer:
-    """Return torch's AdamW, fused."""
-    return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, eps=train.eps, fused=True)
+    """Return AdamW, fused."""
+    return AdamW(groups, lr=train.lr, betas=train.betas, eps=train.eps, fused=True)
 
 
 def build_optimizer(

@@ -28,6 +28,7 @@ from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.work import EvaluateWork, GenerateWork, InitWork, JudgeWork
 from orchestrator.store import Store
 from tests.integration.stages import run_stages
+from tests.integration.test_training_process import NEEDLESS, imported
 from tests.training import ROOT, key, put, start, submit
 
 MODEL = resolve_model(
@@ -109,6 +110,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Evalua
     store, work = fresh(tmp_path_factory.mktemp("one") / "store")
     run_stages(store, [work, efficiency(work)])
     return store, work
+
+
+def test_a_process_that_evaluates_imports_neither_transformers_nor_a_compiler(
+    undisturbed: tuple[Store, EvaluateWork],
+) -> None:
+    store, work = undisturbed
+    few = dataclasses.replace(work, tasks=(TaskSpec("piqa", limit=2),))
+    generated = dataclasses.replace(few, suite="efficiency", limit=2, routing_seeds=1)
+    assert imported(NEEDLESS, submit(store, [few, generated], "light-0")) == []
 
 
 def test_two_ranks_share_the_chunks_and_change_nothing(tmp_path: Path, undisturbed: tuple[Store, EvaluateWork]) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,25 @@ def test_failure_of_a_data_stage_has_a_kind_and_loads_no_torch(tmp_path: Path) -
     output = finish(start(submit(store, [work]), PYTHONPROFILEIMPORTTIME="1"), 1)
     assert failure(store)["kind"] == "source"
     assert " torch\n" not in output
+
+
+# What comes with transformers and with torch's compiler, and costs more than all else that a start imports.
+NEEDLESS = ("transformers", "torch._dynamo", "torch._inductor", "torch.distributed.tensor", "sympy", "scipy", "sklearn")
+# And what only a benchmark's items need.
+NEEDLESS_IN_TRAINING = (*NEEDLESS, "datasets", "pandas", "lm_eval", "jinja2", "requests")
+
+
+def imported(names: Sequence[str], command: Sequence[str]) -> list[str]:
+    """Return which of the modules a job's process has imported when it has ended well."""
+    code = "import sys; from jobs.run import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
+    output = finish(start([command[0], "-c", code, *command[3:]]), 0)
+    return [name for name in names if name in output.split()]
+
+
+def test_a_process_that_trains_imports_neither_transformers_nor_a_compiler(tmp_path: Path) -> None:
+    store = prepare(str(tmp_path))
+    train = dataclasses.replace(TRAIN, steps=1)
+    assert imported(NEEDLESS_IN_TRAINING, submit(store, [init_work(), *segments([("", 0, 1)], train)])) == []
 
 
 def test_wrong_payload_is_refused_before_any_work(tmp_path: Path) -> None:

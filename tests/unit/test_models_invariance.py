@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from jobs.models.attention import Attention, RotaryTables, causal_mask
 from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
+from jobs.models.key_values import KeyValues
 from jobs.models.roles import parameter_roles
+from jobs.models.weights import weights_sha256
 from jobs.moe.interventions import random_routing
 from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.resolve import resolve_model
 
 VOCAB, BATCH, LENGTH = 50, 3, 20
 MOE = MoESpec(num_experts=8, top_k=2, expert_width=16, router_init_std=1.0)
@@ -229,3 +233,64 @@ def test_the_same_seed_gives_the_same_bits_and_backward_is_deterministic() -> No
         model(ids, labels=ids).loss.backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+# Digests of weights that models had when transformers made what is around the blocks, and drew it twice.
+SEEDED = {
+    ("olmoe", False): "59a8abf4b8561b79",
+    ("deepseek_moe", True): "4679826fb8cc6098",
+    ("smollm2", False): "daef11dcc8d2fa5d",
+}
+
+
+@pytest.mark.parametrize(("backbone", "tied"), SEEDED)
+def test_a_seed_keeps_its_weights(backbone: str, tied: bool) -> None:
+    torch.manual_seed(3)
+    spec = dataclasses.replace(SPEC, backbone=backbone, tie_embeddings=tied, num_kv_heads=1, moe=MOE)
+    assert weights_sha256(build_model(spec, VOCAB))[:16] == SEEDED[backbone, tied]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_attention_with_a_mask_and_grouped_heads_is_that_of_each_head_alone(groups: int) -> None:
+    torch.manual_seed(0)
+    attention = Attention(
+        resolve_model(dataclasses.replace(SPEC, hidden_size=32, num_heads=4, num_kv_heads=4 // groups)), 0
+    )
+    x = torch.randn(2, 5, 32)
+    tables = RotaryTables(8, 10000.0)(torch.arange(5)[None], x.dtype)
+    real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    q, k, v = (
+        projected(x).view(2, 5, -1, 8).transpose(1, 2)
+        for projected in (
+            lambda x: attention.q_norm(attention.q_proj(x)),
+            lambda x: attention.k_norm(attention.k_proj(x)),
+            attention.v_proj,
+        )
+    )
+    angles = torch.arange(5)[:, None] * 10000.0 ** (-torch.arange(0, 8, 2) / 8)
+    turn = torch.polar(torch.ones_like(angles), angles)
+    q, k = (_turned(heads, turn) for heads in (q, k))
+    seen = torch.ones(5, 5).tril().bool() & real[:, None, None, :]
+    expected = torch.zeros(2, 5, 32)
+    for head in range(4):
+        scores = q[:, head] @ k[:, head // groups].mT / 8**0.5
+        weights = scores.masked_fill(~seen[:, 0], float("-inf")).softmax(-1)
+        expected[..., 8 * head : 8 * head + 8] = weights @ v[:, head // groups]
+    expected = attention.o_proj(expected)
+    for mask in (causal_mask(real, 2, 5, 0, x.device), causal_mask(None, 2, 5, 0, x.device)):
+        rows = slice(None) if mask is not None else slice(0, 1)  # the first row has no padding
+        torch.testing.assert_close(attention(x, tables, mask, None)[rows], expected[rows], atol=1e-5, rtol=1e-5)
+    cache, last = KeyValues(), []
+    for place in range(5):
+        row = tuple(table[:, place : place + 1] for table in tables)
+        mask = causal_mask(real[:, : place + 1], 2, 1, place, x.device)
+        last.append(attention(x[:, place : place + 1], row, mask, cache))
+    torch.testing.assert_close(torch.cat(last, 1)[0], expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(last, 1)[1, :3], expected[1, :3], atol=1e-5, rtol=1e-5)
+
+
+def _turned(heads: Tensor, turn: Tensor) -> Tensor:
+    """Return heads whose halves are real and imaginary parts, turned in the complex plane."""
+    first, second = heads.chunk(2, -1)
+    turned = torch.complex(first, second) * turn
+    return torch.cat([turned.real, turned.imag], -1)

@@ -25,7 +25,7 @@ def model_of(**fields: object) -> CausalLM:
 
 def loaded(model: CausalLM, precision: str, monkeypatch: pytest.MonkeyPatch) -> CausalLM:
     """Return what an evaluation makes of a committed state with the weights of `model`."""
-    monkeypatch.setattr(state, "transformers_tokenizer", lambda folder: range(64))
+    monkeypatch.setattr(state, "Words", lambda folder: range(64))
     monkeypatch.setattr(state, "span_function", lambda model, folder: None)
     monkeypatch.setattr(state, "fetch_shards", lambda context, key, kind: canonical_state(model))
     job, execution = SimpleNamespace(live={}), SimpleNamespace(device="cpu")

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from jobs.data.corpora import Example
 from jobs.data.pretrained import differing, pretrained
 from jobs.data.stage import parquet
-from jobs.data.tokenizer import Vocabulary, save_tokenizer, transformers_tokenizer
+from jobs.data.tokenizer import Vocabulary, Words, save_tokenizer, transformers_tokenizer
 from jobs.data.tokens import instruction_arrays
 from jobs.evaluate.encoding import Encoder
 from orchestrator.errors import SourceError
@@ -66,10 +66,22 @@ def test_special_tokens_are_the_declared_ones(family: tuple[str, Path, Path]) ->
     assert vocabulary.bos == vocabulary.tokenizer.token_to_id(special.get("bos", special["eos"]))
 
 
+def test_scoring_reads_a_tokenizer_as_transformers_does(family: tuple[str, Path, Path]) -> None:
+    ours, theirs = Words(family[2]), transformers_tokenizer(family[2])
+    assert (len(ours), ours.bos_token_id, ours.eos_token_id) == (len(theirs), theirs.bos_token_id, theirs.eos_token_id)
+    assert ours.added_tokens_encoder == theirs.added_tokens_encoder
+    for text in TEXTS:
+        for special in (True, False):
+            ids = ours.encode(text, add_special_tokens=special)
+            assert ids == theirs.encode(text, add_special_tokens=special)
+            for skipped in (True, False):
+                assert ours.decode(ids, skip_special_tokens=skipped) == theirs.decode(ids, skip_special_tokens=skipped)
+
+
 def test_a_begin_of_text_is_trained_and_scored_alike(family: tuple[str, Path, Path], tmp_path: Path) -> None:
     name, source, directory = family
     bos = DECLARED[name][1]
-    vocabulary, public = Vocabulary.load(directory), transformers_tokenizer(directory)
+    vocabulary, public = Vocabulary.load(directory), Words(directory)
     (tmp_path / "train.parquet").write_bytes(parquet([Example(p, "test", p, r) for p, r in PAIRS]))
     arrays = instruction_arrays(tmp_path / "train.parquet", vocabulary)
     encoder = Encoder(public, public.bos_token_id if public.bos_token_id is not None else public.eos_token_id)
