@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from jobs.models.key_values import KeyValues
 from jobs.models.norm import RMSNorm
 from jobs.moe.host import is_fake
-from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.spec.model import Model
 
 
@@ -80,23 +79,24 @@ class Attention(nn.Module):
 
     def __init__(self, spec: Model, layer: int) -> None:
         super().__init__()
-        width, self.head_dim, self.layer = spec.hidden_size, spec.hidden_size // spec.num_heads, layer
-        narrow = self.head_dim * spec.num_kv_heads
+        width, self.head_dim, self.layer = spec.hidden_size, spec.head_width, layer
+        wide, narrow = self.head_dim * spec.num_heads, self.head_dim * spec.num_kv_heads
         self.groups = spec.num_heads // spec.num_kv_heads
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, narrow, bias=False)
-        self.v_proj = nn.Linear(width, narrow, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
-        # OLMoE norms queries and keys before they are split into heads.
-        normed = BACKBONES[spec.backbone].query_key_norm
-        self.q_norm = RMSNorm(width, spec.norm_eps) if normed else nn.Identity()
-        self.k_norm = RMSNorm(narrow, spec.norm_eps) if normed else nn.Identity()
+        biased = bool(spec.attention_bias)
+        self.q_proj = nn.Linear(width, wide, bias=biased)
+        self.k_proj = nn.Linear(width, narrow, bias=biased)
+        self.v_proj = nn.Linear(width, narrow, bias=biased)
+        self.o_proj = nn.Linear(wide, width, bias=spec.attention_bias == "all")
+        # OLMoE norms queries and keys before they are split into heads, Qwen3 each head by itself.
+        self.by_head = spec.normed == "head"
+        sizes = (self.head_dim, self.head_dim) if self.by_head else (wide, narrow)
+        self.q_norm, self.k_norm = (RMSNorm(size, spec.norm_eps) if spec.normed else nn.Identity() for size in sizes)
 
     def forward(
         self, x_BSD: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, cache: KeyValues | None
     ) -> Tensor:
         """Return the mixed hidden states [B,S,D]; `tables` are cos and sin [B or 1,S,head_dim] of the positions."""
-        q, k = self.q_norm(self.q_proj(x_BSD)), self.k_norm(self.k_proj(x_BSD))
+        q, k = self._normed(self.q_norm, self.q_proj(x_BSD)), self._normed(self.k_norm, self.k_proj(x_BSD))
         v = self.v_proj(x_BSD)
         q, k = self._rotated(q, tables), self._rotated(k, tables)
         v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -104,6 +104,11 @@ class Attention(nn.Module):
             k, v = cache.update(k, v, self.layer)
         mixed: Tensor = self.o_proj(self._mixed(q, k, v, mask).transpose(1, 2).flatten(-2))
         return mixed
+
+    def _normed(self, norm: nn.Module, x_BSD: Tensor) -> Tensor:
+        """Return queries or keys [B,S,h d] normed, over all heads at once or in each."""
+        normed: Tensor = norm(x_BSD.unflatten(-1, (-1, self.head_dim))).flatten(-2) if self.by_head else norm(x_BSD)
+        return normed
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Return softmax(q k / sqrt(d)) v [B,H,S,d]; queries in groups share keys and values [B,H/g,S',d]."""

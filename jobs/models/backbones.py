@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         self.embed_tokens.role = "embedding"  # type: ignore[assignment]
         self.layers = nn.ModuleList(DecoderLayer(spec, layer) for layer in range(spec.num_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
-        self.rotary_emb = RotaryTables(spec.hidden_size // spec.num_heads, spec.rope_theta)
+        self.rotary_emb = RotaryTables(spec.head_width, spec.rope_theta)
 
 
 class Backbone(nn.Module):

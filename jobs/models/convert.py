@@ -22,12 +22,15 @@ from orchestrator.spec.public_config import spec_of
 
 __all__ = ["PublicWeights", "export_checkpoint", "import_checkpoint", "load_checkpoint"]
 
-_EXPERT = re.compile(r"(model\.layers\.\d+)\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\.weight")
-_FUSED = re.compile(r"(model\.layers\.\d+)\.mlp\.experts\.(gate_up|down)_proj")
+# A Mixtral's block has a name of its own, and w1, w2, w3 for gate, down, up.
+_BLOCK = r"(model\.layers\.\d+)\.(?:mlp|block_sparse_moe)"
+_EXPERT = re.compile(_BLOCK + r"\.experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
+_FUSED = re.compile(_BLOCK + r"\.experts\.(gate_up|down)_proj")
 _SHARED = re.compile(r"(model\.layers\.\d+)\.mlp\.shared_experts?\.(gate|up|down)_proj\.weight")
 _SHARED_GATE = re.compile(r"model\.layers\.\d+\.mlp\.shared_expert_gate\.weight")
 _DENSE = re.compile(r"(model\.layers\.\d+)\.mlp\.(gate|up|down)_proj\.weight")
-_ROUTER = re.compile(r"(model\.layers\.\d+)\.mlp\.gate\.(weight|e_score_correction_bias)")
+_ROUTER = re.compile(_BLOCK + r"\.gate\.(weight|e_score_correction_bias)")
+_PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
 
 
 def import_checkpoint(source: str | Path | Checkpoint) -> CausalLM:
@@ -127,7 +130,8 @@ def _place(name: str, width: int) -> tuple[str, _Piece]:
     """Return our name for a checkpoint's tensor, and the part of our tensor that it fills."""
     parts = {"gate": slice(0, width), "up": slice(width, 2 * width), "down": slice(None)}
     if match := _EXPERT.fullmatch(name):
-        layer, expert, part = match.groups()
+        layer, expert, word = match.groups()
+        part = _PARTS[word]
         target = f"backbone.{layer}.mlp.block.experts.{'down' if part == 'down' else 'up'}"
         return target, _Piece(name, int(expert), parts[part])
     if match := _FUSED.fullmatch(name):

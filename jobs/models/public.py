@@ -6,6 +6,8 @@
 | preset dense with swiglu, another backbone | LlamaForCausalLM |
 | softmax top-k with shared experts, another backbone (DeepSeekMoE 16B) | Qwen2MoeForCausalLM |
 | renormalised softmax top-k without shared experts, another backbone (an upcycled dense model) | MixtralForCausalLM |
+| softmax top-k without shared experts, queries and keys normed in each head (`qk_norm: head`) | Qwen3MoeForCausalLM |
+| preset dense, `qk_norm: head`, or biases of queries, keys and values | Qwen3ForCausalLM, Qwen2ForCausalLM |
 
 transformers has no class for DeepSeekMoE 16B: `deepseek_v2` and `deepseek_v3` have another attention. Qwen2-MoE without
 biases is the same model but for a gate, sigmoid(w x), on its shared expert: w = 0 halves it, which twice the weights of
@@ -27,7 +29,6 @@ from jobs.models.backbones import CausalLM
 from jobs.models.shards import write_tensors
 from jobs.models.weights import canonical_state
 from jobs.moe.block import dense_width
-from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import DEFAULTS, PARTS, Model, MoESpec
@@ -50,6 +51,10 @@ _OURS = (
     "combine",
     "expert",
 )
+# Layouts that have projections with biases (without any, unless one is said here), and those with heads of any width.
+_BIASES = {"llama": ("", "all"), "qwen2": ("qkv",), "qwen2_moe": ("", "qkv")}
+_HEADS = ("llama", "qwen3", "qwen3_moe", "mixtral")
+_DENSE = ("llama", "qwen2", "qwen3")
 EXPORTED = (
     "softmax top-k of swiglu experts is exported: on backbone olmoe without shared experts, on the others with shared"
     " experts (sum), or renormalised without; and dense models (swiglu) but on backbone olmoe"
@@ -61,7 +66,7 @@ def public_layout(spec: Model) -> str:
 
     Raises MoegridError that names what none of them has.
     """
-    moe, llama = spec.moe, not BACKBONES[spec.backbone].query_key_norm
+    moe, llama = spec.moe, spec.normed != "full"
     own = [f"{name} {getattr(moe, name)!r}" for name in _OURS if getattr(moe, name) != DEFAULTS[name]]
     kind = kind_of(moe)
     own += [f"{name} {getattr(moe, name)!r}" for name in PARTS if getattr(moe, name) != getattr(MoESpec(), name)]
@@ -72,18 +77,25 @@ def public_layout(spec: Model) -> str:
             own.append("dense layers with the attention of OLMoE")
         if len({dense_width(moe), *([spec.dense_width] if spec.dense_layers else [])}) > 1:
             own.append(f"dense layers of two widths ({spec.dense_width} and {dense_width(moe)})")
-        layout = "llama"
+        layout = "qwen3" if spec.normed else "qwen2" if spec.attention_bias == "qkv" else "llama"
     elif not llama:
         own += [f"{name} {getattr(moe, name)!r}" for name in ("shared_experts",) if moe.shared_experts]
         own += [f"dense_layers {spec.dense_layers}"] if spec.dense_layers else []
         own += [f"routed_scaling {moe.routed_scaling}"] if moe.routed_scaling != 1 else []
         layout = "olmoe"
     elif moe.shared_experts:
+        own += ["normed heads beside shared experts"] if spec.normed else []
         layout = "qwen2_moe"
+    elif spec.normed:
+        layout = "qwen3_moe"
     else:
         own += [] if moe.renormalise else ["renormalise False without shared experts"]
         own += [f"dense_layers {spec.dense_layers} without shared experts"] if spec.dense_layers else []
         layout = "mixtral"
+    if spec.attention_bias not in _BIASES.get(layout, ("",)):
+        own.append(f"attention_bias {spec.attention_bias!r}")
+    if spec.head_width * spec.num_heads != spec.hidden_size and layout not in _HEADS:
+        own.append(f"head_dim {spec.head_dim}")
     if own:
         raise MoegridError(
             f"preset {moe.preset!r} on backbone {spec.backbone!r} has no public layout",
@@ -102,7 +114,7 @@ def export_checkpoint(model: CausalLM, directory: Path, special: Mapping[str, in
     """
     layout, dtype = public_layout(model.spec), next(model.parameters()).dtype
     scaling = model.spec.moe.routed_scaling
-    if layout != "llama" and dtype != torch.float32 and math.frexp(scaling)[0] != 0.5:
+    if layout not in _DENSE and dtype != torch.float32 and math.frexp(scaling)[0] != 0.5:
         raise MoegridError(
             f"routed_scaling {scaling} cannot be exported in {str(dtype).removeprefix('torch.')}",
             cause="it goes into the experts' weights, which would be rounded",
@@ -140,37 +152,46 @@ def _config(model: CausalLM, layout: str) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    if layout == "llama":
-        width = spec.dense_width if spec.dense_layers else dense_width(moe)
-        config = transformers.LlamaConfig(**shape, intermediate_size=width)
-        return {**config.to_dict(), "architectures": ["LlamaForCausalLM"]}
-    shape["num_experts_per_tok"] = moe.top_k
-    if layout == "olmoe":
-        config = transformers.OlmoeConfig(
-            **shape,
-            intermediate_size=moe.expert_width,
-            num_experts=moe.num_experts,
-            norm_topk_prob=moe.renormalise,
-        )
-        return {**config.to_dict(), "architectures": ["OlmoeForCausalLM"]}
+    if layout in _HEADS:
+        shape["head_dim"] = spec.head_width
+    if layout in _DENSE:
+        shape["intermediate_size"] = spec.dense_width if spec.dense_layers else dense_width(moe)
+        if layout == "llama":
+            shape["attention_bias"] = bool(spec.attention_bias)
+    else:
+        shape["num_experts_per_tok"] = moe.top_k
+    if layout in ("olmoe", "mixtral"):
+        shape["intermediate_size"] = moe.expert_width
     if layout == "mixtral":
-        width, experts = moe.expert_width, moe.num_experts
-        config = transformers.MixtralConfig(**shape, intermediate_size=width, num_local_experts=experts)
-        return {**config.to_dict(), "architectures": ["MixtralForCausalLM"]}
-    config = transformers.Qwen2MoeConfig(
-        **shape,
-        intermediate_size=spec.dense_width or moe.expert_width,
-        moe_intermediate_size=moe.expert_width,
-        shared_expert_intermediate_size=moe.expert_width * moe.shared_experts,
-        num_experts=moe.num_experts,
-        norm_topk_prob=bool(moe.renormalise),
-        mlp_only_layers=list(range(spec.dense_layers)),
-        decoder_sparse_step=1,
-        qkv_bias=False,
-    )
-    return {**config.to_dict(), "architectures": ["Qwen2MoeForCausalLM"]}
+        shape["num_local_experts"] = moe.num_experts
+    if layout in ("olmoe", "qwen2_moe", "qwen3_moe"):
+        shape |= {"num_experts": moe.num_experts, "norm_topk_prob": bool(moe.renormalise)}
+    if layout in ("qwen2_moe", "qwen3_moe"):
+        shape |= {
+            "intermediate_size": spec.dense_width or moe.expert_width,
+            "moe_intermediate_size": moe.expert_width,
+            "mlp_only_layers": list(range(spec.dense_layers)),
+            "decoder_sparse_step": 1,
+        }
+    if layout == "qwen2_moe":
+        shape |= {
+            "shared_expert_intermediate_size": moe.expert_width * moe.shared_experts,
+            "qkv_bias": bool(spec.attention_bias),
+        }
+    name = _CLASSES[layout]
+    config: dict[str, Any] = getattr(transformers, f"{name}Config")(**shape).to_dict()
+    return {**config, "architectures": [f"{name}ForCausalLM"]}
 
 
+_CLASSES = {
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "olmoe": "Olmoe",
+    "mixtral": "Mixtral",
+    "qwen2_moe": "Qwen2Moe",
+    "qwen3_moe": "Qwen3Moe",
+}
 _MIXTRAL = {"gate": "w1", "up": "w3", "down": "w2"}
 
 

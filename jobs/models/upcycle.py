@@ -13,7 +13,6 @@ from jobs.models.convert import import_checkpoint, load_checkpoint
 from jobs.models.sources import open_checkpoint
 from jobs.models.weights import canonical_state
 from jobs.moe.block import MoEBlock, dense_width
-from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import DENSE
 from orchestrator.data.pinning import files_sha256
 from orchestrator.errors import MoegridError
@@ -57,10 +56,11 @@ def initial_model(spec: ModelSpec, vocab_size: int, seed: int = 0) -> CausalLM:
 def _check_shape(spec: ModelSpec, theirs: Model, name: str) -> None:
     """Raise when the checkpoint's weights would mean something else in a model of `spec`, though they might fit."""
     fields = ["hidden_size", "num_layers", "num_heads", "num_kv_heads", "rope_theta", "norm_eps", "tie_embeddings"]
+    fields += ["head_width", "attention_bias"]
     pairs = {field: (getattr(spec, field), getattr(theirs, field)) for field in fields}
-    pairs["backbone"] = (spec.backbone, theirs.backbone)
-    if BACKBONES[spec.backbone].query_key_norm == BACKBONES[theirs.backbone].query_key_norm:
-        del pairs["backbone"]
+    # OLMoE norms queries and keys, Llama and DeepSeek 16B do not.
+    if spec.normed != theirs.normed:
+        pairs["backbone"] = (spec.backbone, theirs.backbone)
     if spec.upcycle:
         pairs["preset"] = (DENSE, theirs.moe.preset)
         if spec.dense_layers:

@@ -24,7 +24,10 @@ class BackboneKind:
 _OURS = (
     BackboneKind("olmoe", query_key_norm=True, public={"olmoe": 1e-5}),
     BackboneKind("deepseek_moe", public={"deepseek": 1e-6, "qwen2_moe": 1e-6}),
-    BackboneKind("smollm2", public={"llama": 1e-6}),
+    BackboneKind(
+        "smollm2",
+        public={"llama": 1e-6, "mistral": 1e-6, "qwen2": 1e-6, "qwen3": 1e-6, "mixtral": 1e-5, "qwen3_moe": 1e-6},
+    ),
 )
 DEFAULT_BACKBONE = _OURS[0].name
 BACKBONES: Mapping[str, BackboneKind] = MappingProxyType({kind.name: kind for kind in _OURS})

@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.public_models import PUBLIC_MODELS
 from orchestrator.catalog.routers import DENSE
 from orchestrator.data.hub_sets import hub_name
@@ -41,7 +40,12 @@ SHAPE = (
     "rope_theta",
     "norm_eps",
     "tie_embeddings",
+    "head_dim",
+    "qk_norm",
+    "attention_bias",
 )
+# What such a field comes to, where it may leave something to others.
+_MEANS = {"head_dim": "head_width", "qk_norm": "normed"}
 # Fields of its blocks that its weights decide, and those that only its preset goes with.
 _BLOCK = ("num_experts", "expert_width", "shared_experts")
 _ROUTED = ("top_k", "renormalise", "routed_scaling")
@@ -93,15 +97,16 @@ def completed(model: _Modelled, said: Collection[ModelPath]) -> tuple[_Modelled,
     wrong = list(_other_kind(model, theirs, said))
     fields: dict[str, Any] = {}
     for name in SHAPE:
-        ours, its = getattr(model, name), getattr(theirs, name)
+        means = _MEANS.get(name, name)
+        ours, its = getattr(model, means), getattr(theirs, means)
         # Where they disagree the checkpoint's is taken, so that nothing else is found wrong because of it.
-        fields[name] = its
+        fields[name] = getattr(theirs, name)
         if (name,) in said and ours != its and not (name == "vocab_size" and not ours):
             wrong.append(_differs(model, (name,), ours, its))
     for name in ("context", "backbone"):
         if (name,) not in said:
             fields[name] = getattr(theirs, name)
-    if ("backbone",) in said and _family(model) != _family(theirs):
+    if ("backbone",) in said and dataclasses.replace(model, qk_norm=theirs.qk_norm).normed != theirs.normed:
         wrong.append(_differs(model, ("backbone",), model.backbone, theirs.backbone))
     moe = _upcycled(model, theirs, said, fields) if model.upcycle else _same_blocks(model, theirs, said, fields, wrong)
     return dataclasses.replace(model, **fields, moe=moe), wrong
@@ -141,11 +146,6 @@ def _is_local(checkpoint: str) -> bool:
 
 def _path(checkpoint: str, folder: Path) -> Path:
     return folder / Path(checkpoint.removeprefix("file://")).expanduser()
-
-
-def _family(model: ModelSpec) -> bool:
-    """Return whether queries and keys are normed: weights of the one kind mean nothing in the other."""
-    return BACKBONES[model.backbone].query_key_norm
 
 
 def _other_kind(model: ModelSpec, theirs: ModelSpec, said: Collection[ModelPath]) -> Iterator[Wrong]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.tasks import task_kind
@@ -52,9 +51,10 @@ def parameters(model: Model, vocab_size: int) -> Parameters:
     moe, kind = model.moe, kind_of(model.moe)
     d = model.hidden_size
     vocab = model.vocab_size or vocab_size
-    head_dim = d // model.num_heads
-    attention = 2 * d * d + 2 * d * head_dim * model.num_kv_heads
-    norms = 2 * d + (d + head_dim * model.num_kv_heads if BACKBONES[model.backbone].query_key_norm else 0)
+    wide, narrow = (model.head_width * heads for heads in (model.num_heads, model.num_kv_heads))
+    biases = {"": 0, "qkv": wide + 2 * narrow, "all": wide + 2 * narrow + d}[model.attention_bias]
+    attention = 2 * d * wide + 2 * d * narrow + biases
+    norms = 2 * d + {"": 0, "full": wide + narrow, "head": 2 * model.head_width}[model.normed]
     moe_layers = model.num_layers - model.dense_layers
     dense = model.dense_layers * _feed_forward(moe, d, model.dense_width)
     expert = _feed_forward(moe, d, moe.expert_width)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from orchestrator.catalog.backbones import DEFAULT_BACKBONE
+from orchestrator.catalog.backbones import BACKBONES, DEFAULT_BACKBONE
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.gates import GATES, LINEAR
 from orchestrator.catalog.parameters import Parameters
@@ -187,6 +187,22 @@ class ModelSpec:
     """Digest of the checkpoint's files."""
     foreign_tokenizer: bool = field(default=False, metadata=NEUTRAL)
     """Let a checkpoint be trained with a tokenizer that is not its own."""
+    head_dim: int = field(default=0, metadata=NEUTRAL)
+    """Width of an attention head, 0 = hidden_size / num_heads."""
+    qk_norm: str = field(default="", metadata=NEUTRAL)
+    """RMS norm of queries and keys: `full` before they are split into heads, `head` in each; "" = the backbone's."""
+    attention_bias: str = field(default="", metadata=NEUTRAL)
+    """Projections with biases: "", `qkv`, or `all`."""
+
+    @property
+    def head_width(self) -> int:
+        """Width of an attention head."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def normed(self) -> str:
+        """How queries and keys are normed: "", `full` or `head`."""
+        return self.qk_norm or ("full" if BACKBONES[self.backbone].query_key_norm else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,6 +189,9 @@ RULES: dict[str, dict[str, Rule]] = {
         "dense_layers": NATURAL,
         "dense_width": NATURAL,
         "upcycle": one_of(*UPCYCLES),
+        "head_dim": NATURAL,
+        "qk_norm": one_of("", "full", "head"),
+        "attention_bias": one_of("", "qkv", "all"),
     },
 }
 STAGE_RESOURCES = ("pretrain", "finetune", "evaluate", "prepare")

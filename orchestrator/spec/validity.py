@@ -173,9 +173,13 @@ def model_problems(model: ModelSpec) -> tuple[Fault, ...]:
 
 
 def _shape_faults(model: ModelSpec) -> Iterator[Fault]:
-    if model.hidden_size % model.num_heads:
+    if model.head_dim < 0 or model.head_dim % 2:
+        yield Fault("head_dim", f"head_dim {model.head_dim} must be even (rotary embedding), or 0")
+    elif model.head_dim:
+        pass  # heads need not make up the residual stream
+    elif model.hidden_size % model.num_heads:
         message = f"num_heads {model.num_heads} does not divide hidden_size {model.hidden_size}"
-        yield Fault("num_heads", message)
+        yield Fault("num_heads", message, "set head_dim, or other sizes")
     elif (model.hidden_size // model.num_heads) % 2:
         yield Fault("hidden_size", "hidden_size / num_heads must be even (rotary embedding)")
     if model.num_heads % model.num_kv_heads:

@@ -129,6 +129,27 @@ def test_a_hub_checkpoint_is_read_from_the_cache_else_from_the_table(
     assert cell.tokenizer.source == "hub://someone/small"
 
 
+def test_heads_biases_and_norms_of_the_attention_come_from_the_checkpoint_too(load: Load, here: Path) -> None:
+    qwen = {**OLMOE, "model_type": "qwen3_moe", "moe_intermediate_size": 24, "head_dim": 20, "num_key_value_heads": 2}
+    (here / "sparse" / "config.json").write_text(json.dumps(qwen))
+    model = load(f"set: {{{TUNE}, model.checkpoint: 'file://sparse'}}").cells[0].cell.model
+    assert (model.head_dim, model.qk_norm, model.attention_bias, model.moe.expert_width) == (20, "head", "", 24)
+    with pytest.raises(GridError, match=r"model\.head_dim is 16, but checkpoint .* has 20"):
+        load(f"set: {{{TUNE}, model: {{checkpoint: 'file://sparse', head_dim: 16}}}}")
+    (here / "dense" / "config.json").write_text(json.dumps({**LLAMA, "attention_bias": True}))
+    model = load(f"set: {{{TUNE}, model.checkpoint: 'file://dense'}}").cells[0].cell.model
+    assert (model.head_dim, model.attention_bias) == (0, "all")
+
+
+@pytest.mark.parametrize(
+    "field, said",
+    [("head_dim: 9", "must be even"), ("qk_norm: heads", "did you mean 'head'"), ("attention_bias: yes", "qkv")],
+)
+def test_a_bad_value_of_the_attention_is_refused(load: Load, field: str, said: str) -> None:
+    with pytest.raises(GridError, match=said):
+        load(f"set: {{model: {{{field}}}}}")
+
+
 def test_another_checkpoint_file_is_another_model(load: Load, here: Path) -> None:
     before = load(f"set: {{{TUNE}, model.checkpoint: 'file://sparse'}}").cells[0].id
     (here / "sparse" / "config.json").write_text(json.dumps({**OLMOE, "rope_theta": 6e4}))
