@@ -12,7 +12,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from jobs.models.attention import Attention
-from jobs.models.backbones import CausalLM
+from jobs.models.backbones import CausalLM, DecoderLayer
+from jobs.models.norm import RMSNorm
 from jobs.moe.block import DenseBlock, MoEBlock
 from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.errors import MoegridError
@@ -30,8 +31,10 @@ def build_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
     Raises MoegridError with every reason when the spec is invalid.
     """
     model = _assembled(spec, vocab_size)
-    _pass_over(model)
-    _reset(model)
+    with torch.no_grad():
+        _pass_over(model)
+        for module in model.modules():
+            _draw(module, model.spec.init_std)
     return model
 
 
@@ -80,7 +83,34 @@ def _parameters_on_meta() -> Iterator[None]:
         handle.remove()
 
 
-@torch.no_grad()
+def drawn_weights(model: CausalLM) -> Iterator[tuple[str, nn.Module]]:
+    """Draw an empty model's weights as `build_model` would, and yield (name, module) of what has weights of its own.
+
+    The module has memory and values until the next one is asked for: no more than one is held. A tied head is drawn
+    last, and then holds what the embedding is.
+    """
+    spec, width = model.spec, model.spec.hidden_size
+    # What `build_model` draws while it makes its modules, in the same order and one at a time.
+    nn.Embedding(model.vocab_size, width)
+    for layer in range(spec.num_layers):
+        DecoderLayer(spec, layer)
+    nn.Linear(width, model.vocab_size, bias=False)
+    with torch.no_grad():
+        _pass_over(model)
+    for name, module in model.named_modules():
+        if not isinstance(module, (MoEBlock, DenseBlock, nn.Linear, nn.Embedding, RMSNorm)):
+            continue
+        places = [(owner, leaf, old) for owner in module.modules() for leaf, old in owner._parameters.items()]
+        for owner, leaf, old in places:
+            if old is not None:
+                owner._parameters[leaf] = nn.Parameter(torch.empty(old.shape), old.requires_grad)
+        with torch.no_grad():
+            _draw(module, model.spec.init_std)
+        yield name, module
+        for owner, leaf, old in places:
+            owner._parameters[leaf] = old
+
+
 def _pass_over(model: CausalLM) -> None:
     """Move torch's generator to where the weights of a seed begin: behind two draws of what is around the blocks.
 
@@ -89,24 +119,24 @@ def _pass_over(model: CausalLM) -> None:
     """
     width, gated = model.spec.hidden_size, not BACKBONES[model.spec.backbone].query_key_norm
     for embedding in (model.backbone.model.embed_tokens, model.backbone.lm_head):
-        torch.empty_like(embedding.weight).normal_()
+        torch.empty(embedding.weight.shape).normal_()
     for layer in model.layers:
         attention: Attention = layer.self_attn  # type: ignore[assignment]
         for matrix in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
-            torch.empty_like(matrix.weight).normal_()
+            torch.empty(matrix.weight.shape).normal_()
         for rows in (1, 1, 1) if gated else (1, 2, 1):
             torch.empty(rows, width).normal_()
             if gated:
                 torch.empty(rows, width).uniform_()
 
 
-@torch.no_grad()
-def _reset(model: CausalLM) -> None:
-    """Draw all weights in module order: N(0, init_std) for matrices, 0 for biases; blocks draw their own."""
-    for module in model.modules():
-        if isinstance(module, (MoEBlock, DenseBlock)):
-            module.reset_parameters()
-        elif isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=model.spec.init_std)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+def _draw(module: nn.Module, std: float) -> None:
+    """Draw a module's weights: N(0, std) for matrices, 0 for biases, 1 for norms; blocks draw their own."""
+    if isinstance(module, (MoEBlock, DenseBlock)):
+        module.reset_parameters()
+    elif isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=std)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    elif isinstance(module, RMSNorm):
+        nn.init.ones_(module.weight)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jobs.models.backbones import CausalLM
-from jobs.models.building import build_model
-from jobs.models.convert import import_checkpoint, load_checkpoint
+from jobs.models.building import drawn_weights, empty_model
+from jobs.models.convert import PublicWeights
 from jobs.models.sources import open_checkpoint
-from jobs.models.weights import canonical_state
-from jobs.moe.block import MoEBlock, dense_width
+from jobs.models.weights import canonical_state, replace_parameters
+from jobs.moe.block import DenseBlock, MoEBlock, dense_width
 from orchestrator.catalog.routers import DENSE
 from orchestrator.data.pinning import files_sha256
 from orchestrator.errors import MoegridError
@@ -25,17 +26,27 @@ SEED = 42
 REDRAWN = 0.5
 
 
-def initial_model(spec: ModelSpec, vocab_size: int, seed: int = 0) -> CausalLM:
-    """Return the model that a run starts from: random (torch's current generator), imported, or upcycled.
+Weights = Iterator[tuple[str, Tensor]]
 
-    `seed` shifts the generator of upcycling, so that seed 0 is the published 42.
+
+def initial_model(spec: ModelSpec, vocab_size: int, seed: int = 0) -> CausalLM:
+    """Return the model that a run starts from, with its weights (`initial_weights`)."""
+    return _filled(*initial_weights(spec, vocab_size, seed))
+
+
+def initial_weights(spec: ModelSpec, vocab_size: int, seed: int = 0) -> tuple[CausalLM, Weights]:
+    """Return (an empty model, its weights by name, in no order): random, imported, or upcycled.
+
+    Memory holds one module's weights at a time, whatever the model's size. Random ones come from torch's current
+    generator; `seed` shifts the generator of upcycling, so that seed 0 is the published 42. Raises MoegridError.
     """
     if not spec.checkpoint:
         if spec.upcycle:
             raise MoegridError(
                 f"upcycle {spec.upcycle!r} needs a checkpoint to start from", hint="set model.checkpoint"
             )
-        return build_model(spec, vocab_size)
+        model = empty_model(spec, vocab_size)
+        return model, _random(model)
     checkpoint = open_checkpoint(spec.checkpoint)
     if spec.checkpoint_digest and files_sha256(Path(spec.checkpoint.removeprefix("file://"))) != spec.checkpoint_digest:
         raise MoegridError(f"{spec.checkpoint} has changed since the grid was planned", hint="plan it again")
@@ -45,12 +56,47 @@ def initial_model(spec: ModelSpec, vocab_size: int, seed: int = 0) -> CausalLM:
             f"the model has {vocab} token ids, the checkpoint {checkpoint.name} {checkpoint.config['vocab_size']}",
             hint="set model.vocab_size to the checkpoint's; it may exceed the tokenizer's",
         )
-    _check_shape(spec, resolve_model(spec_of(checkpoint.config)), checkpoint.name)
+    theirs = spec_of(checkpoint.config)
+    _check_shape(spec, resolve_model(theirs), checkpoint.name)
+    model = empty_model(spec, vocab)
     if spec.upcycle:
-        return upcycle(import_checkpoint(checkpoint), spec, SEED + seed)
-    model = build_model(spec, vocab)
-    load_checkpoint(model, checkpoint)
+        dense = empty_model(theirs, vocab)
+        return model, _upcycled(model, PublicWeights(checkpoint, canonical_state(dense), dense.spec), SEED + seed)
+    return model, _imported(model, PublicWeights(checkpoint, canonical_state(model), model.spec))
+
+
+@torch.no_grad()
+def _filled(model: CausalLM, weights: Weights) -> CausalLM:
+    """Return `model` with memory of its own and these weights."""
+    replace_parameters(model, lambda name, old: nn.Parameter(torch.empty(old.shape)))
+    own = canonical_state(model)
+    for name, tensor in weights:
+        own[name].copy_(tensor)
     return model
+
+
+def _random(model: CausalLM) -> Weights:
+    """Yield what is drawn for an empty model."""
+    names: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if names.setdefault(id(tensor), name) != name:
+            aliases[name] = names[id(tensor)]
+    # Of tied weights the last draw counts.
+    earlier = set(aliases.values())
+    for prefix, module in drawn_weights(model):
+        for leaf, tensor in module.state_dict().items():
+            name = f"{prefix}.{leaf}"
+            if name not in earlier:
+                yield aliases.get(name, name), tensor
+
+
+def _imported(model: CausalLM, weights: Mapping[str, Tensor]) -> Weights:
+    """Yield a checkpoint's weights, and the router parts that it does not have as they begin."""
+    rest = {name: tensor for name, tensor in canonical_state(model).items() if name not in weights}
+    drawn = any(tensor.is_meta for tensor in rest.values())
+    yield from ((name, tensor) for name, tensor in (_random(model) if drawn else rest.items()) if name in rest)
+    yield from weights.items()
 
 
 def _check_shape(spec: ModelSpec, theirs: Model, name: str) -> None:
@@ -75,7 +121,6 @@ def _check_shape(spec: ModelSpec, theirs: Model, name: str) -> None:
         )
 
 
-@torch.no_grad()
 def upcycle(dense: CausalLM, spec: ModelSpec, seed: int = SEED) -> CausalLM:
     """Return a model of `spec` whose attention, norms and embeddings are the dense model's.
 
@@ -84,32 +129,41 @@ def upcycle(dense: CausalLM, spec: ModelSpec, seed: int = SEED) -> CausalLM:
     experts alone start as the dense feed-forward. The router and what is drawn anew depend on `seed` alone.
     With `copy`, renormalised weights, unsegmented experts and no shared expert, logits equal the dense model's.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = build_model(spec, dense.vocab_size)
-    target, source = canonical_state(model), canonical_state(dense)
-    for name, tensor in source.items():
-        if ".mlp." in name:
-            continue
-        if name not in target or target[name].shape != tensor.shape:
+    model = empty_model(spec, dense.vocab_size)
+    return _filled(model, _upcycled(model, canonical_state(dense), seed))
+
+
+def _upcycled(model: CausalLM, dense: Mapping[str, Tensor], seed: int) -> Weights:
+    """Return the weights of an empty model that starts from those of a dense one. Raises MoegridError."""
+    own = canonical_state(model)
+    around = [name for name in dense if ".mlp." not in name]
+    for name in around:
+        if name not in own or own[name].shape != dense[name].shape:
             raise MoegridError(
                 "the dense checkpoint does not fit the model",
-                cause=f"{name.removeprefix('backbone.')} has shape {tuple(tensor.shape)}",
+                cause=f"{name.removeprefix('backbone.')} has shape {tuple(dense[name].shape)}",
                 hint="backbone, hidden_size, layers, heads, vocabulary and tied embeddings must be the checkpoint's",
             )
-        target[name].copy_(tensor)
-    generator = torch.Generator().manual_seed(seed)
-    for old, new in zip(dense.layers, model.layers, strict=True):
-        ffn = old.mlp.block.ffn  # type: ignore[union-attr]
-        weights = {part: getattr(ffn, part) for part in ("gate", "up", "down")}
-        block = new.mlp.block  # type: ignore[union-attr]
-        if isinstance(block, MoEBlock):
-            _fill(block, weights, spec.upcycle or "copy", generator)
-        else:
-            block.load_state_dict({f"ffn.{part}": tensor for part, tensor in weights.items()})  # type: ignore[union-attr]
-    return model
+
+    def weights() -> Weights:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for prefix, module in drawn_weights(model):
+                if not isinstance(module, (MoEBlock, DenseBlock)):
+                    continue
+                feed_forward = {part: dense[f"{prefix}.ffn.{part}"] for part in ("gate", "up", "down")}
+                if isinstance(module, MoEBlock):
+                    _fill(module, feed_forward, model.spec.upcycle or "copy", generator)
+                    yield from ((f"{prefix}.{leaf}", tensor) for leaf, tensor in module.state_dict().items())
+                else:
+                    yield from ((f"{prefix}.ffn.{part}", tensor) for part, tensor in feed_forward.items())
+        yield from ((name, dense[name]) for name in around)
+
+    return weights()
 
 
+@torch.no_grad()
 def _fill(block: MoEBlock, dense: dict[str, Tensor], mode: str, generator: torch.Generator) -> None:
     if block.moe.expert != "swiglu":
         raise MoegridError("upcycling needs expert 'swiglu', the form of the dense feed-forward")

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from jobs.data.pretrained import differing, own_tokenizer
 from jobs.data.tokenizer import Vocabulary
-from jobs.models.shards import Rows, digest_text, write_tensors
-from jobs.models.upcycle import initial_model
+from jobs.models.shards import Rows, digest_text
+from jobs.models.tensor_file import TensorFile
+from jobs.models.upcycle import initial_weights
 from jobs.models.weights import canonical_state
 from jobs.node.context import StageContext
-from jobs.train.kept import described, to_json
+from jobs.train.kept import Described, described, to_json
 from jobs.train.randomness import reseed
 from jobs.train.session import vocabulary_size
 from orchestrator.data.tokenizers import foreign_hint
@@ -29,11 +30,13 @@ def run(context: StageContext, work: InitWork) -> None:
             hint=f"set model.vocab_size to {size} or more, or 0",
         )
     reseed(work.seed, "init")
-    model = initial_model(work.model, size, work.seed)
+    model, weights = initial_weights(work.model, size, work.seed)
     path = context.scratch / "weights.safetensors"
-    state = canonical_state(model)
-    write_tensors(state, path)
-    record = described({name: Rows.whole(tensor) for name, tensor in state.items()})
+    record: dict[str, Described] = {}
+    with TensorFile(path, canonical_state(model)) as file:
+        for name, tensor in weights:
+            file.put(name, tensor)
+            record.update(described({name: Rows.whole(tensor)}))
     tensors = to_json({name: replace(one, state=work.key()) for name, one in record.items()})
     parameters = sum(parameter.numel() for parameter in model.parameters())
     info = {WEIGHTS: digest_text(one.digest for one in record.values()), "parameters": parameters}
