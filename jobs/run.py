@@ -237,7 +237,8 @@ def _work_through(job: Job, request: JobRequest, world: World) -> None:
             log.info("%s: exists already", stage.label)
             release(job, stage.key)
             continue
-        if world.size == 1:  # ranks agree on a stop inside the training loop, or they would part here
+        # Ranks agree on a stop inside the training loop, or they would part here.
+        if world.size == 1 and not job.unsaved:
             job.signals.check()
         if job.rank and not ranked(stage.work):
             continue

@@ -36,7 +36,8 @@ FETCHES = 4
 class Job:
     """What the stages of one process share.
 
-    `live` carries a stage's objects (model, optimizer) to the next stage of the chain. `finishers` are called after the
+    `live` carries a stage's objects (model, optimizer) to the next stage of the chain, `unsaved` says that no artifact
+    holds all of them: a stop waits until the next stage has saved them. `finishers` are called after the
     last stage: they wait for what still goes on in the background.
     """
 
@@ -51,6 +52,7 @@ class Job:
     local_rank: int = 0
     world_size: int = 1
     live: dict[str, Any] = field(default_factory=dict)
+    unsaved: bool = False
     todo: list[str] = field(default_factory=list)  # keys of the stages that this process has to make
     manifests: dict[str, Manifest] = field(default_factory=dict)
     files: dict[tuple[str, str], Path] = field(default_factory=dict)

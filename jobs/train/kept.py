@@ -16,10 +16,8 @@ from datetime import timedelta
 from jobs.models.shards import KEPT, Rows, rows_digest, weight_names
 from jobs.node.context import StageContext
 from orchestrator.store import Blob, Manifest
-from orchestrator.store.manifest import TENSORS
+from orchestrator.store.manifest import LEAST_KEPT, TENSORS
 
-# Of an earlier state's files at least this share is unchanged where they are kept: a later state's reader reads them.
-LEAST = 0.25
 _MODULUS = 1 << 256
 
 
@@ -86,7 +84,7 @@ def unchanged(parent: Manifest, record: Record, tensors: Record) -> Kept:
         files = [parent.blob(name) for name in names]
         state = names[0].partition("/")[0].removeprefix(KEPT) if names[0].startswith(KEPT) else parent.key
         held = [name for name, owner in same.items() if owner == state]
-        if sum(tensors[name].bytes for name in held) >= LEAST * max(1, sum(blob.size for blob in files)):
+        if sum(tensors[name].bytes for name in held) >= LEAST_KEPT * max(1, sum(blob.size for blob in files)):
             owners |= dict.fromkeys(held, state)
             blobs += [replace(blob, name=f"{KEPT}{state}/{blob.name.rpartition('/')[2]}") for blob in files]
     return Kept(owners, tuple(blobs))

@@ -50,6 +50,7 @@ class Session:
     meter: Meter
     mixed_numerics: bool = False
     mixed_code: bool = False
+    saved: float | None = None  # when the last state with its moments was kept, where its own state has none
 
 
 def load_session(context: StageContext, work: TrainWork, step: int, key: str) -> Session:

@@ -58,9 +58,12 @@ def run(context: StageContext, work: TrainWork) -> None:
             context.job.finishers.append(live["writer"].wait)
         segment = Segment()
         session = _enter(context, work, segment)
+        if session.saved is not None:
+            segment.saved = session.saved
         live["training"] = None  # a failure leaves nothing that could be taken over
         train_segment(context, work, session, segment, live["writer"])
         live["training"] = session
+        context.job.unsaved = session.saved is not None
 
 
 def train_segment(
@@ -86,7 +89,8 @@ def train_segment(
     while trainer.step < work.stop:
         writer.check()
         context.check()
-        if context.world_size == 1 and context.stopping and trainer.step == saved_step:
+        unchanged = trainer.step == saved_step and session.saved is None
+        if context.world_size == 1 and context.stopping and unchanged:
             raise Preempted(context.job.signals.requested)
         logging_step = _logged(trainer.step + 1, work, context)
         due = _due(trainer.step + 1, context, segment, writer)
@@ -104,6 +108,8 @@ def train_segment(
         if after != frozen:
             raise FrozenMoved(f"the frozen {train.freeze} changed between steps {work.start} and {trainer.step}")
         elapsed = time.monotonic() - segment.began
+        # After a stop the next process goes on from here, if anything does.
+        whole = context.moments or segment.again or not last or (stop and work.stop < train.steps)
         writer.submit(
             context,
             work,
@@ -122,12 +128,14 @@ def train_segment(
                 "frozen_sha256": frozen,
                 "mixed_numerics": session.mixed_numerics,
                 "mixed_code": session.mixed_code,
-                MOMENTS: context.moments or segment.again or not last,
+                MOMENTS: whole,
             },
             metrics={"train_loss": result.values["train/lm_loss"]},
             last=last and not segment.again,
         )
-        saved_step, segment.saved = trainer.step, time.monotonic()
+        saved_step = trainer.step
+        segment.saved = time.monotonic() if whole else segment.saved
+        session.saved = None if whole else segment.saved
         if stop and not last:
             writer.wait()
             raise Preempted(context.job.signals.requested)

@@ -10,7 +10,7 @@ tensor that is not named would not survive a resume, so that it is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from orchestrator.errors import MoegridError
@@ -24,9 +24,10 @@ class OptimizerKind:
     """One optimizer.
 
     `slots` are tensors of a parameter's shape (moments), `scalars` tensors of no dimension (step counts), both by their
-    names in `Optimizer.state`. `elementwise`: every element is updated by itself, so that a slice of a parameter can be
-    updated alone, as sharding engines do. `reads` are the fields of a training phase that it uses besides the learning
-    rates; others have no effect under it.
+    names in `Optimizer.state`; of a parameter of a role in `held_by` so many slots are kept, of others all.
+    `elementwise`: every element is updated by itself, so that a slice of a parameter can be updated alone, as sharding
+    engines do. `reads` are the fields of a training phase that it uses besides the learning rates; others have no
+    effect under it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class OptimizerKind:
     parameters: type | None = None
     slots: tuple[str, ...] = ()
     scalars: tuple[str, ...] = ()
+    held_by: Mapping[str, int] = field(default_factory=dict)
     elementwise: bool = True
     reads: tuple[str, ...] = ("weight_decay",)
     version: int = 1
@@ -45,6 +47,10 @@ class OptimizerKind:
                 f"optimizer {self.name!r} declares the states {', '.join(names)}",
                 hint=f"each name once, without a dot, and not {MASTER!r}: that is the weights in full precision",
             )
+
+    def held(self, role: str) -> int:
+        """Return how many tensors of its shape are kept of a parameter of a role."""
+        return self.held_by.get(role, len(self.slots))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ BUILTINS: Mapping[str, OptimizerKind] = MappingProxyType(
             parameters=Muon,
             slots=("momentum_buffer", "exp_avg", "exp_avg_sq"),
             scalars=("step",),
+            held_by={"attention": 1, "routed_expert": 1, "shared_expert": 1, "embedding": 2, "router": 2, "other": 2},
             elementwise=False,
             reads=("betas", "eps", "weight_decay"),
         ),

@@ -132,24 +132,22 @@ def evaluated_tokens(stage: Stage) -> int:
     return 0
 
 
+def items_of(task: TaskSpec, work: EvaluateWork) -> int:
+    """Return how many items of a task are scored."""
+    kind = task_kind(task.name)
+    items, asked = kind.items if kind else 0, work.limit or task.limit
+    return min(asked, items) if asked and items else asked or items or UNKNOWN_ITEMS
+
+
 def _task_tokens(task: TaskSpec, work: EvaluateWork) -> int:
     """Return the tokens of a task's items: all that there are, with their shots, up to the window.
 
     Answers count as one more question; shots that all items of a task share are computed once.
     """
-    kind = task_kind(task.name)
-    items, tokens = (kind.items, kind.tokens) if kind else (0, 0)
-    asked = work.limit or task.limit
-    count = min(asked, items) if asked and items else asked or items or UNKNOWN_ITEMS
+    kind, count = task_kind(task.name), items_of(task, work)
+    tokens = kind.tokens if kind else 0
     shots = 0 if work.shots == "shared" or (kind and kind.fixed_shots) else task.shots
     return count * min((tokens or UNKNOWN_TOKENS) * (shots + 2), work.max_length)
-
-
-def state_bytes(stage: Stage, vocab_size: int) -> int:
-    """Return the bytes of the state a training stage commits: fp32 weights and two moments; 0 for other stages."""
-    if not isinstance(stage.form, TrainWork):
-        return 0
-    return 3 * 4 * parameters(stage.form.model, vocab_size).total
 
 
 def first_guess_seconds(stage: Stage, resources: Resources, vocab_size: int) -> float:

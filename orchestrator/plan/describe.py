@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from orchestrator.plan.graph import StageGraph
+from orchestrator.plan.moments import keeps_moments
 from orchestrator.plugins import LOADED
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.identity import plain
@@ -33,7 +34,7 @@ def describe_job(
             stage.phase,
             tuple(graph.users[stage.key]),
             work_to_json(stage.work),
-            stage.kind != "train" or graph.continued(stage.key),
+            stage.kind != "train" or keeps_moments(graph, stage.key, keys),
             stage.parents,
         )
         for stage in stages

@@ -12,7 +12,6 @@ from orchestrator.plan.stage import CellStages, Stage
 from orchestrator.plan.stages import Lowering
 from orchestrator.spec.cell import Execution, Resources
 from orchestrator.spec.providers import Use, of_all, uses_of
-from orchestrator.spec.work import TrainWork
 
 # One process runs the segments of a chain; longer chains only delay the other branches' scheduling.
 MAX_CHAIN = 16
@@ -37,13 +36,9 @@ class StageGraph:
         """Return the keys of the stages that need the artifact `key`."""
         return self._children.get(key, ())
 
-    def continued(self, key: str) -> bool:
-        """Return whether training goes on from the state `key` within its phase, so that its optimizer's state counts.
-
-        A later phase begins with an optimizer of its own.
-        """
-        works = (self.stages[child].made for child in self.children(key))
-        return any(isinstance(work, TrainWork) and work.start > 0 for work in works)
+    def vocabulary(self, key: str) -> int:
+        """Return the size of the vocabulary of the cells that use a stage."""
+        return self.cell(self.users[key][0]).cell.tokenizer.vocab_size
 
     def execution(self, key: str) -> Execution:
         """Return how the stage is run: by the first cell that needs it."""

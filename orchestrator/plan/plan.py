@@ -85,7 +85,7 @@ class Plan:
 
     def vocabulary(self, stage: Stage) -> int:
         """Return the size of the vocabulary of the cells that use a stage."""
-        return self.graph.cell(self.graph.users[stage.key][0]).cell.tokenizer.vocab_size
+        return self.graph.vocabulary(stage.key)
 
     def hours(self, *, gpu: bool) -> float:
         """Return GPU-hours (or core-hours) of everything that is still to be done."""

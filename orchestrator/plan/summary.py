@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from orchestrator.plan.cost import flops, parameters, state_bytes, tokens_of
+from orchestrator.plan.cost import flops, parameters, tokens_of
 from orchestrator.plan.needs import gates, missing_benchmarks
 from orchestrator.plan.plan import ACTIONS, PHASES, Plan
+from orchestrator.plan.stored import KINDS, stored
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.providers import of_all, of_driver
 
@@ -23,17 +24,16 @@ def phases(plan: Plan) -> list[dict[str, Any]]:
         tokenizer = plan.graph.cell(plan.graph.users[stage.key][0]).cell.tokenizer
         known = alike.setdefault((*map(id, stage.alike), id(tokenizer)), [stage, 0])
         known[1] += 1
-    totals = {phase: [0.0, 0] for phase in PHASES}
+    totals, written = dict.fromkeys(PHASES, 0.0), stored(plan)
     for stage, count in alike.values():
-        totals[stage.phase][0] += count * flops(stage, plan.vocabulary(stage))
-        totals[stage.phase][1] += count * state_bytes(stage, plan.vocabulary(stage))
+        totals[stage.phase] += count * flops(stage, plan.vocabulary(stage))
     return [
         {
             "phase": phase,
             "stages": {"shared": shared[phase][0], "unshared": unshared[phase][0]},
             "steps": {"shared": shared[phase][1], "unshared": unshared[phase][1]},
-            "flops": totals[phase][0],
-            "state_bytes": totals[phase][1],
+            "flops": totals[phase],
+            "store_bytes": {kind: written[phase][kind] for kind in KINDS},
             "actions": {name: counts[phase].get(name, 0) for name in ACTIONS},
         }
         for phase in PHASES
@@ -141,6 +141,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "shared": round(plan.hours_of_grid(gpu=True, shared=True), 3),
             "unshared": round(plan.hours_of_grid(gpu=True, shared=False), 3),
         },
+        "store_bytes": {kind: sum(row["store_bytes"][kind] for row in rows) for kind in KINDS},
         "phases": rows,
         "groups": groups(plan),
         "models": models(plan),

@@ -19,6 +19,8 @@ OBSERVATIONS = frozenset({"series.json"})
 TENSORS = "tensors.json"
 # Of a training state, in `info`: the digest of its weights, and whether its optimizer's state was kept.
 WEIGHTS, MOMENTS = "weights_sha256", "moments"
+# Of an earlier state's files at least this share is unchanged where they are kept: a later state's reader reads them.
+LEAST_KEPT = 0.25
 OPTIMIZER = "optimizer"  # how the names of its files begin
 
 

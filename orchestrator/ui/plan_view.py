@@ -60,6 +60,12 @@ def show_plan(plan: Plan, console: Console, *, parallel: int = 1, gpus: int | No
         )
     for mesh in data["meshes"]:
         console.print(f"  mesh of {mesh['phase']}: {mesh['ranks']} ranks = {mesh['mesh']}")
+    kinds = {kind: size for kind, size in data["store_bytes"].items() if size}
+    console.print(
+        f"  store: {quantity(sum(kinds.values()))}B ("
+        + ", ".join(f"{kind} {quantity(size)}B" for kind, size in kinds.items())
+        + "), states on the way not counted"
+    )
     for plugin in data["plugins"]:
         console.print(f"  plugins: {plugin['shown']}")
     if adaptive:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.models.shards import tensors_digest
+from jobs.node.context import StageContext
 from jobs.node.opening import read_job
 from jobs.node.preemption import Preempted
 from jobs.train.loop import StepResult, Trainer
@@ -18,6 +19,7 @@ from orchestrator.errors import ArtifactMissing, CorruptBlob, NumericsError
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.describe import describe_job
 from orchestrator.plan.graph import build_graph
+from orchestrator.plan.moments import continuations, keeps_moments
 from orchestrator.spec.cell import AdapterSpec, Resources
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Manifest, Store
@@ -136,6 +138,31 @@ def test_a_stop_while_it_is_made_again_loses_nothing(
     run_chain(store, [LAST], "c")
     assert steps == list(range(2, 8))
     assert state_bits(store, LAST.key()) == state_bits(straight, LAST.key())
+
+
+def test_a_stop_in_a_chain_waits_until_the_moments_are_kept(
+    tmp_path: Path, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, store = fresh(tmp_path / "straight"), fresh(tmp_path / "store")
+    run_chain(straight, [HALF, LAST])
+    steps.clear()
+    # The signal comes between the segments, when what is committed could not be gone on from.
+    with monkeypatch.context() as patch:
+        patch.setattr(StageContext, "stopping", property(lambda self: len(steps) >= 4))
+        with pytest.raises(Preempted):
+            run_chain(store, [HALF, LAST], light=[HALF, LAST])
+    assert not manifest(store, HALF).resumable
+    assert manifest(store, LAST, 5).resumable
+    run_chain(store, [LAST], "b", light=[LAST])
+    assert steps == list(range(8))
+    assert weights(store, LAST.key()) == weights(straight, LAST.key())
+    # One that comes in the last step of a segment is known when its state is written.
+    other = fresh(tmp_path / "other")
+    steps.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(StageContext, "stopping", property(lambda self: len(steps) == 3))
+        run_chain(other, [HALF], light=[HALF])
+    assert manifest(other, HALF).resumable
 
 
 def test_under_other_numerics_it_is_not_made_again(tmp_path: Path, steps: list[int]) -> None:
@@ -265,6 +292,36 @@ def test_a_damaged_file_is_damage_of_every_state_that_names_it(tmp_path: Path) -
     run_chain(store, [init_work()], "again")
     run_chain(store, works, "b")
     store.artifacts.verify(works[1].key())
+
+
+def moments_of(name: str, scale: str) -> dict[tuple[str, ...], bool]:
+    """Return of every training state that is no last one, by the freeze words of what goes on from it: is it whole?"""
+    graph = build_graph(load_grid(name, scale=scale))
+    found = {}
+    for key, stage in graph.stages.items():
+        following = [graph.stages[child].made for child in continuations(graph, key)]
+        words = tuple(sorted(w.conditions.train.freeze for w in following if isinstance(w, TrainWork)))
+        if words:
+            found[stage.label.rpartition(" seed")[0], *words] = keeps_moments(graph, key)
+    return found
+
+
+def test_a_large_optimizer_state_is_not_kept_for_what_the_same_job_goes_on_to() -> None:
+    assert set(moments_of("finetune_freeze", "tiny").values()) == {True}
+    paper = moments_of("finetune_freeze", "paper")
+    # Three schedules go on from each of these; a learning rate of the router's own has one.
+    assert {len(words) > 2 for words, whole in paper.items() if whole} == {True}
+    assert {len(words) > 2 for words, whole in paper.items() if not whole} == {False}
+    graph = build_graph(load_grid("finetune_freeze", scale="paper"))
+    half = next(key for key in graph.stages if len(continuations(graph, key)) == 1)
+    (child,) = continuations(graph, half)
+    assert not keeps_moments(graph, half, [half, child])
+    assert keeps_moments(graph, half, [half]), "the other stage is another job's"
+    never = {"execution.checkpoint_seconds": 0}
+    graph = build_graph(
+        load_grid("finetune_freeze", scale="paper", overrides=[f"set.{k}={v}" for k, v in never.items()])
+    )
+    assert keeps_moments(graph, half), "there would be nothing to go back to"
 
 
 def test_jobs_are_told_from_which_states_nothing_goes_on() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from jobs.models.building import build_model
+from jobs.models.roles import parameter_roles
 from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.plan.cost import parameters
+from orchestrator.plan.moments import by_role
 from orchestrator.spec.model import CHOICES, ModelSpec, MoESpec
 from orchestrator.spec.resolve import resolve_model
 
@@ -21,8 +24,15 @@ VARIANTS = [(preset, variant) for preset, kind in ROUTERS.builtins.items() for v
 
 def same(spec: ModelSpec) -> None:
     model = resolve_model(spec)
-    built = sum(parameter.numel() for parameter in build_model(model, VOCAB).parameters())
-    assert parameters(model, VOCAB).total == built
+    built: Counter[str] = Counter()
+    for _, parameter, role in parameter_roles(build_model(model, VOCAB)):
+        built[role] += parameter.numel()
+    assert parameters(model, VOCAB).total == built.total()
+    counted = Counter(by_role(model, VOCAB))
+    # What a router brings beside the experts counts as its own, also where it takes an expert's place.
+    for roles in (built, counted):
+        roles["routed_expert"] += roles.pop("router", 0)
+    assert +counted == +built
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
