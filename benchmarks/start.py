@@ -2,8 +2,9 @@
 
     python benchmarks/start.py [--against COMMIT] [--rounds 5]
 
-The job is a training stage of one step of a very small model, as a backend starts it (`python -m jobs.run`), its commit
-included. The earlier commit is checked out beside and takes turns with this one, on stores of their own.
+The job is a training stage of one step of a very small model, its commit included: as a process of its own
+(`python -m jobs.run`), and forked from a warm worker. The earlier commit is checked out beside and takes turns with
+this one, on stores of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.lib.sides import job_environment
+from orchestrator.backends.fork_server import Request
+from orchestrator.backends.warm import Targets, WarmWorker
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,6 +78,31 @@ class Side:
         return usage.ru_utime + usage.ru_stime
 
 
+class WarmSide(Side):
+    """Jobs of this version, forked from a worker that stands ready."""
+
+    def __init__(self, root: Path, store: str, rounds: int) -> None:
+        super().__init__(root, store, rounds)
+        self._folder = Path(f"{store}-records")
+        self._folder.mkdir()
+        self._worker = WarmWorker(Targets(), self._environment, self._folder)
+        while not self._worker.ready:
+            if self._worker.ended:
+                sys.exit((self._folder / "worker.log").read_text())
+            time.sleep(0.05)
+
+    def run(self, number: int) -> float:
+        """Let a job be forked; return its CPU seconds."""
+        pid, end, log = (str(self._folder / f"{number}.{kind}") for kind in ("pid", "exit", "log"))
+        self._worker.start(Request(pid, end, log, tuple(self._jobs[number][3:])))
+        while not Path(end).exists():
+            time.sleep(0.02)
+        ended = json.loads(Path(end).read_text())
+        if ended["code"] != 0:
+            sys.exit(f"{Path(log).read_text()[-4000:]}\nthe job ended as {ended}")
+        return float(ended["cpu"])
+
+
 @contextmanager
 def checked_out(commit: str, folder: Path) -> Iterator[Path]:
     """Give a commit of this repository in a folder, for as long as the block lasts."""
@@ -92,20 +121,23 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, checked_out(args.against, Path(folder) / "earlier") as earlier:
         # One round more than is counted: the first one reads files that the machine has not in memory.
+        rounds = args.rounds + 1
         sides = {
-            name: Side(root, f"{folder}/{name}", args.rounds + 1)
-            for name, root in ((args.against, earlier), ("fresh process", ROOT))
+            args.against: Side(earlier, f"{folder}/before", rounds),
+            "fresh process": Side(ROOT, f"{folder}/fresh", rounds),
+            "warm worker": WarmSide(ROOT, f"{folder}/warm", rounds),
         }
         seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for number in range(args.rounds + 1):
+        for number in range(rounds):
             for name, side in sides.items():
                 took = side.run(number)
                 if number:
                     seconds[name].append(took)
     for name, values in seconds.items():
         print(f"{name:14s} {statistics.median(values):6.2f} CPU s  ({', '.join(f'{v:.2f}' for v in values)})")
-    before, now = (statistics.median(values) for values in seconds.values())
-    print(f"a fresh process takes {now / before:.2f}x the CPU of {args.against}")
+    before, *ours = (statistics.median(values) for values in seconds.values())
+    for name, now in zip(list(sides)[1:], ours, strict=True):
+        print(f"{name}: {now / before:.2f}x the CPU of {args.against}")
 
 
 if __name__ == "__main__":

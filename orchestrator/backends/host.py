@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -82,6 +85,32 @@ def oom_kills() -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def reap(pid: int, oom_kills_before: int, record: Path) -> int:
+    """Read the exit of a child that has ended, end what it left behind, and return its code, negative = its signal.
+
+    `record` gets code (None where a signal ended it), signal, oom, rss in GiB and cpu in seconds. It says the former
+    before the zombie goes: who sees no process finds how it ended.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)  # the zombie still holds the id
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert found is not None
+    killed = 0 if found.si_code == os.CLD_EXITED else found.si_status
+    oom = killed == signal.SIGKILL and oom_kills() > oom_kills_before
+    ending = {"code": None if killed else found.si_status, "signal": killed, "oom": oom, "rss": 0.0}
+    write_json(record, ending)
+    usage = os.wait4(pid, 0)[2]
+    write_json(record, ending | {"rss": usage.ru_maxrss / 2**20, "cpu": usage.ru_utime + usage.ru_stime})
+    return -killed if killed else found.si_status
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write a record that nobody ever sees half."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)
 
 
 def run_directory(*, make: bool = True) -> Path:

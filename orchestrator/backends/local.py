@@ -8,7 +8,6 @@ store; GPUs are never given twice, whichever the store.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -34,6 +33,8 @@ from orchestrator.backends.base import (
     node_arguments,
     node_environment,
 )
+from orchestrator.backends.fork_server import Request
+from orchestrator.backends.warm import Targets, WarmWorker
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import Resources
 
@@ -45,6 +46,7 @@ _LAUNCH = (
 _STARTING_SECONDS = 10.0
 _KEEP_SECONDS = 7 * 86400.0
 _SUFFIXES = (".log", ".exit", ".pid", ".json")
+PROGRAM = (sys.executable, "-m", "jobs.run")
 # What other drivers read of a job's record; one without it is damaged.
 _RECORDED = frozenset({"attempt", "batch", "store", "host", "driver", "time", "gpus", "cores", "memory_gb", "log"})
 
@@ -56,6 +58,7 @@ class LocalSite:
     cores: int = field(default=0, metadata={"least": 0})
     memory_gb: float = field(default=0.0, metadata={"least": 0})
     gpus: int | None = field(default=None, metadata={"least": 0})
+    warm: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +105,23 @@ class LocalBackend:
         *,
         budget: Budget | None = None,
         store: str = "",
-        program: Sequence[str] = (sys.executable, "-m", "jobs.run"),
+        program: Sequence[str] = PROGRAM,
+        warm: Targets | None = None,
     ) -> None:
-        """`store` is the URL of the store whose jobs share the budget; "" = of all stores."""
+        """`store` is the URL of the store whose jobs share the budget; "" = of all stores.
+
+        Jobs of one core are forked from a `warm` process, once this driver has seen that it stays long enough.
+        """
         self.budget = budget or Budget.of_machine()
         self._records = host.run_directory(make=False) / "jobs"
         self._store = store
         self._program = tuple(program)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._oom_kills: dict[str, int] = {}
+        self._targets = warm if self._program == PROGRAM and hasattr(os, "pidfd_open") else None
+        self._worker: WarmWorker | None = None
+        self._forked: set[str] = set()
+        self._stays = False
 
     def admit(self, wanted: Sequence[Resources]) -> list[bool]:
         """Admit what fits into the free part of the budget; what is larger than the whole budget runs alone."""
@@ -171,7 +182,8 @@ class LocalBackend:
         """Return how many processes that this driver started have ended and were not reaped yet."""
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT
         children = list(self._children.values())
-        return sum(os.waitid(os.P_PID, child.pid, options) is not None for child in children)
+        fresh = sum(os.waitid(os.P_PID, child.pid, options) is not None for child in children)
+        return fresh + sum(self._records.joinpath(f"{attempt}.exit").exists() for attempt in self._forked)
 
     def _live(self) -> list[dict[str, Any]]:
         """Return the records of all jobs of this user that live on this machine; drop those of long gone ones."""
@@ -208,7 +220,9 @@ class LocalBackend:
         }
         try:
             self._records.mkdir(exist_ok=True)
-            _write(self._records / f"{job.attempt}.json", record)
+            if pid := self._forked_by(self._warm_worker(batch, job), record, batch, job):
+                return self._handle(record, pid, host.start_time(pid))
+            host.write_json(self._records / f"{job.attempt}.json", record)
             process_record = self._records / f"{job.attempt}.pid"
             self._oom_kills[job.attempt] = host.oom_kills()
             with open(log, "ab") as output:
@@ -229,6 +243,35 @@ class LocalBackend:
             ) from error
         self._children[job.attempt] = child
         return self._handle(record, child.pid, host.start_time(child.pid))
+
+    def _warm_worker(self, batch: Batch, job: Job) -> WarmWorker | None:
+        """Return the process that may fork the job; start one where it does not stand ready yet.
+
+        A driver that has seen no end of a job may be gone in a moment: it starts none.
+        """
+        wanted = job.resources
+        if self._targets is None or not self._stays or (wanted.cores, wanted.processes, wanted.gpus) != (1, 1, 0):
+            return None
+        if self._worker is None:
+            self._worker = WarmWorker(self._targets, self._environment(batch, job, ()), self._records)
+        elif self._worker.ended:
+            self._targets = None  # it has failed once, and would again
+        return self._worker if self._worker.ready else None
+
+    def _forked_by(self, worker: WarmWorker | None, record: dict[str, Any], batch: Batch, job: Job) -> int:
+        """Let the job be forked; return its process id, 0 when it was not."""
+        if worker is None:
+            return 0
+        pid, end = (str(self._records / f"{job.attempt}{suffix}") for suffix in (".pid", ".exit"))
+        # Who reads the exit code: it outlives this driver.
+        parent = record | {"driver": [worker.pid, worker.started]}
+        host.write_json(self._records / f"{job.attempt}.json", parent)
+        Path(record["log"]).touch()
+        found = worker.start(Request(pid, end, record["log"], node_arguments(batch, job)))
+        if found:
+            record |= parent
+            self._forked.add(job.attempt)
+        return found
 
     def _command(self, batch: Batch, job: Job) -> list[str]:
         return [*self._program, *node_arguments(batch, job)]
@@ -266,12 +309,14 @@ class LocalBackend:
             return JobState(ELSEWHERE, host=str(details.get("host", "")).partition(":")[0])
         name = details["host"].partition(":")[0]
         self._reap(handle.attempt)
+        pid, started = details.get("pid", 0), details.get("started", "")
+        there = host.alive(pid, started)  # before its end is read, which is written while the process is there
         ended = _read(self._records / f"{handle.attempt}.exit")
         if ended:
+            self._forked.discard(handle.attempt)
             reason = "OUT_OF_MEMORY" if ended["oom"] else ""
             return JobState(ENDED, ended["code"], ended["signal"], reason, name, ended["rss"])
-        pid, started = details.get("pid", 0), details.get("started", "")
-        if host.alive(pid, started):
+        if there:
             # A zombie's exit code belongs to its parent; without a parent that lives, nobody will ever read it.
             orphan = host.is_zombie(pid) and not host.alive(*details["driver"])
             return JobState(ENDED if orphan else RUNNING, host=name)
@@ -282,15 +327,9 @@ class LocalBackend:
         child = self._children.get(attempt)
         if child is None or os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)  # what the job left behind; the zombie still holds the id
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        by_signal = max(0, -child.returncode)
-        oom = by_signal == signal.SIGKILL and host.oom_kills() > self._oom_kills.get(attempt, 0)
-        rss = usage.ru_maxrss / 2**20
-        code = None if by_signal else child.returncode
-        _write(self._records / f"{attempt}.exit", {"code": code, "signal": by_signal, "oom": oom, "rss": rss})
+        record = self._records / f"{attempt}.exit"
+        child.returncode = host.reap(child.pid, self._oom_kills.get(attempt, 0), record)
+        self._stays = True
         del self._children[attempt]
 
 
@@ -319,13 +358,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _write(path: Path, value: Mapping[str, object]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value))
-    temporary.replace(path)
-
-
 def open_site(settings: LocalSite, store: str) -> LocalBackend:
     """Return the backend of a site for jobs of the store with this URL."""
     budget = Budget.of_machine(cores=settings.cores, memory_gb=settings.memory_gb, gpus=settings.gpus)
-    return LocalBackend(budget=budget, store=store)
+    return LocalBackend(budget=budget, store=store, warm=Targets() if settings.warm else None)

@@ -31,7 +31,7 @@ def _ours(name: str, settings: str, lists: str = "") -> BackendKind:
 
 BUILTINS: Mapping[str, BackendKind] = MappingProxyType(
     {
-        "local": _ours("local", "orchestrator.backends.local:LocalSite", ": cores, memory_gb, gpus"),
+        "local": _ours("local", "orchestrator.backends.local:LocalSite", ": cores, memory_gb, gpus, warm"),
         "slurm": _ours("slurm", "orchestrator.backends.slurm_script:SlurmSite"),
         "ray": _ours("ray", "orchestrator.backends.ray:RaySite"),
     }

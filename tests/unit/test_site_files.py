@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from orchestrator.backends.slurm_script import SlurmSite, script
 from orchestrator.errors import GridError, MoegridError
 from orchestrator.grid.site_fields import asked, variables
 from orchestrator.resources import ROOT
-from orchestrator.settings import Site, load_site
+from orchestrator.settings import Site, load_site, open_backend
 from orchestrator.spec.cell import Resources
 
 
@@ -153,3 +154,11 @@ def test_the_sites_of_the_project_ask_for_nothing_special(name: str) -> None:
     site = load_site(name)
     assert site.backend == name
     assert site.settings == type(site.settings)()
+
+
+@pytest.mark.parametrize(("text", "warm"), [("", True), ("warm: false", False)])
+def test_a_local_site_says_whether_jobs_are_forked(tmp_path: Path, text: str, warm: bool) -> None:
+    site = site_of(tmp_path, text, "local")
+    backend: Any = open_backend(site)
+    assert site.settings.warm is warm
+    assert (backend._targets is not None) is warm
