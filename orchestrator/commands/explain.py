@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from orchestrator.commands.context import Context, cell_ids, split_cell, take_cell
@@ -11,6 +11,7 @@ from orchestrator.errors import EXIT_DONE, MoegridError
 from orchestrator.grid.diff import Difference, differences
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
+from orchestrator.plan.moments import continues
 from orchestrator.plan.root import root_document
 from orchestrator.spec.providers import of_all, uses_of
 from orchestrator.store import records
@@ -25,6 +26,7 @@ def explain(context: Context) -> int:
     earlier = [d for d in known if d["digest"] != document["digest"] and d["scale"] == document["scale"]]
     plan = context.plan(graph, Journal(context.store))
     wanted = cell_ids(graph, cell_name) if cell_name else [c.id for c in graph.grid.cells]
+    back = _going_back(context, graph, {key for key in graph.stages if plan.actions[key].name in ("run", "resume")})
     answers = []
     for cell in (c for c in document["cells"] if c["id"] in wanted):
         pending = [key for key in cell["stages"] if plan.actions[key].name != "done"]
@@ -43,7 +45,7 @@ def explain(context: Context) -> int:
                         "key": key,
                         "label": graph.stages[key].label,
                         "action": plan.actions[key].name,
-                        "reason": plan.actions[key].reason,
+                        "reason": back.get(key) or plan.actions[key].reason,
                         "existed_before": any(key in d["keys"] for d in earlier),
                     }
                     for key in cell["stages"]
@@ -63,6 +65,17 @@ def explain(context: Context) -> int:
                 same = ", as before" if stage["action"] == "done" and stage["existed_before"] else ""
                 context.console.print(f"  {stage['action']:<8} {stage['key'][:12]}  {stage['label']}{reason}{same}")
     return EXIT_DONE
+
+
+def _going_back(context: Context, graph: StageGraph, pending: Collection[str]) -> dict[str, str]:
+    """Return why pending stages train more than their own steps: the state before was kept without its moments."""
+    before = {key: graph.stages[key].parents[0] for key in pending if continues(graph.stages[key])}
+    kept = context.store.artifacts.many(before.values())
+    return {
+        key: "the state before was kept without the optimizer's state: its segment is trained again"
+        for key, parent in before.items()
+        if parent in kept and not kept[parent].resumable
+    }
 
 
 def diff(context: Context) -> int:

@@ -12,6 +12,7 @@ from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.catalog.routers import kind_of
 from orchestrator.plan.cost import parameters
 from orchestrator.plan.graph import StageGraph
+from orchestrator.plan.stage import Stage
 from orchestrator.spec.model import Model
 from orchestrator.spec.training import TrainSpec
 from orchestrator.spec.work import TrainWork
@@ -55,10 +56,15 @@ def moments_bytes(train: TrainSpec, sizes: Mapping[str, int], trained: Collectio
     return SINGLE * sum(kind.held(role) * sizes[role] for role in trained)
 
 
+def continues(stage: Stage) -> bool:
+    """Return whether a stage goes on from a state of its own phase; a later phase has an optimizer of its own."""
+    return isinstance(stage.made, TrainWork) and stage.made.start > 0
+
+
 def continuations(graph: StageGraph, key: str) -> list[str]:
-    """Return the stages that go on from the state `key` within its phase; a later phase has an optimizer of its own."""
-    works = ((child, graph.stages[child].made) for child in graph.children(key))
-    return [child for child, work in works if isinstance(work, TrainWork) and work.start > 0]
+    """Return the stages that go on from the state `key` within its phase."""
+    stages = ((child, graph.stages[child]) for child in graph.children(key))
+    return [child for child, stage in stages if continues(stage) and stage.parents[0] == key]
 
 
 def keeps_moments(graph: StageGraph, key: str, job: Collection[str] = ()) -> bool:

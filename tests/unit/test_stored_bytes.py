@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -11,14 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from orchestrator import cli
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
-from orchestrator.plan.moments import by_role
+from orchestrator.plan.moments import by_role, continuations
 from orchestrator.plan.plan import make_plan
 from orchestrator.plan.stored import KINDS, begun, following
 from orchestrator.plan.summary import to_json
 from orchestrator.spec.cell import BalanceSpec
-from orchestrator.store import Store
+from orchestrator.store import Manifest, Store
 from orchestrator.ui.console import Console
 from orchestrator.ui.plan_view import show_plan
 from tests.training import TRAIN, VOCABULARY, init_work, prepare, run_chain, segments
@@ -75,3 +77,16 @@ def test_every_seed_has_the_same_bytes() -> None:
         row = next(row for row in told["phases"] if row["phase"] == "finetune")
         totals.append(row["store_bytes"]["weights"])
     assert totals[1] == 2 * totals[0] > 0
+
+
+def test_explain_says_where_a_segment_is_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = build_graph(load_grid("quickstart"))
+    half, following = next((key, found) for key in graph.stages if (found := continuations(graph, key)))
+    store = Store.open(str(tmp_path / "store"))
+    for moments in (False, True):
+        info = {"weights_sha256": "0" * 64, "moments": moments}
+        store.artifacts.commit(Manifest(half, "train", {}, info=info))
+        assert cli.main(["explain", "quickstart", "--json", "--store", str(tmp_path / "store")]) == 0
+        stages = [stage for cell in json.loads(capsys.readouterr().out)["cells"] for stage in cell["stages"]]
+        told = {stage["key"] for stage in stages if "trained again" in stage["reason"]}
+        assert told == (set() if moments else set(following))
