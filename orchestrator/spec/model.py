@@ -10,17 +10,18 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from orchestrator.catalog.backbones import BACKBONES, DEFAULT_BACKBONE
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.gates import GATES, LINEAR
 from orchestrator.catalog.parameters import Parameters
-from orchestrator.catalog.routers import SPARSE
+from orchestrator.catalog.routers import ROUTERS, SPARSE
 from orchestrator.catalog.scores import SCORES
 from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.registry import Registry
 from orchestrator.spec.identity import NEUTRAL, parameters_of
+from orchestrator.spec.rules import ABOVE_ZERO, NATURAL, NOT_NEGATIVE, POSITIVE, Rule, one_of, rules_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,71 +32,71 @@ class MoESpec:
     None is filled from the preset by `resolve_moe`; only resolved specs are hashed or built.
     """
 
-    preset: str = SPARSE
+    preset: Annotated[str, Rule(names=ROUTERS)] = SPARSE
     """Published algorithm whose values the other fields have, where they are not given."""
     variant: str = ""
     """Variant of the preset; "" = its first."""
-    top_k: int = 2
+    top_k: Annotated[int, POSITIVE] = 2
     """Routed experts of a token."""
-    num_experts: int = 8
+    num_experts: Annotated[int, POSITIVE] = 8
     """Routed experts of a layer."""
-    expert_width: int = 128
+    expert_width: Annotated[int, POSITIVE] = 128
     """Hidden units of an expert."""
-    shared_experts: int | None = None
+    shared_experts: Annotated[int | None, NATURAL] = None
     """Experts that every token uses, beside the routed ones."""
-    choice: str | None = None
+    choice: Annotated[str | None, one_of("token", "expert")] = None
     """Tokens choose experts, or experts tokens (Expert Choice)."""
-    unit: str | None = None
+    unit: Annotated[str | None, one_of("token", "word", "sentence")] = None
     """What is routed together: a token, a word or a sentence."""
-    pool: str | None = None
+    pool: Annotated[str | None, one_of("first", "causal_mean", "full_mean")] = None
     """How a unit's logits are made of its tokens'."""
-    score: str | None = None
+    score: Annotated[str | None, Rule(names=SCORES)] = None
     """Function from logits to scores."""
     renormalise: bool | None = None
     """Whether the weights of a token's experts sum to 1."""
-    expert: str | None = None
+    expert: Annotated[str | None, Rule(names=EXPERTS)] = None
     """Form of an expert's network."""
-    combine: str | None = None
+    combine: Annotated[str | None, one_of("sum", "weighted")] = None
     """How experts' outputs are combined."""
     routed_scaling: float | None = None
     """Factor of the routed output (DeepSeek)."""
-    n_group: int | None = None
+    n_group: Annotated[int | None, POSITIVE] = None
     """Groups of experts."""
-    topk_group: int | None = None
+    topk_group: Annotated[int | None, POSITIVE] = None
     """Groups of a token."""
-    group_score: str | None = None
+    group_score: Annotated[str | None, one_of("max", "top2_sum")] = None
     """Score of a group: its largest expert, or the sum of its two largest."""
-    train_select: str | None = None
+    train_select: Annotated[str | None, one_of("topc", "threshold")] = None
     """Expert choice in training: `topc` takes the best tokens, `threshold` all above one."""
-    eval_select: str | None = None
+    eval_select: Annotated[str | None, one_of("topc", "threshold")] = None
     """The same in evaluation."""
-    choice_group: str | None = None
+    choice_group: Annotated[str | None, one_of("sequence", "batch")] = None
     """Tokens that an expert chooses from."""
-    threshold_decay: float | None = None
+    threshold_decay: Annotated[float | None, Rule(low=0, high=0.999999)] = None
     """Decay of the running thresholds of expert choice."""
     balance_bias: bool | None = None
     """A bias in the selection that evens the load (loss-free balancing)."""
-    collaboration_top: int | None = None
+    collaboration_top: Annotated[int | None, NATURAL] = None
     """C2R: length of each expert's list of partners, 0 = off."""
-    zero_experts: int | None = None
+    zero_experts: Annotated[int | None, NATURAL] = None
     """MoE++: experts that give 0."""
-    copy_experts: int | None = None
+    copy_experts: Annotated[int | None, NATURAL] = None
     """MoE++: experts that give their input."""
-    constant_experts: int | None = None
+    constant_experts: Annotated[int | None, NATURAL] = None
     """MoE++: experts that mix the input with a learned vector."""
-    null_experts: int | None = None
+    null_experts: Annotated[int | None, NATURAL] = None
     """TC-MoE: experts that compute nothing."""
     gating_residual: bool | None = None
     """MoE++: logits of the previous layer are added."""
-    gating_layers: int | None = None
+    gating_layers: Annotated[int | None, Rule(choices=(1, 2))] = None
     """Layers of the router's network."""
-    temperature: float | None = None
+    temperature: Annotated[float | None, ABOVE_ZERO] = None
     """Divides the logits."""
-    router_init_std: float = 0.02
+    router_init_std: Annotated[float, NOT_NEGATIVE] = 0.02
     """Standard deviation of the router's initial weights."""
-    selection: str = field(default="top_k", metadata=NEUTRAL)
+    selection: Annotated[str, Rule(names=SELECTIONS)] = field(default="top_k", metadata=NEUTRAL)
     """How a token's experts are selected from their scores."""
-    gate: str = field(default=LINEAR, metadata=NEUTRAL)
+    gate: Annotated[str, Rule(names=GATES)] = field(default=LINEAR, metadata=NEUTRAL)
     """From a token's hidden state to its logits."""
     gate_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("gate"))
     """The gate's own parameters, by name."""
@@ -151,35 +152,35 @@ class ModelSpec:
     `foreign_tokenizer` lets a checkpoint be trained with a tokenizer that is not its own.
     """
 
-    backbone: str = DEFAULT_BACKBONE
+    backbone: Annotated[str, one_of(*BACKBONES)] = DEFAULT_BACKBONE
     """Architecture around the MoE blocks."""
-    hidden_size: int = 128
+    hidden_size: Annotated[int, POSITIVE] = 128
     """Width of the residual stream."""
-    num_layers: int = 4
+    num_layers: Annotated[int, POSITIVE] = 4
     """Layers."""
-    num_heads: int = 4
+    num_heads: Annotated[int, POSITIVE] = 4
     """Attention heads."""
-    num_kv_heads: int = 4
+    num_kv_heads: Annotated[int, POSITIVE] = 4
     """Heads of keys and values."""
-    context: int = 512
+    context: Annotated[int, Rule(low=8)] = 512
     """Longest sequence."""
-    vocab_size: int = 0
+    vocab_size: Annotated[int, NATURAL] = 0
     """Tokens of the embedding, 0 = as many as the tokenizer has."""
-    rope_theta: float = 10000.0
+    rope_theta: Annotated[float, ABOVE_ZERO] = 10000.0
     """Base of the rotary embedding."""
-    norm_eps: float = 1e-5
+    norm_eps: Annotated[float, ABOVE_ZERO] = 1e-5
     """Epsilon of the RMS norms."""
     tie_embeddings: bool = False
     """Whether the head is the embedding matrix."""
-    init_std: float = 0.02
+    init_std: Annotated[float, ABOVE_ZERO] = 0.02
     """Standard deviation of the initial weights."""
-    dense_layers: int = 0
+    dense_layers: Annotated[int, NATURAL] = 0
     """Leading layers with a dense FFN (DeepSeekMoE: 1)."""
-    dense_width: int = 0
+    dense_width: Annotated[int, NATURAL] = 0
     """Hidden units of their FFN."""
     checkpoint: str = ""
     """Public checkpoint to start from instead of a random initialisation."""
-    upcycle: str = ""
+    upcycle: Annotated[str, one_of(*UPCYCLES)] = ""
     """How a dense checkpoint's FFN becomes experts."""
     moe: MoESpec = field(default_factory=MoESpec)
     """The MoE block."""
@@ -187,11 +188,11 @@ class ModelSpec:
     """Digest of the checkpoint's files."""
     foreign_tokenizer: bool = field(default=False, metadata=NEUTRAL)
     """Let a checkpoint be trained with a tokenizer that is not its own."""
-    head_dim: int = field(default=0, metadata=NEUTRAL)
+    head_dim: Annotated[int, NATURAL] = field(default=0, metadata=NEUTRAL)
     """Width of an attention head, 0 = hidden_size / num_heads."""
-    qk_norm: str = field(default="", metadata=NEUTRAL)
+    qk_norm: Annotated[str, one_of("", "full", "head")] = field(default="", metadata=NEUTRAL)
     """RMS norm of queries and keys: `full` before they are split into heads, `head` in each; "" = the backbone's."""
-    attention_bias: str = field(default="", metadata=NEUTRAL)
+    attention_bias: Annotated[str, one_of("", "qkv", "all")] = field(default="", metadata=NEUTRAL)
     """Projections with biases: "", `qkv`, or `all`."""
 
     @property
@@ -214,28 +215,22 @@ class Model(ModelSpec):
 
 
 UPCYCLES = ("", "copy", "partial", "shared_only")
-CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        "choice": ("token", "expert"),
-        "unit": ("token", "word", "sentence"),
-        "pool": ("first", "causal_mean", "full_mean"),
-        "score": tuple(SCORES.builtins),
-        "expert": tuple(EXPERTS.builtins),
-        "combine": ("sum", "weighted"),
-        "group_score": ("max", "top2_sum"),
-        "train_select": ("topc", "threshold"),
-        "eval_select": ("topc", "threshold"),
-        "choice_group": ("sequence", "batch"),
-        "gating_layers": (1, 2),
-    }
-)
-# Fields of a block whose values are names in a registry, ours or another package's.
-NAMED: Mapping[str, Registry[Any]] = MappingProxyType(
-    {"score": SCORES, "expert": EXPERTS, "selection": SELECTIONS, "gate": GATES}
-)
-# Those that are neutral: what has one of its own says so by its default.
-PARTS = ("selection", "gate")
 # What a preset leaves open.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {one.name: one.default for one in dataclasses.fields(Moe) if getattr(MoESpec(), one.name) is None}
 )
+_RULES = rules_of(MoESpec)
+# Fields of a block whose values are names in a registry, ours or another package's.
+NAMED: Mapping[str, Registry[Any]] = MappingProxyType(
+    {name: rule.names for name, rule in _RULES.items() if rule.names is not None and name != "preset"}
+)
+# What of ours a field that a preset leaves open may be, where that is one of some.
+CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        name: rule.choices or tuple(NAMED[name].builtins)
+        for name, rule in _RULES.items()
+        if name in DEFAULTS and (rule.choices or name in NAMED)
+    }
+)
+# Those that are neutral: what has one of its own says so by its default.
+PARTS = ("selection", "gate")

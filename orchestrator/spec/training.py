@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from orchestrator.catalog.losses import COEFFICIENT, LOSSES
+from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS, LOSSES
+from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.catalog.parameters import Parameters
+from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.uses import Names, Uses
 from orchestrator.spec.data import DataSpec
 from orchestrator.spec.identity import NEUTRAL, parameters_of
+from orchestrator.spec.rules import ABOVE_ZERO, FRACTION, NATURAL, NOT_NEGATIVE, POSITIVE, Rule, one_of
 
 
 def named_in(registry: Names, main: str = "") -> Mapping[str, object]:
@@ -24,31 +28,31 @@ def named_in(registry: Names, main: str = "") -> Mapping[str, object]:
 class BalanceSpec:
     """Losses and updates that keep the experts' load even; `losses` are those of other packages, by name."""
 
-    aux_coef: float = 0.01
+    aux_coef: Annotated[float, NOT_NEGATIVE] = 0.01
     """Coefficient of the load-balance loss, 0 = none."""
-    aux_variant: str = "switch"
+    aux_variant: Annotated[str, one_of(*LOAD_VARIANTS)] = "switch"
     """Formula of the load-balance loss (docs: models)."""
-    aux_group: str = "batch"
+    aux_group: Annotated[str, one_of("batch", "sequence", "pooled")] = "batch"
     """Tokens over which fractions and probabilities are taken: a micro-batch, each sequence, or all layers together."""
-    aux_scope: str = "micro_batch"
+    aux_scope: Annotated[str, one_of("micro_batch", "global")] = "micro_batch"
     """`global` counts the tokens of all micro-batches and ranks of a step, `micro_batch` those of one."""
-    z_coef: float = 0.001
+    z_coef: Annotated[float, NOT_NEGATIVE] = 0.001
     """Coefficient of the router z-loss (ST-MoE)."""
-    bias_rate: float = 0.0
+    bias_rate: Annotated[float, NOT_NEGATIVE] = 0.0
     """Step of the bias of loss-free balancing, 0 = off."""
     bias_center: bool = True
     """Whether the mean of the biases is kept at 0."""
-    entropy_coef: float = 0.0
+    entropy_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Coefficient of sigma-MoE's entropy regulariser."""
-    null_coef: float = 0.0
+    null_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Coefficient of TC-MoE's reward loss."""
-    mutual_information_coef: float = 0.0
+    mutual_information_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Coefficient of the mutual-information loss."""
-    aux_schedule: str = field(default="constant", metadata=NEUTRAL)
+    aux_schedule: Annotated[str, Rule(names=SCHEDULES)] = field(default="constant", metadata=NEUTRAL)
     """How the coefficient of the load-balance loss goes over the phase: a learning-rate schedule, down to 0."""
     aux_schedule_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("aux_schedule"))
     """Parameters of that schedule, by name."""
-    z_schedule: str = field(default="constant", metadata=NEUTRAL)
+    z_schedule: Annotated[str, Rule(names=SCHEDULES)] = field(default="constant", metadata=NEUTRAL)
     """How the coefficient of the router z-loss goes over the phase."""
     z_schedule_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("z_schedule"))
     """Parameters of that schedule, by name."""
@@ -60,13 +64,13 @@ class BalanceSpec:
 class AdapterSpec:
     """Low-rank adapters (LoRA): beside them nothing else trains, but for the router where that is asked for."""
 
-    rank: int = 0
+    rank: Annotated[int, NATURAL] = 0
     """Rank of each adapter, 0 = no adapters: the weights themselves train."""
-    alpha: float = 16.0
+    alpha: Annotated[float, ABOVE_ZERO] = 16.0
     """An adapter adds alpha / rank times its product."""
     targets: str = "attention"
     """What is adapted: `attention`, `expert` (or `routed_expert`, `shared_expert`), joined by `+`."""
-    router: str = "frozen"
+    router: Annotated[str, one_of("frozen", "trained")] = "frozen"
     """Whether the router is `trained` as well, with all its weights, or `frozen`."""
 
     @property
@@ -87,47 +91,47 @@ class TrainSpec:
 
     data: DataSpec
     """What is trained on."""
-    steps: int = 100
+    steps: Annotated[int, Rule(low=1, high=1e12)] = 100
     """Optimizer steps, or a length: `10k sequences`, `3.5M tokens`, `3 epochs`."""
-    micro_batch: int = 8
+    micro_batch: Annotated[int, POSITIVE] = 8
     """Sequences of a micro-batch: the group that routing and balance see."""
-    accumulation: int = 1
+    accumulation: Annotated[int, POSITIVE] = 1
     """Micro-batches of a step, over all ranks."""
-    sequence_length: int = 256
+    sequence_length: Annotated[int, Rule(low=8)] = 256
     """Tokens of a sequence."""
-    lr: float = 3e-4
+    lr: Annotated[float, ABOVE_ZERO] = 3e-4
     """Peak learning rate."""
-    router_lr: float | None = None
+    router_lr: Annotated[float | None, NOT_NEGATIVE] = None
     """Peak learning rate of the router, absolute; empty = by its ratio."""
-    router_lr_ratio: float = 1.0
+    router_lr_ratio: Annotated[float, NOT_NEGATIVE] = 1.0
     """Peak learning rate of the router relative to `lr`."""
-    schedule: str = "cosine"
+    schedule: Annotated[str, Rule(names=SCHEDULES)] = "cosine"
     """Shape of the learning rate after the warm-up, ours or one of an installed package."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: Annotated[float, FRACTION] = 0.03
     """Fraction of the steps over which the rate rises linearly."""
-    min_lr_ratio: float = 0.1
+    min_lr_ratio: Annotated[float, FRACTION] = 0.1
     """Last learning rate relative to the peak."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[float, float], Rule(low=0, high=0.999999)] = (0.9, 0.95)
     """Decay rates of Adam's two moments."""
-    eps: float = 1e-8
+    eps: Annotated[float, ABOVE_ZERO] = 1e-8
     """Adam's epsilon."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """Decoupled weight decay."""
-    clip: float = 1.0
+    clip: Annotated[float, NOT_NEGATIVE] = 1.0
     """Largest norm of the gradient, 0 = no clipping."""
-    precision: str = "fp32"
+    precision: Annotated[str, one_of("fp32", "bf16", "mixed")] = "fp32"
     """`fp32`; `bf16` for everything; `mixed`: bf16 products, fp32 weights."""
-    loss: str = "all"
+    loss: Annotated[str, one_of("all", "response")] = "all"
     """Tokens that count: `all`, or those of the `response`."""
     freeze: str = "none"
     """What is frozen when: `none->router`, `none@0.0->router@0.5` (fractions of the phase)."""
-    expert_dropout: float = 0.0
+    expert_dropout: Annotated[float, Rule(low=0, high=0.9)] = 0.0
     """Dropout inside the experts."""
     balance: BalanceSpec = field(default_factory=BalanceSpec)
     """Losses and updates that keep the experts' load even."""
     schedule_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("schedule"))
     """Parameters of a schedule that has its own, by name."""
-    optimizer: str = field(default="adamw", metadata=NEUTRAL)
+    optimizer: Annotated[str, Rule(names=OPTIMIZERS)] = field(default="adamw", metadata=NEUTRAL)
     """The optimizer, ours or one of an installed package."""
     optimizer_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("optimizer"))
     """Parameters of an optimizer that has its own, by name."""

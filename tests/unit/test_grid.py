@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
@@ -14,9 +16,9 @@ from orchestrator.errors import GridError
 from orchestrator.grid.files import GRIDS, grid_names
 from orchestrator.grid.load import Grid, load_grid
 from orchestrator.resources import ROOT
-from orchestrator.spec.cell import Cell
-from orchestrator.spec.fields import dataclass_in, fields_of
-from orchestrator.spec.rules import RULES
+from orchestrator.spec.fields import fields_of
+from orchestrator.spec.model import Moe, MoESpec
+from orchestrator.spec.rules import Rule, one_of, rules_of
 
 Load = Callable[..., Grid]
 
@@ -333,18 +335,17 @@ def test_errors_come_all_at_once(load: Load) -> None:
     assert sorted(int(problem.where.rsplit(":", 1)[1]) for problem in raised.value.problems) == [3, 4, 6, 7, 8]
 
 
-def test_rules_name_fields_that_exist() -> None:
-    def dataclasses_of(owner: type) -> Iterator[type]:
-        yield owner
-        for field in fields_of(owner).values():
-            inner = dataclass_in(field.hint)
-            if inner is not None:
-                yield from dataclasses_of(inner)
+def test_a_rule_stands_beside_its_field_and_holds_for_the_open_and_the_resolved_spec(load: Load) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Made:
+        share: Annotated[float, Rule(low=0, high=1)] = 0.5
+        name: str = ""
 
-    known = {owner.__name__: set(fields_of(owner)) for owner in dataclasses_of(Cell)}
-    for owner, rules in RULES.items():
-        if owner in known:
-            assert set(rules) <= known[owner]
+    assert rules_of(Made) == {"share": Rule(low=0, high=1)}
+    assert fields_of(Moe)["top_k"].rule == fields_of(MoESpec)["top_k"].rule == Rule(low=1)
+    assert fields_of(Moe)["choice"].rule == one_of("token", "expert")
+    with pytest.raises(GridError, match="must be at least 1, not 0"):
+        load("factors: {top_k: [0]}\n")
 
 
 def test_the_heterogeneous_load_loss_belongs_to_moepp(load: Load) -> None:
