@@ -228,14 +228,20 @@ def test_a_seal_tells_every_change() -> None:
         assert {name: value for name, value in same.items() if name in document} == document
 
 
-def test_an_artifact_damaged_before_the_tick_is_made_again_and_is_no_fault(
-    graph: StageGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def driving(graph: StageGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, Scheduler, Store]:
+    """Return an engine whose first tick has submitted one job, its scheduler and its store."""
     monkeypatch.setenv("MOEGRID_RUN_DIR", str(tmp_path))
     store, scheduler = Store.open(str(tmp_path / "store")), Scheduler(room=1)
     drive = Engine(graph, store, scheduler, Options())
     drive.begin()
     drive.tick()
+    return drive, scheduler, store
+
+
+def test_an_artifact_damaged_before_the_tick_is_made_again_and_is_no_fault(
+    graph: StageGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive, scheduler, store = driving(graph, tmp_path, monkeypatch)
     job = scheduler.batches[0].jobs[0]
     key = stages_of(store, scheduler.batches[0].name)[0]
     store.artifacts.commit(Manifest(key=key, kind="data", spec={}, attempt=job.attempt))
@@ -252,11 +258,7 @@ def test_an_artifact_damaged_before_the_tick_is_made_again_and_is_no_fault(
 def test_a_process_that_left_by_itself_has_not_committed(
     graph: StageGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MOEGRID_RUN_DIR", str(tmp_path))
-    store, scheduler = Store.open(str(tmp_path / "store")), Scheduler(room=1)
-    drive = Engine(graph, store, scheduler, Options())
-    drive.begin()
-    drive.tick()
+    drive, scheduler, store = driving(graph, tmp_path, monkeypatch)
     job = scheduler.batches[0].jobs[0]
     key = stages_of(store, scheduler.batches[0].name)[0]
     store.put_json(f"attempts/{job.attempt}/heartbeat.json", {"time": 1.0, "step": 1})
