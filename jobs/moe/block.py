@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jobs.moe.experts import Experts, SharedExperts
+from jobs.moe.experts import Experts, SharedExperts, SharedGate
 from jobs.moe.presets import build_router
 from jobs.moe.routers import Context, Part
 from jobs.moe.routing import Routing, to_physical
 from jobs.moe.spans import SpanState
+from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import ModelSpec, Moe, MoESpec
@@ -33,7 +34,9 @@ class MoEBlock(nn.Module):
         self.router = build_router(moe, hidden_size)
         shared, own = moe.shared_experts, moe.expert_parameters
         self.experts = Experts(moe.num_experts, hidden_size, moe.expert_width, moe.expert, own)
-        self.shared = SharedExperts(shared, hidden_size, moe.expert_width, moe.expert, own) if shared else None
+        form, own = (moe.shared_expert, Parameters()) if moe.shared_expert else (moe.expert, own)
+        self.shared = SharedExperts(shared, hidden_size, moe.expert_width, form, own) if shared else None
+        self.shared_gate = SharedGate(hidden_size) if moe.shared_gate else None
         brought = self.router.parts()
         self._parts = tuple(brought)
         for name, part in brought.items():
@@ -43,7 +46,7 @@ class MoEBlock(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the initial weights from torch's current generator."""
         self.router.reset_parameters()
-        for part in (self.experts, self.shared, *self.parts.values()):
+        for part in (self.experts, self.shared, *self.parts.values(), self.shared_gate):
             if part is not None:
                 part.reset_parameters(self.init_std)
 
@@ -90,7 +93,7 @@ class MoEBlock(nn.Module):
         routed = self._routed(source, routing)
         if self.expert_dropout and self.training:
             routed = F.dropout(routed, self.expert_dropout)
-        y = routed if self.shared is None else self._combine(routed, self.shared(x))
+        y = routed if self.shared is None else self._combine(routed, self._shared(x))
         return y.view(batch, length, width).to(x_BSD.dtype), routing
 
     def _routed(self, x_TD: Tensor, routing: Routing) -> Tensor:
@@ -100,9 +103,16 @@ class MoEBlock(nn.Module):
         special = self.router.special(x_TD, indices, weights, self.parts)
         return y if special is None else y + special
 
+    def _shared(self, x_TD: Tensor) -> Tensor:
+        assert self.shared is not None
+        y: Tensor = self.shared(x_TD)
+        return y if self.shared_gate is None else self.shared_gate(x_TD) * y
+
     def _combine(self, routed: Tensor, shared: Tensor) -> Tensor:
         if self.moe.combine == "sum":
             return routed + shared
+        if self.moe.combine == "average":
+            return (routed + shared) / 2
         k, n = self.moe.top_k, self.moe.shared_experts
         return routed * (k / (k + n)) + shared * (n / (k + n))
 
@@ -127,9 +137,9 @@ class MoEBlock(nn.Module):
         """Return every parameter and saved buffer by its public name (`router.weight`, `experts.gate`, ...)."""
         named: dict[str, Tensor] = {}
         for name, tensor in self.state_dict().items():
-            if name == "experts.up" and self.experts.kind.gated:
-                named["experts.gate"] = tensor[:, : self.experts.width]
-                named["experts.up"] = tensor[:, self.experts.width :]
+            if name in ("experts.up", "experts.up_bias") and self.experts.kind.gated:
+                named[name.replace("up", "gate")] = tensor[:, : self.experts.width]
+                named[name] = tensor[:, self.experts.width :]
             else:
                 named[name] = tensor
         return named

@@ -6,6 +6,8 @@ intermediates), `grouped` (torch's grouped matmul) and `loop` (plain autograd, t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from jobs.moe.host import is_fake, know_grouped_products, visible
 from jobs.moe.lowrank import effective
 from jobs.moe.parallel import ExpertGroup, keep_own, travel
 from jobs.moe.slices import Slices
-from orchestrator.catalog.experts import EXPERTS
+from orchestrator.catalog.experts import EXPERTS, ExpertKind
 from orchestrator.catalog.parameters import Parameters, code_of
 from orchestrator.catalog.uses import Values
 
@@ -40,7 +42,7 @@ class Experts(nn.Module):
         self.up = nn.Parameter(torch.empty(num_experts, rows, hidden_size))
         self.down = nn.Parameter(torch.empty(num_experts, hidden_size, width))
         if self.kind.bias:
-            self.up_bias = nn.Parameter(torch.empty(num_experts, width))
+            self.up_bias = nn.Parameter(torch.empty(num_experts, rows))
             self.down_bias = nn.Parameter(torch.empty(num_experts, hidden_size))
         self.group: ExpertGroup | None = None
 
@@ -93,8 +95,7 @@ class Experts(nn.Module):
     def activate(self, hidden: Tensor) -> Tensor:
         """Apply the non-linearity of the expert form to the first projection."""
         if self.kind.gated:
-            gate, up = hidden.split(self.width, dim=-1)
-            gated: Tensor = self.activation(gate) * up
+            gated: Tensor = multiplied(self.kind, self.activation, *hidden.split(self.width, dim=-1))
             return gated
         activated: Tensor = self.activation(hidden)
         return activated
@@ -151,6 +152,8 @@ class SharedExperts(nn.Module):
             self.gate = nn.Parameter(torch.empty(self.width, hidden_size))
         self.up = nn.Parameter(torch.empty(self.width, hidden_size))
         self.down = nn.Parameter(torch.empty(hidden_size, self.width))
+        if self.kind.bias and self.kind.gated:
+            self.gate_bias = nn.Parameter(torch.empty(self.width))
         if self.kind.bias:
             self.up_bias = nn.Parameter(torch.empty(self.width))
             self.down_bias = nn.Parameter(torch.empty(hidden_size))
@@ -162,9 +165,34 @@ class SharedExperts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the feed-forward of x [..., D]."""
-        up, down = effective(self, "up"), effective(self, "down")
+        gate_bias, up_bias, down_bias = (getattr(self, f"{name}_bias", None) for name in ("gate", "up", "down"))
+        hidden = F.linear(x, effective(self, "up"), up_bias)
         if self.kind.gated:
-            return F.linear(self.activation(F.linear(x, effective(self, "gate"))) * F.linear(x, up), down)
-        if self.kind.bias:
-            return F.linear(self.activation(F.linear(x, up, self.up_bias)), down, self.down_bias)
-        return F.linear(self.activation(F.linear(x, up)), down)
+            gate = F.linear(x, effective(self, "gate"), gate_bias)
+            hidden = multiplied(self.kind, self.activation, gate, hidden)
+        else:
+            hidden = self.activation(hidden)
+        return F.linear(hidden, effective(self, "down"), down_bias)
+
+
+class SharedGate(nn.Module):
+    """sigmoid(w x), by which a token's output of the shared experts is scaled (Qwen2-MoE): `weight` [1,D]."""
+
+    role = "shared_expert"
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, hidden_size))
+
+    def reset_parameters(self, std: float) -> None:
+        """Draw the weights from N(0, std)."""
+        nn.init.normal_(self.weight, std=std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gate of x [..., D] as [..., 1]."""
+        return torch.sigmoid(F.linear(x, self.weight))
+
+
+def multiplied(kind: ExpertKind, activation: Callable[..., Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    """Return the product of a gated form's projections [..., f]."""
+    return activation(gate, up) if kind.paired else activation(gate) * up

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from orchestrator.errors import MoegridError
 from orchestrator.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertKind:
-    """A form by name: down(act(up x)), or down(act(gate x) * up x) where it is `gated`; `bias` adds those of both.
+    """A form by name: down(act(up x)), or down(act(gate x) * up x) where it is `gated`; `bias` adds those of all.
 
-    `code` is the activation, a differentiable function "package.module:name" of a tensor, element by element.
+    `code` is the activation, a differentiable function "package.module:name" of a tensor, element by element; where the
+    form is `paired` it takes both projections, gate and up, and multiplies them itself.
     `parameters` is a frozen dataclass of scalars, the code's last argument (`MoESpec.expert_parameters`), None for
     none.
     """
@@ -26,21 +26,68 @@ class ExpertKind:
     description: str = ""
     version: int = 1
     parameters: type | None = None
-
-    def __post_init__(self) -> None:
-        if self.gated and self.bias:
-            raise MoegridError(f"expert {self.name!r} is gated and has biases", hint="leave one of them out")
+    paired: bool = False
 
     def parameter_count(self, hidden_size: int, width: int) -> int:
         """Return the trained numbers of one feed-forward of `width` hidden units."""
-        biases = hidden_size + width if self.bias else 0
+        biases = hidden_size + (2 if self.gated else 1) * width if self.bias else 0
         return (3 if self.gated else 2) * hidden_size * width + biases
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How far the projections may go."""
+
+    limit: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise ValueError(f"limit must be above 0, not {self.limit:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Shifted(Limit):
+    """How far the projections may go, and how steep the gate is."""
+
+    alpha: float = 1.702
 
 
 _OURS = (
     ExpertKind("swiglu", "torch.nn.functional:silu", gated=True, description="down(silu(gate x) * up x)"),
     ExpertKind("relu_mlp", "torch.nn.functional:relu", description="down(relu(up x))"),
     ExpertKind("gelu_mlp_bias", "torch.nn.functional:gelu", bias=True, description="down(gelu(up x)), with biases"),
+    ExpertKind("relu2_mlp", "jobs.moe.activations:relu_squared", description="down(relu(up x)^2) (Nemotron-H)"),
+    ExpertKind(
+        "geglu_tanh",
+        "jobs.moe.activations:gelu_tanh",
+        gated=True,
+        description="down(gelu(gate x) * up x), gelu by tanh (Gemma)",
+    ),
+    ExpertKind(
+        "swiglu_clamped",
+        "jobs.moe.activations:swiglu_clamped",
+        gated=True,
+        paired=True,
+        parameters=Limit,
+        description="swiglu of a gate of at most `limit` and an up projection within it (DeepSeek V4, GLM 5)",
+    ),
+    ExpertKind(
+        "swiglu_shifted",
+        "jobs.moe.activations:swiglu_shifted",
+        gated=True,
+        paired=True,
+        parameters=Shifted,
+        description="clamped, gate * sigmoid(alpha gate) * (up + 1) (MiniMax M3)",
+    ),
+    ExpertKind(
+        "swiglu_shifted_bias",
+        "jobs.moe.activations:swiglu_shifted",
+        gated=True,
+        paired=True,
+        bias=True,
+        parameters=Shifted,
+        description="swiglu_shifted with biases of all projections (GPT-OSS)",
+    ),
 )
 BUILTINS: Mapping[str, ExpertKind] = MappingProxyType({kind.name: kind for kind in _OURS})
 EXPERTS = Registry("experts", "expert", ExpertKind, BUILTINS)

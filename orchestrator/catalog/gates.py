@@ -34,8 +34,35 @@ class GateKind:
         return self.parameter_count(ids, hidden_size, *asked(self, given))
 
 
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A matrix with a bias, and a bound: logits are cap * tanh(logits / cap), 0 = no bound."""
+
+    bias: bool = True
+    cap: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.cap >= 0:
+            raise ValueError(f"cap must not be negative, it is {self.cap:g}")
+
+
+def _affine_count(ids: int, hidden_size: int, own: Affine) -> int:
+    return ids * hidden_size + (ids if own.bias else 0)
+
+
 LINEAR = "linear"
 _OURS: Mapping[str, GateKind] = MappingProxyType(
-    {LINEAR: GateKind(LINEAR, "jobs.moe.routers.base:Router", description="a matrix, the router's own `weight` [N,D]")}
+    {
+        LINEAR: GateKind(
+            LINEAR, "jobs.moe.routers.base:Router", description="a matrix, the router's own `weight` [N,D]"
+        ),
+        "affine": GateKind(
+            "affine",
+            "jobs.moe.gates:AffineGate",
+            parameters=Affine,
+            parameter_count=_affine_count,
+            description="a matrix with a bias (GPT-OSS), or with logits bounded by a tanh (Laguna)",
+        ),
+    }
 )
 GATES = Registry("gates", "gate", GateKind, _OURS)

@@ -32,6 +32,7 @@ class ScoreKind:
 _OURS = (
     ScoreKind("softmax", "jobs.moe.scores:softmax", distribution=True, description="softmax over the ids"),
     ScoreKind("sigmoid", "jobs.moe.scores:sigmoid", description="sigmoid of each logit"),
+    ScoreKind("sqrt_softplus", "jobs.moe.scores:sqrt_softplus", description="sqrt(softplus(logit)) (DeepSeek V4)"),
     ScoreKind(
         "cosine",
         "jobs.moe.scores:softmax",

@@ -58,7 +58,9 @@ def parameters(model: Model, vocab_size: int) -> Parameters:
     moe_layers = model.num_layers - model.dense_layers
     dense = model.dense_layers * _feed_forward(moe, d, model.dense_width)
     expert = _feed_forward(moe, d, moe.expert_width)
-    shared = _feed_forward(moe, d, moe.expert_width * moe.shared_experts) if moe.shared_experts else 0
+    shared_form = EXPERTS.get(moe.shared_expert or moe.expert)
+    shared = shared_form.parameter_count(d, moe.expert_width * moe.shared_experts) if moe.shared_experts else 0
+    shared += d if moe.shared_gate else 0
     common = model.num_layers * (attention + norms) + d + dense
     if kind.routes:
         routed, chosen = moe.num_experts * expert, moe.top_k * expert

@@ -56,7 +56,7 @@ class MoESpec:
     """Whether the weights of a token's experts sum to 1."""
     expert: Annotated[str | None, Rule(names=EXPERTS)] = None
     """Form of an expert's network."""
-    combine: Annotated[str | None, one_of("sum", "weighted")] = None
+    combine: Annotated[str | None, one_of("sum", "weighted", "average")] = None
     """How experts' outputs are combined."""
     routed_scaling: float | None = None
     """Factor of the routed output (DeepSeek)."""
@@ -96,6 +96,10 @@ class MoESpec:
     """Standard deviation of the router's initial weights."""
     selection: Annotated[str, Rule(names=SELECTIONS)] = field(default="top_k", metadata=NEUTRAL)
     """How a token's experts are selected from their scores."""
+    shared_expert: str = field(default="", metadata=NEUTRAL)
+    """Form of the shared experts' network; "" = as the routed ones."""
+    shared_gate: bool = field(default=False, metadata=NEUTRAL)
+    """A learned sigmoid gate scales the shared experts' output, token by token (Qwen2-MoE)."""
     gate: Annotated[str, Rule(names=GATES)] = field(default=LINEAR, metadata=NEUTRAL)
     """From a token's hidden state to its logits."""
     gate_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("gate"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator.catalog.backbones import BACKBONES
+from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.routers import OWNERS, RouterKind, kind_of
 from orchestrator.catalog.scores import SCORES
 from orchestrator.files.problems import Fault, Mistake
@@ -62,7 +63,7 @@ def _number_faults(spec: MoESpec | ModelSpec, names: Sequence[str], least: int) 
 
 def _unrouted_faults(moe: Moe) -> Iterator[Fault]:
     kept = ("expert", "shared_experts")
-    for name in PARTS:
+    for name in (*PARTS, "shared_gate", "shared_expert"):
         if getattr(moe, name) != getattr(MoESpec(), name):
             yield Fault(name, f"{name} does not apply: preset {moe.preset!r} has no router")
     for name, value in DEFAULTS.items():
@@ -93,8 +94,14 @@ def _routing_faults(moe: Moe) -> Iterator[Fault]:
                 yield Fault(name, f"{name} applies to choice 'expert' only")
     if moe.unit == "token" and moe.pool != DEFAULTS["pool"]:
         yield Fault("pool", "pool applies to the units word and sentence only")
-    if moe.combine == "weighted" and not moe.shared_experts:
-        yield Fault("combine", "combine 'weighted' needs shared_experts")
+    if moe.combine != DEFAULTS["combine"] and not moe.shared_experts:
+        yield Fault("combine", f"combine {moe.combine!r} needs shared_experts")
+    if moe.shared_expert and moe.shared_expert not in EXPERTS:
+        yield Fault("shared_expert", f"shared_expert {moe.shared_expert!r} is unknown", EXPERTS.hint(moe.shared_expert))
+    elif moe.shared_expert and not moe.shared_experts:
+        yield Fault("shared_expert", "shared_expert is a form of shared experts: it needs shared_experts")
+    if moe.shared_gate and not moe.shared_experts:
+        yield Fault("shared_gate", "shared_gate scales shared experts: it needs shared_experts")
     if not moe.temperature > 0:
         yield Fault("temperature", "temperature must be positive")
 
