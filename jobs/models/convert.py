@@ -17,7 +17,7 @@ from jobs.models.public import export_checkpoint
 from jobs.models.sources import Checkpoint, open_checkpoint
 from jobs.models.weights import canonical_state
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import Model
+from orchestrator.spec.model import Model, Moe
 from orchestrator.spec.public_config import spec_of
 
 __all__ = ["PublicWeights", "export_checkpoint", "import_checkpoint", "load_checkpoint"]
@@ -27,7 +27,7 @@ _BLOCK = r"(model\.layers\.\d+)\.(?:mlp|block_sparse_moe)"
 _EXPERT = re.compile(_BLOCK + r"\.experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 _FUSED = re.compile(_BLOCK + r"\.experts\.(gate_up|down)_proj")
 _SHARED = re.compile(r"(model\.layers\.\d+)\.mlp\.shared_experts?\.(gate|up|down)_proj\.weight")
-_SHARED_GATE = re.compile(r"model\.layers\.\d+\.mlp\.shared_expert_gate\.weight")
+_SHARED_GATE = re.compile(r"(model\.layers\.\d+)\.mlp\.shared_expert_gate\.weight")
 _DENSE = re.compile(r"(model\.layers\.\d+)\.mlp\.(gate|up|down)_proj\.weight")
 _ROUTER = re.compile(_BLOCK + r"\.gate\.(weight|e_score_correction_bias)")
 _PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "down_proj": "down", "up_proj": "up"}
@@ -84,14 +84,14 @@ class PublicWeights(Mapping[str, Tensor]):
         for name, shape in checkpoint.shapes.items():
             if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and spec.tie_embeddings):
                 continue
-            if _SHARED_GATE.fullmatch(name):
+            if not spec.moe.shared_gate and _SHARED_GATE.fullmatch(name):
                 if checkpoint.read(name).any():
                     raise MoegridError(
                         f"the checkpoint {checkpoint.name} cannot be imported",
                         cause=f"{name} is not zero: its shared expert is gated, ours are not",
                     )
                 continue
-            target, piece = _place(name, spec.moe.expert_width)
+            target, piece = _place(name, spec.moe)
             place = piece.of(own[target]) if target in own else None
             if place is None or place.shape != shape:
                 found = "" if place is None else f"; the model's is {tuple(place.shape)}"
@@ -126,8 +126,11 @@ class PublicWeights(Mapping[str, Tensor]):
         return len(self._pieces)
 
 
-def _place(name: str, width: int) -> tuple[str, _Piece]:
+def _place(name: str, moe: Moe) -> tuple[str, _Piece]:
     """Return our name for a checkpoint's tensor, and the part of our tensor that it fills."""
+    width = moe.expert_width
+    if match := _SHARED_GATE.fullmatch(name):
+        return f"backbone.{match[1]}.mlp.block.shared_gate.weight", _Piece(name)
     parts = {"gate": slice(0, width), "up": slice(width, 2 * width), "down": slice(None)}
     if match := _EXPERT.fullmatch(name):
         layer, expert, word = match.groups()
@@ -138,7 +141,7 @@ def _place(name: str, width: int) -> tuple[str, _Piece]:
         return f"backbone.{match[1]}.mlp.block.experts.{'down' if match[2] == 'down' else 'up'}", _Piece(name)
     if match := _SHARED.fullmatch(name):
         # A gate of zero halves what comes out of a shared expert.
-        halved = name.endswith("shared_expert.down_proj.weight")
+        halved = not moe.shared_gate and name.endswith("shared_expert.down_proj.weight")
         return f"backbone.{match[1]}.mlp.block.shared.{match[2]}", _Piece(name, scale=0.5 if halved else 1.0)
     if match := _DENSE.fullmatch(name):
         return f"backbone.{match[1]}.mlp.block.ffn.{match[2]}", _Piece(name)

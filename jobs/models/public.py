@@ -32,6 +32,7 @@ from jobs.moe.block import dense_width
 from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import DEFAULTS, PARTS, Model, MoESpec
+from orchestrator.spec.public_config import UNGATED
 
 # What our block may do that no layout holds; other fields change nothing unless one of these does.
 _OURS = (
@@ -69,7 +70,11 @@ def public_layout(spec: Model) -> str:
     moe, llama = spec.moe, spec.normed != "full"
     own = [f"{name} {getattr(moe, name)!r}" for name in _OURS if getattr(moe, name) != DEFAULTS[name]]
     kind = kind_of(moe)
-    own += [f"{name} {getattr(moe, name)!r}" for name in PARTS if getattr(moe, name) != getattr(MoESpec(), name)]
+    own += [
+        f"{name} {getattr(moe, name)!r}"
+        for name in (*PARTS, "shared_expert")
+        if getattr(moe, name) != getattr(MoESpec(), name)
+    ]
     if kind.routes and not kind.plain:
         own.append(f"the router of preset {moe.preset!r}")
     if not kind.routes:
@@ -177,6 +182,7 @@ def _config(model: CausalLM, layout: str) -> dict[str, Any]:
         shape |= {
             "shared_expert_intermediate_size": moe.expert_width * moe.shared_experts,
             "qkv_bias": bool(spec.attention_bias),
+            UNGATED: not moe.shared_gate,
         }
     name = _CLASSES[layout]
     config: dict[str, Any] = getattr(transformers, f"{name}Config")(**shape).to_dict()
@@ -205,7 +211,7 @@ def _tensors(model: CausalLM, layout: str) -> Iterator[tuple[str, Tensor]]:
             yield public, tensor
         elif part == "router.weight":
             yield f"{layer}.{block}.gate.weight", tensor
-            if layout == "qwen2_moe":
+            if layout == "qwen2_moe" and not moe.shared_gate:
                 yield f"{layer}.mlp.shared_expert_gate.weight", tensor.new_zeros(1, tensor.shape[1])
         elif part.startswith("experts."):
             whole = tensor * scaling if part == "experts.down" else tensor
@@ -216,8 +222,10 @@ def _tensors(model: CausalLM, layout: str) -> Iterator[tuple[str, Tensor]]:
                 for piece, values in pieces.items():
                     word = _MIXTRAL[piece] if layout == "mixtral" else f"{piece}_proj"
                     yield f"{layer}.{block}.experts.{expert}.{word}.weight", values
+        elif part == "shared_gate.weight":
+            yield f"{layer}.mlp.shared_expert_gate.weight", tensor
         else:
             shared = part.startswith("shared.")
             piece = part.rpartition(".")[2]
-            values = 2 * tensor if shared and piece == "down" else tensor
+            values = 2 * tensor if shared and piece == "down" and not moe.shared_gate else tensor
             yield f"{layer}.{'mlp.shared_expert' if shared else 'mlp'}.{piece}_proj.weight", values

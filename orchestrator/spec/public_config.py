@@ -11,6 +11,8 @@ from orchestrator.catalog.routers import DEEPSEEK, DENSE, OLMOE
 from orchestrator.errors import SourceError
 from orchestrator.spec.model import ModelSpec, MoESpec
 
+# Of a Qwen2-MoE that stands for a model without a gate: it holds zeros, which halve what twice the weights double.
+UNGATED = "moegrid_ungated"
 # Values of a field of config.json that our models compute.
 Supported = Mapping[str, tuple[object, ...]]
 _ALL: Supported = {"clip_qkv": (None,), "mlp_bias": (None, False), "hidden_act": (None, "silu")}
@@ -98,13 +100,21 @@ def _qwen3_moe(config: _Config) -> MoESpec:
 
 
 def _qwen2_moe(config: _Config) -> MoESpec:
+    width, shared = config.number("moe_intermediate_size"), config.number("shared_expert_intermediate_size")
+    if shared % width:
+        raise SourceError(
+            "a checkpoint of type 'qwen2_moe' cannot be imported",
+            cause=f"its shared expert of width {shared} is no multiple of the others' {width}",
+        )
     return MoESpec(
         preset=DEEPSEEK,
         top_k=config.number("num_experts_per_tok"),
         num_experts=config.number("num_experts", "num_local_experts"),
-        shared_experts=config.number("shared_expert_intermediate_size") // config.number("moe_intermediate_size"),
-        expert_width=config.number("moe_intermediate_size"),
+        shared_experts=shared // width,
+        expert_width=width,
         renormalise=config.flag("norm_topk_prob"),
+        # What we write without a gate says so; anything else has one.
+        shared_gate=not config.flag(UNGATED),
     )
 
 

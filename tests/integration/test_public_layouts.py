@@ -52,6 +52,19 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_only_layers": [0],
         },
     ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {
+            "intermediate_size": 56,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 48,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [0],
+            "qkv_bias": True,
+        },
+    ),
     "qwen3_moe (weights as they are)": (
         "Qwen3Moe",
         {"moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": False},
