@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS
 from orchestrator.catalog.judges import JUDGES
@@ -72,9 +73,13 @@ def unknown_column(name: str, cells: Sequence[Cell], at: float | None = None) ->
 
 def sourced(cell: Cell) -> Cell:
     """Return the cell with a source for every benchmark: what it lacks the plan says, and its columns are right."""
-    lacking = {name: spec for name in BENCHMARKS if not (spec := getattr(cell.evaluate, name)).source}
-    sources = {name: dataclasses.replace(spec, source="file://") for name, spec in lacking.items()}
-    return dataclasses.replace(cell, evaluate=dataclasses.replace(cell.evaluate, **sources))
+    return dataclasses.replace(cell, evaluate=_sourced(cell.evaluate))
+
+
+def _sourced(evaluate: EvaluateSpec) -> EvaluateSpec:
+    lacking = {name: spec for name, spec in evaluate.benchmarks.items() if not spec.source}
+    sources: dict[str, Any] = {name: dataclasses.replace(spec, source="file://") for name, spec in lacking.items()}
+    return dataclasses.replace(evaluate, **sources)
 
 
 def every_column() -> frozenset[str]:
@@ -84,9 +89,8 @@ def every_column() -> frozenset[str]:
 
 @cache
 def _every() -> dict[str, frozenset[str]]:
-    sources = {name: dataclasses.replace(getattr(EvaluateSpec(), name), source="file://") for name in BENCHMARKS}
     judges = tuple(JudgeSpec(name) for name in JUDGES.builtins)
-    whole = EvaluateSpec(tasks=tuple(PUBLISHED.values()), judges=judges, **sources)
+    whole = _sourced(EvaluateSpec(tasks=tuple(PUBLISHED.values()), judges=judges))
     return {suite: suite_columns(whole, suite) for suite in SUITES.builtins}
 
 

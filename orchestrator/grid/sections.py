@@ -206,11 +206,10 @@ class Sections:
             items = DataSpec(source=value.source, format="items", digest=value.digest)
             pinned = self._pin(items, (name, "source"), findings)
             changed: dict[str, Any] = {"source": pinned.source, "digest": pinned.digest}
-            for benchmark in BENCHMARKS:
-                spec = getattr(value, benchmark)
-                if spec.source:
+            for benchmark, given in value.benchmarks.items():
+                if given.source:
                     at, wrong = (name, benchmark, "source"), list[Finding]()
-                    changed[benchmark] = self._pinned_as("benchmark", spec, at, wrong)
+                    changed[benchmark] = self._pinned_as("benchmark", given, at, wrong)
                     files = f"; {benchmark} is read from {BENCHMARKS[benchmark].files}"
                     findings += [(where, message, hint + files) for where, message, hint in wrong]
                     self._read(benchmark, changed[benchmark], at, findings)
@@ -356,7 +355,7 @@ def _science(value: object, sound: bool) -> Any:
     if isinstance(value, TokenizerSpec):
         return anywhere(value)
     if isinstance(value, EvaluateSpec):
-        known: dict[str, Any] = {name: anywhere(getattr(value, name)) for name in BENCHMARKS}
+        known: dict[str, Any] = {name: anywhere(given) for name, given in value.benchmarks.items()}
         known |= {name: tuple(map(anywhere, getattr(value, name))) for name in ("tasks", "judges")}
         return dataclasses.replace(value, at=(), suites=(), metrics={}, suite_parameters={}, **known)
     return value

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.catalog.engines import ENGINES, REFUSED
 from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.metrics import METRICS
@@ -178,6 +179,11 @@ class EvaluateSpec:
     """Routing metrics of other packages that the suite `probe` computes as well."""
     suite_parameters: Uses = field(default_factory=dict, hash=False, metadata=named_in(SUITES))
     """Parameters of suites of other packages, by suite."""
+
+    @property
+    def benchmarks(self) -> Mapping[str, BenchmarkSpec]:
+        """What is read of each benchmark, by its name."""
+        return {name: getattr(self, name) for name in BENCHMARKS}
 
 
 @dataclass(frozen=True, slots=True)

