@@ -101,6 +101,8 @@ def of_stage(kind: str, execution: Execution, resources: Resources, world_size: 
     Whether torch is loaded depends on what else a process was given to do, and says nothing of the others.
     """
     facts = _of_process(execution, resources, world_size)
+    if kind != "train":
+        facts |= UNSAID  # only training lays out its ranks
     return facts | _of_torch(execution) if computes(kind) else facts
 
 

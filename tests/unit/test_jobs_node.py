@@ -31,7 +31,7 @@ from orchestrator.errors import (
     SourceError,
     StoreError,
 )
-from orchestrator.spec.cell import Execution, Resources
+from orchestrator.spec.cell import Execution, Parallel, Resources
 from orchestrator.store import Store
 from tests.training import ROOT, TOKENIZER, init_work, key, make_job, prepare
 
@@ -142,6 +142,16 @@ def test_what_else_a_process_does_is_in_no_numerics_of_a_stage_without_torch(mon
     assert numerics.of_stage("train", Execution(), Resources(), 1).keys() > {"cpu_capability", "mkl_branch", "cpu"}
     monkeypatch.delitem(sys.modules, "torch")
     assert numerics.of_stage("tokens", Execution(), Resources(), 1) == loaded
+
+
+def test_a_mesh_is_in_the_numerics_of_training_alone_and_was_none_before() -> None:
+    execution = Execution(engine="fsdp", parallel=Parallel(shard=2, expert=2))
+    trained = numerics.of_stage("train", execution, Resources(), 4)
+    assert trained["mesh"] == "data 2 x shard 2, expert 2"
+    assert numerics.of_stage("evaluate", execution, Resources(), 1)["mesh"] == ""
+    before = {name: value for name, value in trained.items() if name != "mesh"}
+    assert numerics.differing(before, trained) == {"mesh": ("", "data 2 x shard 2, expert 2")}
+    assert not numerics.differing(before, {**trained, "mesh": Parallel().name(4)})
 
 
 @pytest.mark.parametrize(("cores", "busy", "spins"), [(1, 0, False), (2, 0, True), (2, 1, False), (2, 6, False)])
