@@ -24,7 +24,7 @@ OPTIONS := --scale $(SCALE) --site $(SITE) $(if $(SEEDS),--seeds $(SEEDS)) $(if 
 EXTRA := $(if $(filter slurm,$(SITE)),slurm)$(if $(filter ray,$(SITE)),ray)
 READY := $(VENV)/.ready$(if $(EXTRA),-$(EXTRA))
 
-.PHONY: help grid plan resume status explain table logs diff compare paper report ui test coverage check docs bench faults doctor lab-up lab-down clean setup
+.PHONY: help grid plan resume status explain table logs diff compare paper report ui test coverage check gpu-check docs bench faults doctor lab-up lab-down clean setup
 
 help:  ## explain the targets
 	@echo 'moegrid: controlled experiments on Mixture-of-Experts language models'
@@ -32,7 +32,7 @@ help:  ## explain the targets
 	@echo 'usage: make TARGET [GRID=name] [SCALE=tiny|small|large|paper] [SITE=local|slurm|ray] [SEEDS=0,1] [STORE=dir|s3://...]'
 	@echo '                   [NODES=2 PROCESSES=2] [ARGS=...]   (NODES, PROCESSES: nodes, and processes a node, of every training stage)'
 	@echo
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'grids:'
 	@for f in grids/*.yaml; do n=$$(basename $$f .yaml); d=$$(sed -n 's/^description: *//p' $$f | head -n 1); printf '  %-24s %s\n' "$$n" "$$d"; done
@@ -109,6 +109,9 @@ check: $(VENV)/.ready-dev  ## style, types, import rules, dead code
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python infra/dead_code.py
+
+gpu-check: $(VENV)/.ready-dev  ## what only a GPU can show, as one table to send back
+	@$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 docs: $(VENV)/.ready-dev  ## build the documentation site into build/site
 	@$(BIN)/mkdocs build -q -f infra/docs.yml

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from jobs.models.attention import Attention, RotaryTables, causal_mask
 from jobs.models.key_values import KeyValues
@@ -38,6 +39,7 @@ class Given:
     spans: Tensor | None
     padding: Tensor | None
     keys: Tensor | None  # of random routing
+    recompute: str  # none, block or layer: of it the inputs alone are kept for the backward pass (Chen et al. 2016)
 
 
 class FeedForward(nn.Module):
@@ -81,8 +83,18 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x_BSD: Tensor, given: Given, previous: Tensor | None) -> tuple[Tensor, Routing | None]:
         """Return the hidden states [B,S,D] and the block's record; `previous` are the logits carried from below."""
+        if given.recompute == "layer":
+            again: tuple[Tensor, Routing | None] = checkpoint(self._run, x_BSD, given, previous, use_reentrant=False)
+            return again
+        return self._run(x_BSD, given, previous)
+
+    def _run(self, x_BSD: Tensor, given: Given, previous: Tensor | None) -> tuple[Tensor, Routing | None]:
         x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), given.tables, given.mask, given.cache)
-        y, routing = self.mlp(self.post_attention_layernorm(x_BSD), given, previous)
+        normed = self.post_attention_layernorm(x_BSD)
+        if given.recompute == "block":
+            y, routing = checkpoint(self.mlp, normed, given, previous, use_reentrant=False)
+        else:
+            y, routing = self.mlp(normed, given, previous)
         return x_BSD + y, routing
 
 
@@ -118,6 +130,7 @@ class CausalLM(nn.Module):
         self.spec, self.vocab_size = spec, vocab_size
         self.backbone = Backbone(spec, vocab_size)
         self.adapter: AdapterSpec | None = None
+        self.recompute = "none"
         for index, block in enumerate(self.moe_blocks):
             block.layer = index
         for block in self.moe_blocks[:1]:
@@ -180,6 +193,7 @@ class CausalLM(nn.Module):
             spans,
             padding,
             self._random_keys(input_ids, position_ids),
+            self.recompute if self.training and torch.is_grad_enabled() else "none",
         )
         hidden, routings = self._layers(hidden, given)
         head: Tensor = self.backbone.lm_head.weight

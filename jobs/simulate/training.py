@@ -50,6 +50,7 @@ class Training:
     ranks: int
     words: tuple[str, ...] = ("",)
     parallel: Parallel = ONE_COPY
+    recompute: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ def simulate_training(asked: Training) -> Answer:
     model = empty_model(asked.model, asked.vocab_size)
     begun = add_adapters(model, asked.train.adapter, 0)
     del begun
+    model.recompute = asked.recompute
     turns = -(-asked.train.accumulation // asked.ranks)
     train = dataclasses.replace(asked.train, accumulation=min(asked.train.accumulation, TURNS * asked.ranks))
     answer = Answer(parameters=sum(parameter.numel() for parameter in model.parameters()))

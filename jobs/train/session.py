@@ -59,6 +59,7 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
     mixed = mixed_in(context, work, manifest, step)
     model = empty_model(work.model, vocabulary_size(context, work.tokenizer))
     begun = add_adapters(model, work.conditions.train.adapter, work.conditions.seed)
+    model.recompute = context.execution.recompute
     weights: Mapping[str, Tensor] = fetch_shards(context, key, "weights")
     if step == 0:  # the state of an earlier phase, whose own adapters are merged
         weights = merged(weights, begun)

@@ -23,6 +23,7 @@ class EngineKind:
     in the model, which another phase may go on with in the same process. `reads_weights`: it gets a model whose
     parameters have no memory yet, and reads of the weights (a mapping from names to tensors) what this rank holds.
     `meshes`: it also gets `execution.parallel`, and lays out its ranks so.
+    `recomputes`: a part of the model may run again in the backward pass (`execution.recompute`).
     """
 
     name: str
@@ -32,6 +33,7 @@ class EngineKind:
     plain_model: bool = False
     reads_weights: bool = False
     meshes: bool = False
+    recomputes: bool = True
 
 
 BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
@@ -55,7 +57,12 @@ BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
             "deepspeed:2", "jobs.train.engines.zero:ZeroEngine", least_processes=2, cuts=True, reads_weights=True
         ),
         "deepspeed:3": EngineKind(
-            "deepspeed:3", "jobs.train.engines.zero3:ZeroThreeEngine", least_processes=2, cuts=True, reads_weights=True
+            "deepspeed:3",
+            "jobs.train.engines.zero3:ZeroThreeEngine",
+            least_processes=2,
+            cuts=True,
+            reads_weights=True,
+            recomputes=False,
         ),
     }
 )

@@ -223,6 +223,9 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
             message = f"engine {engine!r} needs {least} processes or more in {name}"
             yield ("execution", "engine"), message, "--processes 2, or engine: torch"
         yield from _mesh(name, cell, asked.nodes * asked.processes)
+        if cell.execution.recompute != "none" and not ENGINES.get(engine).recomputes:
+            message = f"engine {engine!r} does not recompute: a second pass would confuse its hooks"
+            yield ("execution", "recompute"), message, "recompute: none, or engine: fsdp"
         if ENGINES.get(engine).cuts and not OPTIMIZERS.get(train.optimizer).elementwise:
             message = f"optimizer {train.optimizer!r} updates whole parameters, and engine {engine!r} cuts them"
             yield (name, "optimizer"), message, "use engine: torch, or another optimizer"

@@ -170,6 +170,10 @@ _MEANT: Mapping[str, tuple[str, str]] = {
         "save_steps checkpoint_interval save_interval checkpoint_every save_every ckpt_freq",
         "",
     ),
+    "execution.recompute": (
+        "gradient_checkpointing activation_checkpointing checkpoint_activations use_recompute recomputation",
+        "none, block or layer",
+    ),
     "execution.log_every": ("logging_steps log_interval log_freq log_steps", ""),
     "execution.resources.PHASE.processes": (
         "nproc_per_node num_processes n_procs world_size ranks tasks_per_node",

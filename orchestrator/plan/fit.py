@@ -16,8 +16,10 @@ from orchestrator.plan.shapes import TRAINING, Shape
 from orchestrator.spec.cell import Resources
 
 # GPUs of a node that are proposed, and nodes.
-GPUS_A_NODE, NODES = (2, 4, 8), (1, 2, 4, 8)
+GPUS_A_NODE, NODES = (1, 2, 4, 8), (1, 2, 4, 8)
 GB = 1_000_000_000
+# Recomputation, the least first.
+LEVELS = ("none", "block", "layer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,15 @@ def remedy(shape: Shape, fit: Fit, gpu: Gpu, ask: Callable[[Shape], Answer]) -> 
     if not fit.short:
         gigabytes = math.ceil(fit.host / GB)
         return (f"set.execution.resources.{phase}.memory_gb={gigabytes}",) if fit.host_short else ()
-    for engine, resources in _changes(shape):
-        changed = shape.changed(resources, engine=engine)
+    for engine, resources, recompute in _changes(shape):
+        changed = shape.changed(resources, engine=engine, recompute=recompute)
         answer = ask(changed)
         found = fit_of(changed, answer, gpu)
         if answer.failed or found.short:
             continue
         words = [] if engine == shape.engine else [f"set.execution.engine={engine}"]
+        if recompute != shape.question["recompute"]:
+            words.append(f"set.execution.recompute={recompute}")
         for name in ("nodes", "processes", "gpus"):
             if getattr(resources, name) != getattr(shape.resources, name):
                 words.append(f"set.execution.resources.{phase}.{name}={getattr(resources, name)}")
@@ -89,8 +93,8 @@ def larger(fit: Fit) -> str:
     return min(roomy, key=lambda gpu: gpu.memory).name if roomy else ""
 
 
-def _changes(shape: Shape) -> Iterator[tuple[str, Resources]]:
-    """Yield (engine, resources) under which a training phase could run as well, those of fewer GPUs first."""
+def _changes(shape: Shape) -> Iterator[tuple[str, Resources, str]]:
+    """Yield (engine, resources, recomputation) under which a phase could run as well, those of fewer GPUs first."""
     if shape.kind != TRAINING or shape.train is None:
         return
     whole = not OPTIMIZERS.get(shape.train.optimizer).elementwise
@@ -99,6 +103,9 @@ def _changes(shape: Shape) -> Iterator[tuple[str, Resources]]:
     for ranks, nodes, gpus in sizes:
         if ranks < shape.ranks or not shape.fills(ranks):
             continue
+        resources = dataclasses.replace(shape.resources, nodes=nodes, processes=gpus, gpus=gpus)
         for engine in dict.fromkeys(engines):
-            if (engine, ranks) != (shape.engine, shape.ranks):
-                yield engine, dataclasses.replace(shape.resources, nodes=nodes, processes=gpus, gpus=gpus)
+            known = shape.question["recompute"] if (engine, ranks) == (shape.engine, shape.ranks) else None
+            if ranks >= ENGINES.get(engine).least_processes:
+                levels = LEVELS if ENGINES.get(engine).recomputes else LEVELS[:1]
+                yield from ((engine, resources, level) for level in levels if level != known)

@@ -21,7 +21,7 @@ from orchestrator.plan.stage import Stage
 from orchestrator.spec.cell import ONE_COPY, Parallel, Resources
 from orchestrator.spec.data import DataSpec
 from orchestrator.spec.identity import canonical_text, plain
-from orchestrator.spec.model import Model
+from orchestrator.spec.model import Model, MoESpec
 from orchestrator.spec.training import TrainSpec
 from orchestrator.spec.work import EvaluateWork, GenerateWork, InitWork, TrainWork, build
 
@@ -105,7 +105,7 @@ def _shape(graph: StageGraph, stage: Stage, vocabulary: int) -> Shape | None:
     work, resources, execution = stage.form, graph.resources(stage.key), graph.execution(stage.key)
     if not isinstance(work, (TrainWork, EvaluateWork, GenerateWork, InitWork)):
         return None
-    asked: dict[str, object] = {"model": plain(work.model), "vocab_size": vocabulary}
+    asked: dict[str, object] = {"model": plain(_of_shape(work.model)), "vocab_size": vocabulary}
     device, train = execution.device, None
     if isinstance(work, TrainWork):
         train = work.conditions.train
@@ -113,6 +113,7 @@ def _shape(graph: StageGraph, stage: Stage, vocabulary: int) -> Shape | None:
         asked |= {"engine": execution.engine, "ranks": resources.nodes * resources.processes, "words": [train.freeze]}
         if execution.parallel != ONE_COPY:
             asked["parallel"] = plain(execution.parallel)
+        asked["recompute"] = execution.recompute
     elif isinstance(work, InitWork):
         asked |= {"kind": START}
         device = "cpu"
@@ -123,6 +124,14 @@ def _shape(graph: StageGraph, stage: Stage, vocabulary: int) -> Shape | None:
     moe = work.model.moe
     name = f"{moe.preset} {moe.top_k}/{moe.num_experts}+{moe.shared_experts}"
     return Shape(asked, work.model, vocabulary, resources, device, f"{name} {stage.phase}", train)
+
+
+def _of_shape(model: Model) -> Model:
+    """Return a model without what no byte depends on, such as which checkpoint it starts from."""
+    moe = dataclasses.replace(model.moe, router_init_std=MoESpec().router_init_std)
+    model = dataclasses.replace(model, moe=moe, init_std=0.02, rope_theta=10000.0, norm_eps=1e-5)
+    start = "any" if model.checkpoint else ""
+    return dataclasses.replace(model, checkpoint=start, checkpoint_digest="", foreign_tokenizer=False)
 
 
 def _of_memory(train: TrainSpec) -> TrainSpec:

@@ -259,6 +259,8 @@ class Execution:
     """Steps between logged rows."""
     hang_seconds: Annotated[float, NOT_NEGATIVE] = 600.0
     """A training step that takes longer hangs; 0 = none does."""
+    recompute: Annotated[str, one_of("none", "block", "layer")] = "none"
+    """What a backward pass computes again instead of keeping it: `none`, each `block` of experts, each `layer`."""
     deterministic: bool = True
     """Only deterministic kernels."""
     allow_numerics: bool = False

@@ -119,17 +119,26 @@ def test_stages_that_differ_in_data_seed_and_learning_rate_are_one_shape():
     assert sum(sum(shape.stages.values()) for shape in training[1]) == stages
 
 
+def test_initial_values_make_no_shapes_of_their_own():
+    words = ["set.model.init_std=0.1", "set.model.norm_eps=1e-6", "set.model.moe.router_init_std=0.5"]
+    changed = [shape.question for shape in shapes_of(build_graph(load_grid("quickstart", overrides=words)))]
+    assert changed == [shape.question for shape in shapes_of(build_graph(load_grid("quickstart")))]
+
+
 def test_what_does_not_fit_is_told_with_the_smallest_change_that_makes_it_fit():
     gpu, shape, asked = gpu_of("h100"), paper_shape(), []
 
     def ask(changed: Shape) -> Answer:
-        asked.append((changed.engine, changed.ranks))
+        asked.append((changed.engine, changed.ranks, changed.question["recompute"]))
         return answer_of(200 * 10**9 // changed.ranks)
 
     fit = fit_of(shape, answer_of(200 * 10**9), gpu)
     assert fit.short == 200 * 10**9 - int(80 * 2**30 * 0.94)
     words = remedy(shape, fit, gpu, ask)
-    assert asked == [("torch", 2), ("fsdp", 2), ("torch", 4)]
+    levels = ("none", "block", "layer")
+    tried = [("torch", 1, level) for level in levels[1:]]
+    tried += [(engine, 2, level) for engine in ("torch", "fsdp") for level in levels]
+    assert asked == [*tried, ("torch", 4, "none")]
     assert words[:2] == (
         "set.execution.resources.finetune.processes=4",
         "set.execution.resources.finetune.gpus=4",
