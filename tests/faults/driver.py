@@ -25,11 +25,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from orchestrator import cli
-from orchestrator.backends import host, slurm_records
+from orchestrator.backends import host, local, slurm_records
 from orchestrator.backends.base import SchedulerUnreachable
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray import RayBackend
 from orchestrator.backends.slurm import SlurmBackend
+from orchestrator.backends.warm import Targets
 from orchestrator.engine import audit, loop, retry
 from orchestrator.errors import StoreError
 from orchestrator.store.local import LocalObjects
@@ -104,9 +105,14 @@ def told_ticks(path: str) -> None:
 
 def main() -> int:
     """Run the command line with the faults installed."""
+    fake = (sys.executable, str(Path(__file__).with_name("fake_job.py")))
     for backend in (LocalBackend, SlurmBackend, RayBackend):
         defaults: Any = backend.__init__.__kwdefaults__
-        defaults["program"] = (sys.executable, str(Path(__file__).with_name("fake_job.py")))
+        defaults["program"] = fake
+    # Jobs of one core are forked, as those of the product are.
+    targets = Targets("tests.faults.fake_job:prepare", "tests.faults.fake_job:call")
+    for name, value in (("PROGRAM", fake), ("Targets", lambda: targets)):
+        setattr(local, name, value)
     for name in STORE_CALLS:
         setattr(LocalObjects, name, counted(f"store.{name}", getattr(LocalObjects, name)))
     for name in SCHEDULER_CALLS:

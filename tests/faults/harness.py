@@ -106,7 +106,7 @@ class Lab:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
-            if b"fake_job.py" in words:
+            if b"fake_job" in words:
                 pids.append(pid)
         return pids
 
