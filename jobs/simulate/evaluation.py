@@ -14,7 +14,7 @@ from jobs.evaluate.scoring import Model as Callee
 from jobs.evaluate.scoring import Scorer, _Tally, batch_tokens
 from jobs.evaluate.state import PRECISIONS, scoring_dtypes
 from jobs.models.backbones import CausalLM
-from jobs.models.building import build_model, empty_model
+from jobs.models.building import drawn_weights, empty_model
 from jobs.models.weights import materialise
 from jobs.moe.block import dense_width
 from jobs.probe.sets import TOKENS_A_BATCH, TokenBatch, routings_of
@@ -42,7 +42,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What decides the memory of making the initial weights; an upcycled model's dense one is beside it."""
+    """What decides the memory of making the initial weights."""
 
     model: Model
     vocab_size: int
@@ -118,19 +118,18 @@ def _probed(model: CausalLM, length: int) -> None:
 
 
 def simulate_start(asked: Start) -> Answer:
-    """Make initial weights in host memory, without values."""
+    """Make initial weights in host memory, one module at a time and without values."""
     answer = Answer()
+    model = empty_model(asked.model, asked.vocab_size)
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    answer.parameters = sum(sizes)
+    imported = bool(asked.model.checkpoint) and not asked.model.upcycle
     with simulated(1) as ledger, ledger.allocating(HOST):
-        model = build_model(asked.model, asked.vocab_size)
-        answer.parameters = sum(parameter.numel() for parameter in model.parameters())
-        if asked.model.checkpoint:
-            # A public checkpoint is read, and of a dense one that is upcycled all is held, beside the model.
-            sizes = [parameter.numel() for parameter in model.parameters()]
-            spare = max(sizes)
-            if asked.model.upcycle:
-                apart = {id(p) for block in model.moe_blocks for p in block.parameters()}
-                spare = sum(p.numel() for p in model.parameters() if id(p) not in apart)
-                spare += len(model.moe_blocks) * 3 * asked.model.hidden_size * dense_width(asked.model.moe)
-            answer.host = 4 * spare
+        for _ in () if imported else drawn_weights(model):
+            pass
+    if imported:
+        answer.host = 4 * 2 * max(sizes)  # a tensor, and the checkpoint's that it is put together from
+    elif asked.model.upcycle:
+        answer.host = 4 * 3 * asked.model.hidden_size * dense_width(asked.model.moe)  # a layer's feed-forward
     answer.host += ledger.peak().host
     return counted(answer)
