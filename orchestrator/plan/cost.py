@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -79,25 +79,66 @@ def _feed_forward(moe: Moe, hidden_size: int, width: int) -> int:
     return EXPERTS.get(moe.expert).parameter_count(hidden_size, width)
 
 
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """What one kind of work costs: what decides its speed, and the tokens that it feeds to the model.
+
+    `passes` is the work of a token in forward passes. A kind that feeds none takes `seconds`.
+    """
+
+    shape: Callable[[Any], tuple[object, ...]] = lambda work: ()
+    tokens: Callable[[Any, Stage], float] = lambda work, stage: 0.0
+    passes: float = 1.0
+    seconds: float = PROCESS_START_SECONDS
+
+
+def _of_training(work: TrainWork) -> tuple[object, ...]:
+    train = work.conditions.train
+    return canonical_text(work.model), train.micro_batch, train.accumulation, train.sequence_length, train.precision
+
+
+def _of_evaluation(work: EvaluateWork) -> tuple[object, ...]:
+    size = (work.suite, work.limit, work.routing_seeds, work.max_length, work.val_tokens, work.dola)
+    return canonical_text(work.model), canonical_text(work.tasks), *size
+
+
+def _of_generation(work: GenerateWork) -> tuple[object, ...]:
+    facts = (canonical_text(work.tasks), canonical_text(work.generation), work.max_length, work.dola)
+    return canonical_text(work.model), *facts
+
+
+def _trained(work: TrainWork, stage: Stage) -> float:
+    return tokens_of(work.conditions.train) * stage.steps / work.conditions.train.steps
+
+
+def _scored(work: EvaluateWork, stage: Stage) -> float:
+    passes = 2 + work.routing_seeds if work.routing_seeds else 1
+    return passes * sum(_task_tokens(task, work) for task in (*work.tasks, *work.clean)) + work.val_tokens
+
+
+def _generated(work: GenerateWork, stage: Stage) -> float:
+    return sum(task.limit or 200 for task in work.tasks) * (work.generation.new_tokens + TOKENS_PER_PROMPT)
+
+
+_COSTS: Mapping[str, _Cost] = {
+    TrainWork.kind: _Cost(_of_training, _trained, passes=3.0),
+    EvaluateWork.kind: _Cost(_of_evaluation, _scored),
+    GenerateWork.kind: _Cost(_of_generation, _generated),
+    InitWork.kind: _Cost(lambda work: (canonical_text(work.model),)),
+    DataWork.kind: _Cost(lambda work: (canonical_text(work.data),), seconds=DATA_SECONDS),
+    TokensWork.kind: _Cost(seconds=DATA_SECONDS),
+}
+_OTHER = _Cost()
+
+
+def cost_of(stage: Stage) -> _Cost:
+    """Return what the stage's kind of work costs."""
+    return _COSTS.get(stage.kind, _OTHER)
+
+
 def shape_of(stage: Stage, resources: Resources) -> tuple[Any, ...]:
     """Return what decides a stage's speed, so that finished stages calibrate unfinished ones."""
-    work = stage.form
-    shape: tuple[object, ...] = (stage.kind, stage.phase, canonical_text(resources))
-    if isinstance(work, TrainWork):
-        train = work.conditions.train
-        batch = (train.micro_batch, train.accumulation, train.sequence_length, train.precision)
-        return (*shape, canonical_text(work.model), *batch)
-    if isinstance(work, EvaluateWork):
-        size = (work.suite, work.limit, work.routing_seeds, work.max_length, work.val_tokens, work.dola)
-        return (*shape, canonical_text(work.model), canonical_text(work.tasks), *size)
-    if isinstance(work, GenerateWork):
-        facts = (canonical_text(work.tasks), canonical_text(work.generation), work.max_length, work.dola)
-        return (*shape, canonical_text(work.model), *facts)
-    if isinstance(work, InitWork):
-        return (*shape, canonical_text(work.model))
-    if isinstance(work, DataWork):
-        return (*shape, canonical_text(work.data))
-    return shape
+    return (stage.kind, stage.phase, canonical_text(resources), *cost_of(stage).shape(stage.form))
 
 
 def units(stage: Stage) -> float:
@@ -112,26 +153,16 @@ def tokens_of(train: TrainSpec) -> int:
 
 def flops(stage: Stage, vocab_size: int) -> float:
     """Return the FLOPs of a stage's matrix products: forward and backward for training, forward for evaluation."""
-    work = stage.form
-    if isinstance(work, TrainWork):
-        train = work.conditions.train
-        tokens = tokens_of(train) * stage.steps / train.steps
-        return 3.0 * parameters(work.model, vocab_size).flops_per_token * tokens
-    if isinstance(work, (EvaluateWork, GenerateWork)):
-        return float(parameters(work.model, vocab_size).flops_per_token * evaluated_tokens(stage))
-    return 0.0
+    cost, work = cost_of(stage), stage.form
+    tokens = cost.tokens(work, stage)
+    if not tokens or not isinstance(work, (TrainWork, EvaluateWork, GenerateWork)):
+        return 0.0
+    return cost.passes * parameters(work.model, vocab_size).flops_per_token * tokens
 
 
 def evaluated_tokens(stage: Stage) -> int:
     """Return the tokens that an evaluation or generation feeds to the model, shared prefixes once; else 0."""
-    work = stage.form
-    if isinstance(work, EvaluateWork):
-        passes = 2 + work.routing_seeds if work.routing_seeds else 1
-        fed = sum(_task_tokens(task, work) for task in (*work.tasks, *work.clean))
-        return passes * fed + work.val_tokens
-    if isinstance(work, GenerateWork):
-        return sum(task.limit or 200 for task in work.tasks) * (work.generation.new_tokens + TOKENS_PER_PROMPT)
-    return 0
+    return 0 if stage.steps else int(cost_of(stage).tokens(stage.form, stage))
 
 
 def items_of(task: TaskSpec, work: EvaluateWork) -> int:
@@ -159,9 +190,7 @@ def first_guess_seconds(stage: Stage, resources: Resources, vocab_size: int) -> 
         speed = GPU_FLOPS * resources.nodes * resources.gpus * 0.35
     else:
         speed = CPU_FLOPS_PER_CORE * chips * resources.cores
-    if isinstance(stage.form, (DataWork, TokensWork)):
-        return DATA_SECONDS
-    return PROCESS_START_SECONDS + flops(stage, vocab_size) / speed
+    return cost_of(stage).seconds + flops(stage, vocab_size) / speed
 
 
 class Clock:
