@@ -25,7 +25,7 @@ def export_state(store: Store, key: str, folder: Path) -> None:
     from jobs.models.building import empty_model
     from jobs.models.public import export_checkpoint, public_layout
     from jobs.models.shards import Shards, weight_names
-    from jobs.models.weights import materialise
+    from jobs.models.weights import merged
 
     manifest = _manifest(store, key)
     work = work_from_json(manifest.spec)
@@ -41,10 +41,10 @@ def export_state(store: Store, key: str, folder: Path) -> None:
         groups = (
             [store.artifacts.fetch(manifest, name, scratch) for name in names] for names in weight_names(manifest)
         )
-        materialise(model, Shards(*groups))
         tokenizer = transformers_tokenizer(scratch)
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        export_checkpoint(model, folder, {name: getattr(tokenizer, name) for name in names})
+        special = {name: getattr(tokenizer, name) for name in names}
+        export_checkpoint(model, folder, special, merged(Shards(*groups)))
         save_tokenizer(tokenizer, folder)
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from jobs.models.backbones import CausalLM
-from jobs.models.shards import write_tensors
+from jobs.models.tensor_file import TensorFile
 from jobs.models.weights import canonical_state
 from jobs.moe.block import dense_width
 from orchestrator.catalog.routers import kind_of
@@ -111,11 +111,17 @@ def public_layout(spec: Model) -> str:
 
 
 @torch.no_grad()
-def export_checkpoint(model: CausalLM, directory: Path, special: Mapping[str, int | None] | None = None) -> None:
+def export_checkpoint(
+    model: CausalLM,
+    directory: Path,
+    special: Mapping[str, int | None] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write config.json and model.safetensors so that transformers loads the same model.
 
-    `special` are ids for config.json (`eos_token_id`, ...): where generation ends, and what pads. Raises MoegridError
-    when no public architecture computes what the model does.
+    `special` are ids for config.json (`eos_token_id`, ...): where generation ends, and what pads. `state` are the
+    weights of an empty model: one at a time is read, and written. Raises MoegridError when no public architecture
+    computes what the model does.
     """
     layout, dtype = public_layout(model.spec), next(model.parameters()).dtype
     scaling = model.spec.moe.routed_scaling
@@ -133,8 +139,11 @@ def export_checkpoint(model: CausalLM, directory: Path, special: Mapping[str, in
     }
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    tensors = {name: tensor.contiguous().clone() for name, tensor in _tensors(model, layout)}
-    write_tensors(tensors, directory / "model.safetensors", {"format": "pt"})
+    own = canonical_state(model)
+    announced = dict(_tensors(model.spec, {name: tensor.to("meta") for name, tensor in own.items()}, layout))
+    with TensorFile(directory / "model.safetensors", announced, {"format": "pt"}) as file:
+        for name, tensor in _tensors(model.spec, own if state is None else state, layout):
+            file.put(name, tensor.to(announced[name].dtype))
 
 
 def _config(model: CausalLM, layout: str) -> dict[str, Any]:
@@ -201,10 +210,10 @@ _CLASSES = {
 _MIXTRAL = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
-def _tensors(model: CausalLM, layout: str) -> Iterator[tuple[str, Tensor]]:
-    moe, scaling = model.spec.moe, model.spec.moe.routed_scaling
+def _tensors(spec: Model, state: Mapping[str, Tensor], layout: str) -> Iterator[tuple[str, Tensor]]:
+    moe, scaling = spec.moe, spec.moe.routed_scaling
     block = "block_sparse_moe" if layout == "mixtral" else "mlp"
-    for name, tensor in canonical_state(model).items():
+    for name, tensor in state.items():
         public = name.removeprefix("backbone.")
         layer, _, part = public.partition(".mlp.block.")
         if not part:
