@@ -59,6 +59,8 @@ munge_up() {
 database_up() {
     local socket=$LAB/database/socket
     mkdir -p "$LAB/database"; chown mysql:mysql "$LAB/database"
+    # Its own user may not write to a caller's TMPDIR.
+    local -x TMPDIR=$LAB/database
     [ -d "$LAB/database/data/mysql" ] || mariadb-install-db --no-defaults --user=mysql --datadir="$LAB/database/data" \
         --skip-test-db --auth-root-authentication-method=socket >"$LAB/log/database-install.log" 2>&1
     setsid mariadbd --no-defaults --user=mysql --datadir="$LAB/database/data" --socket="$socket" --port="$1" \
