@@ -25,8 +25,9 @@ from jobs.node.reporter import Reporter
 from jobs.run import stage_function
 from jobs.train import kept
 from orchestrator.grid.load import load_grid
+from orchestrator.plan.cost import parameters
 from orchestrator.plan.graph import StageGraph, build_graph
-from orchestrator.plan.moments import SINGLE, by_role, keeps_moments, moments_bytes
+from orchestrator.plan.moments import SINGLE, keeps_moments, moments_bytes
 from orchestrator.plan.plan import make_plan
 from orchestrator.plan.stored import HALF, State, begun, following, stored
 from orchestrator.spec.cell import Execution, Resources
@@ -90,10 +91,10 @@ def earlier_bytes(graph: StageGraph) -> int:
     for key, stage in graph.stages.items():
         vocabulary, work = graph.vocabulary(key), stage.made
         if stage.kind == "init":
-            states[key] = begun(by_role(stage.work.model, vocabulary))  # type: ignore[union-attr]
+            states[key] = begun(parameters(stage.work.model, vocabulary).roles)  # type: ignore[union-attr]
         if not isinstance(work, TrainWork):
             continue
-        train, sizes = work.conditions.train, by_role(work.model, vocabulary)
+        train, sizes = work.conditions.train, parameters(work.model, vocabulary).roles
         states[key] = following(states[stage.parents[0]], train, sizes, begins=work.start == 0, whole=True)
         width = HALF + SINGLE if train.precision == "bf16" else SINGLE  # weights, and their masters
         total += width * sum(sizes.values()) + moments_bytes(train, sizes, states[key].trained)

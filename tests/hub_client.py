@@ -43,7 +43,7 @@ def checkpoint(source: str) -> Any:
     from jobs.models.sources import open_checkpoint
 
     found = open_checkpoint(source)
-    return {"config": found.config, "tensors": {name: value.tolist() for name, value in found.tensors()}}
+    return {"config": found.config, "tensors": {name: found.read(name).tolist() for name in found.shapes}}
 
 
 def judge(source: str, revision: str) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,6 @@ class Checkpoint:
     config: dict[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor with its name, one at a time."""
-        return ((name, self.read(name)) for name in self.shapes)
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:

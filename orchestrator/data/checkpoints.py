@@ -90,9 +90,10 @@ def completed(model: _Modelled, said: Collection[ModelPath]) -> tuple[_Modelled,
         if not unknown:
             return model, []
         message = f"the shape of checkpoint {model.checkpoint!r} is not known on this machine"
-        hint = (
-            f"fetch its {CONFIG} into the hub's cache (hf download), or set {', '.join(f'model.{n}' for n in unknown)}"
-        )
+        fetch = f"fetch its {CONFIG} into the hub's cache (hf download)"
+        if model.checkpoint.endswith(GGUF):
+            fetch = "install the package gguf, which reads its header"
+        hint = f"{fetch}, or set {', '.join(f'model.{n}' for n in unknown)}"
         return model, [(("checkpoint",), message, hint)]
     wrong = list(_other_kind(model, theirs, said))
     fields: dict[str, Any] = {}

@@ -29,11 +29,16 @@ TOKENS_PER_PROMPT = 30
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Parameter counts of a model; `active` = what one token uses, both without the embedding table's look-up."""
+    """Parameter counts of a model, by the roles that freeze rules name; `active` = what one token's products use."""
 
-    total: int
+    roles: Mapping[str, int]
     active: int
     expert: int
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return sum(self.roles.values())
 
     @property
     def flops_per_token(self) -> int:
@@ -54,24 +59,29 @@ def parameters(model: Model, vocab_size: int) -> Parameters:
     wide, narrow = (model.head_width * heads for heads in (model.num_heads, model.num_kv_heads))
     biases = {"": 0, "qkv": wide + 2 * narrow, "all": wide + 2 * narrow + d}[model.attention_bias]
     attention = 2 * d * wide + 2 * d * narrow + biases
-    norms = 2 * d + {"": 0, "full": wide + narrow, "head": 2 * model.head_width}[model.normed]
+    attention += {"": 0, "full": wide + narrow, "head": 2 * model.head_width}[model.normed]
+    norms = 2 * d
     moe_layers = model.num_layers - model.dense_layers
-    dense = model.dense_layers * _feed_forward(moe, d, model.dense_width)
     expert = _feed_forward(moe, d, moe.expert_width)
     shared_form = EXPERTS.get(moe.shared_expert or moe.expert)
     shared = shared_form.parameter_count(d, moe.expert_width * moe.shared_experts) if moe.shared_experts else 0
     shared += d if moe.shared_gate else 0
-    common = model.num_layers * (attention + norms) + d + dense
+    head = vocab * d
+    roles = {
+        "attention": model.num_layers * attention,
+        "embedding": head if model.tie_embeddings else 2 * head,
+        "other": model.num_layers * norms + d + model.dense_layers * _feed_forward(moe, d, model.dense_width),
+    }
     if kind.routes:
-        routed, chosen = moe.num_experts * expert, moe.top_k * expert
-        routers = sum(kind.count(moe, d, first=layer == 0) for layer in range(moe_layers))
-        total, active = (common + moe_layers * (of + shared) + routers for of in (routed, chosen))
+        roles["routed_expert"] = moe_layers * moe.num_experts * expert
+        roles["shared_expert"] = moe_layers * shared
+        roles["router"] = sum(kind.count(moe, d, first=layer == 0) for layer in range(moe_layers))
     else:
         width = moe.expert_width * (moe.top_k + moe.shared_experts)
-        total = active = common + moe_layers * _feed_forward(moe, d, width)
-    head = vocab * d
-    embedding = 0 if model.tie_embeddings else vocab * d
-    return Parameters(total=total + head + embedding, active=active + head, expert=expert)
+        roles["other"] += moe_layers * _feed_forward(moe, d, width)
+    # Of the embedding the head alone is multiplied with, of the routed experts those that a token takes.
+    idle = roles["embedding"] - head + (moe_layers * (moe.num_experts - moe.top_k) * expert if kind.routes else 0)
+    return Parameters(roles=roles, active=sum(roles.values()) - idle, expert=expert)
 
 
 def _feed_forward(moe: Moe, hidden_size: int, width: int) -> int:

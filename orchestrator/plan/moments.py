@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import lru_cache
 
-from orchestrator.catalog.backbones import BACKBONES
-from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.freezing import freezes
 from orchestrator.catalog.optimizers import OPTIMIZERS
-from orchestrator.catalog.routers import kind_of
 from orchestrator.plan.cost import parameters
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.stage import Stage
-from orchestrator.spec.model import Model
 from orchestrator.spec.training import TrainSpec
 from orchestrator.spec.work import TrainWork
 
 SINGLE = 4  # bytes of a number in full precision
 # An optimizer's state that is larger is not kept for what the same job goes on to: steps cost less than the bytes.
 HEAVY = 16e9
-
-
-@lru_cache(maxsize=4096)
-def by_role(model: Model, vocab_size: int) -> Mapping[str, int]:
-    """Count the parameters of each role, as freeze rules name them; together they are `parameters(...).total`."""
-    moe, d = model.moe, model.hidden_size
-    total = parameters(model, vocab_size).total
-    head_dim = d // model.num_heads
-    attention = 2 * d * d + 2 * d * head_dim * model.num_kv_heads
-    attention += d + head_dim * model.num_kv_heads if BACKBONES[model.backbone].query_key_norm else 0
-    found = {"attention": model.num_layers * attention}
-    found["embedding"] = (1 if model.tie_embeddings else 2) * (model.vocab_size or vocab_size) * d
-    kind, layers = kind_of(moe), model.num_layers - model.dense_layers
-    if kind.routes:
-        form = EXPERTS.get(moe.expert)
-        found["routed_expert"] = layers * moe.num_experts * form.parameter_count(d, moe.expert_width)
-        if moe.shared_experts:
-            found["shared_expert"] = layers * form.parameter_count(d, moe.expert_width * moe.shared_experts)
-        found["router"] = sum(kind.count(moe, d, first=layer == 0) for layer in range(layers))
-    found["other"] = total - sum(found.values())
-    return found
 
 
 def frozen_roles(train: TrainSpec, sizes: Mapping[str, int]) -> frozenset[str]:
@@ -77,6 +51,6 @@ def keeps_moments(graph: StageGraph, key: str, job: Collection[str] = ()) -> boo
         return bool(going_on)
     stage, execution = graph.stages[key], graph.execution(key)
     assert isinstance(stage.made, TrainWork)
-    train, sizes = stage.made.conditions.train, by_role(stage.made.model, graph.vocabulary(key))
+    train, sizes = stage.made.conditions.train, parameters(stage.made.model, graph.vocabulary(key)).roles
     on_the_way = execution.checkpoint_steps > 0 or execution.checkpoint_seconds > 0
     return not on_the_way or moments_bytes(train, sizes, sizes.keys() - frozen_roles(train, sizes)) < HEAVY

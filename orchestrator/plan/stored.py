@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.catalog.suites import with_arrays
-from orchestrator.plan.cost import items_of
+from orchestrator.plan.cost import items_of, parameters
 from orchestrator.plan.graph import StageGraph
-from orchestrator.plan.moments import SINGLE, by_role, continuations, frozen_roles, keeps_moments, moments_bytes
+from orchestrator.plan.moments import SINGLE, continuations, frozen_roles, keeps_moments, moments_bytes
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.stage import Stage
 from orchestrator.spec.training import TrainSpec
@@ -92,12 +92,12 @@ def _state(
     work = stage.form
     assert isinstance(work, (TrainWork, InitWork))
     if isinstance(work, InitWork):
-        return begun(by_role(work.model, vocabulary))
+        return begun(parameters(work.model, vocabulary).roles)
     parent, train = states[stage.parents[0]], work.conditions.train
     going_on = min(2, len(continuations(graph, stage.key)))
     alike = (id(parent), id(work.model), id(train), vocabulary, work.start == 0, going_on)
     if alike not in known:
-        sizes, whole = by_role(work.model, vocabulary), keeps_moments(graph, stage.key)
+        sizes, whole = parameters(work.model, vocabulary).roles, keeps_moments(graph, stage.key)
         known[alike] = following(parent, train, sizes, begins=work.start == 0, whole=whole)
     return known[alike]
 

@@ -12,7 +12,6 @@ from jobs.models.roles import parameter_roles
 from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.plan.cost import parameters
-from orchestrator.plan.moments import by_role
 from orchestrator.spec.model import CHOICES, ModelSpec, MoESpec
 from orchestrator.spec.resolve import resolve_model
 
@@ -28,7 +27,7 @@ def same(spec: ModelSpec) -> None:
     for _, parameter, role in parameter_roles(build_model(model, VOCAB)):
         built[role] += parameter.numel()
     assert parameters(model, VOCAB).total == built.total()
-    counted = Counter(by_role(model, VOCAB))
+    counted = Counter(parameters(model, VOCAB).roles)
     # What a router brings beside the experts counts as its own, also where it takes an expert's place.
     for roles in (built, counted):
         roles["routed_expert"] += roles.pop("router", 0)
@@ -61,3 +60,16 @@ def test_of_every_expert_form(preset: str, expert: str, tied: bool) -> None:
 )
 def test_of_what_moepp_may_leave_out(fields: dict[str, Any]) -> None:
     same(ModelSpec(moe=MoESpec(preset="moepp", **BLOCK, **fields), **SHAPE))
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        {"head_dim": 10, "qk_norm": "head"},
+        {"head_dim": 10, "qk_norm": "full", "attention_bias": "qkv", "backbone": "smollm2"},
+        {"attention_bias": "all", "backbone": "deepseek_moe"},
+    ],
+)
+@pytest.mark.parametrize("block", [{}, {"shared_experts": 2, "shared_gate": True, "shared_expert": "relu_mlp"}])
+def test_of_the_parts_of_attention_and_of_shared_experts(around: dict[str, Any], block: dict[str, Any]) -> None:
+    same(ModelSpec(moe=MoESpec(**BLOCK, **block), **SHAPE, **around))

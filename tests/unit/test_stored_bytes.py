@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from orchestrator import cli
 from orchestrator.grid.load import load_grid
+from orchestrator.plan.cost import parameters
 from orchestrator.plan.graph import build_graph
-from orchestrator.plan.moments import by_role, continuations
+from orchestrator.plan.moments import continuations
 from orchestrator.plan.plan import make_plan
 from orchestrator.plan.stored import KINDS, begun, following
 from orchestrator.plan.summary import to_json
@@ -50,7 +51,7 @@ def test_states_of_frozen_roles(tmp_path: Path, precision: str) -> None:
     train = dataclasses.replace(TRAIN, precision=precision, balance=BalanceSpec())
     works = segments([("expert", 0, 1), ("expert", 1, 2), ("router", 2, 3), ("expert", 3, 4)], train)
     run_chain(store, works, light=works[3:])
-    sizes = by_role(works[0].model, VOCABULARY)
+    sizes = parameters(works[0].model, VOCABULARY).roles
     state = begun(sizes)
     for number, work in enumerate(works):
         state = following(state, work.conditions.train, sizes, begins=not number, whole=number < 3)
