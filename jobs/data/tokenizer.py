@@ -1,4 +1,4 @@
-"""The tokenizer stage: a byte-level BPE trained on the training documents, or one taken from a checkpoint.
+"""The tokenizer stage: a BPE trained on the training documents, or a tokenizer taken from a checkpoint.
 
 Blobs: `tokenizer.json` (the tokenizers library's format) and `special.json` (bos, eos, pad, unk as strings; bos and
 unk where there are any). Whether a text gets a begin of text is written in `tokenizer.json` alone: what it adds with
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.data import hub
+from jobs.data.pieces import train_pieces
 from jobs.data.pretrained import pretrained
 from jobs.data.spans import SpanTables
 from orchestrator.errors import SourceError
@@ -33,13 +34,17 @@ _CHARACTERS_PER_DOCUMENT = 20_000
 def run(context: StageContext, work: TokenizerWork) -> None:
     """Commit `tokenizer.json` and `special.json`; `info` holds the vocabulary size."""
     spec = work.tokenizer
-    if spec.kind == "bpe":
-        tokenizer = train_bpe(sample_texts(context.fetch(work.data, "train.parquet")), spec.vocab_size)
+    if spec.kind in ("bpe", "sentencepiece"):
+        texts = sample_texts(context.fetch(work.data, "train.parquet"))
+        if spec.kind == "bpe":
+            tokenizer = train_bpe(texts, spec.vocab_size)
+        else:
+            tokenizer = train_pieces(texts, spec.vocab_size, (PAD, BOS, EOS))
         special = {"bos": BOS, "eos": EOS, "pad": PAD}
     elif spec.kind == "pretrained":
         tokenizer, special = pretrained(spec)
     else:
-        raise SourceError(f"tokenizer kind {spec.kind!r} is unknown", hint="use bpe or pretrained")
+        raise SourceError(f"tokenizer kind {spec.kind!r} is unknown", hint="use bpe, sentencepiece or pretrained")
     blobs = {"tokenizer.json": tokenizer.to_str().encode(), "special.json": json.dumps(special).encode()}
     info = {"vocab_size": vocabulary_size(tokenizer), **special}
     context.commit(work, blobs=blobs, info=info | hub.read_at(spec.source))

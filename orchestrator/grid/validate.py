@@ -17,10 +17,10 @@ from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.suites import CONTRASTED, SUITES, kinds
 from orchestrator.catalog.tasks import TASKS, is_generative
-from orchestrator.data.tokenizers import foreign
 from orchestrator.errors import did_you_mean
 from orchestrator.files.problems import Mistake
 from orchestrator.grid.factors import check_freeze
+from orchestrator.grid.tokenizers import tokenizer_findings
 from orchestrator.spec.cell import ONE_COPY, Cell, EvaluateSpec, Resources, TrainSpec
 from orchestrator.spec.fields import Path
 from orchestrator.spec.model import ModelSpec
@@ -247,11 +247,7 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         if len(set(steps)) < len(steps) or 0 in steps:
             message = f"the fractions {list(cell.evaluate.at)} are not distinct steps above 0 of {last.steps}"
             yield ("evaluate", "at"), message, "train for more steps or evaluate at fewer fractions"
-    if cell.tokenizer.kind == "pretrained" and not cell.tokenizer.source:
-        yield ("tokenizer", "source"), "tokenizer kind 'pretrained' needs a source", "name the checkpoint it comes from"
-    not_own, remedy = foreign(cell.model, cell.tokenizer)
-    if not_own:
-        yield ("tokenizer", "source"), not_own, remedy
+    yield from tokenizer_findings(cell.model, cell.tokenizer)
 
 
 # A factor without effect: field name -> (does it apply, why not). Asked about a cell's factors, never about the recipe.

@@ -98,10 +98,10 @@ class DataSpec:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSpec:
-    """A tokenizer trained on the pretraining text (`bpe`) or taken from a checkpoint (`pretrained`)."""
+    """A tokenizer trained on the text (`bpe`, `sentencepiece`) or taken from a checkpoint (`pretrained`)."""
 
-    kind: Annotated[str, one_of("bpe", "pretrained")] = "bpe"
-    """`bpe` is trained on the pretraining text, `pretrained` is taken from a checkpoint."""
+    kind: Annotated[str, one_of("bpe", "sentencepiece", "pretrained")] = "bpe"
+    """`bpe` over bytes or `sentencepiece` (BPE over characters), trained on the text; `pretrained`: a checkpoint's."""
     vocab_size: Annotated[int, Rule(low=256, high=1_000_000)] = 4096
     """Tokens of the vocabulary."""
     source: str = ""

@@ -11,6 +11,7 @@ import torch
 
 from jobs.data.corpora import Document, Example
 from jobs.data.packing import IGNORED, InstructionBatches, TextBatches
+from jobs.data.pieces import train_pieces
 from jobs.data.stage import parquet
 from jobs.data.tokenizer import BOS, EOS, PAD, Vocabulary, train_bpe
 from jobs.data.tokens import instruction_arrays, span_arrays, text_arrays
@@ -33,6 +34,27 @@ def test_equal_texts_give_equal_merges_and_any_text_survives(vocabulary):
     for text in (TEXT, "日本語 \x00 \t\n\n end"):
         (ids,) = vocabulary.encode_many([text])
         assert vocabulary.tokenizer.decode(ids) == text
+
+
+def test_a_tokenizer_of_pieces_keeps_every_text_and_has_spaces_in_its_words(tmp_path):
+    tokenizer = train_pieces(iter([TEXT] * 4), 600, (PAD, BOS, EOS))
+    assert tokenizer.to_str() == train_pieces(iter([TEXT] * 4), 600, (PAD, BOS, EOS)).to_str()
+    vocabulary = tokenizer.get_vocab()
+    assert [vocabulary[name] for name in (PAD, BOS, EOS, "<0x00>", "<0xFF>")] == [0, 1, 2, 3, 258]
+    assert len(vocabulary) <= 600
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+    (tmp_path / "special.json").write_text(json.dumps({"bos": BOS, "eos": EOS, "pad": PAD}))
+    loaded = Vocabulary.load(tmp_path)
+    assert (loaded.bos, loaded.eos, loaded.pad, loaded.joins) == (1, 2, 0, True)
+    for text in (TEXT, " the cat", "  two  spaces\n\n\tand lines ", "日本語 🙂 \x00", "<0x41> is written as it is", ""):
+        (ids,) = loaded.encode_many([text])
+        assert loaded.tokenizer.decode(ids) == text
+        unseen = text.encode() if "日" in text else b""
+        assert all(f"<0x{value:02X}>" in tokenizer.encode(text).tokens for value in unseen if value > 127)
+    assert tokenizer.encode("the cat").tokens == ["\u2581the", "\u2581cat"]
+    ((prompt, response),) = loaded.encode_pairs(["The cat"], [" sat"])
+    assert loaded.tokenizer.decode(prompt + response) == "The cat sat"
+    assert [loaded.tokenizer.id_to_token(i) for i in response] == ["\u2581sat"]
 
 
 def test_words_and_sentences_are_what_a_reader_sees(vocabulary):
