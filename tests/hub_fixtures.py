@@ -71,7 +71,20 @@ def _lima() -> dict[str, bytes]:
     return {"README.md": b"---\nlicense: other\n---\n", "lima.py": script, "train.jsonl": train, "test.jsonl": test}
 
 
+_SLIM = {"text": "A made-up text.", "meta": {"redpajama_set_name": "RedPajamaC4"}}
 FILES: dict[str, dict[str, bytes]] = {
+    "DKYoon/SlimPajama-6B": declared({"default": {split: [_SLIM] for split in ("train", "validation", "test")}}),
+    # Its card declares no configuration; the published files are packed by zstd.
+    "cerebras/SlimPajama-627B": {
+        f"train/chunk{number}/example_train_0.jsonl": lines({**_SLIM, "text": f"Part {number}."}) for number in (1, 2)
+    },
+    "nyu-mll/blimp": by_config(
+        {
+            name: {"sentence_good": f"It is {name}.", "sentence_bad": "It are.", "UID": name}
+            for name in ("adjunct_island", "wh_island")
+        },
+        "train",
+    ),
     # Its card declares no configuration.
     "JeanKaddour/minipile": {
         "README.md": b"---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n---\n",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.data.hub_sets import HUB_SETS, HubName, hub_name, is_gated
+from orchestrator.data.hub_sets import HUB_SETS, HubName, hub_name, is_gated, joined
 from orchestrator.errors import SourceAway, SourceError
 
 log = logging.getLogger(__name__)
@@ -193,16 +193,17 @@ def _configured(source: str, name: HubName, card: Path) -> Mapping[str, Any]:
     }
     if not configs:
         return {}
-    config = name.config or _default(name, configs)
-    if config not in configs:
-        raise SourceError(
-            f"{name.name} has {f'no configuration {config!r}' if config else 'several configurations'}",
-            cause=f"it has {', '.join(configs)}",
-            hint=f"write hub://{name.name}:CONFIG",
-        )
-    files = _by_split(configs[config]["data_files"])
-    below = str(configs[config].get("data_dir") or "").strip("/")
-    paths = {split: [f"{below}/{path}" if below else path for path in paths] for split, paths in files.items()}
+    paths: dict[str, list[str]] = {}
+    for config in joined(name.config or _default(name, configs), configs):
+        if config not in configs:
+            raise SourceError(
+                f"{name.name} has {f'no configuration {config!r}' if config else 'several configurations'}",
+                cause=f"it has {', '.join(configs)}",
+                hint=f"write hub://{name.name}:CONFIG, several as A+B, or all of them as *",
+            )
+        below = str(configs[config].get("data_dir") or "").strip("/")
+        for split, files in _by_split(configs[config]["data_files"]).items():
+            paths.setdefault(split, []).extend(f"{below}/{path}" if below else path for path in files)
     folder = snapshot(source, [path for found in paths.values() for path in found], kind="dataset", revision=card.name)
     builder = _builder(source, [path for found in paths.values() for path in found], folder)
     return _loaded(source, builder, {split: [str(folder / path) for path in found] for split, found in paths.items()})

@@ -7,7 +7,7 @@ same; then a wrong field is found while data are prepared.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from orchestrator.catalog.benchmarks import BENCHMARKS
@@ -15,8 +15,10 @@ from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import DataSpec
 
 Columns = tuple[str, ...]
-# Repositories known by these names alone: hub://ORG/NAME[:CONFIG][@REVISION].
-NAME = re.compile(r"^hub://([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?::([\w.-]+))?(?:@([\w./-]+))?$")
+# Repositories known by these names alone: hub://ORG/NAME[:CONFIG][@REVISION]. CONFIG is a configuration, several joined
+# by +, * for all that the card declares, or a folder of the repository.
+NAME = re.compile(r"^hub://([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?::(\*|[\w.+-]+(?:/[\w.-]+)*))?(?:@([\w./-]+))?$")
+ALL_CONFIGS = "*"
 # The fields that instruction data are read from unless a grid names others.
 EXCHANGE = ("prompt", "response")
 CONVERSATIONS = "conversations"
@@ -55,6 +57,10 @@ _ROUNDS = tuple(f"{part}_r{number}" for part in ("train", "dev", "test") for num
 
 HUB_SETS: dict[str, HubSet] = {
     "JeanKaddour/minipile": HubSet({"default": ("text",)}, _ALL, "each document's own (a part of The Pile)"),
+    "DKYoon/SlimPajama-6B": HubSet({"default": ("text", "meta")}, _ALL, "each part's own (a sample of SlimPajama)"),
+    "cerebras/SlimPajama-627B": HubSet(
+        {f"train/chunk{number}": ("text", "meta") for number in range(1, 11)}, ("train",), "each part's own"
+    ),
     # `conversations` is a list of texts that take turns. Its train split has 1,000 of two turns and 30 of more, its
     # test split prompts alone.
     "GAIR/lima": HubSet(
@@ -96,6 +102,7 @@ HUB_SETS: dict[str, HubSet] = {
     ),
     "facebook/anli": HubSet({"plain_text": ("uid", *_PAIR, "reason")}, _ROUNDS, "CC BY-NC 4.0"),
     "stanfordnlp/snli": HubSet({"plain_text": _PAIR}, ("test", "validation", "train"), "CC BY-SA 4.0"),
+    "nyu-mll/blimp": HubSet({ALL_CONFIGS: ("sentence_good", "sentence_bad", "UID")}, ("train",), "CC BY 4.0"),
     "EleutherAI/race": HubSet({"high": ("article", "problems")}, ("test",), "non-commercial research"),
     "cam-cst/cbt": HubSet(
         {
@@ -147,10 +154,10 @@ def layout_findings(data: DataSpec) -> Iterator[tuple[str, str, str]]:
     if match is None or known is None:
         return
     name, config, _ = match.groups()
-    if config and config not in known.configs:
-        yield "source", f"{name} has no configuration {config!r}", did_you_mean(config, known.configs, "it has")
+    if unknown := _unknown(config, known):
+        yield "source", f"{name} has no configuration {unknown!r}", did_you_mean(unknown, known.configs, "it has")
         return
-    columns = known.configs[config or next(iter(known.configs))]
+    columns = _columns(config, known)
     if data.format not in ("text", "instruction"):
         return
     if data.split not in known.splits:
@@ -171,10 +178,10 @@ def items_findings(source: str, task: str, needed: Columns) -> Iterator[tuple[st
     if match is None or known is None:
         return
     name, config, _ = match.groups()
-    if config and config not in known.configs:
-        yield f"{name} has no configuration {config!r}", did_you_mean(config, known.configs, "it has")
+    if unknown := _unknown(config, known):
+        yield f"{name} has no configuration {unknown!r}", did_you_mean(unknown, known.configs, "it has")
         return
-    columns = known.configs[config or next(iter(known.configs))]
+    columns = _columns(config, known)
     if missing := [column for column in needed if column not in columns]:
         yield f"{name} has no column {missing[0]!r}, which task {task!r} reads", _columns_hint(columns)
 
@@ -186,6 +193,24 @@ def benchmark_findings(source: str, benchmark: str) -> Iterator[tuple[str, str]]
     if match and match[1] in HUB_SETS and match[1] != own:
         hint = f"use hub://{own}, or file://: it is read from " if own else "use file://: it is read from "
         yield f"{match[1]} does not hold the items of {benchmark}", hint + BENCHMARKS[benchmark].files
+
+
+def joined(config: str, configs: Iterable[str]) -> list[str]:
+    """Return the configurations that `config` names: one, several joined by +, or all of `configs`."""
+    return list(configs) if config == ALL_CONFIGS else config.split("+")
+
+
+def _unknown(config: str | None, known: HubSet) -> str:
+    """Return the first named configuration that a set does not have, "" when it has all."""
+    named = joined(config, known.configs) if config else []
+    return next((one for one in named if one not in known.configs and ALL_CONFIGS not in known.configs), "")
+
+
+def _columns(config: str | None, known: HubSet) -> Columns:
+    """Return the columns that all of the named configurations have, by default those of the first."""
+    named = joined(config, known.configs) if config else list(known.configs)[:1]
+    sets = [known.configs.get(one, known.configs.get(ALL_CONFIGS, ())) for one in named]
+    return tuple(column for column in sets[0] if all(column in other for other in sets))
 
 
 def _columns_hint(columns: Columns) -> str:

@@ -107,6 +107,25 @@ def test_a_task_is_read_from_its_set(client: Client, task: str, source: str) -> 
     assert list(found.get("answer", found)) == [f"{task}/test.jsonl"]
 
 
+@pytest.mark.parametrize(
+    "config, said", [("adjunct_island+wh_island", ["adjunct_island", "wh_island"]), ("wh_island", ["wh_island"])]
+)
+@pytest.mark.parametrize("every", [False, True])
+def test_several_configurations_are_read_as_one(client: Client, config: str, said: list[str], every: bool) -> None:
+    """BLiMP has one for each of its 67 phenomena."""
+    named = "*" if every else config
+    found = client.ask("items", tasks=["blimp"], source=f"hub://nyu-mll/blimp:{named}@main", format="items")["answer"]
+    rows = [row["UID"] for row in found["blimp/train.jsonl"]]
+    assert rows == (["adjunct_island", "wh_island"] if every else said)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_folder_of_a_repository_is_read_alone(client: Client, number: int) -> None:
+    source = f"hub://cerebras/SlimPajama-627B:train/chunk{number}@main"
+    row, _ = client.ask("rows", source=source, format="text")["answer"]
+    assert row["text"] == f"Part {number}."
+
+
 def test_a_commit_stays_what_it_was_and_a_branch_moves(hub: Hub, client: Client) -> None:
     repository = hub.repository("made/up")
     first = repository.push(declared({"default": {"train": [{"prompt": "P", "response": "first"}]}}))
