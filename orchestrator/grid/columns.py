@@ -31,9 +31,9 @@ def columns_of(cell: Cell, at: float | None = None) -> frozenset[str]:
     dense = not kind_of(cell.model.moe).routes
     found: set[str] = set()
     for suite in cell.evaluate.suites:
-        # Probes are for models that have experts, interventions for their final states.
-        kind = SUITES.get(suite)
-        if (not dense or not (kind.final or kind.routed)) and (at == 1.0 or not kind.final):
+        # Probes are for models that have experts, interventions for their final states unless a grid wants all.
+        kind, every = SUITES.get(suite), cell.evaluate.interventions == "every"
+        if (not dense or not (kind.final or kind.routed)) and (at == 1.0 or every or not kind.final):
             found |= suite_columns(cell.evaluate, suite)
     return frozenset(found)
 

@@ -290,9 +290,9 @@ def _forms(cell: Cell, train: TrainSpec, base: _Base) -> dict[int, tuple[tuple[s
     for at in fractions:
         step = step_at(at, train.steps)
         for suite in evaluate.suites:
-            # A dense model routes nothing; interventions are measured on the final state alone.
+            # A dense model routes nothing; interventions are measured on the final state alone unless asked for.
             kind = SUITES.get(suite)
-            if kind.final and step != train.steps:
+            if kind.final and step != train.steps and evaluate.interventions == "final":
                 continue
             if (kind.final or kind.routed) and not kind_of(cell.model.moe).routes:
                 continue

@@ -121,12 +121,12 @@ class JudgeSpec:
 class EvaluateSpec:
     """What is measured on the states at the fractions `at` of the cell's last training phase.
 
-    Suites: `lm` (val_loss, bits_per_byte), `reasoning` (tasks, answer_bpb), `efficiency` (MoE-Bench section 4; only at
-    1.0, with `efficiency_limit` items a task and `routing_seeds` random routings), `probe` (LibMoE section 5: routing
-    of the held-out text and of each task's right answers), and those of MoE-RBench: `safety`, `over_refusal` (responses
-    generated as `generation` says, scored by `judges`), `hallucination`, `adversarial`, `ood` (orchestrator.spec.suites
-    says which benchmarks each has). `dola` contrasts layers while generating and scoring in safety, over_refusal and
-    hallucination: "" off, `low`, `high`, or layers such as `0,2,4`.
+    Suites: `lm` (val_loss, bits_per_byte), `reasoning` (tasks, answer_bpb), `efficiency` (MoE-Bench section 4; on the
+    states that `interventions` says, with `efficiency_limit` items a task and `routing_seeds` random routings), `probe`
+    (LibMoE section 5: routing of the held-out text and of each task's right answers), and those of MoE-RBench:
+    `safety`, `over_refusal` (responses generated as `generation` says, scored by `judges`), `hallucination`,
+    `adversarial`, `ood` (orchestrator.spec.suites says which benchmarks each has). `dola` contrasts layers while
+    generating and scoring in safety, over_refusal and hallucination: "" off, `low`, `high`, or layers such as `0,2,4`.
     """
 
     suites: Annotated[tuple[str, ...], Rule(names=SUITES)] = DEFAULT_SUITES
@@ -151,6 +151,8 @@ class EvaluateSpec:
     """Items a task in `efficiency`."""
     routing_seeds: Annotated[int, POSITIVE] = 3
     """Random routings that `efficiency` averages."""
+    interventions: Annotated[str, one_of("final", "every")] = field(default="final", metadata=NEUTRAL)
+    """Whether experts are taken away in the `final` state alone, or in `every` evaluated one (suite efficiency)."""
     safety: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
     """Malicious, sensitive and controversial instructions."""
     xstest: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from orchestrator.catalog.pins import WHEELS
 from orchestrator.files.problems import Problems
 from orchestrator.files.yaml_positions import parse_yaml
+from orchestrator.grid.columns import columns_of
 from orchestrator.grid.files import GRIDS, grid_names
 from orchestrator.grid.load import Grid, load_grid
 from orchestrator.plan.graph import build_graph
@@ -142,18 +145,16 @@ def test_the_algorithms_train_with_their_own_balancing_losses() -> None:
         assert {cells["smoe"].model, cells["sharede_v2"].model} <= twin, "runs that are equal are made once"
 
 
-@pytest.mark.parametrize(
-    ("name", "ours"), [("libmoe_algorithms", "arc_easy"), ("libmoe_regularisation", "arc_challenge")]
-)
-def test_libmoe_tasks_have_no_shots_and_states_are_probed_over_training(name: str, ours: str) -> None:
-    for scale in ("tiny", "paper"):
-        cell = load_grid(name, scale=scale).cells[0].cell
-        assert {task.name: task.shots for task in cell.evaluate.tasks} == dict.fromkeys(
-            ("lambada_openai", "hellaswag", "piqa", ours, "social_iqa", "commonsense_qa"), 0
-        )
-        assert {task.metric for task in cell.evaluate.tasks} == {"acc"}
-        assert cell.evaluate.at == (0.1, 0.25, 0.5, 0.75, 1.0)
-    assert ("probe" in cell.evaluate.suites) == (name == "libmoe_algorithms")
+@pytest.mark.parametrize("name", ["libmoe_algorithms", "libmoe_regularisation"])
+def test_libmoe_tasks_have_no_shots_and_states_are_probed_over_training(name: str) -> None:
+    """At tiny those are left out that no wheel holds; the printed ones are compared in test_printed_settings."""
+    tiny, paper = (load_grid(name, scale=scale).cells[0].cell.evaluate for scale in ("tiny", "paper"))
+    lacking = {"blimp", "cbt", "race"}
+    assert {task.name for task in tiny.tasks} == {task.name for task in paper.tasks} - lacking
+    for evaluate in (tiny, paper):
+        assert {task.shots for task in evaluate.tasks} == {0}
+        assert evaluate.at == (0.1, 0.25, 0.5, 0.75, 1.0)
+        assert ("probe" in evaluate.suites) == (name == "libmoe_algorithms")
 
 
 def test_a_dense_twin_is_never_probed_where_the_sparse_ones_are() -> None:
@@ -163,3 +164,17 @@ def test_a_dense_twin_is_never_probed_where_the_sparse_ones_are() -> None:
     }
     assert suites.pop("dense") == {"lm", "reasoning"}
     assert all(found == {"lm", "reasoning", "efficiency", "probe"} for found in suites.values())
+
+
+def test_interventions_on_every_state_are_a_wish_of_the_grid() -> None:
+    def measured(*overrides: str) -> list[float]:
+        graph = build_graph(load_grid("finetune_epochs", overrides=overrides))
+        results = graph.cells[graph.grid.cells[0].id].results
+        return [result.at for result in results if result.suite == "efficiency"]
+
+    assert measured() == [0.1667, 0.3333, 0.5, 0.6667, 0.8333, 1.0]
+    assert measured("set.evaluate.interventions=final") == [1.0]
+    cell = load_grid("finetune_epochs").cells[0].cell
+    assert {"capacity", "specialization"} <= columns_of(cell, 0.5)
+    once = dataclasses.replace(cell, evaluate=dataclasses.replace(cell.evaluate, interventions="final"))
+    assert not {"capacity", "specialization"} & columns_of(once, 0.5)
