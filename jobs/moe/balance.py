@@ -54,17 +54,11 @@ def load_balance(
     MoE++ (`heterogeneous`).
     """
     group = LOAD_VARIANTS[variant] or group
-    # Per layer: f and P as [groups, N]; the loss of a group is a dot product.
-    parts = [_shares(routing, variant, group == "sequence", scope == "global", spare) for routing in routings]
+    # f and P as [layers, groups, N]; the loss of a group is a dot product. The layers of a model route alike.
+    f, p, share = _shares(routings, variant, group == "sequence", scope == "global", spare)
     if group == "pooled":
-        f = torch.stack([f for f, _, _ in parts]).mean(0)
-        p = torch.stack([p for _, p, _ in parts]).mean(0)
-        return _scaled(_product(f, p, variant, routings[0]).mean(), variant, routings[0])
-    terms = [
-        _scaled((_product(f, p, variant, routing) * share).sum(), variant, routing)
-        for (f, p, share), routing in zip(parts, routings, strict=True)
-    ]
-    return torch.stack(terms).mean()
+        return _scaled(_product(f.mean(0), p.mean(0), variant, routings[0]).mean(), variant, routings[0])
+    return _scaled((_product(f, p, variant, routings[0]) * share).sum(-1), variant, routings[0]).mean()
 
 
 def _product(f_GN: Tensor, p_GN: Tensor, variant: str, routing: Routing) -> Tensor:
@@ -85,10 +79,32 @@ def _scaled(value: Tensor, variant: str, routing: Routing) -> Tensor:
 
 
 def _shares(
-    routing: Routing, variant: str, per_sequence: bool, reduce: bool, spare: bool
+    routings: Sequence[Routing], variant: str, per_sequence: bool, reduce: bool, spare: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return f [G,N], P [G,N] and each group's share of the mean [G] (groups without a real token have none)."""
-    groups = routing.batch if per_sequence else 1
+    """Return f [L,G,N], P [L,G,N] and each group's share of the mean [G] (groups without a real token have none)."""
+    first = routings[0]
+    groups, num = first.batch if per_sequence else 1, first.num_ids
+    length = len(first.scores) // max(groups, 1)
+    # One pass over the probabilities of each layer; all else is as small as the experts are many.
+    totals = torch.stack([_total(routing, variant, groups) for routing in routings])
+    counts = torch.stack([_assigned(routing, variant, groups) for routing in routings]).to(totals.dtype)
+    if first.padded:
+        tokens = first.mask.view(groups, length).sum(1, keepdim=True).to(totals.dtype)
+    else:
+        tokens = torch.full((groups, 1), float(length), device=totals.device)
+    present = (tokens > 0).to(totals.dtype)
+    share = (present / present.sum().clamp_min(1)).squeeze(-1)
+    mean = totals / tokens.clamp_min(1)
+    # A sequence lies on one rank: its f is complete there.
+    if reduce and not per_sequence and torch.distributed.is_available() and torch.distributed.is_initialized():
+        summed = torch.cat([counts, tokens.expand(len(counts), groups, 1)], dim=2) * float(not spare)
+        torch.distributed.all_reduce(summed)
+        counts, tokens = summed.split([num, 1], dim=2)
+    return counts / tokens.clamp_min(1), mean, share
+
+
+def _total(routing: Routing, variant: str, groups: int) -> Tensor:
+    """Return the sum over a group's real tokens of what P is the mean of [G,N]."""
     if variant == "sigmoid_raw":
         p = routing.scores
     elif variant == "sigmoid_normalised":
@@ -97,28 +113,17 @@ def _shares(
         p = torch.softmax(routing.logits, dim=-1) if not routing.softmax else routing.scores
     else:
         p = routing.probabilities
-    num = routing.num_ids
-    if groups == 1 and variant != "top1_squared":
-        counts = routing.counts.to(p.dtype).unsqueeze(0)
-    else:
-        indices = routing.indices[:, :1] if variant == "top1_squared" else routing.indices
-        counts = _group_counts(indices, groups, num).to(p.dtype)
-    length = len(p) // max(groups, 1)
     if routing.padded:
-        tokens = routing.mask.view(groups, length).sum(1, keepdim=True).to(p.dtype)
-        total = torch.where(routing.mask.unsqueeze(-1), p, 0.0).view(groups, length, num).sum(1)
-    else:
-        tokens = torch.full((groups, 1), float(length), device=p.device)
-        total = p.view(groups, length, num).sum(1)
-    present = (tokens > 0).to(p.dtype)
-    share = (present / present.sum().clamp_min(1)).squeeze(-1)
-    mean = total / tokens.clamp_min(1)
-    # A sequence lies on one rank: its f is complete there.
-    if reduce and not per_sequence and torch.distributed.is_available() and torch.distributed.is_initialized():
-        summed = torch.cat([counts, tokens], dim=1) * float(not spare)
-        torch.distributed.all_reduce(summed)
-        counts, tokens = summed.split([num, 1], dim=1)
-    return counts / tokens.clamp_min(1), mean, share
+        p = torch.where(routing.mask.unsqueeze(-1), p, 0.0)
+    return p.view(groups, len(p) // max(groups, 1), routing.num_ids).sum(1)
+
+
+def _assigned(routing: Routing, variant: str, groups: int) -> Tensor:
+    """Return the assignments of each group [G,N] that f counts."""
+    if groups == 1 and variant != "top1_squared":
+        return routing.counts.unsqueeze(0)
+    indices = routing.indices[:, :1] if variant == "top1_squared" else routing.indices
+    return _group_counts(indices, groups, routing.num_ids)
 
 
 def _group_counts(indices_TK: Tensor, groups: int, num: int) -> Tensor:
