@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from jobs.models.key_values import KeyValues
 from jobs.models.norm import RMSNorm
-from jobs.moe.host import is_fake
+from jobs.moe.host import is_fake, visible
 from orchestrator.spec.model import Model
 
 
@@ -30,10 +31,39 @@ class _Rotary(torch.autograd.Function):
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     half = x.shape[-1] // 2
-    y = x * cos
+    # Contiguous, whatever the layout of x.
+    y = torch.mul(x, cos, out=x.new_empty(x.shape))
     y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
     y[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
     return y
+
+
+@dataclass(frozen=True, slots=True)
+class Angles:
+    """Cosines and sines [B or 1,S,head_dim] of the positions of one forward pass, each angle twice: for both halves."""
+
+    cos: Tensor
+    sin: Tensor
+    _rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def turn(self, x_BSD: Tensor) -> Tensor:
+        """Return the heads [B,H,S,d] of [B,S,H d], turned by their positions."""
+        batch, length, width = x_BSD.shape
+        heads = width // self.cos.shape[-1]
+        if not visible(x_BSD):
+            x_BSHd = x_BSD.view(batch, length, heads, -1)
+            turned: Tensor = _Rotary.apply(x_BSHd, self.cos.unsqueeze(2), self.sin.unsqueeze(2))  # type: ignore[no-untyped-call]
+            return turned.transpose(1, 2)
+        rows = x_BSD.reshape(batch, length * heads, -1)
+        turned = _Rotary.apply(rows, *self._of_heads(heads))  # type: ignore[no-untyped-call]
+        return turned.view(batch, length, heads, -1).transpose(1, 2)
+
+    def _of_heads(self, heads: int) -> tuple[Tensor, Tensor]:
+        """Return a table row for each head of each position: a CPU runs over whole rows faster than over heads."""
+        if heads not in self._rows:
+            cos, sin = (table.unsqueeze(2).expand(-1, -1, heads, -1).flatten(1, 2) for table in (self.cos, self.sin))
+            self._rows[heads] = cos, sin
+        return self._rows[heads]
 
 
 class RotaryTables(nn.Module):
@@ -47,11 +77,11 @@ class RotaryTables(nn.Module):
         self.register_buffer("inv_freq", frequencies, persistent=False)
 
     @torch.no_grad()
-    def forward(self, positions_BS: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cos and sin [B,S,head_dim], each angle twice: for both halves of a head."""
+    def forward(self, positions_BS: Tensor, dtype: torch.dtype) -> Angles:
+        """Return the angles of positions [B,S] in a type."""
         angles = positions_BS[..., None].float() * self.inv_freq.to(device=positions_BS.device, dtype=torch.float)
         twice = torch.cat((angles, angles), dim=-1)
-        return twice.cos().to(dtype), twice.sin().to(dtype)
+        return Angles(twice.cos().to(dtype), twice.sin().to(dtype))
 
 
 def causal_mask(given: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor | None:
@@ -92,13 +122,11 @@ class Attention(nn.Module):
         sizes = (self.head_dim, self.head_dim) if self.by_head else (wide, narrow)
         self.q_norm, self.k_norm = (RMSNorm(size, spec.norm_eps) if spec.normed else nn.Identity() for size in sizes)
 
-    def forward(
-        self, x_BSD: Tensor, tables: tuple[Tensor, Tensor], mask: Tensor | None, cache: KeyValues | None
-    ) -> Tensor:
-        """Return the mixed hidden states [B,S,D]; `tables` are cos and sin [B or 1,S,head_dim] of the positions."""
+    def forward(self, x_BSD: Tensor, angles: Angles, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
+        """Return the mixed hidden states [B,S,D]; `angles` are those of the positions."""
         q, k = self._normed(self.q_norm, self.q_proj(x_BSD)), self._normed(self.k_norm, self.k_proj(x_BSD))
         v = self.v_proj(x_BSD)
-        q, k = self._rotated(q, tables), self._rotated(k, tables)
+        q, k = angles.turn(q), angles.turn(k)
         v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
@@ -126,13 +154,3 @@ class Attention(nn.Module):
             q, k, v, attn_mask=mask, scale=self.head_dim**-0.5, is_causal=causal, enable_gqa=shared
         )
         return mixed.reshape(shape)
-
-    def _rotated(self, x_BSD: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the heads [B,H,S,d], turned by their positions."""
-        batch, length, _ = x_BSD.shape
-        # A table row for each head of each position: kernels then run over whole rows, not over single heads.
-        heads = x_BSD.shape[-1] // self.head_dim
-        cos, sin = (table.unsqueeze(2).expand(-1, -1, heads, -1).flatten(1, 2) for table in tables)
-        rows = x_BSD.reshape(batch, length * heads, self.head_dim)
-        turned: Tensor = _Rotary.apply(rows, cos, sin)  # type: ignore[no-untyped-call]
-        return turned.view(batch, length, heads, self.head_dim).transpose(1, 2)

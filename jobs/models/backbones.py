@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from jobs.models.attention import Attention, RotaryTables, causal_mask
+from jobs.models.attention import Angles, Attention, RotaryTables, causal_mask
 from jobs.models.key_values import KeyValues
 from jobs.models.loss import linear_cross_entropy
 from jobs.models.norm import RMSNorm
@@ -33,7 +33,7 @@ class Output:
 class Given:
     """What every layer of one forward pass is given beside the hidden states: for the attention, and for the blocks."""
 
-    tables: tuple[Tensor, Tensor]  # cos and sin of the positions
+    angles: Angles  # of the positions
     mask: Tensor | None
     cache: KeyValues | None
     spans: Tensor | None
@@ -89,7 +89,7 @@ class DecoderLayer(nn.Module):
         return self._run(x_BSD, given, previous)
 
     def _run(self, x_BSD: Tensor, given: Given, previous: Tensor | None) -> tuple[Tensor, Routing | None]:
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), given.tables, given.mask, given.cache)
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), given.angles, given.mask, given.cache)
         normed = self.post_attention_layernorm(x_BSD)
         if given.recompute == "block":
             y, routing = checkpoint(self.mlp, normed, given, previous, use_reentrant=False)

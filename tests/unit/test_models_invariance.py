@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.models.attention import Attention, RotaryTables, causal_mask
+from jobs.models.attention import Angles, Attention, RotaryTables, causal_mask
 from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
 from jobs.models.key_values import KeyValues
@@ -257,7 +257,7 @@ def test_attention_with_a_mask_and_grouped_heads_is_that_of_each_head_alone(grou
         resolve_model(dataclasses.replace(SPEC, hidden_size=32, num_heads=4, num_kv_heads=4 // groups)), 0
     )
     x = torch.randn(2, 5, 32)
-    tables = RotaryTables(8, 10000.0)(torch.arange(5)[None], x.dtype)
+    angles = RotaryTables(8, 10000.0)(torch.arange(5)[None], x.dtype)
     real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     q, k, v = (
         projected(x).view(2, 5, -1, 8).transpose(1, 2)
@@ -267,8 +267,8 @@ def test_attention_with_a_mask_and_grouped_heads_is_that_of_each_head_alone(grou
             attention.v_proj,
         )
     )
-    angles = torch.arange(5)[:, None] * 10000.0 ** (-torch.arange(0, 8, 2) / 8)
-    turn = torch.polar(torch.ones_like(angles), angles)
+    phases = torch.arange(5)[:, None] * 10000.0 ** (-torch.arange(0, 8, 2) / 8)
+    turn = torch.polar(torch.ones_like(phases), phases)
     q, k = (_turned(heads, turn) for heads in (q, k))
     seen = torch.ones(5, 5).tril().bool() & real[:, None, None, :]
     expected = torch.zeros(2, 5, 32)
@@ -279,10 +279,10 @@ def test_attention_with_a_mask_and_grouped_heads_is_that_of_each_head_alone(grou
     expected = attention.o_proj(expected)
     for mask in (causal_mask(real, 2, 5, 0, x.device), causal_mask(None, 2, 5, 0, x.device)):
         rows = slice(None) if mask is not None else slice(0, 1)  # the first row has no padding
-        torch.testing.assert_close(attention(x, tables, mask, None)[rows], expected[rows], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(attention(x, angles, mask, None)[rows], expected[rows], atol=1e-5, rtol=1e-5)
     cache, last = KeyValues(), []
     for place in range(5):
-        row = tuple(table[:, place : place + 1] for table in tables)
+        row = Angles(*(table[:, place : place + 1] for table in (angles.cos, angles.sin)))
         mask = causal_mask(real[:, : place + 1], 2, 1, place, x.device)
         last.append(attention(x[:, place : place + 1], row, mask, cache))
     torch.testing.assert_close(torch.cat(last, 1)[0], expected[0], atol=1e-5, rtol=1e-5)
