@@ -99,7 +99,8 @@ class MoEBlock(nn.Module):
     def _routed(self, x_TD: Tensor, routing: Routing) -> Tensor:
         indices = routing.indices
         weights = self.router.signed(indices, routing.weights)
-        y: Tensor = self.experts(x_TD, to_physical(indices, routing.physical), weights)
+        counts = routing.counts if routing.full and routing.physical is None else None
+        y: Tensor = self.experts(x_TD, to_physical(indices, routing.physical), weights, counts_N=counts)
         special = self.router.special(x_TD, indices, weights, self.parts)
         return y if special is None else y + special
 

@@ -18,18 +18,31 @@ class Dispatch:
     token: Tensor
     counts: Tensor  # [N]
     slots: int  # slots per token
+    full: bool = False  # True promises that no slot is empty
 
-    def place(self, rows: int) -> Tensor:
-        """Return where each slot [T,K] is in `order`; empty ones are at `rows`, the number of filled slots."""
+    def place(self) -> Tensor:
+        """Return where each slot [T,K] is in `order`."""
         ranks = torch.arange(len(self.order), device=self.order.device)
-        place = torch.empty_like(ranks).index_copy_(0, self.order, ranks)
-        return place.clamp_max_(rows).view(-1, self.slots)
+        return torch.empty_like(ranks).index_copy_(0, self.order, ranks).view(-1, self.slots)
+
+    def ends(self) -> Tensor:
+        """Return where each expert's run ends [N], as grouped kernels want it."""
+        return self.counts.cumsum(0, dtype=torch.int32)
+
+    def rest(self) -> Tensor | None:
+        """Return which rows of `order` [S,1] are in no run; None where all slots are filled."""
+        if self.full:
+            return None
+        return (torch.arange(len(self.order), device=self.order.device) >= self.counts.sum()).unsqueeze(-1)
 
 
-def dispatch(experts_TK: Tensor, num_experts: int) -> Dispatch:
-    """Sort the slots by expert; empty slots (-1) come last and are in no expert's run."""
-    flat = experts_TK.reshape(-1)
-    key = torch.where(flat < 0, num_experts, flat)
+def dispatch(experts_TK: Tensor, num_experts: int, counts_N: Tensor | None = None) -> Dispatch:
+    """Sort the slots by expert; empty slots (-1) come last and are in no expert's run.
+
+    Who knows how often each expert was chosen, and that no slot is empty, gives `counts_N`.
+    """
+    flat, slots = experts_TK.reshape(-1), experts_TK.shape[1]
+    key = torch.where(flat < 0, num_experts, flat) if counts_N is None else flat
     order = torch.argsort(key, stable=True)
-    counts = count(flat, num_experts)
-    return Dispatch(order, order // experts_TK.shape[1], counts, experts_TK.shape[1])
+    counts = count(flat, num_experts) if counts_N is None else counts_N
+    return Dispatch(order, order // slots, counts, slots, counts_N is not None)

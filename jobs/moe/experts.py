@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.moe.dispatch import Dispatch, dispatch
+from jobs.moe.grouped import Grouped
 from jobs.moe.host import is_fake, know_grouped_products, visible
 from jobs.moe.lowrank import effective
 from jobs.moe.parallel import ExpertGroup, keep_own, travel
@@ -22,7 +23,7 @@ from orchestrator.catalog.parameters import Parameters, code_of
 from orchestrator.catalog.uses import Values
 
 NONE = Parameters()  # of a form's own
-# The forms whose backward pass `Slices` has.
+# The forms whose backward pass `Slices` and `Grouped` have.
 SLICED = ("swiglu", "relu_mlp")
 
 
@@ -56,14 +57,19 @@ class Experts(nn.Module):
         keep_own(self, self.num_experts, group)
         self.group = group
 
-    def forward(self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, path: str = "") -> Tensor:
-        """Return sum over a token's slots of weight * expert(x) [T,D]; slots with expert -1 add nothing."""
+    def forward(
+        self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, path: str = "", counts_N: Tensor | None = None
+    ) -> Tensor:
+        """Return sum over a token's slots of weight * expert(x) [T,D]; slots with expert -1 add nothing.
+
+        `counts_N`, the assignments to each expert where they are known, promises that no slot is empty.
+        """
         up, down = effective(self, "up"), effective(self, "down")
         if torch.is_autocast_enabled(x_TD.device.type):
             dtype = torch.get_autocast_dtype(x_TD.device.type)
             x_TD, up, down = x_TD.to(dtype), up.to(dtype), down.to(dtype)
         path = path or self.choose_path(x_TD)
-        plan = dispatch(experts_TK, self.num_experts)
+        plan = dispatch(experts_TK, self.num_experts, counts_N)
         if self.group is None:
             return self._compute(x_TD, weights_TK, up, down, plan, path)
         return travel(
@@ -78,6 +84,9 @@ class Experts(nn.Module):
         if path == "slices":
             y: Tensor = Slices.apply(x_TD, weights_TK, up, down, plan, self.form)  # type: ignore[no-untyped-call]
             return y
+        if path == "grouped" and self.form in SLICED:
+            grouped: Tensor = Grouped.apply(x_TD, weights_TK, up, down, plan, self.form)  # type: ignore[no-untyped-call]
+            return grouped
         if path == "grouped":
             return self._grouped(x_TD, weights_TK, up, down, plan)
         return self._loop(x_TD, weights_TK, up, down, plan)

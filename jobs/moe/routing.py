@@ -29,6 +29,7 @@ class Routing:
     top_k: int
     num_experts: int  # physical routed experts; router ids may be more (MoE++, TC-MoE)
     padded: bool = False  # False promises that `mask` is all True
+    full: bool = False  # True promises that no slot is empty
     softmax: bool = True  # scores are a softmax over the ids
     physical: Tensor | None = None  # [N] router id -> physical expert, -1 = none; None = the identity
     null: tuple[int, int] | None = None  # the ids [a, b) of TC-MoE's null experts

@@ -132,11 +132,12 @@ def _mix(values: Tensor) -> Tensor:
     return values ^ ((values >> 31) & 0x1FFFFFFFF)
 
 
-def count(indices_TK: Tensor, num_ids: int) -> Tensor:
-    """Return how often each id occurs [N]; -1 (an empty slot) is not counted."""
-    slots = indices_TK.reshape(-1) + 1
+def count(indices_TK: Tensor, num_ids: int, *, full: bool = False) -> Tensor:
+    """Return how often each id occurs [N]; -1 (an empty slot) is not counted. `full` promises that there is none."""
+    first = 0 if full else 1
+    slots = indices_TK.reshape(-1) + 1 if first else indices_TK.reshape(-1)
     if visible(slots):
-        return torch.bincount(slots, minlength=num_ids + 1)[1:]
+        return torch.bincount(slots, minlength=num_ids + first)[first:]
     # bincount waits for a GPU.
-    counts = torch.zeros(num_ids + 1, dtype=torch.long, device=slots.device)
-    return counts.scatter_add_(0, slots, torch.ones_like(slots))[1:]
+    counts = torch.zeros(num_ids + first, dtype=torch.long, device=slots.device)
+    return counts.scatter_add_(0, slots, slots.new_ones(1).expand_as(slots))[first:]

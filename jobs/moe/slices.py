@@ -26,7 +26,7 @@ class Slices(torch.autograd.Function):
     ) -> Tensor:
         sizes = plan.counts.tolist()
         rows = sum(sizes)
-        place = plan.place(rows)
+        place = plan.place().clamp_max_(rows)  # empty slots read zeros
         hidden = x_TD.new_empty(rows, up.shape[1])
         weights = weights_TK.reshape(-1).index_select(0, plan.order[:rows]).to(x_TD.dtype).unsqueeze(-1)
         y = _slots(x_TD, rows)
@@ -37,7 +37,7 @@ class Slices(torch.autograd.Function):
 
         def run(i: int) -> None:
             torch.mm(x_TD.index_select(0, tokens[i]), w_up[i], out=runs[i])
-            torch.mm(_activate(parts[i]).mul_(w[i]), w_down[i], out=out[i])
+            torch.mm(activate(parts[i]).mul_(w[i]), w_down[i], out=out[i])
 
         for_each(run, sizes)
         ctx.save_for_backward(x_TD, weights, up, down, hidden, place)
@@ -67,7 +67,7 @@ class Slices(torch.autograd.Function):
         def run(i: int) -> None:
             d_y = d_out.index_select(0, tokens[i])
             d_a = torch.mm(d_y, w_down[i])
-            a, d_h = _activate_backward(parts[i], d_a, w[i])
+            a, d_h = activate_backward(parts[i], d_a, w[i])
             torch.sum(d_a.mul_(a), -1, keepdim=True, out=d_w[i])
             if d_down is not None:
                 torch.mm(d_y.t(), a.mul_(w[i]), out=d_down[i])
@@ -101,11 +101,12 @@ def _halves(hidden: Tensor, form: str, sizes: list[int]) -> list[tuple[Tensor, .
     return list(zip(*(part.split(sizes) for part in parts), strict=True))
 
 
-def _activate(halves: tuple[Tensor, ...]) -> Tensor:
+def activate(halves: tuple[Tensor, ...]) -> Tensor:
+    """Return silu(gate) * up of two halves, relu of one."""
     return F.silu(halves[0]).mul_(halves[1]) if len(halves) == 2 else F.relu(halves[0])
 
 
-def _activate_backward(halves: tuple[Tensor, ...], d_a: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def activate_backward(halves: tuple[Tensor, ...], d_a: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the activation and the gradient of the first projection; `d_a` does not hold the combine weight yet."""
     if len(halves) == 1:
         a = F.relu(halves[0])

@@ -61,7 +61,8 @@ def test_what_is_computed_again_is_not_held():
     asked = bench.shape("tiny", "fsdp", 2, "bf16")
     held = [simulate_training(dataclasses.replace(asked, recompute=what)) for what in ("none", "block", "layer")]
     activations = [answer.moments["step"].kinds["activations"] for answer in held]
-    assert activations[0] > 1.1 * activations[1] > 1.1 * activations[2]
+    # A block keeps its input and the first projection of its experts, and then the input alone.
+    assert activations[0] > 1.05 * activations[1] > 1.05 * 1.1 * activations[2]
     assert held[0].moments["start"] == held[2].moments["start"]
 
 

@@ -194,7 +194,7 @@ class Router(nn.Module):
                 indices = indices.masked_fill(empty, -1)
             if self.scaling != 1.0:
                 weights = weights * self.scaling
-        return self.record(context, logits, scores, indices, weights, carried)
+        return self.record(context, logits, scores, indices, weights, carried, full=empty is None)
 
     def prepare(self, x_TD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Return the logits after span pooling and interventions, and those before interventions."""
@@ -241,9 +241,18 @@ class Router(nn.Module):
         return ids, (chosen < 0) | (values.gather(1, ids) == float("-inf"))
 
     def record(
-        self, context: Context, logits: Tensor, scores: Tensor, indices: Tensor, weights: Tensor, carried: Tensor
+        self,
+        context: Context,
+        logits: Tensor,
+        scores: Tensor,
+        indices: Tensor,
+        weights: Tensor,
+        carried: Tensor,
+        *,
+        full: bool = False,
     ) -> Routing:
-        """Apply random routing and the padding mask, count, and return the record."""
+        """Apply random routing and the padding mask, count, and return the record; `full`: every slot was filled."""
+        full = full and not context.padded and self.switches.random_seed is None
         if self.switches.random_seed is not None:
             forbidden = self.removed_ids() if self.switches.removed else None
             seed, layer = self.switches.random_seed, context.layer
@@ -258,11 +267,12 @@ class Router(nn.Module):
             indices=indices,
             weights=weights,
             mask=context.mask,
-            counts=count(indices, self.num_ids),
+            counts=count(indices, self.num_ids, full=full),
             batch=context.batch,
             top_k=self.moe.top_k,
             num_experts=self.moe.num_experts,
             padded=context.padded,
+            full=full,
             softmax=self.distribution,
             physical=self.physical,
             carried=carried,
