@@ -221,7 +221,7 @@ def conditions_of_training() -> Iterator[tuple[str, Conditions]]:
     for field, values in (
         ("freeze", FREEZING.builtins),
         ("schedule", SCHEDULES.builtins),
-        ("precision", ("fp32", "bf16", "mixed")),
+        ("precision", ("fp32", "bf16", "mixed", "fp16")),
         ("loss", ("all", "response")),
         ("expert_dropout", (0.1,)),
         ("clip", (0.0, 1.0)),

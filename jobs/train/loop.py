@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -19,10 +19,13 @@ from jobs.train.errors import NotFinite
 from jobs.train.freeze import frozen_blocks
 from jobs.train.meter import Meter
 from jobs.train.randomness import reseed
+from jobs.train.scale import PRECISION, LossScale
 from jobs.train.schedule import balance_at, learning_rates
 from jobs.train.sums import Sums
 from orchestrator.spec.work import Conditions
 
+# Precisions whose products are rounded under autocast, beside weights in fp32.
+AUTOCAST = {"mixed": torch.bfloat16, "fp16": torch.float16}
 # Sums over ranks that are no series of their own.
 UNLOGGED = frozenset({"requests", "counts", "cutoffs", "passed"})
 
@@ -50,15 +53,22 @@ class Trainer:
     step: int = 0
     tokens: int = 0
     meter: Meter = field(default_factory=Meter)
+    begun: InitVar[LossScale | None] = None  # of a session; None = as a phase begins
+    scale: LossScale = field(init=False)
     _layout: dict[str, torch.Size] = field(default_factory=dict)
+
+    def __post_init__(self, begun: LossScale | None) -> None:
+        self.scale = begun or LossScale.of(self.conditions.train.precision)
 
     def train_step(self, requests: Sequence[bool] = (False,), *, router_gradient: bool = False) -> StepResult:
         """Take one optimizer step; raises NotFinite, without a step, when loss or gradient norm is not finite.
 
+        With fp16 a step whose gradients alone are not finite is skipped: it counts, and changes nothing but the scale.
+
         `requests` are wishes of this rank; the result says which of them any rank had. `router_gradient` also
         measures the gradient that reaches the router's logits (a frozen router passes it on to the trunk).
         """
-        engine, train = self.engine, self.conditions.train
+        engine, train, scale = self.engine, self.conditions.train, self.scale
         lr, router_lr = learning_rates(train, self.step)
         weights = balance_at(train, self.step)
         engine.set_lr(lr, router_lr)
@@ -79,7 +89,8 @@ class Trainer:
             balance, parts = balance_loss(output.routings, weights, spare=not weight)
             if router_gradient:
                 watched += _watch_logits(output.routings)
-            engine.backward(weight * (lm_sum / tokens + balance / train.accumulation))
+            share = weight * (lm_sum / tokens + balance / train.accumulation)
+            engine.backward(share if scale.value == 1.0 else share * scale.value)
             sums.add("lm_loss", lm_sum, weight / tokens)
             sums.add("loss", balance, weight / train.accumulation)
             for name, part in parts.items():
@@ -89,20 +100,31 @@ class Trainer:
         self._layout = self._layout or sums.layout()
         sums.fill(self._layout, device)
         if router_gradient:
-            sums.add("passed", _square_of_gradients(watched, device), engine.loss_scale**-2)
+            sums.add("passed", _square_of_gradients(watched, device), (engine.loss_scale * scale.value) ** -2)
         tensors, lists, norm = sums.reduce(engine, engine.gradient_norm())
+        used = scale.value
+        norm /= used
         values = {f"train/{name}": value[0] for name, value in lists.items() if name not in UNLOGGED}
         values["train/loss"] += values["train/lm_loss"]
-        if not (math.isfinite(values["train/loss"]) and math.isfinite(norm)):
+        finite = math.isfinite(norm)
+        if not math.isfinite(values["train/loss"]) or not (finite or scale.skip()):
             engine.drop_gradients()
             raise NotFinite(
                 f"step {self.step + 1}: loss {values['train/loss']}, gradient norm {norm}",
                 hint="lower lr or raise warmup_ratio; the step was not applied and the last committed state is kept",
             )
-        values["train/grad_norm"] = norm
-        once = {"train/router_passed_grad_norm": math.sqrt(lists["passed"][0])} if router_gradient else {}
-        engine.step(min(1.0, train.clip / (norm + 1e-6)) if train.clip > 0 else 1.0)
-        self._update_blocks(tensors)
+        values["train/grad_norm"] = norm if finite else 0.0  # of what is applied
+        once = {}
+        if router_gradient and finite:
+            once["train/router_passed_grad_norm"] = math.sqrt(lists["passed"][0])
+        if finite:
+            engine.step((min(1.0, train.clip / (norm + 1e-6)) if train.clip > 0 else 1.0) / used)
+            self._update_blocks(tensors)
+            scale.apply(train.precision)
+        else:
+            engine.drop_gradients()
+        if train.precision == PRECISION:
+            once |= {"train/loss_scale": scale.value, "train/skipped_steps": float(scale.skipped)}
         self.step += 1
         self.tokens += seen
         experts = tensors["counts"].shape[1] if "counts" in tensors else 1
@@ -134,9 +156,9 @@ class Trainer:
 
     def _forward(self, batch: Batch) -> Output:
         unit = self.engine.model.spec.moe.unit  # resolved: the work's own spec may leave it to the preset
-        mixed = self.conditions.train.precision == "mixed"
+        half = AUTOCAST.get(self.conditions.train.precision)
         device = batch.input_ids.device.type
-        with torch.autocast(device, torch.bfloat16) if mixed else contextlib.nullcontext():
+        with torch.autocast(device, half) if half else contextlib.nullcontext():
             output: Output = self.engine.model(
                 batch.input_ids,
                 attention_mask=None if bool(batch.attention_mask.all()) else batch.attention_mask,

@@ -23,6 +23,7 @@ from jobs.node.patience import patiently
 from jobs.train.engine import Engine
 from jobs.train.engines.building import build_engine
 from jobs.train.meter import Meter, recorded_meter
+from jobs.train.scale import LossScale
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.errors import ArtifactMissing, CorruptBlob, NumericsError
@@ -48,6 +49,7 @@ class Session:
     step: int
     tokens: int
     meter: Meter
+    scale: LossScale
     mixed_numerics: bool = False
     mixed_code: bool = False
     saved: float | None = None  # when the last state with its moments was kept, where its own state has none
@@ -64,11 +66,14 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
     if step == 0:  # the state of an earlier phase, whose own adapters are merged
         weights = merged(weights, begun)
     engine = engine_over(context, work, model, weights)
-    session = Session(engine, work.conditions.phase, key, step, 0, Meter(), *mixed)
+    begun_scale = LossScale.of(work.conditions.train.precision)
+    session = Session(engine, work.conditions.phase, key, step, 0, Meter(), begun_scale, *mixed)
     if step > 0:
         state = json.loads(context.fetch(key, "state.json").read_bytes())
         engine.load_optimizer(fetch_shards(context, key, "optimizer"))
         session.tokens = state["tokens"]
+        if "loss_scale" in state:
+            session.scale = LossScale.from_json(state["loss_scale"])
         session.meter, sound = recorded_meter(state, lambda steps: _assignments(context, manifest, engine, step, steps))
         if not sound:
             log.warning(

@@ -17,6 +17,7 @@ from jobs.train.errors import FrozenMoved
 from jobs.train.freeze import frozen_digest
 from jobs.train.loop import StepResult, Trainer
 from jobs.train.meter import STATE_FORMAT, Meter
+from jobs.train.scale import PRECISION, LossScale
 from jobs.train.schedule import balance_at, learning_rates
 from jobs.train.session import (
     Session,
@@ -83,7 +84,7 @@ def train_segment(
     if session.step == 0 and work.conditions.collaboration_top:
         profile_collaboration(engine.model, profiling_sample(source, train.micro_batch, moe.unit))
     frozen = frozen_digest(engine, train.freeze)
-    trainer = Trainer(engine, work.conditions, source, session.step, session.tokens, session.meter)
+    trainer = Trainer(engine, work.conditions, source, session.step, session.tokens, session.meter, session.scale)
     first = segment.marked_tokens = trainer.tokens
     begun = saved_step = trainer.step
     while trainer.step < work.stop:
@@ -159,7 +160,8 @@ def _enter(context: StageContext, work: TrainWork, segment: Segment) -> Session:
             and live.engine.model.adapter is None
         ):
             engine = engine_over(context, work, live.engine.model)
-            return Session(engine, work.conditions.phase, work.parent, 0, 0, Meter(), mixed_code=live.mixed_code)
+            begun = LossScale.of(work.conditions.train.precision)
+            return Session(engine, work.conditions.phase, work.parent, 0, 0, Meter(), begun, mixed_code=live.mixed_code)
     writer.wait()
     context.job.live["training"] = None
     del live
@@ -267,7 +269,7 @@ def _state(work: TrainWork, trainer: Trainer, frozen: str) -> dict[str, Any]:
         "frozen": work.conditions.train.freeze,
         "frozen_sha256": frozen,
         "meter": trainer.meter.to_json(),
-    }
+    } | ({"loss_scale": trainer.scale.to_json()} if work.conditions.train.precision == PRECISION else {})
 
 
 def _resident_gb() -> float:

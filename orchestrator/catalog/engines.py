@@ -23,6 +23,7 @@ class EngineKind:
     in the model, which another phase may go on with in the same process. `reads_weights`: it gets a model whose
     parameters have no memory yet, and reads of the weights (a mapping from names to tensors) what this rank holds.
     `meshes`: it also gets `execution.parallel`, and lays out its ranks so.
+    `scales`: the factor of its `step` alone decides what is applied, so that gradients may come multiplied (fp16).
     `recomputes`: a part of the model may run again in the backward pass (`execution.recompute`).
     """
 
@@ -33,13 +34,14 @@ class EngineKind:
     plain_model: bool = False
     reads_weights: bool = False
     meshes: bool = False
+    scales: bool = False
     recomputes: bool = True
 
 
 BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
     {
         # One process, or data parallel.
-        "torch": EngineKind("torch", "jobs.train.engines.torch:TorchEngine", plain_model=True),
+        "torch": EngineKind("torch", "jobs.train.engines.torch:TorchEngine", plain_model=True, scales=True),
         # Everything sharded.
         "fsdp": EngineKind(
             "fsdp",
@@ -48,6 +50,7 @@ BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
             cuts=True,
             reads_weights=True,
             meshes=True,
+            scales=True,
         ),
         # Optimizer state partitioned; with 2 gradients, with 3 parameters as well.
         "deepspeed:1": EngineKind(

@@ -226,6 +226,13 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
         if cell.execution.recompute != "none" and not ENGINES.get(engine).recomputes:
             message = f"engine {engine!r} does not recompute: a second pass would confuse its hooks"
             yield ("execution", "recompute"), message, "recompute: none, or engine: fsdp"
+        if train.precision == "fp16" and not ENGINES.get(engine).scales:
+            message = f"precision 'fp16' does not run under engine {engine!r}, which clips gradients by itself"
+            yield (
+                (name, "precision"),
+                message,
+                "engine: torch or fsdp, or precision: mixed (bf16 needs no scale)",
+            )
         if ENGINES.get(engine).cuts and not OPTIMIZERS.get(train.optimizer).elementwise:
             message = f"optimizer {train.optimizer!r} updates whole parameters, and engine {engine!r} cuts them"
             yield (name, "optimizer"), message, "use engine: torch, or another optimizer"

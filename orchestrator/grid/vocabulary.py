@@ -49,7 +49,7 @@ _MEANT: Mapping[str, tuple[str, str]] = {
     "PHASE.betas": ("adam_beta1 adam_beta2 beta1 beta2 adam_betas", "[beta1, beta2]"),
     "PHASE.optimizer": ("optimizer_name optimizer_type optim_type optimiser", "adamw, or one of an installed package"),
     "PHASE.eps": ("adam_epsilon adam_eps epsilon optimizer_eps", ""),
-    "PHASE.precision": ("bf16 fp16 dtype torch_dtype mixed_precision param_dtype", "fp32, bf16 or mixed"),
+    "PHASE.precision": ("bf16 fp16 dtype torch_dtype mixed_precision param_dtype", "fp32, bf16, mixed or fp16"),
     "PHASE.loss": (
         "train_on_inputs completion_only_loss assistant_only_loss response_only mask_prompt",
         "response scores the answers alone, all everything",

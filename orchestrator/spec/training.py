@@ -119,8 +119,8 @@ class TrainSpec:
     """Decoupled weight decay."""
     clip: Annotated[float, NOT_NEGATIVE] = 1.0
     """Largest norm of the gradient, 0 = no clipping."""
-    precision: Annotated[str, one_of("fp32", "bf16", "mixed")] = "fp32"
-    """`fp32`; `bf16` for everything; `mixed`: bf16 products, fp32 weights."""
+    precision: Annotated[str, one_of("fp32", "bf16", "mixed", "fp16")] = "fp32"
+    """`fp32`; `bf16` for everything; bf16 (`mixed`) or `fp16` products beside fp32 weights, fp16 with a loss scale."""
     loss: Annotated[str, one_of("all", "response")] = "all"
     """Tokens that count: `all`, or those of the `response`."""
     freeze: str = "none"

@@ -67,6 +67,8 @@ CASES = [
     # Only in the whole harness (make faults): they share their code with the above.
     pytest.param("deepspeed:2", "bf16", marks=[needs_deepspeed, pytest.mark.faults]),
     pytest.param("fsdp", "bf16", marks=pytest.mark.faults),
+    pytest.param("torch", "fp16", marks=pytest.mark.faults),
+    pytest.param("fsdp", "fp16", marks=pytest.mark.faults),
     pytest.param("fsdp expert 2", "bf16", marks=pytest.mark.faults),
     pytest.param("deepspeed:1", "fp32", marks=[needs_deepspeed, pytest.mark.faults]),
     pytest.param("deepspeed:1", "bf16", marks=[needs_deepspeed, pytest.mark.faults]),

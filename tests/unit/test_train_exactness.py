@@ -61,7 +61,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(Trainer, "train_step", counted)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "mixed"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "mixed", "fp16"])
 def test_resumed_at_any_step_equals_straight(tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     train = dataclasses.replace(TRAIN, precision=precision, steps=10)
     (work,) = segments([("", 0, 10)], train, model=AUX_FREE)
@@ -124,7 +124,7 @@ def test_forked_prefix_equals_unforked_run(tmp_path: Path) -> None:
     assert weights(shared, forks[0][1].key()) != weights(shared, forks[1][1].key())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_phases_chained_and_apart_agree(tmp_path: Path, precision: str) -> None:
     pretrain = segments([("", 0, 4)], dataclasses.replace(TRAIN, steps=4))
     tuned = dataclasses.replace(

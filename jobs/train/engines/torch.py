@@ -38,8 +38,8 @@ from orchestrator.spec.cell import TrainSpec
 class TorchEngine:
     """Plain torch: the whole model and optimizer on every rank.
 
-    Precisions: `fp32`; `mixed` (fp32 weights, bf16 autocast); `bf16` (bf16 weights and gradients, fp32 master weights
-    and moments, gradients of micro-batches summed in fp32).
+    Precisions: `fp32`; `mixed` and `fp16` (fp32 weights, autocast); `bf16` (bf16 weights and gradients, fp32 master
+    weights and moments, gradients of micro-batches summed in fp32).
     """
 
     lockstep = False
