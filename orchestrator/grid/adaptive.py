@@ -1,6 +1,7 @@
-"""The `adaptive:` section: seeds are added to a setting until its mean is known well enough. They are ordinary cells.
+"""The `adaptive:` section: seeds are added where results ask for them. They are ordinary cells.
 
-adaptive: {metric: answer_bpb, halfwidth: 0.01, max_seeds: 8}
+adaptive: {metric: answer_bpb, halfwidth: 0.01, max_seeds: 8}   # until the mean of each setting is known well enough
+adaptive: {metric: answer_bpb, race: baseline, max_seeds: 20}   # where they can still decide a difference
 """
 
 from __future__ import annotations
@@ -16,18 +17,25 @@ from orchestrator.spec.fields import typed
 from orchestrator.spec.rules import ABOVE_ZERO, Rule
 
 SEED = "seed"
-_TYPES = {"metric": str, "halfwidth": float, "max_seeds": int}
-_RULES = {"halfwidth": ABOVE_ZERO, "max_seeds": Rule(low=2, high=1000)}
+MOST_SEEDS = 100
+# What a race decides: the differences to the grid's baseline, or those of all pairs of settings.
+RACES = ("baseline", "pairs")
+_TYPES = {"metric": str, "halfwidth": float, "race": str, "max_seeds": int}
+_RULES = {"halfwidth": ABOVE_ZERO, "race": Rule(choices=RACES), "max_seeds": Rule(low=2, high=MOST_SEEDS)}
 _EXAMPLE = "as in adaptive: {metric: answer_bpb, halfwidth: 0.01, max_seeds: 8}"
 
 
 @dataclass(frozen=True, slots=True)
 class Adaptive:
-    """A setting gets seeds until the 95 % interval of its mean `metric` is at most ± `halfwidth`, or `max_seeds`."""
+    """A setting gets seeds until the 95 % interval of its mean `metric` is at most ± `halfwidth`, or `max_seeds`.
+
+    With `race` in place of a `halfwidth` it gets seeds as long as they can decide its differences.
+    """
 
     metric: str
-    halfwidth: float
+    halfwidth: float | None = None
     max_seeds: int = 10
+    race: str = ""
 
 
 def read_adaptive(document: GridDocument, problems: Problems) -> Adaptive | None:
@@ -52,9 +60,19 @@ def read_adaptive(document: GridDocument, problems: Problems) -> Adaptive | None
                 _RULES[name].check(values[name])
         except Mistake as mistake:
             problems.add(f"{key} {mistake.message}", place, key, mistake.hint)
-    for name in ("metric", "halfwidth"):
-        if name not in section.data:
-            problems.add(f"adaptive.{name} is missing", section.place(), f"adaptive.{name}", _EXAMPLE)
+    if "metric" not in section.data:
+        problems.add("adaptive.metric is missing", section.place(), "adaptive.metric", _EXAMPLE)
+    ends = [name for name in ("halfwidth", "race") if name in section.data]
+    if not ends:
+        hint = f"{_EXAMPLE}, or race: baseline (or pairs) in place of halfwidth"
+        problems.add("adaptive.halfwidth is missing", section.place(), "adaptive.halfwidth", hint)
+    if len(ends) > 1:
+        hint = "halfwidth: each mean known well enough; race: differences decided"
+        problems.add("adaptive has both halfwidth and race", section.place("race"), "adaptive.race", hint)
+    baseline = document.sections.get("baseline")
+    if section.data.get("race") == "baseline" and not (baseline and baseline.data):
+        hint = "add baseline: {FACTOR: value}, or race: pairs"
+        problems.add("adaptive.race: baseline has no baseline", section.place("race"), "adaptive.race", hint)
     if "search" in document.sections:
         hint = "search first, then measure the best with more seeds"
         problems.add("adaptive and search exclude each other", section.place(), "adaptive", hint)

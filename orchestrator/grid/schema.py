@@ -12,6 +12,7 @@ from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.tasks import TASKS
+from orchestrator.grid.adaptive import MOST_SEEDS, RACES
 from orchestrator.grid.factors import (
     GRANULARITY,
     PHASES,
@@ -33,13 +34,15 @@ Schema = dict[str, Any]
 NAMES: Schema = {"type": "array", "items": {"type": "string"}}
 ADAPTIVE: Schema = {
     "type": "object",
-    "description": "seeds are added to a setting until the 95 % interval of its mean metric is narrow enough",
-    "required": ["metric", "halfwidth"],
+    "description": "seeds are added until the mean of each setting is known well enough, or differences are decided",
+    "required": ["metric"],
+    "oneOf": [{"required": ["halfwidth"]}, {"required": ["race"]}],
     "additionalProperties": False,
     "properties": {
         "metric": {"type": "string"},
-        "halfwidth": {"type": "number", "exclusiveMinimum": 0},
-        "max_seeds": {"type": "integer", "minimum": 2, "maximum": 1000},
+        "halfwidth": {"type": "number", "exclusiveMinimum": 0, "description": "of a setting's 95 % interval"},
+        "race": {"enum": list(RACES), "description": "the differences that seeds shall decide"},
+        "max_seeds": {"type": "integer", "minimum": 2, "maximum": MOST_SEEDS},
     },
 }
 

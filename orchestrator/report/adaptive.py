@@ -1,5 +1,8 @@
 """An adaptive number of seeds: which further cells the results so far ask for. Nothing is remembered but the results.
 
+Either until the interval of each setting is narrow, or as long as they decide differences (`racing`). The intervals are
+those of `sequential`: they hold although the results choose the number of seeds.
+
 How many seeds a setting has is computed again from the store each time, round by round from the first seeds, so a run
 that was killed, and every other command, comes to the same cells.
 """
@@ -7,25 +10,28 @@ that was killed, and every other command, comes to the same cells.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import MoegridError, did_you_mean
-from orchestrator.grid.adaptive import Adaptive
+from orchestrator.grid.adaptive import SEED, Adaptive
 from orchestrator.grid.expand import GridCell
 from orchestrator.grid.load import Grid
 from orchestrator.plan.graph import StageGraph, build_graph
+from orchestrator.report.baseline import comparable
 from orchestrator.report.statistics import interval_seeds, summary
 from orchestrator.store import Store
 
-FEWEST = 3  # an interval over two seeds says nothing: t is 12.7
+FEWEST = 3  # an interval over two seeds says nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Seeds:
     """The seeds of one setting: how many it began with, has now, and how wide the interval of those measured is.
 
-    `halfwidth` is None before two seeds were measured.
+    `halfwidth` is None before two seeds were measured. `state` is `waiting` for results, `enough`, or `limit` where
+    `max_seeds` did not suffice; in a race `enough` is a setting whose differences further seeds would hardly decide.
     """
 
     setting: str
@@ -34,15 +40,24 @@ class Seeds:
     measured: int
     halfwidth: float | None
     most: int
-    target: float
+    state: str
 
-    @property
-    def state(self) -> str:
-        """`waiting` for results, `enough`, or `limit` where `max_seeds` did not suffice."""
-        if self.measured < self.now:
-            return "waiting"
-        narrow = self.halfwidth is not None and self.halfwidth <= self.target
-        return "enough" if narrow else "limit"
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The cells of one setting, those that it began with and those in reserve; `factors` without the seed."""
+
+    name: str
+    factors: Mapping[str, object]
+    cells: tuple[GridCell, ...]
+    began: int
+    values: Mapping[int, float | None]
+
+    def seeds(self, now: int, state: str, most: int) -> Seeds:
+        known = [value for value in list(self.values.values())[:now] if value is not None]
+        found = summary(known, most) if len(known) > 1 else None
+        half = None if found is None or found.high is None else found.high - found.mean
+        return Seeds(self.name, self.began, now, len(known), half, most, state)
 
 
 def grown(grid: Grid, store: Store, *, share: bool = True) -> tuple[Grid, tuple[Seeds, ...]]:
@@ -53,29 +68,33 @@ def grown(grid: Grid, store: Store, *, share: bool = True) -> tuple[Grid, tuple[
     adaptive = grid.adaptive
     if adaptive is None or not grid.reserve:
         return grid, ()
-    began: dict[str, list[GridCell]] = {}
-    for item in grid.cells:
-        began.setdefault(item.setting, []).append(item)
-    waiting = {setting: list(items) for setting, items in began.items()}
-    for item in grid.reserve:
-        waiting.setdefault(item.setting, []).append(item)
-    graph = build_graph(dataclasses.replace(grid, cells=(*grid.cells, *grid.reserve)), share=share)
-    values = dict(_values(graph, store, adaptive.metric))
-    added: set[str] = set()
-    states = []
-    for setting, items in waiting.items():
-        first, most = len(began.get(setting, ())), min(len(items), adaptive.max_seeds)
-        if not first:
-            continue
-        measured = [values.get(item.id) for item in items]
-        now = seeds_asked_for(measured, first, adaptive, most)
-        added.update(item.id for item in items[first:now])
-        known = [value for value in measured[:now] if value is not None]
-        found = summary(known) if len(known) > 1 else None
-        half = None if found is None or found.high is None else found.high - found.mean
-        states.append(Seeds(setting, first, now, len(known), half, most, adaptive.halfwidth))
+    groups = _groups(grid, store, adaptive, share=share)
+    states = _raced(grid, groups, adaptive) if adaptive.race else _narrowed(groups, adaptive)
+    added = {item.id for group, found in zip(groups, states, strict=True) for item in group.cells[: found.now]}
     cells = (*grid.cells, *(item for item in grid.reserve if item.id in added))
-    return dataclasses.replace(grid, cells=cells), tuple(states)
+    return dataclasses.replace(grid, cells=cells), states
+
+
+def expected_cells(grid: Grid, store: Store, *, share: bool = True) -> float | None:
+    """Return the cells that a grid may be expected to end with, None where nothing is known of its deviations yet."""
+    adaptive = grid.adaptive
+    if adaptive is None or not grid.reserve:
+        return float(len(grid.cells))
+    groups = _groups(grid, store, adaptive, share=share)
+    left = len(grid.cells) - sum(group.began for group in groups)
+    if adaptive.race:
+        from orchestrator.report.racing import TOLERANCES, expected
+
+        pairs, tolerance = _pairs(grid, groups, adaptive), TOLERANCES[adaptive.race]
+        return left + expected(_by_name(groups), _began(groups), adaptive.max_seeds, pairs, tolerance)
+    total = float(left)
+    for group in groups:
+        most = min(len(group.cells), adaptive.max_seeds)
+        known = [value for value in group.values.values() if value is not None]
+        if len(known) < 2:
+            return None
+        total += max(group.began, interval_seeds(known, adaptive.halfwidth or 0.0, most) or most)
+    return total
 
 
 def seeds_asked_for(values: Sequence[float | None], first: int, adaptive: Adaptive, most: int) -> int:
@@ -89,7 +108,7 @@ def seeds_asked_for(values: Sequence[float | None], first: int, adaptive: Adapti
         known = [value for value in values[:now] if value is not None]
         if len(known) < now:
             break  # a seed that is not measured, or failed, is waited for: leaving it out would flatter the setting
-        wanted = max(FEWEST, interval_seeds(known, adaptive.halfwidth) or most)
+        wanted = max(FEWEST, interval_seeds(known, adaptive.halfwidth or 0.0, most) or most)
         if wanted <= now:
             break
         now = min(wanted, 2 * now, most) if now >= FEWEST else min(FEWEST, most)
@@ -98,17 +117,85 @@ def seeds_asked_for(values: Sequence[float | None], first: int, adaptive: Adapti
 
 def told(states: Sequence[Seeds], adaptive: Adaptive) -> str:
     """Return one line about the seeds of a grid."""
-    text = f"adaptive seeds for {adaptive.metric} within ±{adaptive.halfwidth:g}, at most {adaptive.max_seeds}: "
+    aim = f"that decide {adaptive.metric} ({adaptive.race})" if adaptive.race else f"for {adaptive.metric}"
+    aim += "" if adaptive.race else f" within ±{adaptive.halfwidth:g}"
+    text = f"adaptive seeds {aim}, at most {adaptive.max_seeds}: "
     counts = {name: sum(s.state == name for s in states) for name in ("enough", "waiting", "limit")}
     words = {
-        "enough": "narrow enough",
+        "enough": "stopped" if adaptive.race else "narrow enough",
         "waiting": "waiting for results",
-        "limit": f"still wider at {adaptive.max_seeds} seeds",
+        "limit": f"{'at' if adaptive.race else 'still wider at'} {adaptive.max_seeds} seeds",
     }
     text += ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
     added = sum(s.now - s.began for s in states)
     room = sum(s.most - s.now for s in states if s.state == "waiting")
     return f"{text}; {added} cells added" + (f", up to {room} more may be" if room else "")
+
+
+def _groups(grid: Grid, store: Store, adaptive: Adaptive, *, share: bool) -> tuple[_Group, ...]:
+    """Return the settings that begin with some cell, with the values that the store has of them."""
+    began: dict[str, list[GridCell]] = {}
+    for item in grid.cells:
+        began.setdefault(item.setting, []).append(item)
+    whole = {setting: list(items) for setting, items in began.items()}
+    for item in grid.reserve:
+        if item.setting in whole:
+            whole[item.setting].append(item)
+    graph = build_graph(dataclasses.replace(grid, cells=(*grid.cells, *grid.reserve)), share=share)
+    values = dict(_values(graph, store, adaptive.metric))
+    return tuple(
+        _Group(
+            name,
+            {factor: value for factor, value in items[0].factors.items() if factor != SEED},
+            tuple(items),
+            len(began[name]),
+            {item.factors[SEED]: values.get(item.id) for item in items},
+        )
+        for name, items in whole.items()
+    )
+
+
+def _narrowed(groups: Sequence[_Group], adaptive: Adaptive) -> tuple[Seeds, ...]:
+    """Return the seeds with which the interval of each setting is narrow enough."""
+    found = []
+    for group in groups:
+        most = min(len(group.cells), adaptive.max_seeds)
+        values = list(group.values.values())
+        now = seeds_asked_for(values, group.began, adaptive, most)
+        seeds = group.seeds(now, "", most)
+        narrow = seeds.halfwidth is not None and seeds.halfwidth <= (adaptive.halfwidth or 0.0)
+        state = "waiting" if seeds.measured < now else "enough" if narrow else "limit"
+        found.append(dataclasses.replace(seeds, state=state))
+    return tuple(found)
+
+
+def _raced(grid: Grid, groups: Sequence[_Group], adaptive: Adaptive) -> tuple[Seeds, ...]:
+    """Return the seeds that the race gives to each setting."""
+    from orchestrator.report.racing import TOLERANCES, race
+
+    pairs = _pairs(grid, groups, adaptive)
+    lanes = race(_by_name(groups), _began(groups), adaptive.max_seeds, pairs, TOLERANCES[adaptive.race])
+    states = {"decided": "enough"}
+    return tuple(
+        group.seeds(lane.seeds, states.get(lane.state, lane.state), min(len(group.cells), adaptive.max_seeds))
+        for group, lane in ((group, lanes[group.name]) for group in groups)
+    )
+
+
+def _pairs(grid: Grid, groups: Sequence[_Group], adaptive: Adaptive) -> list[tuple[str, str]]:
+    """Return the pairs of settings whose differences the race decides."""
+    if adaptive.race == "pairs":
+        return [(a.name, b.name) for a, b in itertools.combinations(groups, 2)]
+    found = ((group, comparable(group, groups, grid.baseline)[0]) for group in groups)
+    return [(group.name, other.name) for group, other in found if other is not None]
+
+
+def _by_name(groups: Sequence[_Group]) -> dict[str, Mapping[int, float | None]]:
+    return {group.name: group.values for group in groups}
+
+
+def _began(groups: Sequence[_Group]) -> dict[str, int]:
+    return {group.name: group.began for group in groups}
 
 
 def _values(graph: StageGraph, store: Store, metric: str) -> Iterator[tuple[str, float]]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from orchestrator.errors import CorruptBlob
+from orchestrator.report.baseline import comparable
 from orchestrator.spec.resolve import is_causal
 from orchestrator.spec.suites import item_scores
 from orchestrator.store import Manifest, Store, records
@@ -117,6 +118,11 @@ class Results:
         """The metrics that decide at this scale."""
         return tuple(self.document.get("primary", ()))
 
+    @property
+    def most_seeds(self) -> int:
+        """How many seeds a setting may have where the results choose their number, 0 where it is fixed."""
+        return int((self.document.get("adaptive") or {}).get("max_seeds", 0))
+
     @cached_property
     def task_metrics(self) -> dict[str, str]:
         """Task -> the accuracy its paper reports (`acc` or `acc_norm`)."""
@@ -128,44 +134,7 @@ class Results:
 
     def comparable(self, setting: Setting) -> tuple[Setting | None, str]:
         """Return the baseline that `setting` differs from in one declared factor, or None and the reason."""
-        baseline = self.document.get("baseline") or {}
-        if not baseline:
-            return None, "the grid names no baseline"
-        wanted = {name: str(value) for name, value in baseline.items()}
-        best: tuple[Setting, list[str]] | None = None
-        for other in self.settings:
-            if any(str(other.factors.get(name, "")) != value for name, value in wanted.items()):
-                continue
-            different = [n for n, v in setting.factors.items() if str(other.factors.get(n, "")) != str(v)]
-            if best is None or len(different) < len(best[1]):
-                best = (other, different)
-        if best is None:
-            return None, "the baseline is not in this grid"
-        if best[0] is setting:
-            return None, "this is the baseline"
-        if not self._one_axis(setting, *best):
-            return None, f"it differs from the baseline in more than one factor: {', '.join(best[1])}"
-        return best[0], ""
-
-    def _one_axis(self, setting: Setting, baseline: Setting, different: Sequence[str]) -> bool:
-        """Return whether the factors in which two settings differ are one: a single one, or always moved together.
-
-        They are not if another setting lies between the two, or has one of these values with others of the rest.
-        """
-        if len(different) == 1:
-            return True
-
-        def between(other: Setting) -> bool:
-            ours = [other.factors.get(name) == setting.factors.get(name) for name in different]
-            theirs = [other.factors.get(name) == baseline.factors.get(name) for name in different]
-            return all(map(any, zip(ours, theirs, strict=True))) and any(ours) and any(theirs)
-
-        def determines(name: str) -> bool:
-            alike = [s for s in self.settings if s.factors.get(name) == setting.factors.get(name)]
-            return all(s.factors.get(other) == setting.factors.get(other) for s in alike for other in different)
-
-        rest = [other for other in self.settings if other is not setting and other is not baseline]
-        return any(map(determines, different)) and not any(map(between, rest))
+        return comparable(setting, self.settings, self.document.get("baseline") or {})
 
     def items(self, cell: CellResult) -> dict[str, dict[str, dict[str, float]]]:
         """Return column -> task -> item -> score at the last fraction, of the columns whose mean is a metric."""

@@ -106,7 +106,8 @@ def _pair(results: Results, setting: Setting, other_results: Results, other: Set
         for task, column in columns.items():
             differences[task] = _item_differences(pairs, task, column)
         differences = {task: values for task, values in differences.items() if values}
-    return compare(ours, theirs, item_bootstrap(differences), sum(map(len, differences.values())))
+    most = max(results.most_seeds, other_results.most_seeds)
+    return compare(ours, theirs, item_bootstrap(differences), sum(map(len, differences.values())), most=most)
 
 
 def says_nothing(setting: Setting, metric: str) -> bool:

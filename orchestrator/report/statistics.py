@@ -62,8 +62,12 @@ class Comparison:
         return f"not resolved; about {self.needed} seeds would do"
 
 
-def summary(values: Sequence[float]) -> Summary:
-    """Return mean, standard error and interval of one value per seed; raises ValueError on none."""
+def summary(values: Sequence[float], most: int = 0) -> Summary:
+    """Return mean, standard error and interval of one value per seed; raises ValueError on none.
+
+    Where the data chose the number of values, `most` is the one they might have chosen: the interval is then one of a
+    sequence that covers at every number (`sequential`); 0 where the number was fixed.
+    """
     n = len(values)
     if n == 0:
         raise ValueError("no value to summarise")
@@ -71,8 +75,17 @@ def summary(values: Sequence[float]) -> Summary:
     if n == 1:
         return Summary(mean, 1)
     stderr = _deviation(values) / math.sqrt(n)
-    half = t_quantile(0.5 + LEVEL / 2, n - 1) * stderr
+    half = halfwidths(n, most) * stderr if stderr else 0.0
     return Summary(mean, n, stderr, mean - half, mean + half)
+
+
+def halfwidths(n: int, most: int = 0, freedom: float = 0.0) -> float:
+    """Return half the 95 % interval of `n` values in standard errors; `most` as in `summary`."""
+    if not most:
+        return t_quantile(0.5 + LEVEL / 2, freedom or n - 1)
+    from orchestrator.report import sequential
+
+    return sequential.multiplier(n, max(n, most))
 
 
 def compare(
@@ -80,11 +93,15 @@ def compare(
     theirs: Mapping[K, float],
     item_stderr: float | None = None,
     items: int = 0,
+    *,
+    most: int = 0,
 ) -> Comparison | None:
     """Return the paired difference over the seeds both have, None if they share none.
 
     The variance is the one between seeds plus, where items were scored, the one of the items (`item_stderr`, from
-    `item_bootstrap`); Satterthwaite's degrees of freedom join them.
+    `item_bootstrap`); Satterthwaite's degrees of freedom join them. Where the data chose the number of seeds, `most` is
+    the one they might have chosen: interval and p value then hold at every number (`sequential`), those of the items
+    counted as if they were seeds too, which is cautious.
     """
     shared = [seed for seed in ours if seed in theirs]
     if not shared:
@@ -99,8 +116,15 @@ def compare(
     if stderr == 0:
         # Coarse scores can differ by the same amount in every seed: no noise was seen, so nothing can be tested.
         return Comparison(mean, n, items, mean, mean, 1.0 if mean == 0 else None, stderr=0.0)
-    half = t_quantile(0.5 + LEVEL / 2, freedom) * stderr
-    return Comparison(mean, n, items, mean - half, mean + half, t_p_value(mean / stderr, freedom), None, None, stderr)
+    half = halfwidths(n, most, freedom) * stderr
+    p = _p_value(mean / stderr, n, most) if most else t_p_value(mean / stderr, freedom)
+    return Comparison(mean, n, items, mean - half, mean + half, p, None, None, stderr)
+
+
+def _p_value(t: float, n: int, most: int) -> float:
+    from orchestrator.report import sequential
+
+    return sequential.p_value(t, n, max(n, most), sequential.late)
 
 
 def correct(comparisons: Mapping[K, Comparison]) -> dict[K, Comparison]:
@@ -149,17 +173,19 @@ def _least(enough: Callable[[int], bool]) -> int | None:
     return many
 
 
-def interval_seeds(values: Sequence[float], halfwidth: float) -> int | None:
-    """Return the least number of seeds whose 95 % interval is `halfwidth` to either side, None for more than 1,000.
+def interval_seeds(values: Sequence[float], halfwidth: float, most: int) -> int | None:
+    """Return the least number of seeds whose 95 % interval (`summary` with `most`) is `halfwidth` to either side.
 
-    The deviation is that of `values`, so the number is their own where their interval is narrow enough.
+    The deviation is that of `values`, so the number is their own where their interval is narrow enough; None where
+    `most` are not enough.
     """
     if len(values) < 2:
         return None
-    deviation, count = _deviation(values), len(values)
-    if t_quantile(0.5 + LEVEL / 2, count - 1) * deviation / math.sqrt(count) <= halfwidth:
-        return count
-    return _least(lambda n: t_quantile(0.5 + LEVEL / 2, n - 1) * deviation / math.sqrt(n) <= halfwidth)
+    deviation = _deviation(values)
+    for n in range(len(values), most + 1):
+        if deviation == 0 or halfwidths(n, most) * deviation / math.sqrt(n) <= halfwidth:
+            return n
+    return None
 
 
 def item_bootstrap(differences: Mapping[str, Sequence[float]], seed: int = 0) -> float | None:

@@ -65,7 +65,7 @@ def headline(results: Results, metrics: Sequence[str] | None = None) -> Table:
             if metric in LANGUAGE_MODEL_METRICS and not setting.causal:
                 mark = "~"
             incomplete = setting.reason() if len(values) < len(setting.cells) else ""
-            found = summary(values)
+            found = summary(values, results.most_seeds)
             entry = _entry(found, bold=bests[metric] == setting.name, mark=mark, reason=incomplete)
             entries.append(replace(entry, text=f"{entry.text} (n={found.n})") if incomplete else entry)
         rows.append((labels, tuple(entries)))
@@ -214,19 +214,25 @@ def _protocol(results: Results) -> list[str]:
 def _adaptive(results: Results, asked: Mapping[str, Any]) -> str:
     """Return how many seeds each setting took, and where they did not suffice."""
     taken = Counter(len(setting.cells) for setting in results.settings)
+    counts = ", ".join(f"{seeds} seeds: {count}" for seeds, count in sorted(taken.items()))
+    holds = f"intervals and tests hold at every number of seeds up to {asked['max_seeds']}"
+    if asked.get("race"):
+        return (
+            f"adaptive: seeds go where they decide {asked['metric']} ({asked['race']}), at most {asked['max_seeds']}; "
+            f"{holds}; settings with {counts}"
+        )
     wide: dict[str, list[str]] = {}
     for setting in results.settings:
         values = list(setting.values(asked["metric"]).values())
-        found = summary(values) if values else None
+        found = summary(values, results.most_seeds) if values else None
         half = None if found is None or found.high is None else found.high - found.mean
         if half is None or half > asked["halfwidth"]:
             why = "still wider with the most seeds" if len(setting.cells) >= asked["max_seeds"] else "not there yet"
             wide.setdefault(why, []).append(setting.name if half is None else f"{setting.name} (±{number(half)})")
     text = (
         f"adaptive: seeds are added until the 95 % interval of {asked['metric']} is ±{asked['halfwidth']:g}"
-        f" or narrower, at most {asked['max_seeds']}; settings with "
+        f" or narrower, at most {asked['max_seeds']}; {holds}; settings with {counts}"
     )
-    text += ", ".join(f"{seeds} seeds: {count}" for seeds, count in sorted(taken.items()))
     return text + "".join(f"; {why}: {', '.join(names)}" for why, names in wide.items())
 
 

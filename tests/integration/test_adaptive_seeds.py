@@ -75,3 +75,24 @@ def test_seeds_are_added_until_every_interval_is_narrow_or_the_limit_is_reached(
     stages = [line["stage"] for line in again.executions()]
     assert len(stages) == len(set(stages))
     again.close()
+
+
+def test_a_race_ends_with_the_seeds_that_its_results_ask_for_and_a_second_run_finds_nothing_to_do(lab: Lab) -> None:
+    raced = GRID.replace("halfwidth: 0.45", "race: baseline").replace("[none, router]", "[none, router, expert]")
+    (lab.folder / "seeds.yaml").write_text(raced)
+    code, planned = drive(lab, "plan", "--json")
+    assert code == 0, planned
+    cost = json.loads(planned)["adaptive_cost"]
+    assert cost["cells"]["now"] == 9
+    assert 9 < cost["cells"]["expected"] <= cost["cells"]["most"] == 18
+    assert cost["hours"]["now"] < cost["hours"]["expected"] <= cost["hours"]["most"]
+    code, said = drive(lab)
+    assert code == 0, said
+    full, states = grown(load_grid(str(lab.folder / "seeds.yaml")), lab.store())
+    assert {state.state for state in states} <= {"enough", "limit"}
+    code, text = drive(lab, "status", "--json")
+    assert [cell["state"] for cell in json.loads(text)["cells"]] == ["done"] * len(full.cells)
+    assert "seeds go where they decide val_loss (baseline), at most 6" in " ".join(said.split())
+    code, said = drive(lab)
+    assert code == 0
+    assert "nothing to do" in said

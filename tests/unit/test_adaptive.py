@@ -14,7 +14,8 @@ from orchestrator.grid.adaptive import Adaptive
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.report.adaptive import grown, seeds_asked_for
-from orchestrator.report.statistics import interval_seeds, summary, t_quantile
+from orchestrator.report.sequential import multiplier
+from orchestrator.report.statistics import interval_seeds, summary
 from orchestrator.store import Manifest, Store
 
 ASKED = Adaptive("answer_bpb", 0.1, 12)
@@ -23,13 +24,13 @@ ASKED = Adaptive("answer_bpb", 0.1, 12)
 def test_a_narrow_interval_asks_for_no_more_and_a_wide_one_for_what_would_do() -> None:
     assert seeds_asked_for([1.0, 1.01, 0.99], 3, ASKED, 12) == 3
     values: list[float | None] = [1.0, 1.2, 0.9]
-    wanted = interval_seeds([1.0, 1.2, 0.9], 0.1)
-    assert wanted is not None
-    assert wanted > 6
+    assert (interval_seeds([1.0, 1.2, 0.9], 0.1, 12) or 12) > 6
     assert seeds_asked_for(values, 3, ASKED, 12) == 6  # at most twice as many: the deviation is a rough guess
     assert seeds_asked_for([*values, 1.0, 1.0, None], 3, ASKED, 12) == 6  # a seed that failed is waited for
     six = [1.0, 1.2, 0.9, 1.1, 0.9, 1.2]
-    assert seeds_asked_for(six, 3, ASKED, 12) == interval_seeds(six, 0.1) == 10
+    assert seeds_asked_for(six, 3, ASKED, 12) == (interval_seeds(six, 0.1, 12) or 12) == 12
+    narrow = [value / 2 for value in six]
+    assert seeds_asked_for(narrow, 3, ASKED, 12) == interval_seeds(narrow, 0.1, 12) == 8
     assert seeds_asked_for([*values, 1.1, 0.9, 1.2], 3, ASKED, 7) == 7
 
 
@@ -52,13 +53,13 @@ def test_intervals_keep_their_coverage_though_the_data_chose_the_number_of_seeds
     chance = random.Random(3)
     covered = narrow = 0
     for _ in range(400):
-        values = [chance.gauss(0, 0.15) for _ in range(12)]
-        found = summary(values[: seeds_asked_for(values, 3, ASKED, 12)])
+        values = [chance.gauss(0, 0.12) for _ in range(12)]
+        found = summary(values[: seeds_asked_for(values, 3, ASKED, 12)], 12)
         assert found.low is not None
         assert found.high is not None
         covered += found.low <= 0 <= found.high
         narrow += found.high - found.mean <= 0.1
-    assert covered / 400 > 0.90
+    assert covered / 400 >= 0.95
     assert narrow / 400 > 0.5
 
 
@@ -105,12 +106,12 @@ def test_results_in_the_store_decide_and_a_metric_that_they_lack_is_told(tmp_pat
     assert load_grid(str(path), seeds=[0]).reserve == ()  # seeds named on the command line are all there are
 
 
-@pytest.mark.parametrize("halfwidth", [0.02, 0.3])
+@pytest.mark.parametrize("halfwidth", [0.05, 0.3])
 def test_the_number_that_would_do_would_do(halfwidth: float) -> None:
     values = [0.1, 0.3, 0.2, 0.25]
-    needed = interval_seeds(values, halfwidth)
+    needed = interval_seeds(values, halfwidth, 40)
     assert needed is not None
     deviation = 2 * (summary(values).stderr or 0.0)
-    assert t_quantile(0.975, needed - 1) * deviation / math.sqrt(needed) <= halfwidth
-    assert needed == 4 or t_quantile(0.975, needed - 2) * deviation / math.sqrt(needed - 1) > halfwidth
-    assert interval_seeds([0.0, 100.0, 50.0], 1e-3) is None
+    assert multiplier(needed, 40) * deviation / math.sqrt(needed) <= halfwidth
+    assert needed == 4 or multiplier(needed - 1, 40) * deviation / math.sqrt(needed - 1) > halfwidth
+    assert interval_seeds([0.0, 100.0, 50.0], 1e-3, 40) is None

@@ -25,7 +25,7 @@ def bars(results: Results, exhibit: Exhibit) -> Made:
             for setting in members:
                 values = list(setting.values(metric).values())
                 if values:
-                    found, name = summary(values), str(setting.factors[exhibit.x])
+                    found, name = summary(values, results.most_seeds), str(setting.factors[exhibit.x])
                     group = name.partition("->")[0] if any("->" in str(s.factors[exhibit.x]) for s in members) else ""
                     strong = name == exhibit.mark
                     shown.append(charts.Bar(name, found.mean, found.low, found.high, strong, group))

@@ -30,7 +30,7 @@ def text(results: Results, exhibit: Exhibit, row: Mapping[str, str], column: Col
     if not found:
         return ""
     digits = 2 if _asked(results, exhibit, row, column)[1].unit in ("percent", "perplexity") else 4
-    middle = summary(found)
+    middle = summary(found, results.most_seeds)
     told = f"{middle.mean:.{digits}f}"
     return told if middle.high is None else f"{told} ± {middle.high - middle.mean:.{digits}f}"
 
