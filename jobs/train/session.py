@@ -24,6 +24,7 @@ from jobs.train.engine import Engine
 from jobs.train.engines.building import build_engine
 from jobs.train.meter import Meter, recorded_meter
 from jobs.train.scale import LossScale
+from orchestrator.catalog.engines import ENGINES, of_any_world
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.errors import ArtifactMissing, CorruptBlob, NumericsError
@@ -34,9 +35,6 @@ from orchestrator.spec.work import TrainWork, work_from_json
 from orchestrator.store import Manifest
 
 log = logging.getLogger(__name__)
-
-# Its pieces are those of one number of processes.
-SAME_WORLD = "deepspeed:3"
 
 
 @dataclass
@@ -95,14 +93,7 @@ def mixed_in(context: StageContext, work: TrainWork, manifest: Manifest, step: i
     if step == 0:
         return False, mixed_code
     execution, own, what = context.execution, context.numerics, f"the state at step {step}"
-    made = (manifest.numerics.get("engine"), manifest.numerics.get("world_size"))
-    if SAME_WORLD in (made[0], execution.engine) and made[1] != context.world_size:
-        raise NumericsError(
-            f"{what} is of {made[1]} processes under engine {made[0]!r}, and this job has {context.world_size}",
-            cause=f"training under engine {SAME_WORLD!r} goes on with the number of processes that it began with",
-            hint=f"run the phase with {made[1]} processes, or with engine fsdp or deepspeed:2 from its start; "
-            "evaluation and export read the state anywhere",
-        )
+    refuse_other_world(manifest, execution.engine, context.world_size, what)
     if not execution.allow_code:
         code.refuse_other_code(manifest.provenance, what, uses)
     if not execution.allow_numerics:
@@ -111,6 +102,22 @@ def mixed_in(context: StageContext, work: TrainWork, manifest: Manifest, step: i
         log.warning("%s: %s does not say its %s, which is not compared", context.label, what, ", ".join(unknown))
     mixed = bool(manifest.info.get("mixed_numerics")) or bool(numerics.differing(manifest.numerics, own))
     return mixed, mixed_code
+
+
+def refuse_other_world(manifest: Manifest, engine: str, world_size: int, what: str) -> None:
+    """Raise NumericsError where one of both engines keeps its optimizer for one number of processes, and that differs.
+
+    An engine that is not known here, of a package that is not installed, made a state for any number of them.
+    """
+    made, processes = str(manifest.numerics.get("engine")), manifest.numerics.get("world_size")
+    bound = [name for name in (made, engine) if name in ENGINES and ENGINES.get(name).same_world]
+    if bound and processes != world_size:
+        raise NumericsError(
+            f"{what} is of {processes} processes under engine {made!r}, and this job has {world_size}",
+            cause=f"training under engine {bound[0]!r} goes on with the number of processes that it began with",
+            hint=f"run the phase with {processes} processes, or with engine {' or '.join(of_any_world())} from its "
+            "start; evaluation and export read the state anywhere",
+        )
 
 
 def fixed_load(moe: Moe) -> bool:

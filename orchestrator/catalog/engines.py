@@ -14,6 +14,8 @@ from types import MappingProxyType
 
 from orchestrator.registry import Registry
 
+HELD = ("weights", "gradients", "optimizer")
+
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
@@ -25,6 +27,10 @@ class EngineKind:
     `meshes`: it also gets `execution.parallel`, and lays out its ranks so.
     `scales`: the factor of its `step` alone decides what is applied, so that gradients may come multiplied (fp16).
     `recomputes`: a part of the model may run again in the backward pass (`execution.recompute`).
+    `same_world`: what it keeps of an optimizer is for one number of processes, and training goes on with that alone.
+    `tidy`: it leaves nothing behind in a process, which may simulate the next shape as well.
+    `shares`: of which of HELD each process holds its share alone. In bf16 it has fp32 `masters` beside weights in bf16
+    (else its weights are fp32), and gradients in fp32 unless they are `half_gradients`.
     """
 
     name: str
@@ -36,12 +42,26 @@ class EngineKind:
     meshes: bool = False
     scales: bool = False
     recomputes: bool = True
+    same_world: bool = False
+    tidy: bool = False
+    shares: tuple[str, ...] = ()
+    masters: bool = True
+    half_gradients: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = set(self.shares) - set(HELD)
+        if unknown:
+            raise ValueError(f"an engine shares some of {', '.join(HELD)}, not {', '.join(sorted(unknown))}")
+
+    def part(self, held: str, processes: int) -> int:
+        """Return which part of HELD a process has: 1 / this."""
+        return processes if held in self.shares else 1
 
 
 BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
     {
         # One process, or data parallel.
-        "torch": EngineKind("torch", "jobs.train.engines.torch:TorchEngine", plain_model=True, scales=True),
+        "torch": EngineKind("torch", "jobs.train.engines.torch:TorchEngine", plain_model=True, scales=True, tidy=True),
         # Everything sharded.
         "fsdp": EngineKind(
             "fsdp",
@@ -51,13 +71,28 @@ BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
             reads_weights=True,
             meshes=True,
             scales=True,
+            tidy=True,
+            shares=HELD,
+            masters=False,
         ),
         # Optimizer state partitioned; with 2 gradients, with 3 parameters as well.
         "deepspeed:1": EngineKind(
-            "deepspeed:1", "jobs.train.engines.zero:ZeroOneEngine", least_processes=2, cuts=True, reads_weights=True
+            "deepspeed:1",
+            "jobs.train.engines.zero:ZeroOneEngine",
+            least_processes=2,
+            cuts=True,
+            reads_weights=True,
+            shares=("optimizer",),
+            half_gradients=True,
         ),
         "deepspeed:2": EngineKind(
-            "deepspeed:2", "jobs.train.engines.zero:ZeroEngine", least_processes=2, cuts=True, reads_weights=True
+            "deepspeed:2",
+            "jobs.train.engines.zero:ZeroEngine",
+            least_processes=2,
+            cuts=True,
+            reads_weights=True,
+            shares=("gradients", "optimizer"),
+            half_gradients=True,
         ),
         "deepspeed:3": EngineKind(
             "deepspeed:3",
@@ -66,6 +101,9 @@ BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
             cuts=True,
             reads_weights=True,
             recomputes=False,
+            same_world=True,
+            shares=HELD,
+            half_gradients=True,
         ),
     }
 )
@@ -76,3 +114,13 @@ REFUSED = {
     "deepspeed:0": "it partitions nothing: engine torch is data parallel too, with a fixed order of sums",
     "ddp": "engine torch is data parallel on several processes",
 }
+
+
+def sharing_all() -> tuple[str, ...]:
+    """Return our engines that share whatever a process holds, and whose states go on with any number of processes."""
+    return tuple(name for name, kind in BUILTINS.items() if set(kind.shares) == set(HELD) and not kind.same_world)
+
+
+def of_any_world() -> tuple[str, ...]:
+    """Return our engines of several processes whose states go on with any number of them."""
+    return tuple(name for name, kind in BUILTINS.items() if kind.cuts and not kind.same_world)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.gpus import DEFAULT, gpu_of
 from orchestrator.commands.context import Context
 from orchestrator.engine.journal import Journal
@@ -15,9 +16,6 @@ from orchestrator.plan.answers import Answer, keep_answer, known_answer, read_an
 from orchestrator.plan.shapes import Shape, shapes_of
 from orchestrator.plan.simulation import Simulation, simulation_of
 from orchestrator.settings import module_environment, require
-
-# Engines that leave nothing in the process of a simulation; after one of the others the next has its own.
-SHARING = ("", "torch", "fsdp")
 
 
 class Nodes:
@@ -48,8 +46,8 @@ class Nodes:
                 f"the simulation of {shape.label} ended without an answer (exit code {self._process.wait()})",
                 hint="its own message stands above; a kill without one is the machine's memory at its end",
             )
-        if shape.engine not in SHARING:
-            self.close()
+        if shape.engine and not ENGINES.get(shape.engine).tidy:
+            self.close()  # the next shape has a process of its own
         document = json.loads(line)
         if "failed" not in document:
             keep_answer(shape.question, document)

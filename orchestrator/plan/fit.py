@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from orchestrator.catalog.engines import ENGINES
+from orchestrator.catalog.engines import ENGINES, sharing_all
 from orchestrator.catalog.gpus import GPUS, Gpu
 from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.plan.answers import Answer
@@ -98,7 +98,7 @@ def _changes(shape: Shape) -> Iterator[tuple[str, Resources, str]]:
     if shape.kind != TRAINING or shape.train is None:
         return
     whole = not OPTIMIZERS.get(shape.train.optimizer).elementwise
-    engines = [name for name in (shape.engine, "fsdp") if not (whole and ENGINES.get(name).cuts)]
+    engines = [name for name in (shape.engine, *sharing_all()) if not (whole and ENGINES.get(name).cuts)]
     sizes = sorted((nodes * gpus, nodes, gpus) for nodes in NODES for gpus in GPUS_A_NODE if nodes == 1 or gpus == 8)
     for ranks, nodes, gpus in sizes:
         if ranks < shape.ranks or not shape.fills(ranks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.gpus import GPUS, Gpu
 from orchestrator.catalog.optimizers import OPTIMIZERS
 from orchestrator.errors import MoegridError
@@ -66,23 +67,18 @@ def refused_memory(memory: Collection[Memory], gpu: Gpu | None) -> MoegridError 
 def least_bytes(shape: Shape, parameters: int) -> int:
     """Return the bytes of weights, gradients and optimizer state that a rank holds at least: no activations.
 
-    In closed form, for what was not simulated yet. Engines of other packages are taken to hold everything.
+    In closed form, for what was not simulated yet, from what the engine declares.
     """
     if shape.kind == EVALUATION:
         return parameters * (2 if shape.question["precision"] == "bf16" else 4)
     if shape.kind != TRAINING or shape.train is None:
         return 0
-    train, ranks = shape.train, shape.ranks
-    moments = 4 * (2 if "exp_avg_sq" in OPTIMIZERS.get(train.optimizer).slots else 1) * parameters
+    train, ranks, engine = shape.train, shape.ranks, ENGINES.get(shape.engine)
     half = train.precision == "bf16"
-    masters, weights = (4 if half else 0), (2 if half else 4)
-    gradients = 2 if half and shape.engine.startswith("deepspeed") else 4
-    shares = {"fsdp": (ranks, ranks, ranks), "deepspeed:1": (1, 1, ranks), "deepspeed:2": (1, ranks, ranks)}
-    shares["deepspeed:3"] = (ranks, ranks, ranks)
-    of_weights, of_gradients, of_state = shares.get(shape.engine, (1, 1, 1))
-    if shape.engine == "fsdp":
-        masters, weights = 0, 4
+    weights = (2 if half and engine.masters else 4) * parameters // engine.part("weights", ranks)
     if train.adapter.rank:  # only adapters have gradients and moments
-        return weights * parameters // of_weights
-    state = (masters * parameters + moments) // of_state
-    return weights * parameters // of_weights + gradients * parameters // of_gradients + state
+        return weights
+    gradients = (2 if half and engine.half_gradients else 4) * parameters // engine.part("gradients", ranks)
+    moments = 4 * (2 if "exp_avg_sq" in OPTIMIZERS.get(train.optimizer).slots else 1)
+    masters = 4 if half and engine.masters else 0
+    return weights + gradients + (masters + moments) * parameters // engine.part("optimizer", ranks)

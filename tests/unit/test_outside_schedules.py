@@ -12,12 +12,18 @@ import torch
 
 from jobs.node.preemption import Preempted
 from jobs.train.schedule import learning_rates, lr_factor
+from jobs.train.session import refuse_other_world
+from orchestrator.catalog.engines import EngineKind
 from orchestrator.catalog.parameters import Parameters
-from orchestrator.errors import GridError, MoegridError
+from orchestrator.errors import GridError, MoegridError, NumericsError
 from orchestrator.grid.load import Grid, load_grid
+from orchestrator.plan.graph import build_graph
+from orchestrator.plan.memory import least_bytes
+from orchestrator.plan.shapes import shapes_of
 from orchestrator.spec.cell import TrainSpec
 from orchestrator.spec.providers import uses_of
 from orchestrator.spec.work import Conditions
+from orchestrator.store import Manifest
 from tests.packages import found, install
 from tests.training import EXECUTION, TRAIN, run_chain, segments, state_bits
 from tests.unit.test_train_exactness import fresh, stop_after
@@ -52,7 +58,9 @@ def quiet(model, train, rank, world_size):
 PLATEAU = ScheduleKind("plateau", "plateaus:plateau", Plateau, low=True, version=2)
 STEPPED = ScheduleKind("stepped", "plateaus:no_such")
 QUIET = EngineKind("quiet", "plateaus:quiet", plain_model=True)
-PAIR = EngineKind("pair", "plateaus:quiet", least_processes=2, cuts=True)
+PAIR = EngineKind(
+    "pair", "plateaus:quiet", least_processes=2, cuts=True, same_world=True, shares=("optimizer",), half_gradients=True
+)
 """
 NAMES = {
     "schedules": {"plateau": "plateaus:PLATEAU", "stepped": "plateaus:STEPPED"},
@@ -142,3 +150,24 @@ def test_an_unknown_engine_on_a_node_says_which_there_are(tmp_path: Path) -> Non
     with pytest.raises(MoegridError, match="engine 'qiet' is unknown") as caught:
         run_chain(store, [work], execution=dataclasses.replace(EXECUTION, engine="qiet"))
     assert caught.value.hint == "did you mean 'quiet'?"
+
+
+def test_what_an_engine_declares_is_what_plans_and_resumes_know_of_it(tmp_path: Path) -> None:
+    text = "factors: {seed: [0]}\nset: {execution: {engine: pair, device: cuda, resources: {pretrain: {processes: 4}}}}"
+    precision = "set: {pretrain.precision: bf16, execution"
+    grid = load(tmp_path, text.replace("set: {execution", precision))
+    shape = next(one for one in shapes_of(build_graph(grid)) if one.kind == "training")
+    # Weights and gradients in bf16 on each process, of masters and moments a fourth.
+    assert least_bytes(shape, 4000) == (2 + 2 + (4 + 8) / 4) * 4000
+    made = Manifest("k", "train", {}, numerics={"engine": "pair", "world_size": 4})
+    refuse_other_world(made, "torch", 4, "the state at step 3")
+    for engine in ("pair", "torch", "fsdp"):
+        with pytest.raises(NumericsError, match="of 4 processes under engine 'pair', and this job has 2") as refused:
+            refuse_other_world(made, engine, 2, "the state at step 3")
+        assert "engine fsdp or deepspeed:1 or deepspeed:2" in str(refused.value.hint)
+    refuse_other_world(dataclasses.replace(made, numerics={"engine": "gone", "world_size": 4}), "torch", 2, "a state")
+
+
+def test_an_engine_that_shares_what_nobody_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match="weights, gradients, optimizer, not moments"):
+        EngineKind("mine", "a:b", shares=("moments",))
