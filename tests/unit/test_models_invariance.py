@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.models.attention import Angles, Attention, RotaryTables, causal_mask
+from jobs.models.attention import Angles, Attention, RotaryTables, behind_prefix, causal_mask
 from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
 from jobs.models.key_values import KeyValues
@@ -294,3 +294,36 @@ def _turned(heads: Tensor, turn: Tensor) -> Tensor:
     first, second = heads.chunk(2, -1)
     turned = torch.complex(first, second) * turn
     return torch.cat([turned.real, turned.imag], -1)
+
+
+@pytest.mark.parametrize("groups", [4, 2, 1])
+def test_a_query_behind_a_shared_prefix_is_mixed_as_by_the_kernel(groups):
+    torch.manual_seed(0)
+    batch, heads, front, own, width = 3, 4, 21, 7, 8
+    q = torch.randn(batch, heads, 1, width, dtype=torch.float64)
+    prefix = torch.randn(2, 1, groups, front, width, dtype=torch.float64)
+    k, v = (torch.randn(batch, groups, own, width, dtype=torch.float64) for _ in range(2))
+    seen = torch.rand(batch, 1, 1, front + own) < 0.7
+    seen[..., -1] = True
+    keys, values = (
+        torch.cat([front.expand(batch, -1, -1, -1), x], 2).repeat_interleave(heads // groups, 1)
+        for front, x in zip(prefix, (k, v), strict=True)
+    )
+    for mask in (None, seen):
+        wanted = torch.nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        # Scores are taken in fp32, as kernels do for every narrower type.
+        torch.testing.assert_close(behind_prefix(q, (prefix[0], prefix[1]), k, v, mask), wanted, rtol=0, atol=1e-6)
+
+
+def test_a_cache_that_was_cropped_grows_from_there():
+    torch.manual_seed(0)
+    cache, parts = KeyValues(), [torch.randn(2, 1, n, 4) for n in (5, 3, 70, 2)]
+    held = torch.empty(2, 1, 0, 4)
+    for part in parts:
+        keys, values = cache.update(part, -part, 0)
+        held = torch.cat([held, part], 2)
+        assert torch.equal(keys, held)
+        assert torch.equal(values, -held)
+        cache.crop(-1)
+        held = held[:, :, :-1]
+        assert cache.get_seq_length() == held.shape[2]
