@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,30 @@ class Budget:
         gpus = int(_number("MOEGRID_GPUS", devices))
         return cls(cores, memory, gpus)
 
+    @staticmethod
+    def demand(resources: Resources) -> tuple[int, float, int]:
+        """Return the cores, GiB and GPUs that a job takes."""
+        return resources.cores * resources.processes, resources.memory_gb, resources.gpus
+
+    def admits(self, held: Iterable[Resources], wanted: Sequence[Resources]) -> list[bool]:
+        """Say in order of priority what fits beside jobs that hold some; what is larger than everything runs alone."""
+        taken = [self.demand(resources) for resources in held]
+        cores, memory, gpus = (sum(column) for column in zip(*taken, strict=True)) if taken else (0, 0.0, 0)
+        return self.fits((int(cores), float(memory), int(gpus)), wanted)
+
+    def fits(self, used: tuple[int, float, int], wanted: Sequence[Resources]) -> list[bool]:
+        """Say the same where these cores, GiB and GPUs are `used`."""
+        cores, memory, gpus = used
+        answers = []
+        for resources in wanted:
+            more_cores, more_memory, more_gpus = self.demand(resources)
+            within = cores + more_cores <= self.cores and memory + more_memory <= self.memory_gb
+            alone = cores == 0 and gpus + more_gpus <= self.gpus
+            answers.append((within and gpus + more_gpus <= self.gpus) or alone)
+            if answers[-1]:
+                cores, memory, gpus = cores + more_cores, memory + more_memory, gpus + more_gpus
+        return answers
+
 
 def _number(variable: str, otherwise: float) -> float:
     text = os.environ.get(variable, "")
@@ -88,11 +112,6 @@ def _number(variable: str, otherwise: float) -> float:
         return float(text) if text else otherwise
     except ValueError:
         raise MoegridError(f"{variable}={text!r} is not a number", hint=f"unset {variable}") from None
-
-
-def demand(resources: Resources) -> tuple[int, float, int]:
-    """Return the cores, GiB and GPUs that a job takes."""
-    return resources.cores * resources.processes, resources.memory_gb, resources.gpus
 
 
 class LocalBackend:
@@ -128,21 +147,8 @@ class LocalBackend:
         live = self._live()
         gpus = sum(len(record["gpus"]) for record in live)
         mine = [record for record in live if self._store in ("", record["store"])]
-        cores = sum(record["cores"] for record in mine)
-        memory = sum(record["memory_gb"] for record in mine)
-        answers = []
-        for resources in wanted:
-            more_cores, more_memory, more_gpus = demand(resources)
-            fits = (
-                cores + more_cores <= self.budget.cores
-                and memory + more_memory <= self.budget.memory_gb
-                and gpus + more_gpus <= self.budget.gpus
-            )
-            alone = cores == 0 and more_gpus <= self.budget.gpus
-            answers.append(fits or alone)
-            if fits or alone:
-                cores, memory, gpus = cores + more_cores, memory + more_memory, gpus + more_gpus
-        return answers
+        used = (sum(record["cores"] for record in mine), sum(record["memory_gb"] for record in mine), gpus)
+        return self.budget.fits(used, wanted)
 
     def submit(self, batch: Batch) -> dict[str, Handle]:
         return {job.attempt: self._start(batch, job) for job in batch.jobs}
@@ -203,7 +209,7 @@ class LocalBackend:
         return live
 
     def _start(self, batch: Batch, job: Job) -> Handle:
-        cores, memory, gpus = demand(job.resources)
+        cores, memory, gpus = Budget.demand(job.resources)
         host.run_directory()
         log = self._records / f"{job.attempt}.log"
         record: dict[str, Any] = {

@@ -6,6 +6,7 @@ import argparse
 import gc
 import json
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from orchestrator.store import Store
 from orchestrator.ui.console import Console
 
 if TYPE_CHECKING:
+    from orchestrator.backends.local import Budget
     from orchestrator.report.adaptive import Seeds
 
 # Commands that write into a store which is there, and that need one; a run makes it, all others only read.
@@ -107,8 +109,11 @@ class Context:
         if newest != f"grids/{name}/{digest}.json" or not self.store.has_root(name, digest):
             self.store.write_root(name, digest, root_document(graph))
 
-    def plan(self, graph: StageGraph, journal: Journal) -> Plan:
-        """Plan the grid as the store stands: what is done, what goes on from where, what is blocked by what."""
+    def plan(self, graph: StageGraph, journal: Journal, clock: Clock | None = None) -> Plan:
+        """Plan the grid as the store stands: what is done, what goes on from where, what is blocked by what.
+
+        `clock` estimates times; None = one that finished stages of the grid calibrate.
+        """
         stages = frozenset(graph.stages)
         present = self.store.artifacts.keys() & stages
         missing = stages - present
@@ -120,18 +125,17 @@ class Context:
                 failed[stage] = decision.reason
         attempted = self.store.claims.claimed(missing) if missing else set()
         every = self.store.artifacts.keys() if attempted else present
-        clock = self.clock(graph, present) if missing else Clock()
+        clock = clock or (self.clock(graph, present) if missing else Clock())
         damaged = self.store.artifacts.damaged(missing) if missing else set()
         return make_plan(graph, every, failed=failed, attempted=attempted, damaged=damaged, clock=clock)
 
-    def gpus(self) -> int | None:
-        """Return the GPUs of this machine where jobs would run on it, None where a scheduler finds them."""
+    def budget(self) -> Budget | None:
+        """Return what this machine gives to jobs where they would run on it, None where a scheduler has its own."""
         site = load_site(self.arguments.site)
         backend = open_backend(site, self.store.url) if site.backend == "local" else None
-        budget = getattr(backend, "budget", None)
-        return int(budget.gpus) if budget else None
+        return getattr(backend, "budget", None)
 
-    def clock(self, graph: StageGraph, present: set[str]) -> Clock:
+    def clock(self, graph: StageGraph, present: Collection[str]) -> Clock:
         """Estimate times from finished stages of the same shape."""
         chosen: dict[tuple[object, ...], list[str]] = {}
         for key, stage in graph.stages.items():

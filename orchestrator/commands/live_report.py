@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from orchestrator.backends import host
 from orchestrator.engine.loop import Snapshot
 from orchestrator.plan.graph import StageGraph
 from orchestrator.settings import module_environment
@@ -23,8 +23,7 @@ class LiveReport:
     """Starts `moegrid report` when something that it shows was committed, and the last one is not too recent."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        nice = [found, "-n", "10"] if (found := shutil.which("nice")) else []
-        self._command = [*nice, *command]
+        self._command = list(command)
         self._process: subprocess.Popen[bytes] | None = None
         self._stale = False
         self._began = time.monotonic()
@@ -48,6 +47,7 @@ class LiveReport:
                 env=module_environment(),
                 start_new_session=True,
             )
+            host.give_way(self._process.pid)
 
     def end(self) -> None:
         """End a report that is being written; each of its files is whole or was not touched."""

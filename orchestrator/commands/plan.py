@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.catalog.gpus import DEFAULT, gpu_of
 from orchestrator.commands.context import Context
+from orchestrator.engine.forecast import forecast
 from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DONE, EXIT_PENDING
 from orchestrator.plan.graph import build_graph
@@ -21,7 +22,8 @@ def plan(context: Context) -> int:
     from orchestrator.ui.plan_view import show_plan
     from orchestrator.ui.simulation_view import show_memory
 
-    gpus = context.gpus()  # a site that does not exist is a mistake also where nothing runs yet
+    budget = context.budget()  # a site that does not exist is a mistake also where nothing runs yet
+    gpus = budget.gpus if budget else None
     graph = context.load_graph()
     result = context.plan(graph, Journal(context.store))
     memory = memory_of(graph)
@@ -31,14 +33,14 @@ def plan(context: Context) -> int:
             seeds = {"adaptive": [plain(s) for s in context.seeds], "adaptive_cost": plain(_cost(context, result))}
         lacking = [error for error in (missing_keys(result), missing_devices(result, gpus)) if error]
         told = [{"error": error.error, "cause": error.cause, "hint": error.hint} for error in lacking]
-        context.emit({**to_json(result), **seeds, "lacking": told, "memory": [one.to_json() for one in memory]})
+        times = {"schedule": forecast(result, budget).to_json()} if budget else {}
+        rest = {**seeds, **times, "lacking": told, "memory": [one.to_json() for one in memory]}
+        context.emit({**to_json(result), **rest})
     else:
-        from orchestrator.backends.host import cores
-
         told_seeds = context.told_seeds(graph)
         if told_seeds:
             told_seeds += f"\n  {_cost(context, result).told()}"
-        show_plan(result, context.console, parallel=cores(), gpus=gpus, adaptive=told_seeds)
+        show_plan(result, context.console, budget=budget, adaptive=told_seeds)
         show_memory(memory, gpu_of(context.arguments.gpu or DEFAULT), context.console)
         if graph.grid.runnable:
             context.console.print(f"  this scale does not run on site 'local': {graph.grid.runnable}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from orchestrator.backends import host
 from orchestrator.backends.base import Backend
 from orchestrator.catalog.gpus import gpu_of
 from orchestrator.commands import again
@@ -83,11 +84,11 @@ def run(context: Context) -> int:
         return _nothing_to_do(context, graph)
     engine, backend = open_engine(context, graph)
     engine.begin()
-    plan = context.plan(graph, engine.journal)
+    plan = context.plan(graph, engine.journal, engine.clock)
     _within_budget(plan, arguments)
     if lacking := missing_keys(plan):
         raise lacking
-    show_plan(plan, console, parallel=_cores(backend), adaptive=context.told_seeds(graph))
+    show_plan(plan, console, budget=getattr(backend, "budget", None), adaptive=context.told_seeds(graph))
     if plan.settled and not plan.keys("blocked"):
         return _nothing_to_do(context, graph)
     if backend.name == "local":
@@ -108,7 +109,7 @@ def run(context: Context) -> int:
                 break
             graph = more
             engine.extend(graph)
-            plan = context.plan(graph, engine.journal)
+            plan = context.plan(graph, engine.journal, engine.clock)
             console.print(f"{plural(len(graph.grid.cells), 'cell')} now: {context.told_seeds(graph)}")
             _within_budget(plan, arguments)
         if report is not None:
@@ -120,7 +121,8 @@ def run(context: Context) -> int:
 
 def _refuse(context: Context, graph: StageGraph) -> None:
     """Raise what a run of the grid would be refused for, before anything of it is written down."""
-    gpus, whole, limited = context.gpus(), make_plan(graph, ()), _limited(context.arguments)
+    budget, whole, limited = context.budget(), make_plan(graph, ()), _limited(context.arguments)
+    gpus = budget.gpus if budget else None
     gpu = gpu_of(context.arguments.gpu) if context.arguments.gpu else None
     large = not context.arguments.force_memory and refused_memory(memory_of(graph), gpu) is not None
     if not (limited or large) and missing_keys(whole) is None and missing_devices(whole, gpus) is None:
@@ -228,12 +230,7 @@ def open_engine(context: Context, graph: StageGraph) -> tuple[Engine, Backend]:
         execution={name: True for name in ("allow_numerics", "allow_code") if getattr(arguments, name)},
     )
     driver.sweep()
-    return Engine(graph, context.store, backend, options, context.clock(graph, set())), backend
-
-
-def _cores(backend: Backend) -> int:
-    budget = getattr(backend, "budget", None)
-    return int(budget.cores) if budget else 1
+    return Engine(graph, context.store, backend, options, context.clock(graph, context.store.artifacts.keys())), backend
 
 
 def _within_budget(plan: Plan, arguments: argparse.Namespace) -> None:
@@ -290,6 +287,7 @@ def _sidecar(context: Context, graph: StageGraph) -> Iterator[Path | None]:
         env=module_environment(),
         start_new_session=True,
     )
+    host.give_way(publisher.pid)
     try:
         yield Path(attachments.name)
     finally:

@@ -7,14 +7,20 @@ from collections.abc import Callable, Collection, Sequence
 
 from orchestrator.plan.cost import Clock
 from orchestrator.plan.graph import StageGraph
-from orchestrator.plan.plan import make_plan
 from orchestrator.spec.cell import Resources
 
 # Stages of each kind of resources that are looked at first; four times as many each time all of them fit.
 FIRST = 64
+# Results come early until what is left takes the site no longer than this many times its longest chain.
+HORIZON = 2.0
+# Waiting evaluations of one cell are shared out to idle cores where each part takes as many seconds.
+WORTH_SECONDS = 3.0
 
-# What the grid wants first, evaluations before training, then what most of the remaining time hangs on.
+# What the grid wants first, then what most of the remaining time hangs on (its upward rank, in seconds, negative);
+# until the end is near evaluations come before training.
 Urgency = tuple[int, int, float, int]
+Chosen = list[tuple[list[str], Resources]]
+Admit = Callable[[Sequence[Resources]], Sequence[bool]]
 
 
 class Agenda:
@@ -28,6 +34,33 @@ class Agenda:
         self._listed: frozenset[str] = frozenset()
         self._sorted: dict[Resources, list[tuple[Urgency, str]]] = {}
         self._together: dict[str, set[str]] = {}  # cell -> evaluations listed that share a job
+        self._near = False
+        self._look_at = 0.0
+
+    def rank(self) -> None:
+        """Rank the stages by what the clock says now."""
+        self._seconds, self._look_at = {}, 0.0
+        self._ranks()
+
+    def look(self, cores: int, left: Callable[[], Collection[str]], now: float) -> None:
+        """See whether the end is near: from then on training comes before evaluations, as the longer chain.
+
+        Before that no core will idle whatever comes first, so results do, as they do where nobody knows the cores.
+        `left` are the stages to be done or at work, on a site of `cores`; what is far away at `now` seconds is looked
+        at again when it could be near.
+        """
+        if now < self._look_at:
+            return
+        seconds = self._ranks()
+        keys = left()
+        longest = max((seconds[key] for key in keys), default=0.0)
+        work = sum(self._own(key) * cores_of(self._graph.resources(key)) for key in keys)
+        slack = work / cores - HORIZON * longest
+        near = slack <= 0
+        if near is not self._near:
+            self._near, self._listed, self._sorted, self._together = near, frozenset(), {}, {}
+        # It shrinks by one second a second, if the estimates hold.
+        self._look_at = now + max(slack / 2, 1.0)
 
     def choose(
         self,
@@ -35,13 +68,15 @@ class Agenda:
         done: Collection[str],
         taken: Collection[str],
         resources: Callable[[Sequence[str]], Resources],
-        admit: Callable[[Sequence[Resources]], Sequence[bool]],
+        admit: Admit,
         room: int,
-    ) -> list[tuple[list[str], Resources]]:
+        *,
+        spread: bool = False,
+    ) -> Chosen:
         """Return the most urgent chains of `ready` that fit, at most `room`, each with its resources.
 
         `done` and `taken` are as in `StageGraph.chains`; `resources` tells what a chain asks for, `admit` what of that
-        may be submitted now.
+        may be submitted now. With `spread` evaluations that wait together are several jobs where cores would idle.
         """
         if not ready or room <= 0:
             return []
@@ -58,13 +93,51 @@ class Agenda:
                 listed[count][0] for kind, listed in self._sorted.items() if len(listed) > count and kind not in refused
             ]
             if not unseen or (len(chosen) == room and self._urgency(chosen[-1][0][0]) < min(unseen)):
-                return chosen
+                return self._spread(chosen, admit, room) if spread else chosen
             count *= 4
 
-    def _list(self, ready: frozenset[str]) -> None:
+    def _spread(self, chosen: Chosen, admit: Admit, room: int) -> Chosen:
+        """Halve the longest job of evaluations while the site takes one more."""
+        while len(chosen) < room:
+            halves = [(self._halves(chain), number) for number, (chain, _) in enumerate(chosen)]
+            (least, parts), number = max(halves, key=lambda found: found[0][0], default=((0.0, ()), 0))
+            if least < WORTH_SECONDS:
+                break
+            wanted = [asked for _, asked in chosen]
+            if not admit([*wanted, wanted[number]])[-1]:
+                break
+            chosen[number : number + 1] = [(part, wanted[number]) for part in parts]
+        return chosen
+
+    def _halves(self, chain: Sequence[str]) -> tuple[float, tuple[list[str], ...]]:
+        """Return a chain of evaluations as two, and the seconds of the shorter one; 0 where it cannot be two."""
+        if self._graph.stages[chain[0]].phase != "evaluate":
+            return 0.0, ()
+        families: dict[str, list[str]] = {}  # what needs another stage of the chain stays with it
+        first: dict[str, str] = {}
+        for key in chain:
+            first[key] = next((first[p] for p in self._graph.stages[key].parents if p in first), key)
+            families.setdefault(first[key], []).append(key)
+        parts: tuple[list[str], list[str]] = ([], [])
+        seconds = [0.0, 0.0]
+        for family in sorted(families.values(), key=lambda keys: -sum(map(self._own, keys))):
+            shorter = seconds.index(min(seconds))
+            parts[shorter].extend(family)
+            seconds[shorter] += sum(map(self._own, family))
+        return min(seconds), parts
+
+    def _own(self, key: str) -> float:
+        return seconds_of(self._graph, self._clock, key)
+
+    def _ranks(self) -> dict[str, float]:
         if not self._seconds:
-            self._seconds = critical_path(self._graph, self._clock)
-            self._index = {key: index for index, key in enumerate(self._graph.stages)}
+            self._seconds = upward_ranks(self._graph, self._clock)
+            self._index = self._index or {key: index for index, key in enumerate(self._graph.stages)}
+            self._sorted, self._together, self._listed = {}, {}, frozenset()
+        return self._seconds
+
+    def _list(self, ready: frozenset[str]) -> None:
+        self._ranks()
         gone, new = self._listed - ready, ready - self._listed
         self._listed = ready
         if len(gone) + len(new) > len(ready) // 8:
@@ -96,14 +169,27 @@ class Agenda:
         return sorted(first, key=self._index.__getitem__)
 
     def _urgency(self, key: str) -> Urgency:
-        evaluates = self._graph.stages[key].phase == "evaluate"
-        return self._graph.rank(key), 0 if evaluates else 1, -self._seconds[key], self._index[key]
+        later = not self._near and self._graph.stages[key].phase != "evaluate"
+        return self._graph.rank(key), int(later), -self._seconds[key], self._index[key]
 
 
-def critical_path(graph: StageGraph, clock: Clock) -> dict[str, float]:
-    """Return for each stage the expected seconds of the longest chain of work that starts with it."""
-    plan = make_plan(graph, (), clock=clock)
+def upward_ranks(graph: StageGraph, clock: Clock) -> dict[str, float]:
+    """Return for each stage the expected seconds of the longest chain of work that starts with it.
+
+    The upward rank of list scheduling (HEFT: Topcuoglu, Hariri, Wu 2002), where data travel for nothing.
+    """
     seconds: dict[str, float] = {}
     for key in reversed(list(graph.stages)):
-        seconds[key] = plan.seconds(key) + max([seconds.get(child, 0.0) for child in graph.children(key)], default=0.0)
+        after = max([seconds.get(child, 0.0) for child in graph.children(key)], default=0.0)
+        seconds[key] = seconds_of(graph, clock, key) + after
     return seconds
+
+
+def seconds_of(graph: StageGraph, clock: Clock, key: str) -> float:
+    """Return the expected seconds of a whole stage."""
+    return clock.seconds(graph.stages[key], graph.resources(key), graph.vocabulary(key))
+
+
+def cores_of(resources: Resources) -> int:
+    """Return the cores that a job of these resources holds."""
+    return resources.nodes * resources.processes * resources.cores

@@ -38,6 +38,9 @@ SLOWEST = 4.0
 # How often a driver writes what was committed into the store's index, and from how many artifacts on.
 INDEX_SECONDS = 60.0
 FEWEST_INDEXED = 32
+# Finished stages of a shape that times are learnt from, and how much longer than it takes the ranks made of them stand.
+SAMPLES = 4
+RANKED_FOR = 50.0
 CANCEL_FOLDER = "control"
 
 
@@ -93,10 +96,10 @@ class Engine:
         self.journal = Journal(store)
         self.driver = Driver()
         self.watch = Watch(self.journal, backend, self.driver, stall_seconds=self.options.lease_seconds)
-        self._clock = clock or Clock()
+        self.clock = clock or Clock()
         self._stages = frozenset(graph.stages)
-        self._following = Following(graph, self._clock)
-        self._agenda = Agenda(graph, self._clock)
+        self._following = Following(graph, self.clock)
+        self._agenda = Agenda(graph, self.clock)
         self._present: set[str] = set()
         self._told: set[tuple[str, str]] = set()
         self._damaged: set[str] = set()
@@ -106,6 +109,8 @@ class Engine:
         self._now = False
         self._started = 0.0
         self._indexed = time.monotonic()
+        self._news = False  # has the clock learnt what no rank knows of?
+        self._ranked = 0.0  # until when stages keep their ranks
         self._earlier: frozenset[tuple[str, str]] = frozenset()  # (stage, attempt) that a driver before us had started
 
     def begin(self) -> None:
@@ -130,7 +135,7 @@ class Engine:
     def extend(self, graph: StageGraph) -> None:
         """Go on with a version of the grid that has more cells."""
         self.graph, self._stages = graph, frozenset(graph.stages)
-        self._following, self._agenda = Following(graph, self._clock), Agenda(graph, self._clock)
+        self._following, self._agenda = Following(graph, self.clock), Agenda(graph, self.clock)
         self._damaged = self.store.artifacts.damaged(self._stages)
 
     def tick(self) -> Snapshot:
@@ -154,16 +159,29 @@ class Engine:
         plan = self._following.update(present, failed, self._damaged)
         now = self.store.objects.now() if decisions else 0.0
         waiting = {stage: decision for stage, decision in decisions.items() if decision.retry and decision.at > now}
+        arrived = frozenset() if self._first else present - self._present
+        self._learn(arrived)
         submitted: list[str] = []
         if not self._stopping:
             ready = self._following.ready - busy.keys() - waiting.keys()
             submitted = self._submit(ready, present, {*busy, *waiting, *failed}, decisions)
         news = [f for own in failures.values() for f in own if (f.stage, f.attempt) not in self._told]
         self._told.update((failure.stage, failure.attempt) for failure in news)
-        arrived = () if self._first else present - self._present
         finished = tuple(sorted(arrived, key=self._following.order.__getitem__))
         self._first, self._present = False, present
         return Snapshot(plan, busy, dict(self.watch.flying), waiting, failures, finished, tuple(news), tuple(submitted))
+
+    def _learn(self, arrived: Collection[str]) -> None:
+        """Learn from what was committed how long stages take; rank them anew where nothing was known of a shape."""
+        for key in arrived:
+            stage, resources = self.graph.stages[key], self.graph.resources(key)
+            if self.clock.samples(stage, resources) < SAMPLES and (made := self.store.artifacts.get(key)) is not None:
+                self._news |= self.clock.learn(stage, resources, made.info)
+        now = time.monotonic()
+        if self._news and now > self._ranked:
+            self._news = False
+            self._agenda.rank()
+            self._ranked = time.monotonic() + RANKED_FOR * (time.monotonic() - now)
 
     def _keys(self) -> set[str]:
         """Return the grid's artifacts."""
@@ -275,8 +293,17 @@ class Engine:
     ) -> list[str]:
         """Claim and submit the most urgent of the ready chains that fit; return their labels."""
         room = self.options.max_jobs - len(self.watch.mine) if self.options.max_jobs else len(ready)
+        budget = getattr(self.backend, "budget", None)
+        if budget is not None:
+            self._agenda.look(budget.cores, lambda: self._following.open, time.monotonic())
         chosen = self._agenda.choose(
-            ready, present, taken, lambda chain: self._resources(chain, decisions), self.backend.admit, room
+            ready,
+            present,
+            taken,
+            lambda chain: self._resources(chain, decisions),
+            self.backend.admit,
+            room,
+            spread=budget is not None,
         )
         if not chosen:
             return []

@@ -19,7 +19,7 @@ from orchestrator.spec.work import DataWork, EvaluateWork, GenerateWork, InitWor
 # Sustained FLOP/s assumed before anything of the same shape has finished.
 CPU_FLOPS_PER_CORE = 3e10
 GPU_FLOPS = 1.2e14
-PROCESS_START_SECONDS = 5.0
+PROCESS_START_SECONDS = 1.0
 DATA_SECONDS = 25.0
 # Of tasks whose numbers are not known: items, and tokens of a solved one.
 UNKNOWN_ITEMS = 1000
@@ -207,26 +207,41 @@ class Clock:
     """Estimates seconds per stage, calibrated by the manifests of finished stages (`info.seconds`)."""
 
     def __init__(self, measured: Mapping[tuple[object, ...], float] | None = None) -> None:
-        self._measured = dict(measured or {})
+        # Seconds and units (steps of training, else stages) measured of each shape.
+        self._sums = {shape: (rate, 1.0) for shape, rate in (measured or {}).items()}
+        self._samples: dict[tuple[object, ...], int] = {}
         # By what stages of equal cost have in common: the objects, held so that their ids stay theirs.
         self._known: dict[tuple[int, ...], tuple[tuple[object, ...], float]] = {}
 
     @classmethod
     def from_finished(cls, finished: Iterable[tuple[Stage, Resources, Mapping[str, Any]]]) -> Clock:
-        """Build from (stage, resources, manifest info) of finished stages; the mean of a shape counts.
+        """Build from (stage, resources, manifest info) of finished stages; the mean of a shape counts."""
+        clock = cls()
+        for stage, resources, info in finished:
+            clock.learn(stage, resources, info)
+        return clock
+
+    def samples(self, stage: Stage, resources: Resources) -> int:
+        """Return how many finished stages of this one's shape it has learnt from."""
+        return self._samples.get(shape_of(stage, resources), 0)
+
+    def learn(self, stage: Stage, resources: Resources, info: Mapping[str, Any]) -> bool:
+        """Take in what the manifest of a finished stage tells; return whether its shape had been measured by none.
 
         Training tells `train_seconds` for the `steps_run` since its last resume, all else `seconds`.
         """
-        sums: dict[tuple[object, ...], tuple[float, float]] = {}
-        for stage, resources, info in finished:
-            seconds = info.get("train_seconds") or info.get("seconds")
-            if not isinstance(seconds, (int, float)) or seconds <= 0:
-                continue
-            shape = shape_of(stage, resources)
-            total, amount = sums.get(shape, (0.0, 0.0))
-            done = float(info.get("steps_run", units(stage))) if stage.steps else 1.0
-            sums[shape] = (total + float(seconds), amount + done)
-        return cls({shape: total / amount for shape, (total, amount) in sums.items() if amount})
+        seconds = info.get("train_seconds") or info.get("seconds")
+        if not isinstance(seconds, (int, float)) or seconds <= 0:
+            return False
+        shape = shape_of(stage, resources)
+        done = float(info.get("steps_run", units(stage))) if stage.steps else 1.0
+        if not done:
+            return False
+        total, amount = self._sums.get(shape, (0.0, 0.0))
+        self._sums[shape] = (total + float(seconds), amount + done)
+        self._samples[shape] = self._samples.get(shape, 0) + 1
+        self._known.clear()
+        return not amount
 
     def seconds(self, stage: Stage, resources: Resources, vocab_size: int) -> float:
         """Return the expected seconds of `stage`."""
@@ -234,7 +249,7 @@ class Clock:
         identity = (*map(id, alike), vocab_size)
         known = self._known.get(identity)
         if known is None:
-            rate = self._measured.get(shape_of(stage, resources)) if self._measured else None
-            guess = rate * units(stage) if rate is not None else first_guess_seconds(stage, resources, vocab_size)
+            total, amount = self._sums.get(shape_of(stage, resources), (0.0, 0.0)) if self._sums else (0.0, 0.0)
+            guess = total / amount * units(stage) if amount else first_guess_seconds(stage, resources, vocab_size)
             known = self._known[identity] = (alike, guess)
         return known[1]

@@ -19,8 +19,8 @@ PENDING = ("run", "resume")
 class Following:
     """The plan of a graph under a changing set of artifacts and failures; `ready` are the stages that could start now.
 
-    `ready` counts neither jobs at work nor times to wait: their artifacts' parents are all there, and what their cells
-    need prepared is.
+    `open` are all that are needed and absent. `ready` counts neither jobs at work nor times to wait: their artifacts'
+    parents are all there, and what their cells need prepared is.
     """
 
     def __init__(self, graph: StageGraph, clock: Clock | None = None) -> None:
@@ -32,7 +32,7 @@ class Following:
         self.order = {key: index for index, key in enumerate((*prepared, *others))}
         self._wanted = {key for cell in graph.cells.values() for key in (cell.final, *(r.key for r in cell.results))}
         self._demand: dict[str, int] = {}  # key -> how many stages that are needed and absent are made from it
-        self._open: set[str] = set()  # needed and absent
+        self.open: set[str] = set()  # needed and absent
         self._lacking = {key: len(stage.parents) for key, stage in graph.stages.items() if stage.parents}
         self._groups = _groups(graph)
         self._guarded: dict[int, bool] = {}
@@ -82,12 +82,12 @@ class Following:
             key = waiting.pop()
             touched.add(key)
             is_open = key not in self._present and self._needed(key)
-            if is_open == (key in self._open):
+            if is_open == (key in self.open):
                 continue
             if is_open:
-                self._open.add(key)
+                self.open.add(key)
             else:
-                self._open.discard(key)
+                self.open.discard(key)
             for parent in stages[key].parents:
                 if parent in stages:
                     self._demand[parent] = self._demand.get(parent, 0) + (1 if is_open else -1)

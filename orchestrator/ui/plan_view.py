@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from orchestrator.backends.local import Budget
+from orchestrator.engine.forecast import Forecast, forecast
 from orchestrator.plan.needs import has_hub_token, missing_devices, missing_keys
 from orchestrator.plan.plan import Plan
 from orchestrator.plan.summary import to_json
@@ -10,11 +12,11 @@ from orchestrator.ui.console import Console, columns, duration, plural, quantity
 _MARKS = {"run": ("+", "green"), "resume": ("~", "yellow"), "done": ("=", "dim"), "blocked": ("!", "red")}
 
 
-def show_plan(plan: Plan, console: Console, *, parallel: int = 1, gpus: int | None = None, adaptive: str = "") -> None:
+def show_plan(plan: Plan, console: Console, *, budget: Budget | None = None, adaptive: str = "") -> None:
     """Print the plan.
 
-    `parallel` is how many cores the site has, `gpus` how many GPUs (None: a scheduler knows), `adaptive` tells of an
-    adaptive number of seeds.
+    `budget` is what the site's machine gives to jobs (None: a scheduler knows), `adaptive` tells of an adaptive number
+    of seeds.
     """
     grid = plan.graph.grid
     data = to_json(plan)
@@ -78,7 +80,7 @@ def show_plan(plan: Plan, console: Console, *, parallel: int = 1, gpus: int | No
         mark, token = ("yellow", "") if has_hub_token() else ("red", ", and this machine has no HF_TOKEN")
         console.print(f"  {console.style('!', mark)} hub://{gate['name']} is gated{token}")
         console.print(f"      {gate['hint']}")
-    for lacking in (missing_keys(plan), missing_devices(plan, gpus)):
+    for lacking in (missing_keys(plan), missing_devices(plan, budget.gpus if budget else None)):
         if lacking is not None:
             console.print(f"  {console.style('!', 'red')} {lacking.error}: {lacking.cause}")
             console.print(f"      {lacking.hint}")
@@ -95,8 +97,16 @@ def show_plan(plan: Plan, console: Console, *, parallel: int = 1, gpus: int | No
         console.print(
             f"  estimated: {left:.2f} {kind}-hours left; whole grid {whole['shared']:.2f} with sharing, "
             f"{whole['unshared']:.2f} without"
-            + ("" if gpu else f"; about {duration(left * 3600 / max(parallel, 1))} on {plural(parallel, 'core')}")
         )
+        if budget is not None:
+            console.print(f"  {_times(forecast(plan, budget))}")
+
+
+def _times(told: Forecast) -> str:
+    """Say how long a plan takes, and what no schedule could be faster than."""
+    about = "about" if told.simulated else "at most about"
+    chain = f"{duration(told.work / told.cores)} of work a core, longest chain {duration(told.path)}"
+    return f"on {plural(told.cores, 'core')}: {about} {duration(told.makespan)}; bound {duration(told.bound)} ({chain})"
 
 
 def _mark(console: Console, action: str, count: int) -> str:

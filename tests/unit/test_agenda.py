@@ -86,3 +86,65 @@ def test_a_full_site_is_asked_about_few(graph: StageGraph, monkeypatch: pytest.M
     assert chosen(graph, Agenda(graph, Clock()), ready, done, site) == []
     assert len(ready) > 40
     assert site.asked <= 8
+
+
+def half_done(graph: StageGraph) -> tuple[set[str], set[str]]:
+    """Return what is done where every second state of fine-tuning is there and not evaluated, and what is ready."""
+    done = {key for key, stage in graph.stages.items() if stage.phase in ("prepare", "pretrain")}
+    done |= set([key for key, stage in graph.stages.items() if stage.phase == "finetune"][::2])
+    return done, {key for key, stage in graph.stages.items() if key not in done and set(stage.parents) <= done}
+
+
+def test_training_comes_first_where_the_end_is_near_and_results_do_before(graph: StageGraph) -> None:
+    done, ready = half_done(graph)
+    made, left = Agenda(graph, Clock()), graph.stages.keys() - done
+    phases = {}
+    for cores in (2, 10_000):
+        made.look(cores, lambda: left, now=1e9 * cores)
+        phases[cores] = [graph.stages[chain[0]].phase for chain in chosen(graph, made, ready, done, Site(4))]
+    assert phases == {2: ["evaluate"] * 4, 10_000: ["finetune"] * 2}
+
+
+def test_the_end_is_looked_for_when_it_could_be_near(graph: StageGraph) -> None:
+    done, _ = half_done(graph)
+    made, looked = Agenda(graph, Clock()), []
+
+    def left() -> set[str]:
+        looked.append(1)
+        return graph.stages.keys() - done
+
+    for second in range(1000):
+        made.look(2, left, float(second))
+    assert 0 < len(looked) < 10
+
+
+def test_of_equal_phases_what_most_hangs_on_comes_first(graph: StageGraph) -> None:
+    slow = next(key for key, stage in graph.stages.items() if stage.phase == "finetune" and stage.steps)
+    clock, resources = Clock(), graph.resources(slow)
+    assert clock.learn(graph.stages[slow], resources, {"train_seconds": 5e4, "steps_run": 10})
+    assert not clock.learn(graph.stages[slow], resources, {"train_seconds": 5e4, "steps_run": 10})
+    ranks = agenda.upward_ranks(graph, clock)
+    children = [ranks[child] for child in graph.children(slow)]
+    assert ranks[slow] == 5e3 * graph.stages[slow].steps + max(children)
+
+
+def test_evaluations_that_wait_together_are_shared_out_to_idle_cores_alone(graph: StageGraph) -> None:
+    done = {key for key, stage in graph.stages.items() if stage.phase != "evaluate"}
+    cell = next(iter(graph.cells.values()))
+    ready = {result.key for result in cell.results}
+    clock = Clock()
+    for key in ready:
+        clock.learn(graph.stages[key], graph.resources(key), {"seconds": 10.0})
+
+    def jobs(cores: int, *, spread: bool = True) -> list[list[str]]:
+        made = Agenda(graph, clock)
+        ask = made.choose(
+            ready, done, set(), lambda chain: graph.resources(chain[0]), Site(cores).admit, 99, spread=spread
+        )
+        return [chain for chain, _ in ask]
+
+    assert [len(job) for job in jobs(1)] == [4]
+    assert [len(job) for job in jobs(8, spread=False)] == [4]
+    assert [len(job) for job in jobs(2)] == [2, 2]
+    assert {key for job in jobs(8) for key in job} == ready
+    assert [len(job) for job in jobs(8)] == [1, 1, 1, 1]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backends.base import ABSENT, ENDED, RUNNING, Batch, Handle, JobState, SchedulerUnreachable
+from orchestrator.backends.local import Budget
 from orchestrator.engine.journal import code_digest
 from orchestrator.engine.loop import Engine, Options
 from orchestrator.engine.retry import RULES
@@ -122,6 +123,32 @@ def test_evaluations_of_committed_states_go_before_training(graph: StageGraph, s
     (job,) = submitted(store, scheduler)
     assert {graph.stages[key].state for key in job} == {done}
     assert len(job) == 3, "the evaluations of one state go together"
+
+
+class Machine(Scheduler):
+    """A scheduler that knows its cores, so that its driver sees how near the end is."""
+
+    budget = Budget(2, 64.0, 0)
+
+
+def test_training_goes_before_evaluations_where_the_end_is_near(graph: StageGraph, store: Store) -> None:
+    scheduler = Machine(room=1)
+    chain = [key for key in next(iter(graph.cells.values())).keys if graph.stages[key].phase == "finetune"]
+    commit(store, graph, *keys(graph, "prepare"), *keys(graph, "pretrain"), *chain)
+    engine(graph, store, scheduler).tick()
+    (job,) = submitted(store, scheduler)
+    assert {graph.stages[key].phase for key in job} == {"finetune"}
+
+
+def test_what_stages_take_is_learnt_from_those_that_finish(graph: StageGraph, store: Store) -> None:
+    drive = engine(graph, store, Scheduler(room=1))
+    drive.tick()
+    first, *others = [graph.stages[key] for key in keys(graph, "finetune")]
+    info = {"train_seconds": 300.0, "steps_run": 3, "seconds": 1.0}
+    store.artifacts.commit(Manifest(key=first.key, kind="train", spec={}, attempt="test", info=info))
+    plan = drive.tick().plan
+    alike = (first, *others)
+    assert [plan.seconds(stage.key) for stage in alike] == [100.0 * stage.steps for stage in alike]
 
 
 def test_an_answer_that_was_lost_does_not_start_a_job_twice(graph: StageGraph, store: Store) -> None:

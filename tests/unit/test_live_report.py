@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -50,6 +51,8 @@ def test_it_is_written_for_results_alone_and_one_at_a_time(
     for _ in range(5):
         report.show(graph, tick("half"))
     assert writing(report)
+    assert report._process is not None
+    assert os.getpriority(os.PRIO_PROCESS, report._process.pid) == 10, "it takes cores from jobs"
     report.end()
     assert not writing(report)
     assert log.read_text() == "x"
