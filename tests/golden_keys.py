@@ -18,7 +18,8 @@ from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.freezing import FREEZING
 from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import LOAD_VARIANTS
-from orchestrator.catalog.pins import FORMATS, WHEELS
+from orchestrator.catalog.pictures import VISION_TASKS
+from orchestrator.catalog.pins import FORMATS, PACKAGES, WHEELS
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.suites import SUITES
@@ -132,7 +133,14 @@ def data_works() -> Iterator[tuple[str, Work]]:
             if FORMATS[name] != "model":
                 tasks = SCORED if FORMATS[name] == "items" else ()
                 yield f"wheel {name}", DataWork(DataSpec(f"{wheel.url}/{name}", FORMATS[name], digest="0"), 0, tasks)
+    for package in PACKAGES.values():
+        for name in package.sets if package.scheme != "wheel" else ():
+            tasks = tuple(VISION_TASKS) if FORMATS[name] == "items" else ()
+            data = DataSpec(f"{package.url}/{name}", FORMATS[name], digest="0")
+            yield f"{package.scheme} {package.name} {name}", DataWork(data, 0, tasks)
     hub = DataSpec("hub://org/name@0a1b", revision="0a1b", digest="0a1b")
+    yield "hub vision", DataWork(dataclasses.replace(hub, format="vision"), seed=1)
+    yield "images_field", DataWork(dataclasses.replace(EXAMPLES, format="vision", images_field="picture"), seed=1)
     for form in ("text", "instruction"):
         yield f"hub {form}", DataWork(dataclasses.replace(hub, format=form), seed=1)
         yield f"file {form}", DataWork(dataclasses.replace(EXAMPLES, format=form), seed=1)

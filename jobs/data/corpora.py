@@ -47,6 +47,24 @@ class Conversation:
     pieces: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class VisionExample:
+    """One question about pictures and its answer, joined by white space as an Example's; pictures by digest.
+
+    `group` and `subtask` say what the question is about, `identity` what the pictures show: what is held out is held
+    out by it. All three are "" where the source does not say them.
+    """
+
+    id: str
+    source: str
+    prompt: str
+    response: str
+    images: tuple[str, ...]
+    group: str = ""
+    identity: str = ""
+    subtask: str = ""
+
+
 @dataclass(slots=True)
 class _Collected:
     paragraphs: dict[str, list[str]] = field(default_factory=dict)  # document name -> its paragraphs in order

@@ -266,7 +266,8 @@ def _loaded(source: str, path: str, files: Mapping[str, Sequence[str]] | None) -
 
 def _rows(source: str, rows: Any) -> Iterator[Row]:
     try:
-        for row in rows:
+        # Pictures are decoded within our bounds, not where they are read.
+        for row in rows.decode(False) if hasattr(rows, "decode") else rows:
             yield dict(row)
     except SourceError:
         raise

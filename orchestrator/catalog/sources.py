@@ -28,7 +28,10 @@ class SourceKind:
 
 
 BUILTINS: Mapping[str, SourceKind] = MappingProxyType(
-    {name: SourceKind(name, f"orchestrator.data.pinning:pin_{name}") for name in ("wheel", "hub", "file")}
+    {
+        **{name: SourceKind(name, "orchestrator.data.pinning:pin_package") for name in ("wheel", "npm", "deb")},
+        **{name: SourceKind(name, f"orchestrator.data.pinning:pin_{name}") for name in ("hub", "file")},
+    }
 )
 SOURCES = Registry("sources", "source", SourceKind, BUILTINS)
 

@@ -74,7 +74,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     """Check everything a run needs; exit code 3 when something is wrong."""
     console = Console(sys.stdout)
     checks: list[Check] = []
-    for look in (_python, _packages, _plugins, _store, _disk, _tracker, _site, _wheels):
+    for look in (_python, _packages, _plugins, _store, _disk, _tracker, _site, _fetched):
         try:
             checks.extend(look(arguments))
         except MoegridError as error:
@@ -208,16 +208,17 @@ def _site(arguments: argparse.Namespace) -> Iterator[Check]:
     yield Check(f"site {arguments.site}", True, found)
 
 
-def _wheels(arguments: argparse.Namespace) -> Iterator[Check]:
-    from orchestrator.catalog.pins import WHEELS
+def _fetched(arguments: argparse.Namespace) -> Iterator[Check]:
+    from orchestrator.catalog.pins import PACKAGES
 
-    folder = _cache() / "wheels"
-    for wheel in WHEELS.values():
-        files = list(folder.glob(f"{wheel.name}-{wheel.version}-*.whl"))
-        found = (
-            f"{wheel.version} in {files[0].parent}" if files else f"{wheel.version} not fetched yet, a run fetches it"
-        )
-        yield Check(f"wheel {wheel.name}", True, found)
+    for (scheme, name), package in PACKAGES.items():
+        version = package.version.replace(":", "_")
+        folder = _cache() / {"wheel": "wheels"}.get(scheme, scheme)
+        files = [*folder.glob(f"{name}-{version}*"), *folder.glob(f"{name}_*.deb")]
+        there = next((file for file in files if file.suffix in (".whl", ".tgz", ".deb")), None)
+        fetch = "not fetched yet, a run that needs it fetches it"
+        found = f"{package.version} in {there.parent}" if there else f"{package.version} {fetch}"
+        yield Check(f"{scheme} {name}", True, found)
 
 
 def _nearest(path: Path) -> Path:

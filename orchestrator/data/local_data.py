@@ -16,6 +16,7 @@ from orchestrator.catalog.tasks import splits_of, splits_read
 from orchestrator.data.benchmark_files import read_labels
 from orchestrator.data.item_files import checked, read_items
 from orchestrator.data.layouts import conversation, exchange, field_text
+from orchestrator.data.pictured import vision_texts
 from orchestrator.data.rows import Row, data_files, local_path, read_file
 from orchestrator.errors import SourceError
 from orchestrator.files.problems import Mistake
@@ -39,6 +40,8 @@ def texts_of(row: Row, data: DataSpec, where: str) -> tuple[str, ...]:
         return (field_text(row, data.text_field, where),)
     if data.format == "chat":
         return conversation(row, data, where)
+    if data.format == "vision":
+        return vision_texts(row, data, where)
     prompt, response = exchange(row, data, where)
     return prompt, joined(prompt, response)
 
@@ -50,7 +53,7 @@ def joined(prompt: str, response: str) -> str:
 
 def file_rows(data: DataSpec) -> Iterator[tuple[str, Row]]:
     """Yield (where, row) of a `file://` source."""
-    for file in data_files(local_path(data.source)):
+    for file in data_files(local_path(data.source), data.format):
         yield from read_file(file, data.text_field)
 
 
@@ -81,6 +84,8 @@ def training_examples(data: DataSpec) -> int:
     Raises Mistake for text, and where neither the source nor `data.rows` says it; SourceError for a file that cannot
     be read.
     """
+    if data.format == "vision":
+        raise Mistake("counts examples, and how many a vision set gives is known when it is read", "write steps")
     if data.format == "text":
         raise Mistake(
             "counts windows of text, and how many there are is known when it is tokenized",
@@ -101,7 +106,7 @@ def head_findings(data: DataSpec) -> Iterator[tuple[str, str]]:
     try:
         seen: set[str] = set()
         whole = True
-        for file in data_files(local_path(data.source)):
+        for file in data_files(local_path(data.source), data.format):
             rows = read_file(file, data.text_field)
             for where, row in islice(rows, HEAD):
                 seen.add(identifier(*texts_of(row, data, where)))

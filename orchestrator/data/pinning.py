@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.catalog.pins import FORMATS, WHEELS
+from orchestrator.catalog.pins import FORMATS, PACKAGES, SEPARATORS
 from orchestrator.catalog.sources import SOURCES, SourceKind, scheme_of
 from orchestrator.data.hub_sets import NAME
 from orchestrator.errors import MoegridError, did_you_mean
@@ -18,8 +17,6 @@ from orchestrator.files.problems import Mistake
 from orchestrator.registry import load
 from orchestrator.spec.cell import DataSpec
 from orchestrator.spec.model import ModelSpec
-
-_WHEEL = re.compile(r"^wheel://([A-Za-z0-9._-]+)(?:==([^/]+))?(?:/(.*))?$")
 
 
 def pin(data: DataSpec, folder: Path) -> DataSpec:
@@ -47,9 +44,9 @@ def pin(data: DataSpec, folder: Path) -> DataSpec:
     return pinned
 
 
-def pin_wheel(data: DataSpec, folder: Path) -> DataSpec:
-    """Return `data` with the sha256 of the pinned wheel that its source names. Raises Mistake."""
-    return dataclasses.replace(data, digest=wheel_digest(data.source, data.format))
+def pin_package(data: DataSpec, folder: Path) -> DataSpec:
+    """Return `data` with the sha256 of the pinned package that its source names. Raises Mistake."""
+    return dataclasses.replace(data, digest=package_digest(data.source, data.format))
 
 
 def pin_hub(data: DataSpec, folder: Path) -> DataSpec:
@@ -128,25 +125,28 @@ def files_sha256(path: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def wheel_digest(source: str, form: str) -> str:
-    """Return the sha256 of the pinned wheel that `source` names; Mistake when it has no such set of format `form`."""
-    match = _WHEEL.match(source)
-    name, version, data_set = match.groups() if match else ("", None, None)
-    if name not in WHEELS:
-        raise Mistake(f"source {source!r}: wheel {name!r} is not pinned", did_you_mean(name, WHEELS, "pinned wheels"))
-    wheel = WHEELS[name]
-    if version != wheel.version:
+def package_digest(source: str, form: str) -> str:
+    """Return the sha256 of the pinned package that `source` names; Mistake when it has no such set of format `form`."""
+    scheme = scheme_of(source)
+    named = {name: package for (kind, name), package in PACKAGES.items() if kind == scheme}
+    address, _, data_set = source.removeprefix(f"{scheme}://").partition("/")
+    name, _, version = address.partition(SEPARATORS[scheme])
+    if name not in named:
+        what = f"{scheme} package" if scheme != "wheel" else "wheel"
+        raise Mistake(f"source {source!r}: {what} {name!r} is not pinned", did_you_mean(name, named, f"pinned {what}s"))
+    package = named[name]
+    if version != package.version:
         raise Mistake(
             f"source {source!r}: version {version or 'none'} of {name} is not pinned",
-            f"write {wheel.url}/{data_set or wheel.sets[0]}",
+            f"write {package.url}/{data_set or package.sets[0]}",
         )
-    if data_set not in wheel.sets:
+    if data_set not in package.sets:
         raise Mistake(
-            f"source {source!r}: {name} has no set {data_set or ''!r}", did_you_mean(data_set, wheel.sets, "sets")
+            f"source {source!r}: {name} has no set {data_set!r}", did_you_mean(data_set, package.sets, "sets")
         )
     if FORMATS[data_set] != form:
         raise Mistake(f"source {source!r} holds {FORMATS[data_set]} data, not {form}", "choose another set or format")
-    return wheel.sha256
+    return package.sha256
 
 
 @lru_cache(maxsize=256)

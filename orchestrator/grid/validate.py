@@ -22,6 +22,7 @@ from orchestrator.files.problems import Mistake
 from orchestrator.grid.factors import check_freeze
 from orchestrator.grid.tokenizers import tokenizer_findings
 from orchestrator.spec.cell import ONE_COPY, Cell, EvaluateSpec, Resources, TrainSpec
+from orchestrator.spec.data import unread
 from orchestrator.spec.fields import Path
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
@@ -314,7 +315,6 @@ _MODEL_RULES: dict[str, tuple[Callable[[Cell], bool], str]] = {
 _OF_ONE_SOURCE = ("source", "split", "text_field", "prompt_field", "response_field", "rows", "revision", "digest")
 # Fields of a phase that is not trained which still say on what its state is evaluated.
 _UNTRAINED = ("trained", "data", "sequence_length")
-_OF_CHAT = ("template", "turns_field")
 _DENSE_KEEPS = ("preset", "variant", "expert_width", "expert", "expert_parameters", "top_k")
 
 
@@ -352,8 +352,8 @@ def why_not(cell: Cell, path: Path) -> str:
             return f"the loss {path[3]} is off"
         if path[1] == "data" and len(path) == 3 and name in _OF_ONE_SOURCE and train.data.corpora:
             return "the corpora say where the data come from"
-        if path[1] == "data" and name in _OF_CHAT and len(path) == 3 and train.data.format != "chat":
-            return "data.format is not 'chat'"
+        if path[1] == "data" and len(path) == 3 and (no_effect := unread(train.data.format, name)):
+            return no_effect
         if path[1] == "adapter" and name != "rank" and not train.adapter.rank:
             return "adapter.rank is 0"
         applies, reason = _TRAIN_RULES.get(name, (None, ""))

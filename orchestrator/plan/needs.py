@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.catalog.judges import JUDGES
+from orchestrator.catalog.pins import package_of
 from orchestrator.data.hub_sets import hub_name, is_gated
 from orchestrator.errors import MoegridError
 from orchestrator.grid.load import Grid
@@ -94,6 +95,22 @@ def gates(plan: Plan) -> list[Gate]:
                 name = hub_name(source).name
                 found[name] = found.get(name, 0) + 1
     return [Gate(name, stages) for name, stages in found.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A pinned package that pending stages read, other than the wheels: its licence is its makers', not ours."""
+
+    url: str
+    licence: str
+    megabytes: int
+
+
+def packages(plan: Plan) -> list[Fetched]:
+    """Return the packages of npm and Debian that pending stages read."""
+    read = {package for key in plan.pending for package in map(package_of, _sources(plan.graph.stages[key].form))}
+    named = sorted((package for package in read if package and package.licence), key=lambda package: package.url)
+    return [Fetched(package.url, package.licence, package.megabytes) for package in named]
 
 
 def has_hub_token() -> bool:

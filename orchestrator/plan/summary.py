@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from orchestrator.plan.cost import flops, parameters, tokens_of
-from orchestrator.plan.needs import gates, missing_benchmarks
+from orchestrator.plan.needs import gates, missing_benchmarks, packages
 from orchestrator.plan.plan import ACTIONS, PHASES, Plan
 from orchestrator.plan.stored import KINDS, stored
 from orchestrator.spec.cell import Resources
@@ -147,6 +147,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "models": models(plan),
         "meshes": meshes(plan),
         "plugins": [{**use.to_json(), "shown": str(use)} for use in of_all((*plan.graph.uses(), *of_driver()))],
+        "packages": [{"url": one.url, "licence": one.licence, "megabytes": one.megabytes} for one in packages(plan)],
         "gated": [{"name": gate.name, "stages": gate.stages, "hint": gate.hint} for gate in gates(plan)],
         "left_out": [
             {"suite": left.suite, "tasks": list(left.tasks), "hint": left.hint} for left in missing_benchmarks(grid)

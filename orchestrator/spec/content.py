@@ -53,6 +53,7 @@ def corpus_data(data: DataSpec, corpus: CorpusSpec) -> DataSpec:
         holdout=data.holdout,
         template=data.template,
         turns_field=data.turns_field,
+        images_field=data.images_field,
         revision=corpus.revision,
         digest=corpus.digest,
     )

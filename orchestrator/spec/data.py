@@ -10,6 +10,15 @@ from orchestrator.catalog.templates import TEMPLATES
 from orchestrator.spec.identity import DERIVED, NEUTRAL
 from orchestrator.spec.rules import NATURAL, Rule, one_of
 
+# Fields of training data that only these formats read.
+_FORMATS_OF = {"template": ("chat",), "turns_field": ("chat", "vision"), "images_field": ("vision",)}
+
+
+def unread(form: str, field: str) -> str:
+    """Return why data of a format do not read a field of theirs, "" when they do."""
+    forms = _FORMATS_OF.get(field, (form,))
+    return "" if form in forms else f"data.format is not {' or '.join(map(repr, forms))}"
+
 
 @dataclass(frozen=True, slots=True)
 class MixSpec:
@@ -63,9 +72,11 @@ class DataSpec:
     """Text or instruction data."""
 
     source: str
-    """`wheel://NAME==VERSION/SET` of the pinned wheels, `hub://ORG/NAME`, or `file://PATH` (JSONL, Parquet or text)."""
-    format: Annotated[str, one_of("text", "instruction", "chat")] = "text"
-    """`text` is packed into windows, `instruction` has a prompt and a response per example, `chat` several turns."""
+    """`wheel://NAME==VERSION/SET`, `npm://NAME@VERSION/SET` or `deb://NAME=VERSION/SET` of the pinned packages,
+    `hub://ORG/NAME`, or `file://PATH` (JSONL, Parquet or text)."""
+    format: Annotated[str, one_of("text", "instruction", "chat", "vision")] = "text"
+    """`text` is packed into windows, `instruction` has a prompt and a response per example, `chat` several turns,
+    `vision` a prompt and a response about pictures."""
     split: str = "train"
     """Split of a hub source."""
     text_field: str = "text"
@@ -88,6 +99,8 @@ class DataSpec:
     """How the turns of `chat` become text: `plain`, `chatml`, `alpaca`, `tulu`, or one of an installed package."""
     turns_field: str = field(default="", metadata=NEUTRAL)
     """Column of the turns; "" = `messages`, `conversations`, or Alpaca's `instruction`, `input` and `output`."""
+    images_field: str = field(default="", metadata=NEUTRAL)
+    """Column of the pictures of `vision`; "" = `images` or `image`."""
     corpora: tuple[CorpusSpec, ...] = field(default=(), metadata=NEUTRAL)
     """Several corpora by name, instead of `source`; each has its `weight` of what is trained on."""
     weights: Parameters = field(default=Parameters(), metadata=NEUTRAL)

@@ -16,6 +16,7 @@ from orchestrator.catalog.gates import GATES
 from orchestrator.catalog.losses import BY_FIELD
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.optimizers import OPTIMIZERS
+from orchestrator.catalog.pins import package_of
 from orchestrator.catalog.routers import ROUTERS, kind_of
 from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.selections import SELECTIONS
@@ -113,6 +114,9 @@ def of_data(data: DataSpec, tasks: Iterable[str] = ()) -> Iterator[str]:
         yield f"{SOURCES.word} {scheme}"
     if data.format == "chat":
         yield f"{TEMPLATES.word} {data.template}"
+    for source in (data.source, *(corpus.source for corpus in data.corpora)):
+        if data.format == "vision" and package_of(source):
+            yield f"questions {source.rpartition('/')[2]}"
     for corpus in data.corpora:
         yield f"{SOURCES.word} {scheme_of(corpus.source)}"
     if data.mix.rows:

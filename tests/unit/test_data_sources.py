@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import threading
 import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from jobs.data import hub, wheels
+from jobs.data import hub
 from jobs.data.corpora import Document
 from jobs.data.item_files import item_blobs
 from jobs.data.overlap import overlapping, shared_fraction
@@ -207,58 +204,6 @@ def test_items_without_a_column_of_the_task_are_refused(tmp_path):
         item_blobs(DataSpec(source=f"file://{path.parent}"), ["race"])
     assert raised.value.cause == "it has article"
     assert "'race' reads the columns article, problems" in raised.value.hint
-
-
-@pytest.fixture
-def index(tmp_path, monkeypatch):
-    """A package index with one wheel; `downloads` lists what was asked of it."""
-    monkeypatch.setenv("MOEGRID_CACHE", str(tmp_path / "cache"))
-    downloads: list[str] = []
-
-    def download(name: str, version: str, directory: Path) -> Path:
-        downloads.append(name)
-        path = directory / f"{name}.whl"
-        path.write_bytes(b"content")
-        return path
-
-    monkeypatch.setattr(wheels, "_download", download)
-    return downloads
-
-
-def test_a_wheel_is_fetched_once_by_many_processes_at_a_time(index):
-    digest = hashlib.sha256(b"content").hexdigest()
-    paths: list[Path] = []
-    threads = [threading.Thread(target=lambda: paths.append(wheels.fetch_wheel("data", "1", digest))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert index == ["data"]
-    assert len(set(paths)) == 1
-    assert paths[0].read_bytes() == b"content"
-
-
-def test_a_wheel_of_other_content_is_refused_and_not_kept(index):
-    with pytest.raises(SourceError, match="not the pinned one"):
-        wheels.fetch_wheel("data", "1", "0" * 64)
-    assert not list(wheels.cache_directory().glob("*.whl"))
-
-
-def test_a_damaged_cached_wheel_is_fetched_again(index):
-    digest = hashlib.sha256(b"content").hexdigest()
-    path = wheels.fetch_wheel("data", "1", digest)
-    path.write_bytes(b"damaged")
-    assert wheels.fetch_wheel("data", "1", digest).read_bytes() == b"content"
-    assert index == ["data", "data"]
-
-
-def test_a_wheel_that_no_index_has_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("MOEGRID_CACHE", str(tmp_path))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(SourceError, match="could not be fetched") as caught:
-        wheels.fetch_wheel("no-such-wheel-of-moegrid", "1.0", "0" * 64)
-    assert caught.value.hint
-    assert caught.value.exit_code == 3
 
 
 PAIR = {"premise": "A man eats.", "hypothesis": "A man.", "label": 0}

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.data.wheels import WheelData, cache_directory, parse_wheel
+from jobs.data.fetching import cache_directory
+from jobs.data.wheels import WheelData, parse_wheel
 from jobs.models.sources import open_checkpoint
 from jobs.models.vision.onnx_file import OnnxWeights
 from orchestrator.catalog.encoders import ENCODERS, EncoderKind
