@@ -24,7 +24,7 @@ OPTIONS := --scale $(SCALE) --site $(SITE) $(if $(SEEDS),--seeds $(SEEDS)) $(if 
 EXTRA := $(if $(filter slurm,$(SITE)),slurm)$(if $(filter ray,$(SITE)),ray)
 READY := $(VENV)/.ready$(if $(EXTRA),-$(EXTRA))
 
-.PHONY: help grid plan resume status explain table logs diff compare paper report ui test coverage check gpu-check docs bench faults doctor lab-up lab-down clean setup
+.PHONY: help grid plan resume status explain table logs diff compare effects paper report ui test coverage check gpu-check docs bench faults doctor lab-up lab-down clean setup
 
 help:  ## explain the targets
 	@echo 'moegrid: controlled experiments on Mixture-of-Experts language models'
@@ -74,6 +74,10 @@ diff: $(READY)  ## fields in which two grids or cells differ (A=... B=...)
 
 compare: $(READY)  ## results of two grids against each other (A=... B=...)
 	@$(BIN)/moegrid compare $(A) $(B) $(ARGS)
+
+effects: $(READY)  ## what each factor does, over one or several grids (GRID="a b")
+	$(need-grid)
+	@$(BIN)/moegrid effects $(GRID) $(ARGS)
 
 paper: $(READY)  ## every table and figure of the papers, or what is missing for it (ARGS="--run tiny")
 	@$(BIN)/moegrid paper $(ARGS)

@@ -113,6 +113,10 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("b", metavar="GRID_B", help="another one, or the same")
     text = "terminal (fits its width, the default), csv, md (Markdown) or tex (LaTeX)"
     one.add_argument("--format", default="terminal", choices=("terminal", "csv", "md", "tex"), help=text)
+    one = add("effects", "what each factor does, over the cells of one or several grids of the store", as_json)
+    one.add_argument("grids", metavar="GRID", nargs="+", help="grids that were run in this store, at one scale")
+    one.add_argument("--metric", action="append", default=[], metavar="NAME", help="of these (the primary ones)")
+    one.add_argument("--format", default="terminal", choices=("terminal", "csv", "md", "tex"), help=text)
     one = add("paper", "every table and figure of the papers: made from the store, or what is missing for it", as_json)
     one.add_argument("--output", default="reports/paper", metavar="FOLDER", help="where to write (reports/paper)")
     one.add_argument("--run", default="", metavar="SCALE", help="run the grids of what is missing first, at this scale")
@@ -280,7 +284,7 @@ def command_function(name: str) -> Callable[..., int]:
         from orchestrator.commands.export import export
 
         return export
-    if name in ("compare", "paper"):
+    if name in ("compare", "effects", "paper"):
         from orchestrator.commands import compare
 
         return _function(compare, name)

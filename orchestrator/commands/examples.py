@@ -37,6 +37,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export": ("moegrid export 'quickstart:freeze=none->router' /tmp/model",),
     "import": ("moegrid import /data/OLMoE-1B-7B-0924",),
     "compare": ("moegrid compare quickstart finetune_freeze", "moegrid compare quickstart mine --format csv"),
+    "effects": (
+        "moegrid effects finetune_freeze",
+        "moegrid effects finetune_freeze finetune_router_lr --metric answer_bpb",
+    ),
     "paper": ("moegrid paper", "moegrid paper --run tiny", "moegrid paper --json | head"),
     "sync": ("moegrid sync quickstart", "moegrid sync --follow"),
     "gc": ("moegrid gc", "moegrid gc --delete --grace 3"),

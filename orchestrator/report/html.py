@@ -23,6 +23,25 @@ def _routing(results: Results) -> str:
     return routing_maps(results)
 
 
+def _effects(results: Results) -> str:
+    """Return the effects of several factors on the primary metrics."""
+    if len(results.factors) < 2:
+        return ""
+    from orchestrator.report import effects
+
+    shown = effects.table([results], [metric for metric in results.primary if metric in results.metrics])
+    return "" if shown is None else sections.table(shown)
+
+
+def _scaling(results: Results) -> str:
+    """Return the fits over the sizes of a grid."""
+    if len({cell.get("flops_per_token") for cell in results.document["cells"]}) < 2:
+        return ""
+    from orchestrator.report.scaling import scaling_fits
+
+    return scaling_fits(results)
+
+
 SECTIONS: tuple[tuple[str, str, Callable[[Results], str]], ...] = (
     ("results", "Results", result_tables.results_table),
     ("differences", "Differences to the baseline", sections.difference_plots),
@@ -31,6 +50,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[Results], str]], ...] = (
     ("training", "Training curves", sections.training_curves),
     ("factors", "Pairs of factors", sections.factor_maps),
     ("responses", "Response to a factor", sections.responses),
+    ("effects", "Effects of the factors", _effects),
+    ("scaling", "Loss against size", _scaling),
     ("fronts", "Quality, cost and balance", sections.pareto),
     ("correlations", "How the metrics go together", sections.correlations),
     ("loads", "Expert loads", sections.expert_loads),

@@ -92,7 +92,7 @@ def differences(results: Results, metrics: Sequence[str]) -> Table:
     baseline = ", ".join(f"{k}={v}" for k, v in (results.document.get("baseline") or {}).items())
     labels = {s.name: tuple(str(s.factors.get(name, "")) for name in results.factors) for s in results.settings}
     rows = [
-        (labels[setting.name], tuple(_difference(found.get((setting.name, metric))) for metric in metrics))
+        (labels[setting.name], tuple(difference(found.get((setting.name, metric))) for metric in metrics))
         for setting in results.settings
         if any((setting.name, metric) in found for metric in metrics)
     ]
@@ -113,7 +113,7 @@ def grids(first: Results, second: Results) -> Table:
     metrics = [metric for metric in headline_metrics(first) if metric in second.metrics]
     found = between(first, second, metrics)
     names = [s.name for s in first.settings if any((s.name, metric) in found for metric in metrics)]
-    rows = [((name,), tuple(_difference(found.get((name, metric))) for metric in metrics)) for name in names]
+    rows = [((name,), tuple(difference(found.get((name, metric))) for metric in metrics)) for name in names]
     only = sorted({s.name for s in first.settings} ^ {s.name for s in second.settings})
     notes = [
         f"{first.name} minus {second.name}, paired by seed and item; bold: resolved after Holm's correction;"
@@ -149,7 +149,8 @@ def _entry(found: Summary, *, bold: bool, mark: str, reason: str) -> Entry:
     return Entry(text, found.mean, found.stderr, found.low, found.high, found.n, bold, mark, reason)
 
 
-def _difference(found: Comparison | None) -> Entry:
+def difference(found: Comparison | None) -> Entry:
+    """Return a difference as a table shows it: its size and interval, bold where it is resolved."""
     if found is None:
         return Entry(MISSING, reason="not compared")
     text = f"{found.difference:+.{DIGITS}f}"

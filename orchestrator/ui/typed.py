@@ -11,7 +11,7 @@ from pathlib import Path
 
 _COMMANDS = (
     *("plan", "run", "resume", "tick", "status", "logs", "explain", "diff", "cancel", "report", "table", "export"),
-    *("compare", "paper", "sync", "gc", "doctor", "schema", "ui", "init", "dashboard", "new", "import"),
+    *("compare", "effects", "paper", "sync", "gc", "doctor", "schema", "ui", "init", "dashboard", "new", "import"),
 )
 _NAMED = re.compile(rf"(?<![\w/.'-])moegrid(?= (?:{'|'.join(_COMMANDS)})\b)")
 

@@ -93,7 +93,9 @@ def test_every_command_has_examples_and_shows_how_values_are_replaced(capsys: py
         text = capsys.readouterr().out
         assert "examples:\n  moegrid" in text, name
         assert all(example.startswith(f"moegrid {name}") for example in EXAMPLES[name])
-        assert ("GRID" not in text.splitlines()[0]) or "KEY=VALUE" in text or name in ("diff", "compare"), name
+        assert ("GRID" not in text.splitlines()[0]) or "KEY=VALUE" in text or name in ("diff", "compare", "effects"), (
+            name
+        )
 
 
 def test_a_budget_of_core_hours_refuses_a_plan_that_needs_more(capsys: pytest.CaptureFixture[str]) -> None:
