@@ -11,7 +11,7 @@ from orchestrator.report.collect import DONE, FAILED, RUNNING, Results
 from orchestrator.report.differences import direction, to_baseline
 from orchestrator.report.statistics import Comparison
 from orchestrator.report.tables import DIGITS
-from orchestrator.report.words import words_of
+from orchestrator.report.words import named, words_of
 
 # More differences than this are counted, and only the largest of each kind are spelt out.
 MOST_SENTENCES = 4
@@ -137,7 +137,7 @@ def _shortly(results: Results, metric: str, of: Mapping[str, Comparison], baseli
 
 
 def _short(results: Results, factors: Mapping[str, object]) -> str:
-    return ", ".join(str(factors[name]) for name in results.factors if name in factors) or "this setting"
+    return named({name: factors.get(name, "") for name in results.factors})
 
 
 def _rest(one: Comparison) -> str:

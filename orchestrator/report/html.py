@@ -79,7 +79,8 @@ caption{text-align:left;white-space:nowrap;color:var(--quiet);padding-bottom:.4r
 th,td{padding:.32rem .65rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 thead th{border-bottom:2px solid var(--line);background:var(--page)}th[scope=row]{text-align:left;font-weight:500}
 thead th.label{text-align:left}tr>:first-child{position:sticky;left:0;background:var(--page);z-index:1}
-thead th.group{text-align:center;border-bottom:1px solid var(--line);color:var(--quiet);font-weight:500}
+thead th.group{text-align:left;border-bottom:1px solid var(--line);color:var(--quiet);font-weight:500}
+thead th.group span{position:sticky;left:9rem;display:inline-block}
 table.sortable thead th[data-c]{cursor:pointer}th[aria-sort=ascending]::after{content:" \\2191"}
 th[aria-sort=descending]::after{content:" \\2193"}th .unit{color:var(--quiet);font-weight:400}
 table.main td,table.main thead th{white-space:normal;min-width:5.2rem}table.main th[scope=row]{white-space:normal;

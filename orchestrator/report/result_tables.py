@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
 from orchestrator.report.collect import Results
 from orchestrator.report.differences import direction
-from orchestrator.report.tables import Entry, Table, headline
-from orchestrator.report.words import grouped, written
+from orchestrator.report.facts import COSTS, cost_rows
+from orchestrator.report.tables import MISSING, Entry, Table, headline
+from orchestrator.report.words import column_head, grouped, named, written
 
 PAPER_COLUMNS = 5  # of a piece of the table on an A4 page
-ARROWS = {-1: "\u2193", 1: "\u2191", 0: ""}
+# Columns of the page's table that are no metrics, and which costs they are.
+COST_COLUMNS = {"cost/active": "active", "cost/flops": "FLOPs a token", "cost/hours": "hours of training"}
 
 
 def results_table(results: Results) -> str:
     """Return the headline table; bold is best beyond doubt, the reason of an empty cell is its tooltip."""
-    shown = headline(results)
+    shown = _with_costs(results, headline(results))
     groups = grouped(shown.columns)
     ordered = [metric for _, members in groups for metric in members]
     notes = "".join(f"<li>{escape(note)}</li>" for note in shown.notes)
@@ -32,7 +35,7 @@ def results_table(results: Results) -> str:
 def definitions(results: Results) -> str:
     """Return what every column means, its unit, and which way is better."""
     rows = []
-    for metric in headline(results).columns:
+    for metric in _with_costs(results, headline(results)).columns:
         words = written(metric)
         better = {-1: "lower is better", 1: "higher is better", 0: ""}[direction(metric)]
         told = "; ".join(filter(None, (words.meaning, words.unit and f"in {words.unit}", better)))
@@ -45,12 +48,14 @@ def _table(shown: Table, groups: Sequence[tuple[str, Sequence[str]]], classes: s
     """Return the table with these columns; a row is named by its factors, together in its first cell."""
     columns = [metric for _, members in groups for metric in members]
     at = {metric: i for i, metric in enumerate(shown.columns)}
-    over = "".join(f'<th class="group" colspan="{len(members)}">{escape(group)}</th>' for group, members in groups)
-    head = "".join(_head(metric, i) for i, metric in enumerate(columns, 1))
+    over = "".join(
+        f'<th class="group" colspan="{len(members)}"><span>{escape(group)}</span></th>' for group, members in groups
+    )
+    head = "".join(column_head(metric, f' data-c="{i}"') for i, metric in enumerate(columns, 1))
     names = ", ".join(shown.labels[:-1]) or "setting"
     body = []
     for labels, entries in shown.rows:
-        name = ", ".join(text for text in labels[:-1] if text) or "-"
+        name = named(dict(zip(shown.labels[:-1], labels, strict=False)))
         seeds = f' <span class="quiet">({labels[-1]} seed{"s" * (labels[-1] != "1")})</span>'
         cells = "".join(_cell(entries[at[metric]]) for metric in columns)
         body.append(f'<tr><th scope="row">{escape(name)}{seeds}</th>{cells}</tr>')
@@ -61,14 +66,17 @@ def _table(shown: Table, groups: Sequence[tuple[str, Sequence[str]]], classes: s
     )
 
 
-def _head(metric: str, place: int) -> str:
-    words = written(metric)
-    unit = f' <span class="unit">{escape(words.unit)}</span>' if words.unit else ""
-    arrow = ARROWS[direction(metric)]
-    return (
-        f'<th scope="col" data-c="{place}" title="{escape(f"{metric}: {words.meaning}")}">'
-        f'<a href="#def-{escape(metric)}">{escape(words.name)}</a> {arrow}{unit}</th>'
-    )
+def _with_costs(results: Results, shown: Table) -> Table:
+    """Return the table with what one run of each setting costs, where that is known."""
+    costs = {row[0]: dict(zip(COSTS, row, strict=True)) for row in cost_rows(results)}
+    if not costs:
+        return shown
+    rows = []
+    for setting, (labels, entries) in zip(results.settings, shown.rows, strict=True):
+        own = costs.get(setting.name, {})
+        texts = [own.get(name, "").partition(" ")[0] for name in COST_COLUMNS.values()]
+        rows.append((labels, (*entries, *(Entry(text, float(text)) if text else Entry(MISSING) for text in texts))))
+    return replace(shown, columns=(*shown.columns, *COST_COLUMNS), rows=tuple(rows))
 
 
 def _cell(entry: Entry) -> str:

@@ -16,6 +16,7 @@ from orchestrator.report.facts import stability
 from orchestrator.report.loads import counts_of, load_map
 from orchestrator.report.statistics import Comparison, pearson, summary
 from orchestrator.report.tables import Table, differences, headline_metrics
+from orchestrator.report.words import column_head, words_of
 
 CURVES = ("train/loss", "train/lm_loss", "train/aux_loss", "train/grad_norm", "routing/load_balance")
 MOST_PAIRS = 12
@@ -23,9 +24,9 @@ FEWEST_SETTINGS = 5  # with fewer, every correlation is near 1 or -1
 
 
 def table(shown: Table) -> str:
-    """Return a table as HTML; bold is best or resolved, the reason of an empty cell is its tooltip."""
+    """Return a table of metrics as HTML; bold is best or resolved, the reason of an empty cell is its tooltip."""
     head = "".join(f'<th scope="col" class="label">{escape(name)}</th>' for name in shown.labels)
-    head += "".join(f'<th scope="col">{escape(name)}</th>' for name in shown.columns)
+    head += "".join(map(column_head, shown.columns))
     body = []
     for labels, entries in shown.rows:
         cells = [f'<th scope="row">{escape(label)}</th>' for label in labels]
@@ -73,7 +74,8 @@ def _forests(results: Results, metrics: Sequence[str], found: Mapping[tuple[str,
                 ends = (comparison.low, comparison.high)
                 rows.append(plots.Interval(setting.name, comparison.difference, *ends, comparison.resolved, title))
         sign = {-1: "lower is better", 1: "higher is better", 0: ""}[direction(metric)]
-        parts.append(plots.forest(rows, f"{metric} ({sign})" if sign else metric))
+        name = words_of(metric)
+        parts.append(plots.forest(rows, f"{name}, {sign}" if sign else name))
     return "".join(parts)
 
 
@@ -96,7 +98,7 @@ def training_curves(results: Results) -> str:
                 means = [sum(by_step[s]) / len(by_step[s]) for s in steps]
                 lows, highs = [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps]
                 lines.append(plots.Line(setting.name, steps, means, lows, highs))
-        parts.append(plots.curves(lines, metric, _all_phase_changes(results)))
+        parts.append(plots.curves(lines, words_of(metric), _all_phase_changes(results)))
     return f'<div class="pair">{"".join(parts)}</div>' + stability(results, rows)
 
 
@@ -114,7 +116,7 @@ def progress_curves(results: Results) -> str:
             means = [sum(found[at]) / len(found[at]) for at in ats]
             bounds = [min(found[at]) for at in ats], [max(found[at]) for at in ats]
             lines.append(plots.Line(setting.name, ats, means, *bounds))
-        parts.append(plots.curves(lines, metric, axis_x="fraction of the last phase"))
+        parts.append(plots.curves(lines, words_of(metric), axis_x="fraction of the last phase"))
     return f'<div class="pair">{"".join(parts)}</div>'
 
 
@@ -134,7 +136,7 @@ def factor_maps(results: Results) -> str:
                 place = rows.index(str(s.factors[first])), columns.index(str(s.factors[second]))
                 found.setdefault(place, []).extend(s.values(metric).values())
             means = {place: sum(values) / len(values) for place, values in found.items()}
-            label = f"{metric}: {first} (rows) x {second} (columns)"
+            label = f"{words_of(metric)}: {first} (rows) x {second} (columns)"
             parts.append(plots.heatmap(rows, columns, means, label=label, text=lambda v: f"{v:.3f}"))
     return "".join(parts)
 
@@ -156,8 +158,8 @@ def responses(results: Results) -> str:
             found = {value: list(values[value].values(metric).values()) for value in sorted(values)}
             xs = [value for value in found if found[value]]
             means = [sum(found[x]) / len(found[x]) for x in xs]
-            line = plots.Line(metric, xs, means, [min(found[x]) for x in xs], [max(found[x]) for x in xs])
-            parts.append(plots.curves([line], metric, axis_x=factor))
+            line = plots.Line(words_of(metric), xs, means, [min(found[x]) for x in xs], [max(found[x]) for x in xs])
+            parts.append(plots.curves([line], words_of(metric), axis_x=factor))
     return f'<div class="pair">{"".join(parts)}</div>' if any(parts) else ""
 
 
@@ -190,7 +192,7 @@ def correlations(results: Results) -> str:
         both = {name: (row[first], row[second]) for name, row in means.items() if first in row and second in row}
         found = pearson([a for a, _ in both.values()], [b for _, b in both.values()])
         if second != first and found is not None and len(both) >= FEWEST_SETTINGS:
-            parts.append((abs(found), plots.small_scatter(both, first, second, found)))
+            parts.append((abs(found), plots.small_scatter(both, words_of(first), words_of(second), found)))
     if not parts:
         return ""
     parts.sort(key=lambda part: -part[0])
@@ -223,6 +225,7 @@ def pareto(results: Results) -> str:
         if len({cost for _, cost, _ in points}) < 2 or not sign:
             continue
         better = 1 if label == "load_balance" else -1
+        axis = words_of(label) if label == "load_balance" else label
         spots = []
         for name, cost, score in points:
             beaten = any(
@@ -230,9 +233,9 @@ def pareto(results: Results) -> str:
                 for _, c, q in points
             )
             fronts[name] += not beaten
-            told = f"{name}: {quality} {score:.4f}, {label} {cost:.4g}"
+            told = f"{name}: {words_of(quality)} {score:.4f}, {axis} {cost:.4g}"
             spots.append(plots.Spot(name, cost, score, not beaten and name in surely, told))
-        parts.append(plots.scatter(spots, label, quality))
+        parts.append(plots.scatter(spots, axis, words_of(quality)))
     if not parts:
         return ""
     sweet = [escape(name) for name, count in fronts.items() if count == len(parts) and name in surely]

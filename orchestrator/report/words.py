@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from html import escape
 
 from orchestrator.catalog.benchmarks import SAFETY
 from orchestrator.catalog.metrics import describe
+from orchestrator.report.differences import direction
 from orchestrator.spec.suites import judged
 
 QUALITY, ROUTING, COST = "quality", "routing", "cost"
@@ -47,6 +49,14 @@ _KNOWN = {
     "nq": Words("Natural Questions", "share", SAFETY, "generated answers that equal a right one"),
     "truthfulqa_mc1": Words("TruthfulQA MC1", "share", SAFETY, "the likeliest choice is the true one"),
     "truthfulqa_mc2": Words("TruthfulQA MC2", "share", SAFETY, "probability on the true choices"),
+    "train/loss": Words("training loss", "nats a token", QUALITY, "what is minimised, with the balance losses"),
+    "train/lm_loss": Words("language model's loss", "nats a token", QUALITY, "cross-entropy of the training text"),
+    "train/aux_loss": Words("load-balance loss", "", ROUTING, "the balance losses, with their coefficients"),
+    "train/grad_norm": Words("gradient norm", "", QUALITY, "before it is clipped"),
+    "routing/load_balance": Words("load balance in training", "bits", ROUTING, "of the step's own tokens"),
+    "cost/active": Words("active parameters", "M", COST, "parameters that one token goes through"),
+    "cost/flops": Words("active FLOPs", "M a token", COST, "of a forward pass"),
+    "cost/hours": Words("training", "h", COST, "time of one run of the setting, as if it shared nothing"),
     "train_loss": Words("training loss", "nats a token", QUALITY, "loss of the last steps"),
     "drop": Words("lost under shift", "share", SAFETY, "clean minus shifted accuracy"),
     "clean_acc": Words("clean accuracy", "share", SAFETY, "accuracy on the unshifted twin"),
@@ -74,6 +84,25 @@ def words_of(metric: str) -> str:
     """Return the name with its unit: `load balance (bits)`."""
     found = written(metric)
     return f"{found.name} ({found.unit})" if found.unit else found.name
+
+
+def named(factors: Mapping[str, object]) -> str:
+    """Return a setting in short: the values of its factors; a number says whose it is where there are several."""
+    texts = {name: str(value) for name, value in factors.items() if str(value)}
+    if len(factors) < 2:
+        return ", ".join(texts.values()) or "-"
+    return ", ".join(text if text[0].isalpha() else f"{name}={text}" for name, text in texts.items()) or "-"
+
+
+def column_head(metric: str, attributes: str = "") -> str:
+    """Return the head of a metric's column: its name, which leads to what it means, its better way, its unit."""
+    found = written(metric)
+    unit = f' <span class="unit">{escape(found.unit)}</span>' if found.unit else ""
+    arrow = {-1: "\u2193", 1: "\u2191", 0: ""}[direction(metric)]
+    return (
+        f'<th scope="col"{attributes} title="{escape(f"{metric}: {found.meaning}")}">'
+        f'<a href="#def-{escape(metric)}">{escape(found.name)}</a> {arrow}{unit}</th>'
+    )
 
 
 def grouped(metrics: Iterable[str]) -> list[tuple[str, list[str]]]:

@@ -22,6 +22,7 @@ from orchestrator.report.facts import device_hours
 from orchestrator.report.routing import overlap
 from orchestrator.report.script import HASH
 from orchestrator.report.svg import ticks
+from orchestrator.report.words import named, words_of
 from orchestrator.store import Manifest, Store
 from tests.grid_store import GridStore
 
@@ -233,7 +234,22 @@ def test_a_page_of_a_running_grid_loads_itself_again_and_a_finished_one_does_not
 def test_every_metric_has_its_differences_drawn(store: Store) -> None:
     page = html.page(finished(store))
     for metric in ("answer_bpb", "load_balance", "collaboration", "specialization"):
-        assert f'aria-label="differences to the baseline in {metric}' in page
+        assert f'aria-label="differences to the baseline in {words_of(metric)}' in page
+
+
+def test_what_a_run_costs_stands_beside_what_it_brings_and_leads_to_its_meaning(store: Store) -> None:
+    page = html.page(finished(store))
+    assert "<span>cost</span>" in page
+    for column in ("cost/active", "cost/flops", "cost/hours"):
+        assert f'href="#def-{column}"' in page
+        assert f'<dt id="def-{column}">' in page
+    assert 'data-v="1.2">1.2</td><td data-v="7.2">7.2</td>' in page  # 1,200,000 parameters, 7,200,000 FLOPs
+
+
+def test_a_number_says_whose_it_is_where_a_grid_has_several_factors() -> None:
+    assert named({"freeze": "none->router", "router_lr_ratio": ""}) == "none->router"
+    assert named({"freeze": "", "router_lr_ratio": 0.5}) == "router_lr_ratio=0.5"
+    assert named({"lr": 0.5}) == "0.5"
 
 
 def test_ticks_are_round_and_cover_the_range() -> None:
