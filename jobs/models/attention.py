@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jobs.models.key_values import KeyValues
+from jobs.models.key_values import KeyValues, behind
 from jobs.models.norm import RMSNorm
 from jobs.moe.host import is_fake, visible
+from orchestrator.spec.attention import RopeSpec
 from orchestrator.spec.model import Model
 
 
@@ -71,9 +73,13 @@ class RotaryTables(nn.Module):
 
     inv_freq: Tensor
 
-    def __init__(self, head_dim: int, theta: float) -> None:
+    def __init__(self, width: int, theta: float, rope: RopeSpec | None = None) -> None:
+        """`width` is what turns of a head; `rope` says how its frequencies are stretched."""
         super().__init__()
-        frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
+        frequencies = 1.0 / (theta ** (torch.arange(0, width, 2, dtype=torch.float) / width))
+        if rope is not None and rope.scaling:
+            frequencies = stretched(frequencies, theta, rope)
+        self.factor = rope.table_factor if rope is not None else 1.0
         self.register_buffer("inv_freq", frequencies, persistent=False)
 
     @torch.no_grad()
@@ -81,7 +87,30 @@ class RotaryTables(nn.Module):
         """Return the angles of positions [B,S] in a type."""
         angles = positions_BS[..., None].float() * self.inv_freq.to(device=positions_BS.device, dtype=torch.float)
         twice = torch.cat((angles, angles), dim=-1)
-        return Angles(twice.cos().to(dtype), twice.sin().to(dtype))
+        cos, sin = twice.cos(), twice.sin()
+        if self.factor != 1.0:
+            cos, sin = cos * self.factor, sin * self.factor
+        return Angles(cos.to(dtype), sin.to(dtype))
+
+
+def stretched(frequencies_d: Tensor, theta: float, rope: RopeSpec) -> Tensor:
+    """Return the frequencies of a longer context by YaRN (Peng et al. 2024, eq. 17 and 23).
+
+    Those that turn more than `beta_fast` times in the original context stay, those below `beta_slow` are divided by
+    `factor`, and between the two by a ramp over the dimensions.
+    """
+    pairs = len(frequencies_d)
+
+    def dimension(rotations: float) -> float:
+        return pairs * math.log(rope.original_context / (rotations * 2 * math.pi)) / math.log(theta)
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    # Where both bounds are one dimension, the ramp is a step.
+    ramp = ((torch.arange(pairs, dtype=torch.float) - low) / ((high - low) or 0.001)).clamp(0, 1)
+    return frequencies_d / rope.factor * ramp + frequencies_d * (1 - ramp)
 
 
 def causal_mask(given: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor | None:
@@ -102,14 +131,16 @@ def causal_mask(given: Tensor | None, batch: int, length: int, past: int, device
     return seen & real[:, None, None, :]
 
 
-def behind_prefix(q: Tensor, prefix: tuple[Tensor, Tensor], k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Return softmax(q k / sqrt(d)) v [B,H,1,d] of one query a row over a prefix of all rows and a row's own keys.
+def behind_prefix(
+    q: Tensor, prefix: tuple[Tensor, Tensor], k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Return softmax(scale q k) v [B,H,1,d] of one query a row over a prefix of all rows and a row's own keys.
 
     `prefix` are keys and values [1,G,P,d], read once for the whole batch: all rows' queries are one matrix. `k`, `v`
     [B,G,L,d]; `mask` [B,1,1,P + L] is False where a key is not seen, None: all are.
     """
     groups, front = k.shape[1], prefix[0].shape[-2]
-    rows = q.unflatten(1, (groups, -1)).squeeze(3) * q.shape[-1] ** -0.5  # [B,G,h,d]
+    rows = q.unflatten(1, (groups, -1)).squeeze(3) * scale  # [B,G,h,d]
     side_by_side = rows.transpose(0, 1)  # [G,B,h,d]
     shared = (side_by_side.flatten(1, 2) @ prefix[0][0].mT).float().unflatten(1, side_by_side.shape[1:3])
     own = (rows @ k.mT).float()
@@ -125,6 +156,30 @@ def behind_prefix(q: Tensor, prefix: tuple[Tensor, Tensor], k: Tensor, v: Tensor
     return whole.to(q.dtype).flatten(1, 2).unsqueeze(2)
 
 
+def windowed_mask(mask: Tensor | None, window: int, queries_BS: Tensor, keys_BK: Tensor) -> Tensor | None:
+    """Return `mask` with no key that lies `window` positions or more before its query: of queries and of all keys.
+
+    None as it came in, where everything lies within the window.
+    """
+    if keys_BK.shape[1] <= window:
+        return mask
+    distance = queries_BS[:, None, :, None] - keys_BK[:, None, None, :]
+    near = distance < window
+    if mask is None:
+        return near & (distance >= 0)
+    if mask.dtype is torch.bool:
+        return mask & near
+    return mask.masked_fill(~near, torch.finfo(mask.dtype).min)
+
+
+class Sinks(nn.Module):
+    """A learned logit for each head [H]: attention that goes there reaches no token (GPT-OSS)."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(heads))
+
+
 class Attention(nn.Module):
     """Causal self-attention of a Llama-like decoder, under the names that public checkpoints give its weights."""
 
@@ -134,7 +189,7 @@ class Attention(nn.Module):
         super().__init__()
         width, self.head_dim, self.layer = spec.hidden_size, spec.head_width, layer
         wide, narrow = self.head_dim * spec.num_heads, self.head_dim * spec.num_kv_heads
-        self.groups = spec.num_heads // spec.num_kv_heads
+        self.scale = spec.multipliers.attention or self.head_dim**-0.5
         biased = bool(spec.attention_bias)
         self.q_proj = nn.Linear(width, wide, bias=biased)
         self.k_proj = nn.Linear(width, narrow, bias=biased)
@@ -144,44 +199,74 @@ class Attention(nn.Module):
         self.by_head = spec.normed == "head"
         sizes = (self.head_dim, self.head_dim) if self.by_head else (wide, narrow)
         self.q_norm, self.k_norm = (RMSNorm(size, spec.norm_eps) if spec.normed else nn.Identity() for size in sizes)
+        self.sinks = Sinks(spec.num_heads) if spec.attention_sinks else None
 
     def forward(self, x_BSD: Tensor, angles: Angles, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
         """Return the mixed hidden states [B,S,D]; `angles` are those of the positions."""
         q, k = self._normed(self.q_norm, self.q_proj(x_BSD)), self._normed(self.k_norm, self.k_proj(x_BSD))
         v = self.v_proj(x_BSD)
-        q, k = angles.turn(q), angles.turn(k)
+        q, k = self._turned(q, angles), self._turned(k, angles)
         v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         prefix = None
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
             prefix = cache.prefix(self.layer)
-        if prefix is not None and q.shape[2] == 1:
-            heads = behind_prefix(q, prefix, k, v, mask)
+        if prefix is not None and q.shape[2] == 1 and self.sinks is None:
+            heads = behind_prefix(q, prefix, k, v, mask, self.scale)
         else:
             if prefix is not None:
-                k, v = (torch.cat([s.expand(len(x), -1, -1, -1), x], 2) for s, x in zip(prefix, (k, v), strict=True))
-            heads = self._mixed(q, k, v, mask)
-        mixed: Tensor = self.o_proj(heads.transpose(1, 2).flatten(-2))
-        return mixed
+                k, v = behind(prefix, (k, v))
+            heads = mixed(q, k, v, mask, self.scale, None if self.sinks is None else self.sinks.weight)
+        y: Tensor = self.o_proj(heads.transpose(1, 2).flatten(-2))
+        return y
 
     def _normed(self, norm: nn.Module, x_BSD: Tensor) -> Tensor:
         """Return queries or keys [B,S,h d] normed, over all heads at once or in each."""
         normed: Tensor = norm(x_BSD.unflatten(-1, (-1, self.head_dim))).flatten(-2) if self.by_head else norm(x_BSD)
         return normed
 
-    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Return softmax(q k / sqrt(d)) v [B,H,S,d]; queries in groups share keys and values [B,H/g,S',d]."""
-        shape, shared = q.shape, self.groups > 1 and mask is None and self.head_dim <= 256
-        if self.groups > 1 and not shared:
-            if shape[2] == 1:
-                # One query a head: those of a group are so many queries of one head.
-                q = q.reshape(shape[0], -1, self.groups, self.head_dim)
-                if mask is not None and mask.shape[1] > 1:
-                    mask = mask.reshape(len(mask), -1, self.groups, mask.shape[-1])
-            else:
-                k, v = (x.repeat_interleave(self.groups, dim=1) for x in (k, v))
-        causal = shape[2] > 1 and mask is None
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=self.head_dim**-0.5, is_causal=causal, enable_gqa=shared
-        )
-        return mixed.reshape(shape)
+    def _turned(self, x_BSD: Tensor, angles: Angles) -> Tensor:
+        """Return queries or keys as heads [B,H,S,d], the first dimensions of each turned."""
+        width = angles.cos.shape[-1]
+        if width == self.head_dim:
+            return angles.turn(x_BSD)
+        heads = x_BSD.unflatten(-1, (-1, self.head_dim))
+        turned = angles.turn(heads[..., :width].flatten(-2))
+        return torch.cat([turned, heads[..., width:].transpose(1, 2)], dim=-1)
+
+
+def mixed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks_H: Tensor | None = None) -> Tensor:
+    """Return softmax(scale q k) v [B,H,S,d']; queries [B,H,S,d] in groups share keys and values [B,H/g,S',d].
+
+    Without a mask a query sees the keys up to its own place, one query all of them. `sinks` [H] are further logits,
+    whose values are 0.
+    """
+    (batch, heads, length, width), groups = q.shape, q.shape[1] // k.shape[1]
+    if sinks_H is not None:
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v)) if groups > 1 else (k, v)
+        return _with_sinks(q, k, v, mask, scale, sinks_H)
+    shared = groups > 1 and mask is None and width <= 256
+    if groups > 1 and not shared:
+        if length == 1:
+            # One query a head: those of a group are so many queries of one head.
+            q = q.reshape(batch, -1, groups, width)
+            if mask is not None and mask.shape[1] > 1:
+                mask = mask.reshape(len(mask), -1, groups, mask.shape[-1])
+        else:
+            k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    causal = length > 1 and mask is None
+    seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, is_causal=causal, enable_gqa=shared)
+    return seen.reshape(batch, heads, length, -1)
+
+
+def _with_sinks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks_H: Tensor) -> Tensor:
+    """Return the attention whose softmax has one logit more; no kernel has it, so its weights are in memory."""
+    logits = torch.matmul(q * scale, k.transpose(-1, -2))
+    length, keys = logits.shape[-2:]
+    if mask is None and length > 1:
+        mask = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else logits + mask
+    sinks = sinks_H.to(logits.dtype).view(1, -1, 1, 1).expand(len(q), -1, length, 1)
+    weights = torch.softmax(torch.cat([logits, sinks], dim=-1), dim=-1, dtype=torch.float)[..., :-1]
+    return torch.matmul(weights.to(v.dtype), v)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from jobs.models.attention import Angles, Attention, RotaryTables, causal_mask
+from jobs.models.attention import Angles, Attention, RotaryTables, causal_mask, windowed_mask
 from jobs.models.key_values import KeyValues
+from jobs.models.latent import LatentAttention
 from jobs.models.loss import linear_cross_entropy
 from jobs.models.norm import RMSNorm
 from jobs.moe.block import DenseBlock, MoEBlock, block_of
@@ -35,6 +36,7 @@ class Given:
 
     angles: Angles  # of the positions
     mask: Tensor | None
+    windowed: Tensor | None  # the mask of layers that see the latest tokens alone
     cache: KeyValues | None
     spans: Tensor | None
     padding: Tensor | None
@@ -67,19 +69,27 @@ class FeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """x + attention(norm(x)), then that + block(norm(that)): a pre-norm layer as in Llama and OLMoE."""
+    """x + attention(norm(x)), then that + block(norm(that)): a pre-norm layer as in Llama and OLMoE.
+
+    In a post-norm layer it is what they add that is normed: x + norm(attention(x)) (OLMo 2).
+    """
 
     def __init__(self, spec: Model, layer: int) -> None:
         super().__init__()
         width = spec.dense_width if layer < spec.dense_layers else 0
-        self.self_attn = Attention(spec, layer)
+        self.self_attn = (LatentAttention if spec.latent.kv_rank else Attention)(spec, layer)
+        self.windowed, self.post = spec.windowed(layer), spec.norm_order == "post"
+        self.multiplier = spec.multipliers.residual
         self.mlp = FeedForward(
             DenseBlock(spec.moe, spec.hidden_size, spec.init_std, width)
             if width
             else block_of(spec.moe, spec.hidden_size, spec.init_std)
         )
-        self.input_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        if not self.post:
+            self.input_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        if self.post:
+            self.post_feedforward_layernorm = RMSNorm(spec.hidden_size, spec.norm_eps)
 
     def forward(self, x_BSD: Tensor, given: Given, previous: Tensor | None) -> tuple[Tensor, Routing | None]:
         """Return the hidden states [B,S,D] and the block's record; `previous` are the logits carried from below."""
@@ -89,13 +99,19 @@ class DecoderLayer(nn.Module):
         return self._run(x_BSD, given, previous)
 
     def _run(self, x_BSD: Tensor, given: Given, previous: Tensor | None) -> tuple[Tensor, Routing | None]:
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), given.angles, given.mask, given.cache)
-        normed = self.post_attention_layernorm(x_BSD)
+        mask = given.windowed if self.windowed else given.mask
+        read = x_BSD if self.post else self.input_layernorm(x_BSD)
+        added = self.self_attn(read, given.angles, mask, given.cache)
+        x_BSD = x_BSD + self._scaled(self.post_attention_layernorm(added) if self.post else added)
+        normed = x_BSD if self.post else self.post_attention_layernorm(x_BSD)
         if given.recompute == "block":
             y, routing = checkpoint(self.mlp, normed, given, previous, use_reentrant=False)
         else:
             y, routing = self.mlp(normed, given, previous)
-        return x_BSD + y, routing
+        return x_BSD + self._scaled(self.post_feedforward_layernorm(y) if self.post else y), routing
+
+    def _scaled(self, added: Tensor) -> Tensor:
+        return added if self.multiplier == 1.0 else added * self.multiplier
 
 
 class Decoder(nn.Module):
@@ -107,7 +123,7 @@ class Decoder(nn.Module):
         self.embed_tokens.role = "embedding"  # type: ignore[assignment]
         self.layers = nn.ModuleList(DecoderLayer(spec, layer) for layer in range(spec.num_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.norm_eps)
-        self.rotary_emb = RotaryTables(spec.head_width, spec.rope_theta)
+        self.rotary_emb = RotaryTables(spec.rotary_width, spec.rope_theta, spec.rope)
 
 
 class Backbone(nn.Module):
@@ -186,9 +202,17 @@ class CausalLM(nn.Module):
             position_ids = torch.arange(past, past + length, device=input_ids.device).unsqueeze(0)
         decoder = self.backbone.model
         hidden = decoder.embed_tokens(input_ids)
+        if self.spec.multipliers.embedding != 1.0:
+            hidden = hidden * self.spec.multipliers.embedding
+        mask = causal_mask(attention_mask, len(input_ids), length, past, input_ids.device)
+        windowed = mask
+        if self.spec.attention_window:
+            placed = position_ids if cache is None else cache.place(position_ids, len(input_ids))
+            windowed = windowed_mask(mask, self.spec.attention_window, position_ids, placed)
         given = Given(
             decoder.rotary_emb(position_ids, hidden.dtype),
-            causal_mask(attention_mask, len(input_ids), length, past, input_ids.device),
+            mask,
+            windowed,
             cache,
             spans,
             padding,
@@ -218,6 +242,8 @@ class CausalLM(nn.Module):
                 routings.append(routing)
                 previous = routing.carried
         normed: Tensor = self.backbone.model.norm(hidden)
+        if self.spec.multipliers.logits != 1.0:
+            normed = normed / self.spec.multipliers.logits
         return normed, tuple(routings)
 
     def _random_keys(self, input_ids: Tensor, position_ids: Tensor) -> Tensor | None:

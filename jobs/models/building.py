@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from jobs.models.attention import Attention
+from jobs.models.attention import Sinks
 from jobs.models.backbones import CausalLM, DecoderLayer
 from jobs.models.norm import RMSNorm
 from jobs.moe.block import DenseBlock, MoEBlock
@@ -98,7 +98,7 @@ def drawn_weights(model: CausalLM) -> Iterator[tuple[str, nn.Module]]:
     with torch.no_grad():
         _pass_over(model)
     for name, module in model.named_modules():
-        if not isinstance(module, (MoEBlock, DenseBlock, nn.Linear, nn.Embedding, RMSNorm)):
+        if not isinstance(module, (MoEBlock, DenseBlock, nn.Linear, nn.Embedding, RMSNorm, Sinks)):
             continue
         places = [(owner, leaf, old) for owner in module.modules() for leaf, old in owner._parameters.items()]
         for owner, leaf, old in places:
@@ -121,9 +121,9 @@ def _pass_over(model: CausalLM) -> None:
     for embedding in (model.backbone.model.embed_tokens, model.backbone.lm_head):
         torch.empty(embedding.weight.shape).normal_()
     for layer in model.layers:
-        attention: Attention = layer.self_attn  # type: ignore[assignment]
-        for matrix in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
-            torch.empty(matrix.weight.shape).normal_()
+        for matrix in layer.self_attn.modules():  # type: ignore[union-attr]
+            if isinstance(matrix, nn.Linear):
+                torch.empty(matrix.weight.shape).normal_()
         for rows in (1, 1, 1) if gated else (1, 2, 1):
             torch.empty(rows, width).normal_()
             if gated:
@@ -134,7 +134,7 @@ def _draw(module: nn.Module, std: float) -> None:
     """Draw a module's weights: N(0, std) for matrices, 0 for biases, 1 for norms; blocks draw their own."""
     if isinstance(module, (MoEBlock, DenseBlock)):
         module.reset_parameters()
-    elif isinstance(module, (nn.Linear, nn.Embedding)):
+    elif isinstance(module, (nn.Linear, nn.Embedding, Sinks)):
         nn.init.normal_(module.weight, std=std)
         if getattr(module, "bias", None) is not None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]

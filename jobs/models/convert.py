@@ -13,6 +13,7 @@ from torch import Tensor
 
 from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
+from jobs.models.layouts import Turn, coming
 from jobs.models.public import export_checkpoint
 from jobs.models.sources import Checkpoint, open_checkpoint
 from jobs.models.weights import canonical_state
@@ -62,6 +63,11 @@ class _Piece:
     expert: int | None = None
     rows: slice = field(default_factory=lambda: slice(None))
     scale: float = 1.0
+    turn: Turn | None = None
+
+    def turned(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape that a tensor of `shape` comes in with."""
+        return shape if self.turn is None else tuple(self.turn(torch.empty(shape, device="meta")).shape)
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """Return that part of our tensor, None when it has no such expert."""
@@ -81,7 +87,11 @@ class PublicWeights(Mapping[str, Tensor]):
     def __init__(self, checkpoint: Checkpoint, own: Mapping[str, Tensor], spec: Model) -> None:
         self._checkpoint, self._own = checkpoint, own
         self._pieces: dict[str, list[_Piece]] = {}
+        layout = str(checkpoint.config.get("model_type"))
+        extra = checkpoint.config.get("num_nextn_predict_layers") or 0
         for name, shape in checkpoint.shapes.items():
+            if name.startswith(tuple(f"model.layers.{spec.num_layers + layer}." for layer in range(extra))):
+                continue  # what predicts tokens after the next one; transformers leaves it out, too
             if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and spec.tie_embeddings):
                 continue
             if not spec.moe.shared_gate and _SHARED_GATE.fullmatch(name):
@@ -91,9 +101,9 @@ class PublicWeights(Mapping[str, Tensor]):
                         cause=f"{name} is not zero: its shared expert is gated, ours are not",
                     )
                 continue
-            target, piece = _place(name, spec.moe)
+            target, piece = _place(name, spec.moe, layout)
             place = piece.of(own[target]) if target in own else None
-            if place is None or place.shape != shape:
+            if place is None or place.shape != piece.turned(shape):
                 found = "" if place is None else f"; the model's is {tuple(place.shape)}"
                 raise MoegridError(
                     f"the checkpoint {checkpoint.name} does not fit the model",
@@ -116,6 +126,7 @@ class PublicWeights(Mapping[str, Tensor]):
         for piece in self._pieces[name]:
             value, place = self._checkpoint.read(piece.name), piece.of(tensor)
             assert place is not None, "every piece has a place"
+            value = value if piece.turn is None else piece.turn(value)
             place.copy_(value * piece.scale if piece.scale != 1.0 else value)
         return tensor
 
@@ -126,9 +137,11 @@ class PublicWeights(Mapping[str, Tensor]):
         return len(self._pieces)
 
 
-def _place(name: str, moe: Moe) -> tuple[str, _Piece]:
+def _place(name: str, moe: Moe, layout: str) -> tuple[str, _Piece]:
     """Return our name for a checkpoint's tensor, and the part of our tensor that it fills."""
     width = moe.expert_width
+    if own := coming(layout, name):
+        return own[0], _Piece(name, turn=own[1])
     if match := _SHARED_GATE.fullmatch(name):
         return f"backbone.{match[1]}.mlp.block.shared_gate.weight", _Piece(name)
     parts = {"gate": slice(0, width), "up": slice(width, 2 * width), "down": slice(None)}

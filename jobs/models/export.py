@@ -23,7 +23,8 @@ def export_state(store: Store, key: str, folder: Path) -> None:
     """
     from jobs.data.tokenizer import save_tokenizer, transformers_tokenizer
     from jobs.models.building import empty_model
-    from jobs.models.public import export_checkpoint, public_layout
+    from jobs.models.layouts import public_layout
+    from jobs.models.public import export_checkpoint
     from jobs.models.shards import Shards, weight_names
     from jobs.models.weights import merged
 

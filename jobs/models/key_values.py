@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from jobs.moe.spans import SpanState
@@ -40,6 +41,12 @@ class _Layer:
         return wider
 
 
+def behind(shared: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return keys and values [B,H,P + L,d] of rows that go on from a prefix [1,H,P,d]."""
+    first, second = (torch.cat([s.expand(len(x), -1, -1, -1), x], 2) for s, x in zip(shared, own, strict=True))
+    return first, second
+
+
 class KeyValues:
     """Keys and values [B,H,S,d] of the tokens seen, by layer, and what span routers know of a span that is open.
 
@@ -50,6 +57,7 @@ class KeyValues:
     def __init__(self) -> None:
         self._layers: list[_Layer] = []
         self._shared: list[tuple[Tensor, Tensor]] = []
+        self._positions: Tensor | None = None
         self.span_states: dict[int, SpanState] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -64,6 +72,12 @@ class KeyValues:
         """Return a layer's keys and values [1,H,P,d] that all rows share, if they share any."""
         return self._shared[layer] if self._shared else None
 
+    def place(self, positions: Tensor, batch: int) -> Tensor:
+        """Add the positions [B or 1,S] of what is new; return those of all tokens [B,S], in which windows count."""
+        fresh = positions.expand(batch, -1)
+        self._positions = fresh if self._positions is None else torch.cat([self._positions, fresh], dim=-1)
+        return self._positions
+
     def get_seq_length(self) -> int:
         """Return how many tokens of a row are held."""
         shared = self._shared[0][0].shape[-2] if self._shared else 0
@@ -73,14 +87,20 @@ class KeyValues:
         """Drop the last `-change` tokens."""
         for layer in self._layers:
             layer.length += change
+        if self._positions is not None:
+            self._positions = self._positions[:, : self._positions.shape[1] + change]
 
     def batch_select_indices(self, rows: Tensor) -> None:
         """Keep these rows of the batch."""
         for layer in self._layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        if self._positions is not None:
+            self._positions = self._positions[rows]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Make every row of the batch so many equal ones; those of a single row share what it holds."""
+        if self._positions is not None:
+            self._positions = self._positions.repeat_interleave(repeats, dim=0)
         if self._layers and not self._shared and len(self._layers[0].keys) == 1:
             self._shared = [held.filled() for held in self._layers]
             self._layers = []

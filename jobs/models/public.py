@@ -1,24 +1,10 @@
-"""Our models in the layouts of transformers: the architecture there that computes the same, its config, its tensors.
-
-| ours | architecture |
-|---|---|
-| backbone olmoe, softmax top-k | OlmoeForCausalLM |
-| preset dense with swiglu, another backbone | LlamaForCausalLM |
-| softmax top-k with shared experts, another backbone (DeepSeekMoE 16B) | Qwen2MoeForCausalLM |
-| renormalised softmax top-k without shared experts, another backbone (an upcycled dense model) | MixtralForCausalLM |
-| softmax top-k without shared experts, queries and keys normed in each head (`qk_norm: head`) | Qwen3MoeForCausalLM |
-| preset dense, `qk_norm: head`, or biases of queries, keys and values | Qwen3ForCausalLM, Qwen2ForCausalLM |
-
-transformers has no class for DeepSeekMoE 16B: `deepseek_v2` and `deepseek_v3` have another attention. Qwen2-MoE without
-biases is the same model but for a gate, sigmoid(w x), on its shared expert: w = 0 halves it, which twice the weights of
-its last matrix undo, exactly. A factor on the routed experts goes into their last matrices.
-"""
+"""Our models in the layouts of transformers (`jobs.models.layouts`): their config, their tensors."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,88 +12,15 @@ import torch
 from torch import Tensor
 
 from jobs.models.backbones import CausalLM
+from jobs.models.layouts import CLASSES, DEEPSEEK, DENSE, HEADS, MIXTRALS, OLMOES, going, public_layout
 from jobs.models.tensor_file import TensorFile
 from jobs.models.weights import canonical_state
 from jobs.moe.block import dense_width
-from orchestrator.catalog.routers import kind_of
+from orchestrator.catalog.experts import EXPERTS
+from orchestrator.catalog.parameters import made
 from orchestrator.errors import MoegridError
-from orchestrator.spec.model import DEFAULTS, PARTS, Model, MoESpec
+from orchestrator.spec.model import Model
 from orchestrator.spec.public_config import UNGATED
-
-# What our block may do that no layout holds; other fields change nothing unless one of these does.
-_OURS = (
-    "score",
-    "choice",
-    "unit",
-    "n_group",
-    "balance_bias",
-    "collaboration_top",
-    "zero_experts",
-    "copy_experts",
-    "constant_experts",
-    "null_experts",
-    "gating_residual",
-    "gating_layers",
-    "temperature",
-    "combine",
-    "expert",
-)
-# Layouts that have projections with biases (without any, unless one is said here), and those with heads of any width.
-_BIASES = {"llama": ("", "all"), "qwen2": ("qkv",), "qwen2_moe": ("", "qkv")}
-_HEADS = ("llama", "qwen3", "qwen3_moe", "mixtral")
-_DENSE = ("llama", "qwen2", "qwen3")
-EXPORTED = (
-    "softmax top-k of swiglu experts is exported: on backbone olmoe without shared experts, on the others with shared"
-    " experts (sum), or renormalised without; and dense models (swiglu) but on backbone olmoe"
-)
-
-
-def public_layout(spec: Model) -> str:
-    """Return the `model_type` of the architecture of transformers that computes what `spec` does.
-
-    Raises MoegridError that names what none of them has.
-    """
-    moe, llama = spec.moe, spec.normed != "full"
-    own = [f"{name} {getattr(moe, name)!r}" for name in _OURS if getattr(moe, name) != DEFAULTS[name]]
-    kind = kind_of(moe)
-    own += [
-        f"{name} {getattr(moe, name)!r}"
-        for name in (*PARTS, "shared_expert")
-        if getattr(moe, name) != getattr(MoESpec(), name)
-    ]
-    if kind.routes and not kind.plain:
-        own.append(f"the router of preset {moe.preset!r}")
-    if not kind.routes:
-        if not llama:
-            own.append("dense layers with the attention of OLMoE")
-        if len({dense_width(moe), *([spec.dense_width] if spec.dense_layers else [])}) > 1:
-            own.append(f"dense layers of two widths ({spec.dense_width} and {dense_width(moe)})")
-        layout = "qwen3" if spec.normed else "qwen2" if spec.attention_bias == "qkv" else "llama"
-    elif not llama:
-        own += [f"{name} {getattr(moe, name)!r}" for name in ("shared_experts",) if moe.shared_experts]
-        own += [f"dense_layers {spec.dense_layers}"] if spec.dense_layers else []
-        own += [f"routed_scaling {moe.routed_scaling}"] if moe.routed_scaling != 1 else []
-        layout = "olmoe"
-    elif moe.shared_experts:
-        own += ["normed heads beside shared experts"] if spec.normed else []
-        layout = "qwen2_moe"
-    elif spec.normed:
-        layout = "qwen3_moe"
-    else:
-        own += [] if moe.renormalise else ["renormalise False without shared experts"]
-        own += [f"dense_layers {spec.dense_layers} without shared experts"] if spec.dense_layers else []
-        layout = "mixtral"
-    if spec.attention_bias not in _BIASES.get(layout, ("",)):
-        own.append(f"attention_bias {spec.attention_bias!r}")
-    if spec.head_width * spec.num_heads != spec.hidden_size and layout not in _HEADS:
-        own.append(f"head_dim {spec.head_dim}")
-    if own:
-        raise MoegridError(
-            f"preset {moe.preset!r} on backbone {spec.backbone!r} has no public layout",
-            cause=f"no architecture of transformers has {', '.join(own)}",
-            hint=EXPORTED,
-        )
-    return layout
 
 
 @torch.no_grad()
@@ -125,7 +38,7 @@ def export_checkpoint(
     """
     layout, dtype = public_layout(model.spec), next(model.parameters()).dtype
     scaling = model.spec.moe.routed_scaling
-    if layout not in _DENSE and dtype != torch.float32 and math.frexp(scaling)[0] != 0.5:
+    if layout not in (*DENSE, *DEEPSEEK) and dtype != torch.float32 and math.frexp(scaling)[0] != 0.5:
         raise MoegridError(
             f"routed_scaling {scaling} cannot be exported in {str(dtype).removeprefix('torch.')}",
             cause="it goes into the experts' weights, which would be rounded",
@@ -161,24 +74,26 @@ def _config(model: CausalLM, layout: str) -> dict[str, Any]:
         "initializer_range": spec.init_std,
         "rms_norm_eps": spec.norm_eps,
         "tie_word_embeddings": spec.tie_embeddings,
-        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        "rope_parameters": _rope(spec),
         "pad_token_id": None,
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    if layout in _HEADS:
+    if layout in HEADS and not spec.latent.kv_rank:
         shape["head_dim"] = spec.head_width
-    if layout in _DENSE:
+    if layout in ("llama", "gpt_oss", "granitemoe", "flex_olmo", "glm4_moe"):
+        shape["attention_bias"] = bool(spec.attention_bias)
+    if layout in ("mistral", "mixtral", "gpt_oss"):
+        shape["sliding_window"] = spec.attention_window or None
+    if layout in DENSE:
         shape["intermediate_size"] = spec.dense_width if spec.dense_layers else dense_width(moe)
-        if layout == "llama":
-            shape["attention_bias"] = bool(spec.attention_bias)
     else:
         shape["num_experts_per_tok"] = moe.top_k
-    if layout in ("olmoe", "mixtral"):
+    if layout in (*OLMOES, *MIXTRALS):
         shape["intermediate_size"] = moe.expert_width
-    if layout == "mixtral":
+    if layout in MIXTRALS:
         shape["num_local_experts"] = moe.num_experts
-    if layout in ("olmoe", "qwen2_moe", "qwen3_moe"):
+    if layout in (*OLMOES, "qwen2_moe", "qwen3_moe"):
         shape |= {"num_experts": moe.num_experts, "norm_topk_prob": bool(moe.renormalise)}
     if layout in ("qwen2_moe", "qwen3_moe"):
         shape |= {
@@ -193,27 +108,98 @@ def _config(model: CausalLM, layout: str) -> dict[str, Any]:
             "qkv_bias": bool(spec.attention_bias),
             UNGATED: not moe.shared_gate,
         }
-    name = _CLASSES[layout]
+    if layout in _OWN:
+        shape |= _OWN[layout](spec)
+    name = CLASSES[layout]
     config: dict[str, Any] = getattr(transformers, f"{name}Config")(**shape).to_dict()
     return {**config, "architectures": [f"{name}ForCausalLM"]}
 
 
-_CLASSES = {
-    "llama": "Llama",
-    "qwen2": "Qwen2",
-    "qwen3": "Qwen3",
-    "olmoe": "Olmoe",
-    "mixtral": "Mixtral",
-    "qwen2_moe": "Qwen2Moe",
-    "qwen3_moe": "Qwen3Moe",
+def _rope(spec: Model) -> dict[str, object]:
+    """Return the field of config.json that says how positions turn."""
+    rope = spec.rope
+    fields: dict[str, object] = {"rope_type": rope.scaling or "default", "rope_theta": spec.rope_theta}
+    if rope.fraction != 1.0:
+        fields["partial_rotary_factor"] = rope.fraction
+    if rope.scaling:
+        fields |= {name: getattr(rope, name) for name in ("factor", "beta_fast", "beta_slow", "truncate")}
+        fields["original_max_position_embeddings"] = rope.original_context
+        scales = {name: getattr(rope, name) for name in ("attention_factor", "mscale", "mscale_all_dim")}
+        fields |= {name: value for name, value in scales.items() if value}
+    return fields
+
+
+def _granite(spec: Model) -> dict[str, object]:
+    scales = spec.multipliers
+    return {
+        "embedding_multiplier": scales.embedding,
+        "attention_multiplier": scales.attention or spec.head_width**-0.5,
+        "residual_multiplier": scales.residual,
+        "logits_scaling": scales.logits,
+    }
+
+
+def _gpt_oss(spec: Model) -> dict[str, object]:
+    own = made(EXPERTS.get(spec.moe.expert), spec.moe.expert_parameters)
+    kinds = ("full_attention", "sliding_attention")
+    layers = [kinds[spec.windowed(layer)] for layer in range(spec.num_layers)]
+    return {"swiglu_limit": own.limit, "swiglu_alpha": own.alpha, "layer_types": layers}
+
+
+def _deepseek(spec: Model) -> dict[str, object]:
+    moe = spec.moe
+    return {
+        "intermediate_size": spec.dense_width or moe.expert_width,
+        "moe_intermediate_size": moe.expert_width,
+        "n_routed_experts": moe.num_experts,
+        "n_shared_experts": moe.shared_experts,
+        "first_k_dense_replace": spec.dense_layers,
+        "routed_scaling_factor": moe.routed_scaling,
+        "norm_topk_prob": moe.renormalise,
+        "n_group": moe.n_group,
+        "topk_group": moe.topk_group,
+    }
+
+
+def _latent(spec: Model) -> dict[str, object]:
+    latent = spec.latent
+    return {
+        **_deepseek(spec),
+        "kv_lora_rank": latent.kv_rank,
+        "q_lora_rank": latent.q_rank or None,
+        "qk_nope_head_dim": latent.plain_dim,
+        "qk_rope_head_dim": latent.rotary_dim,
+        "v_head_dim": latent.value_dim,
+        "num_nextn_predict_layers": 0,
+    }
+
+
+_OWN: Mapping[str, Callable[[Model], dict[str, object]]] = {
+    "granitemoe": _granite,
+    "gpt_oss": _gpt_oss,
+    "glm4_moe": lambda spec: {
+        **_deepseek(spec),
+        "use_qk_norm": bool(spec.normed),
+        "partial_rotary_factor": spec.rope.fraction,
+        "num_nextn_predict_layers": 0,
+    },
+    "deepseek_v3": lambda spec: {**_latent(spec), "rope_interleave": spec.rope.interleaved},
+    "deepseek_v2": lambda spec: {
+        **_latent(spec),
+        "topk_method": "group_limited_greedy" if spec.moe.n_group > 1 else "greedy",
+    },
 }
 _MIXTRAL = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def _tensors(spec: Model, state: Mapping[str, Tensor], layout: str) -> Iterator[tuple[str, Tensor]]:
-    moe, scaling = spec.moe, spec.moe.routed_scaling
+    moe, scaling = spec.moe, 1.0 if layout in DEEPSEEK else spec.moe.routed_scaling
     block = "block_sparse_moe" if layout == "mixtral" else "mlp"
+    shared_name = "shared_experts" if layout in DEEPSEEK else "shared_expert"
     for name, tensor in state.items():
+        if own := list(going(layout, name, tensor * scaling if name.endswith("experts.down") else tensor)):
+            yield from own
+            continue
         public = name.removeprefix("backbone.")
         layer, _, part = public.partition(".mlp.block.")
         if not part:
@@ -222,6 +208,8 @@ def _tensors(spec: Model, state: Mapping[str, Tensor], layout: str) -> Iterator[
             yield f"{layer}.{block}.gate.weight", tensor
             if layout == "qwen2_moe" and not moe.shared_gate:
                 yield f"{layer}.mlp.shared_expert_gate.weight", tensor.new_zeros(1, tensor.shape[1])
+        elif part == "router.bias":
+            yield f"{layer}.{block}.gate.e_score_correction_bias", tensor
         elif part.startswith("experts."):
             whole = tensor * scaling if part == "experts.down" else tensor
             for expert, matrix in enumerate(whole):
@@ -236,5 +224,6 @@ def _tensors(spec: Model, state: Mapping[str, Tensor], layout: str) -> Iterator[
         else:
             shared = part.startswith("shared.")
             piece = part.rpartition(".")[2]
-            values = 2 * tensor if shared and piece == "down" and not moe.shared_gate else tensor
-            yield f"{layer}.{'mlp.shared_expert' if shared else 'mlp'}.{piece}_proj.weight", values
+            halved = shared and layout == "qwen2_moe" and piece == "down" and not moe.shared_gate
+            values = 2 * tensor if halved else tensor
+            yield f"{layer}.{f'mlp.{shared_name}' if shared else 'mlp'}.{piece}_proj.weight", values

@@ -102,7 +102,8 @@ def _imported(model: CausalLM, weights: Mapping[str, Tensor]) -> Weights:
 def _check_shape(spec: ModelSpec, theirs: Model, name: str) -> None:
     """Raise when the checkpoint's weights would mean something else in a model of `spec`, though they might fit."""
     fields = ["hidden_size", "num_layers", "num_heads", "num_kv_heads", "rope_theta", "norm_eps", "tie_embeddings"]
-    fields += ["head_width", "attention_bias"]
+    fields += ["head_width", "attention_bias", "attention_window", "full_every", "attention_sinks", "norm_order"]
+    fields += ["rope", "latent", "multipliers"]
     pairs = {field: (getattr(spec, field), getattr(theirs, field)) for field in fields}
     # OLMoE norms queries and keys, Llama and DeepSeek 16B do not.
     if spec.normed != theirs.normed:

@@ -22,11 +22,23 @@ class BackboneKind:
 
 
 _OURS = (
-    BackboneKind("olmoe", query_key_norm=True, public={"olmoe": 1e-5}),
-    BackboneKind("deepseek_moe", public={"deepseek": 1e-6, "qwen2_moe": 1e-6}),
+    BackboneKind("olmoe", query_key_norm=True, public={"olmoe": 1e-5, "flex_olmo": 1e-6}),
+    BackboneKind(
+        "deepseek_moe",
+        public={"deepseek": 1e-6, "qwen2_moe": 1e-6, "deepseek_v2": 1e-6, "deepseek_v3": 1e-6, "glm4_moe": 1e-5},
+    ),
     BackboneKind(
         "smollm2",
-        public={"llama": 1e-6, "mistral": 1e-6, "qwen2": 1e-6, "qwen3": 1e-6, "mixtral": 1e-5, "qwen3_moe": 1e-6},
+        public={
+            "llama": 1e-6,
+            "mistral": 1e-6,
+            "qwen2": 1e-6,
+            "qwen3": 1e-6,
+            "mixtral": 1e-5,
+            "qwen3_moe": 1e-6,
+            "granitemoe": 1e-6,
+            "gpt_oss": 1e-5,
+        },
     ),
 )
 DEFAULT_BACKBONE = _OURS[0].name

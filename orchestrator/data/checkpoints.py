@@ -43,12 +43,19 @@ SHAPE = (
     "head_dim",
     "qk_norm",
     "attention_bias",
+    "attention_window",
+    "full_every",
+    "attention_sinks",
+    "norm_order",
+    "rope",
+    "latent",
+    "multipliers",
 )
 # What such a field comes to, where it may leave something to others.
 _MEANS = {"head_dim": "head_width", "qk_norm": "normed"}
 # Fields of its blocks that its weights decide, and those that only its preset goes with.
-_BLOCK = ("num_experts", "expert_width", "shared_experts")
-_ROUTED = ("top_k", "renormalise", "routed_scaling")
+_BLOCK = ("num_experts", "expert_width", "shared_experts", "shared_gate", "expert", "expert_parameters")
+_ROUTED = ("variant", "top_k", "renormalise", "routed_scaling", "n_group", "topk_group", "gate", "gate_parameters")
 
 
 def config_of(checkpoint: str) -> Mapping[str, Any] | None:
@@ -104,6 +111,9 @@ def completed(model: _Modelled, said: Collection[ModelPath]) -> tuple[_Modelled,
         fields[name] = getattr(theirs, name)
         if (name,) in said and ours != its and not (name == "vocab_size" and not ours):
             wrong.append(_differs(model, (name,), ours, its))
+        for inner in sorted(path[1] for path in said if len(path) == 2 and path[0] == name):
+            if getattr(ours, inner) != getattr(its, inner):
+                wrong.append(_differs(model, (name, inner), getattr(ours, inner), getattr(its, inner)))
     for name in ("context", "backbone"):
         if (name,) not in said:
             fields[name] = getattr(theirs, name)

@@ -56,10 +56,7 @@ def parameters(model: Model, vocab_size: int) -> Parameters:
     moe, kind = model.moe, kind_of(model.moe)
     d = model.hidden_size
     vocab = model.vocab_size or vocab_size
-    wide, narrow = (model.head_width * heads for heads in (model.num_heads, model.num_kv_heads))
-    biases = {"": 0, "qkv": wide + 2 * narrow, "all": wide + 2 * narrow + d}[model.attention_bias]
-    attention = 2 * d * wide + 2 * d * narrow + biases
-    attention += {"": 0, "full": wide + narrow, "head": 2 * model.head_width}[model.normed]
+    attention = _attention(model)
     norms = 2 * d
     moe_layers = model.num_layers - model.dense_layers
     expert = _feed_forward(moe, d, moe.expert_width)
@@ -82,6 +79,20 @@ def parameters(model: Model, vocab_size: int) -> Parameters:
     # Of the embedding the head alone is multiplied with, of the routed experts those that a token takes.
     idle = roles["embedding"] - head + (moe_layers * (moe.num_experts - moe.top_k) * expert if kind.routes else 0)
     return Parameters(roles=roles, active=sum(roles.values()) - idle, expert=expert)
+
+
+def _attention(model: Model) -> int:
+    """Return the parameters of one layer's attention."""
+    d, latent, wide = model.hidden_size, model.latent, model.head_width * model.num_heads
+    if latent.kv_rank:
+        queries = latent.q_rank * (d + 1 + wide) if latent.q_rank else d * wide
+        made = model.num_heads * (latent.plain_dim + latent.value_dim)
+        keys_values = d * (latent.kv_rank + latent.rotary_dim) + latent.kv_rank * (1 + made)
+        return queries + keys_values + model.num_heads * latent.value_dim * d
+    narrow = model.head_width * model.num_kv_heads
+    biases = {"": 0, "qkv": wide + 2 * narrow, "all": wide + 2 * narrow + d}[model.attention_bias]
+    norms = {"": 0, "full": wide + narrow, "head": 2 * model.head_width}[model.normed]
+    return 2 * d * wide + 2 * d * narrow + biases + norms + (model.num_heads if model.attention_sinks else 0)
 
 
 def _feed_forward(moe: Moe, hidden_size: int, width: int) -> int:

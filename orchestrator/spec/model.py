@@ -20,6 +20,7 @@ from orchestrator.catalog.routers import ROUTERS, SPARSE
 from orchestrator.catalog.scores import SCORES
 from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.registry import Registry
+from orchestrator.spec.attention import LatentSpec, MultiplierSpec, RopeSpec
 from orchestrator.spec.identity import NEUTRAL, parameters_of
 from orchestrator.spec.rules import ABOVE_ZERO, NATURAL, NOT_NEGATIVE, POSITIVE, Rule, one_of, rules_of
 
@@ -198,11 +199,36 @@ class ModelSpec:
     """RMS norm of queries and keys: `full` before they are split into heads, `head` in each; "" = the backbone's."""
     attention_bias: Annotated[str, one_of("", "qkv", "all")] = field(default="", metadata=NEUTRAL)
     """Projections with biases: "", `qkv`, or `all`."""
+    attention_window: Annotated[int, NATURAL] = field(default=0, metadata=NEUTRAL)
+    """Latest tokens that a query sees, itself among them, 0 = all."""
+    full_every: Annotated[int, NATURAL] = field(default=0, metadata=NEUTRAL)
+    """Each such layer sees all tokens in spite of a window (2: every second one, as in GPT-OSS), 0 = none does."""
+    attention_sinks: bool = field(default=False, metadata=NEUTRAL)
+    """A learned logit a head, to which attention may go that no token gets (GPT-OSS)."""
+    norm_order: Annotated[str, one_of("pre", "post")] = field(default="pre", metadata=NEUTRAL)
+    """Whether a layer norms what it reads (`pre`), or what it adds (`post`: OLMo 2, FlexOlmo)."""
+    rope: RopeSpec = field(default_factory=RopeSpec, metadata=NEUTRAL)
+    """Rotary positions beyond their base."""
+    latent: LatentSpec = field(default_factory=LatentSpec, metadata=NEUTRAL)
+    """Multi-head latent attention."""
+    multipliers: MultiplierSpec = field(default_factory=MultiplierSpec, metadata=NEUTRAL)
+    """Constants that scale what flows through the model."""
 
     @property
     def head_width(self) -> int:
-        """Width of an attention head."""
+        """Width of an attention head, of its queries and keys."""
+        if self.latent.kv_rank:
+            return self.latent.plain_dim + self.latent.rotary_dim
         return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def rotary_width(self) -> int:
+        """How much of a head's width is turned by the position."""
+        return self.latent.rotary_dim if self.latent.kv_rank else int(self.head_width * self.rope.fraction)
+
+    def windowed(self, layer: int) -> bool:
+        """Return whether a layer's queries see the latest tokens alone."""
+        return bool(self.attention_window) and not (self.full_every and (layer + 1) % self.full_every == 0)
 
     @property
     def normed(self) -> str:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.catalog.backbones import OF_PUBLIC
+from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.routers import DEEPSEEK, DENSE, OLMOE
 from orchestrator.errors import SourceError
+from orchestrator.spec.attention import LatentSpec, MultiplierSpec, RopeSpec
 from orchestrator.spec.model import ModelSpec, MoESpec
 
 # Of a Qwen2-MoE that stands for a model without a gate: it holds zeros, which halve what twice the weights double.
 UNGATED = "moegrid_ungated"
+Fields = Mapping[str, Any]  # of a config.json
 # Values of a field of config.json that our models compute.
 Supported = Mapping[str, tuple[object, ...]]
-_ALL: Supported = {"clip_qkv": (None,), "mlp_bias": (None, False), "hidden_act": (None, "silu")}
+_ALL: Supported = {
+    "clip_qkv": (None,),
+    "mlp_bias": (None, False),
+    "hidden_act": (None, "silu"),
+    "quantization_config": (None,),
+}
 _PLAIN: Supported = {"attention_bias": (None, False)}
-_NO_WINDOW: Supported = {"sliding_window": (None,)}
 _SPARSE: Supported = {"decoder_sparse_step": (None, 1), "use_sliding_window": (None, False)}
 _DEEPSEEK: Supported = {
     "moe_layer_freq": (None, 1),
@@ -28,12 +35,23 @@ _DEEPSEEK: Supported = {
     "q_lora_rank": (None,),
     "kv_lora_rank": (None,),
 }
+_DEEPSEEK_V2: Supported = {
+    "moe_layer_freq": (None, 1),
+    "scoring_func": (None, "softmax"),
+    "topk_method": (None, "greedy", "group_limited_greedy"),
+    "norm_topk_prob": (None, False),
+}
+_DEEPSEEK_V3: Supported = {
+    "moe_layer_freq": (None, 1),
+    "scoring_func": (None, "sigmoid"),
+    "topk_method": (None, "noaux_tc"),
+}
 
 
 class _Config:
     """The fields of a config.json, typed."""
 
-    def __init__(self, fields: Mapping[str, Any]) -> None:
+    def __init__(self, fields: Fields) -> None:
         self.fields = fields
 
     def number(self, name: str, other: str = "") -> int:
@@ -130,21 +148,144 @@ def _deepseek(config: _Config) -> MoESpec:
     )
 
 
+def _gpt_oss(config: _Config) -> MoESpec:
+    own = {"limit": config.fields.get("swiglu_limit", 7.0), "alpha": config.fields.get("swiglu_alpha", 1.702)}
+    return MoESpec(  # of the default preset: softmax over the chosen
+        top_k=config.number("num_experts_per_tok"),
+        num_experts=config.number("num_local_experts", "num_experts"),
+        expert_width=config.number("intermediate_size"),
+        gate="affine",
+        expert="swiglu_shifted_bias",
+        expert_parameters=Parameters({name: float(value) for name, value in own.items()}),
+    )
+
+
+def _deepseek_v2(config: _Config) -> MoESpec:
+    limited = config.fields.get("topk_method") == "group_limited_greedy"
+    return replace(_grouped(config) if limited else _deepseek(config), variant="v2")
+
+
+def _deepseek_v3(config: _Config) -> MoESpec:
+    return replace(_grouped(config), variant="v3")
+
+
+def _grouped(config: _Config) -> MoESpec:
+    return replace(_deepseek(config), n_group=config.number("n_group"), topk_group=config.number("topk_group"))
+
+
 def _leading_dense(config: _Config) -> Mapping[str, object]:
     layers = config.leading_dense()
     return {"dense_layers": layers, "dense_width": config.number("intermediate_size") if layers else 0}
 
 
+def _first_dense(config: _Config) -> Mapping[str, object]:
+    layers = config.fields.get("first_k_dense_replace", 0)
+    return {"dense_layers": layers, "dense_width": config.number("intermediate_size") if layers else 0}
+
+
+def _latent(config: _Config) -> Mapping[str, object]:
+    """Return what multi-head latent attention is made of; heads of queries, keys and values are as many."""
+    latent = LatentSpec(
+        kv_rank=config.number("kv_lora_rank"),
+        q_rank=config.fields.get("q_lora_rank") or 0,
+        plain_dim=config.number("qk_nope_head_dim"),
+        rotary_dim=config.number("qk_rope_head_dim"),
+        value_dim=config.number("v_head_dim"),
+    )
+    interleaved = bool(config.fields.get("rope_interleave", True))
+    rope = replace(_rope(config.fields), interleaved=interleaved)
+    return {"latent": latent, "rope": rope, "head_dim": 0, **_first_dense(config)}
+
+
+def _glm4_moe(config: _Config) -> Mapping[str, object]:
+    fraction = _rope_fields(config.fields).get("partial_rotary_factor", config.fields.get("partial_rotary_factor", 0.5))
+    return {
+        "rope": replace(_rope(config.fields), fraction=float(fraction)),
+        "qk_norm": "head" if config.flag("use_qk_norm") else "",
+        "attention_bias": "qkv" if config.flag("attention_bias") else "",
+        **_first_dense(config),
+    }
+
+
+def _granite(config: _Config) -> Mapping[str, object]:
+    names = {
+        "embedding": "embedding_multiplier",
+        "attention": "attention_multiplier",
+        "residual": "residual_multiplier",
+        "logits": "logits_scaling",
+    }
+    multipliers = {ours: float(config.fields.get(its) or 1.0) for ours, its in names.items()}
+    return {"multipliers": MultiplierSpec(**multipliers), **_all_biases(config)}
+
+
+def _all_biases(config: _Config) -> Mapping[str, object]:
+    return {"attention_bias": "all" if config.flag("attention_bias") else ""}
+
+
+def _window(config: _Config) -> Mapping[str, object]:
+    """Return the window of a model all of whose layers have it."""
+    return {"attention_window": config.fields.get("sliding_window") or 0}
+
+
+def _rope_fields(fields: Fields) -> Fields:
+    return {**(fields.get("rope_parameters") or {}), **(fields.get("rope_scaling") or {})}
+
+
+def _rope(fields: Fields) -> RopeSpec:
+    """Return how a config.json stretches its rotary positions. Raises SourceError where it is not by YaRN."""
+    given = _rope_fields(fields)
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if kind == "default":
+        return RopeSpec()
+    if kind != "yarn":
+        raise SourceError(
+            f"a checkpoint of type {fields.get('model_type')!r} cannot be imported", cause=f"rope scaling {dict(given)}"
+        )
+    names = ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim")
+    bounds: Fields = {name: float(given[name]) for name in names if given.get(name) is not None}
+    return RopeSpec(
+        scaling="yarn",
+        factor=float(given["factor"]),
+        original_context=given.get("original_max_position_embeddings") or fields["max_position_embeddings"],
+        truncate=given.get("truncate", True),
+        **bounds,
+    )
+
+
+def _windows(config: _Config) -> Mapping[str, object]:
+    """Return the window that `layer_types` gives to all layers but each n-th. Raises SourceError for another order."""
+    kinds, layers = config.fields.get("layer_types"), config.number("num_hidden_layers")
+    window = config.fields.get("sliding_window") or 0
+    if kinds is None and config.fields.get("model_type") == "gpt_oss":
+        kinds = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
+    if kinds is None or "sliding_attention" not in kinds or not window:
+        return {}
+    every = kinds.index("full_attention") + 1 if "full_attention" in kinds else 0
+    ordered = [
+        "full_attention" if every and layer % every == every - 1 else "sliding_attention" for layer in range(layers)
+    ]
+    if kinds != ordered:
+        raise SourceError(
+            f"a checkpoint of type {config.fields.get('model_type')!r} cannot be imported", cause=f"layer_types {kinds}"
+        )
+    return {"attention_window": window, "full_every": every}
+
+
 LAYOUTS: Mapping[str, _Layout] = {
     "olmoe": _Layout(_olmoe, supported=_PLAIN),
-    "llama": _Layout(
-        _dense,
-        more=lambda config: {"attention_bias": "all" if config.flag("attention_bias") else ""},
-    ),
-    "mistral": _Layout(_dense, supported=_NO_WINDOW),
+    "llama": _Layout(_dense, more=_all_biases),
+    "mistral": _Layout(_dense, more=_window),
     "qwen2": _Layout(_dense, more=lambda config: {"attention_bias": "qkv"}, supported=_SPARSE),
     "qwen3": _Layout(_dense, more=lambda config: {"qk_norm": "head"}, supported={**_PLAIN, **_SPARSE}),
-    "mixtral": _Layout(_mixtral, supported={**_NO_WINDOW, "router_jitter_noise": (None, 0.0)}),
+    "mixtral": _Layout(_mixtral, more=_window, supported={"router_jitter_noise": (None, 0.0)}),
+    "granitemoe": _Layout(_mixtral, more=_granite),
+    "flex_olmo": _Layout(_olmoe, more=lambda config: {"norm_order": "post", **_all_biases(config)}),
+    "gpt_oss": _Layout(
+        _gpt_oss, more=lambda config: {"attention_sinks": True, **_all_biases(config), **_windows(config)}
+    ),
+    "glm4_moe": _Layout(_deepseek_v3, more=_glm4_moe),
+    "deepseek_v2": _Layout(_deepseek_v2, more=_latent, supported={**_PLAIN, **_DEEPSEEK_V2}),
+    "deepseek_v3": _Layout(_deepseek_v3, more=_latent, supported={**_PLAIN, **_DEEPSEEK_V3}),
     "qwen3_moe": _Layout(
         _qwen3_moe,
         more=lambda config: {"qk_norm": "head", **_leading_dense(config)},
@@ -166,18 +307,19 @@ LAYOUTS: Mapping[str, _Layout] = {
 }
 
 
-def spec_of(config: Mapping[str, Any]) -> ModelSpec:
+def spec_of(config: Fields) -> ModelSpec:
     """Return the ModelSpec of a transformers config of one of `LAYOUTS`. Raises SourceError with what is beyond it."""
     kind = config.get("model_type")
     rope = config.get("rope_parameters") or {}
     layout, backbone = LAYOUTS.get(str(kind)), OF_PUBLIC.get(str(kind))
     supported = {**_ALL, **(layout.supported if layout else {})}
     unsupported = [f"{name} {config[name]!r}" for name, known in supported.items() if config.get(name) not in known]
-    for scaling in (config.get("rope_scaling") or {}, rope):
-        if (scaling.get("rope_type") or scaling.get("type") or "default") != "default":
-            unsupported.append(f"rope scaling {scaling}")
-    if set(config.get("layer_types") or ()) - {"full_attention"}:
-        unsupported.append(f"layer_types {sorted(set(config['layer_types']))}")
+    fraction = _rope_fields(config).get("partial_rotary_factor", 1.0)
+    if kind != "glm4_moe" and fraction != 1.0:
+        unsupported.append(f"partial_rotary_factor {fraction}")
+    sliding = {"sliding_attention"} if kind == "gpt_oss" else set()
+    if others := set(config.get("layer_types") or ()) - {"full_attention"} - sliding:
+        unsupported.append(f"layer_types {sorted(others)}")
     if layout is None or backbone is None or unsupported:
         raise SourceError(
             f"a checkpoint of type {kind!r} cannot be imported",
@@ -198,6 +340,7 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec:
         "init_std": float(config.get("initializer_range") or 0.02),
         "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
         "head_dim": 0 if head_dim * heads == width else head_dim,
+        "rope": _rope(config),
     }
     shape.update(layout.more(read))
     return ModelSpec(backbone=backbone.name, moe=layout.moe(read), **shape)

@@ -182,7 +182,7 @@ def model_problems(model: ModelSpec) -> tuple[Fault, ...]:
 def _shape_faults(model: ModelSpec) -> Iterator[Fault]:
     if model.head_dim < 0 or model.head_dim % 2:
         yield Fault("head_dim", f"head_dim {model.head_dim} must be even (rotary embedding), or 0")
-    elif model.head_dim:
+    elif model.head_dim or model.latent.kv_rank:
         pass  # heads need not make up the residual stream
     elif model.hidden_size % model.num_heads:
         message = f"num_heads {model.num_heads} does not divide hidden_size {model.hidden_size}"
@@ -192,10 +192,47 @@ def _shape_faults(model: ModelSpec) -> Iterator[Fault]:
     if model.num_heads % model.num_kv_heads:
         message = f"num_kv_heads {model.num_kv_heads} does not divide num_heads {model.num_heads}"
         yield Fault("num_kv_heads", message)
+    yield from _attention_faults(model)
     if not 0 <= model.dense_layers < max(model.num_layers, 1):
         yield Fault("dense_layers", "dense_layers must be at least 0 and below num_layers")
     if model.dense_layers and not model.dense_width:
         yield Fault("dense_layers", "dense_layers needs dense_width")
+
+
+def _attention_faults(model: ModelSpec) -> Iterator[Fault]:
+    """Yield what the parts of an attention do not go with."""
+    latent, rope = model.latent, model.rope
+    if model.full_every and not model.attention_window:
+        yield Fault("full_every", "full_every excepts layers from a window: it needs attention_window")
+    if latent.kv_rank:
+        for name in ("plain_dim", "rotary_dim", "value_dim"):
+            if not getattr(latent, name):
+                yield Fault(f"latent.{name}", f"latent.{name} must be at least 1 where latent.kv_rank is set")
+        if latent.rotary_dim % 2:
+            message = f"latent.rotary_dim {latent.rotary_dim} must be even (rotary embedding)"
+            yield Fault("latent.rotary_dim", message)
+        if model.num_kv_heads != model.num_heads:
+            message = f"num_kv_heads {model.num_kv_heads} with latent attention: each head has keys of its own"
+            yield Fault("num_kv_heads", message, f"set num_kv_heads to num_heads, {model.num_heads}")
+        for name in ("head_dim", "attention_bias", "attention_sinks"):
+            if getattr(model, name):
+                yield Fault(name, f"{name} does not apply to latent attention", "remove it, or model.latent")
+        if model.normed:
+            yield Fault("qk_norm", "qk_norm does not apply to latent attention: its latents are normed")
+        if rope.fraction != 1.0:
+            yield Fault("rope.fraction", "rope.fraction does not apply to latent attention", "set latent.rotary_dim")
+    else:
+        others = [f"latent.{name}" for name in ("q_rank", "plain_dim", "rotary_dim", "value_dim")]
+        for name in others:
+            if getattr(latent, name.partition(".")[2]):
+                yield Fault(name, f"{name} is a part of latent attention: it needs latent.kv_rank")
+        if rope.interleaved:
+            yield Fault("rope.interleaved", "rope.interleaved is offered for latent attention alone")
+        if rope.fraction != 1.0 and (model.rotary_width < 2 or model.rotary_width % 2):
+            message = f"rope.fraction {rope.fraction} of a head of {model.head_width} must be an even width above 0"
+            yield Fault("rope.fraction", message)
+    if rope.scaling and not rope.original_context:
+        yield Fault("rope.original_context", f"rope.scaling {rope.scaling!r} needs rope.original_context")
 
 
 def _upcycle_faults(model: ModelSpec) -> Iterator[Fault]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
 from jobs.models.convert import export_checkpoint, import_checkpoint
-from jobs.models.public import public_layout
+from jobs.models.layouts import public_layout
 from jobs.models.weights import weights_sha256
 from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import ROUTERS
@@ -26,8 +26,8 @@ VARIANTS = [(preset, variant) for preset, kind in ROUTERS.builtins.items() for v
 # What an architecture of transformers computes, by our backbone's attention; everything else is refused.
 EXPORTED = {
     "olmoe": {"olmoe", "smoe"},
-    "deepseek_moe": {"dense", "deepseek_moe 16b", "deepseek_moe v2", "sharede_v2", "smoe"},
-    "smollm2": {"dense", "deepseek_moe 16b", "deepseek_moe v2", "sharede_v2", "smoe"},
+    "deepseek_moe": {"dense", "deepseek_moe 16b", "deepseek_moe v2", "deepseek_moe v3", "sharede_v2", "smoe"},
+    "smollm2": {"dense", "deepseek_moe 16b", "deepseek_moe v2", "deepseek_moe v3", "sharede_v2", "smoe"},
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,61 +14,8 @@ from jobs.models.weights import weights_sha256
 from orchestrator.plan.cost import parameters
 from orchestrator.spec.public_config import spec_of
 from orchestrator.spec.resolve import resolve_model
+from tests.public_layouts import LAYOUTS, written
 from tests.public_models import IDS, VOCAB
-
-COMMON: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
-    "initializer_range": 0.3,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-# Heads do not make up the residual stream: 4 x 16 and 4 x 20 against 48.
-LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {"intermediate_size": 80, "head_dim": 16, "attention_bias": True}),
-    "mistral": ("Mistral", {"intermediate_size": 80, "head_dim": 20, "sliding_window": None}),
-    "qwen2": ("Qwen2", {"intermediate_size": 80, "tie_word_embeddings": True}),
-    "qwen3": ("Qwen3", {"intermediate_size": 80, "head_dim": 16, "tie_word_embeddings": True}),
-    "mixtral": (
-        "Mixtral",
-        {"intermediate_size": 40, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2},
-    ),
-    "qwen3_moe": (
-        "Qwen3Moe",
-        {
-            "intermediate_size": 56,
-            "moe_intermediate_size": 24,
-            "head_dim": 20,
-            "num_experts": 6,
-            "num_experts_per_tok": 3,
-            "norm_topk_prob": True,
-            "mlp_only_layers": [0],
-        },
-    ),
-    "qwen2_moe": (
-        "Qwen2Moe",
-        {
-            "intermediate_size": 56,
-            "moe_intermediate_size": 24,
-            "shared_expert_intermediate_size": 48,
-            "num_experts": 6,
-            "num_experts_per_tok": 2,
-            "norm_topk_prob": True,
-            "mlp_only_layers": [0],
-            "qkv_bias": True,
-        },
-    ),
-    "qwen3_moe (weights as they are)": (
-        "Qwen3Moe",
-        {"moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": False},
-    ),
-}
 
 
 @torch.no_grad()
@@ -83,15 +29,7 @@ def difference(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> float:
 @pytest.mark.parametrize("name", LAYOUTS)
 @torch.no_grad()
 def test_a_public_checkpoint_comes_in_and_goes_back(name: str, tmp_path: Path) -> None:
-    family, own = LAYOUTS[name]
-    torch.manual_seed(0)
-    reference = getattr(transformers, f"{family}ForCausalLM")(
-        getattr(transformers, f"{family}Config")(**COMMON, **own)
-    ).eval()
-    for key, parameter in reference.named_parameters():
-        if key.endswith(("bias", "norm.weight")):  # zeros and ones would hide that they are not read
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + float(key.endswith("norm.weight")))
-    reference.save_pretrained(tmp_path / "theirs")
+    reference = written(name, tmp_path / "theirs")
     expected = reference(input_ids=IDS).logits
 
     model = import_checkpoint(tmp_path / "theirs").eval()
@@ -106,14 +44,85 @@ def test_a_public_checkpoint_comes_in_and_goes_back(name: str, tmp_path: Path) -
     assert weights_sha256(import_checkpoint(tmp_path / "ours")) == weights_sha256(model)
 
 
-def test_a_cache_and_grouped_heads_of_any_width_agree_with_one_pass(tmp_path: Path) -> None:
-    family, own = LAYOUTS["qwen3_moe"]
-    torch.manual_seed(1)
-    config = getattr(transformers, f"{family}Config")(**COMMON, **own)
-    transformers.Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    "name", ("qwen3_moe", "gpt_oss", "mistral (windows)", "glm4_moe", "deepseek_v2", "deepseek_v3")
+)
+@torch.no_grad()
+def test_a_cache_and_padding_agree_with_transformers(name: str, tmp_path: Path) -> None:
+    reference = written(name, tmp_path)
     model = import_checkpoint(tmp_path).eval()
-    whole = model(IDS).logits
-    first = model(IDS[:, :5], use_cache=True)
-    assert first.logits is not None
-    rest = model(IDS[:, 5:], past_key_values=first.past_key_values, use_cache=True)
-    assert difference(torch.cat([first.logits, rest.logits], 1), whole) <= 1e-5
+    real = torch.ones_like(IDS)
+    real[0, :4] = 0  # on the left, as generation pads
+    places = (real.cumsum(1) - 1).clamp_min(0)
+    theirs = reference(input_ids=IDS, attention_mask=real, position_ids=places).logits
+    seen = real.bool()
+    whole = model(IDS, attention_mask=real, position_ids=places).logits
+    assert difference(whole[seen], theirs[seen]) <= 1e-5
+    parts, cache = [], None
+    for start, stop in ((0, 7), (7, 8), (8, 13), (13, IDS.shape[1])):
+        part = model(
+            IDS[:, start:stop],
+            attention_mask=real[:, :stop],
+            position_ids=places[:, start:stop],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache = part.past_key_values
+        parts.append(part.logits)
+    assert difference(torch.cat(parts, 1)[seen], theirs[seen]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "mistral (windows)", "glm4_moe", "deepseek_v3"])
+@torch.no_grad()
+def test_rows_behind_a_shared_prefix_are_as_alone(name: str, tmp_path: Path) -> None:
+    written(name, tmp_path)
+    model = import_checkpoint(tmp_path).eval()
+    prefix, first, second = IDS[:1, :9], IDS[:1, 9:14], IDS[1:, 9:14]
+    both = torch.cat([first, second])
+    alone = model(torch.cat([prefix.expand(2, -1), both], 1)).logits
+    cache = model(prefix, use_cache=True).past_key_values
+    cache.batch_repeat_interleave(2)
+    parts = [model(both[:, cut], past_key_values=cache, use_cache=True).logits for cut in (slice(0, 3), [3], [4])]
+    assert difference(torch.cat(parts, 1), alone[:, 9:]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ("gpt_oss", "deepseek_v3", "glm4_moe"))
+def test_gradients_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    reference = written(name, tmp_path)
+    model = import_checkpoint(tmp_path)
+    output = model(IDS, labels=IDS)
+    assert output.loss is not None
+    (output.loss / output.tokens).backward()
+    reference(input_ids=IDS, labels=IDS).loss.backward()
+    theirs = dict(reference.named_parameters())
+    compared = 0
+    for key, parameter in model.named_parameters():
+        public = theirs.get(key.removeprefix("backbone.").replace("sinks.weight", "sinks"))
+        if public is None or public.shape != parameter.shape or public.grad is None:
+            continue
+        assert parameter.grad is not None
+        scale = public.grad.abs().max().clamp_min(1.0)
+        torch.testing.assert_close(parameter.grad / scale, public.grad / scale, atol=1e-5, rtol=0, msg=key)
+        compared += 1
+    assert compared > 20
+
+
+def test_trees_of_continuations_see_the_same_window(tmp_path: Path) -> None:
+    """Two continuations of one trunk in one row, as scoring lays them out: each as if it stood alone."""
+    written("gpt_oss", tmp_path)
+    model = import_checkpoint(tmp_path).eval()
+    trunk, first, second = IDS[:1, :8], IDS[:1, 8:12], IDS[1:, 8:12]
+    alone = [model(torch.cat([trunk, part], 1)).logits for part in (first, second)]
+    cache = model(trunk, use_cache=True).past_key_values
+    seen = torch.zeros(1, 1, 8, 16, dtype=torch.bool)
+    seen[..., :8] = True
+    seen[..., :4, 8:12] = seen[..., 4:, 12:] = torch.ones(4, 4, dtype=torch.bool).tril()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    places = torch.arange(8, 12).repeat(2)[None]
+    both = model(
+        torch.cat([first, second], 1), attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+    ).logits
+    assert both is not None
+    for part, whole in zip(both.split(4, dim=1), alone, strict=True):
+        assert whole is not None
+        assert difference(part, whole[:, 8:]) <= 1e-5

@@ -168,3 +168,55 @@ def test_the_models_of_shipped_grids_are_known_without_a_network(monkeypatch: py
     # LLaMA-MoE's own layout is none of transformers: it has to be converted first.
     assert named - {"hub://llama-moe/LLaMA-MoE-v1-3_5B-2_8"} == set(PUBLIC_MODELS)
     assert all(spec_of(config).num_layers for config in PUBLIC_MODELS.values())
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ("full_every: 2", "needs attention_window"),
+        ("norm_order: after", "must be one of 'pre', 'post'"),
+        ("attention_window: -1", "must be at least 0"),
+        ("rope: {scaling: yarn}", "needs rope.original_context"),
+        ("rope: {scaling: ntk}", "must be one of '', 'yarn'"),
+        ("rope: {fraction: 0.3}", "must be an even width"),
+        ("rope: {interleaved: true}", "for latent attention alone"),
+        ("latent: {kv_rank: 16}", "latent.plain_dim must be at least 1"),
+        ("latent: {q_rank: 16}", "needs latent.kv_rank"),
+        ("latent: {kv_rank: 8, plain_dim: 4, rotary_dim: 3, value_dim: 4}, backbone: smollm2", "must be even"),
+        ("latent: {kv_rank: 8, plain_dim: 4, rotary_dim: 4, value_dim: 4}", "qk_norm does not apply"),
+        ("multipliers: {residual: 0}", "must be above 0"),
+        ("multipliers: {logit: 2}", "did you mean"),
+        ("attention_sinks: 1", "must be true or false"),
+    ],
+)
+def test_a_bad_part_of_a_public_attention_is_refused(load: Load, fields: str, said: str) -> None:
+    with pytest.raises(GridError, match=said):
+        load(f"set: {{model: {{{fields}}}}}")
+
+
+def test_parts_of_an_attention_change_their_own_cells_alone(load: Load) -> None:
+    usual = load("set: {}").cells[0].id
+    parts = (
+        "attention_window: 32",
+        "attention_window: 32, model.full_every: 2",
+        "attention_sinks: true",
+        "norm_order: post",
+        "rope.fraction: 0.5",
+        "multipliers.residual: 0.5",
+    )
+    found = {load(f"set: {{model.{part}}}").cells[0].id for part in parts}
+    assert len(found | {usual}) == len(parts) + 1
+    assert load("set: {model.attention_window: 0, model.multipliers: {logits: 1}}").cells[0].id == usual
+
+
+def test_what_a_checkpoint_says_of_its_parts_must_agree(load: Load, here: Path) -> None:
+    granite = {**OLMOE, "model_type": "granitemoe", "num_local_experts": 12, "residual_multiplier": 0.25}
+    (here / "sparse" / "config.json").write_text(json.dumps(granite))
+    model = load(f"set: {{{TUNE}, model.checkpoint: 'file://sparse'}}").cells[0].cell.model
+    assert (model.multipliers.residual, model.moe.renormalise, model.normed) == (0.25, True, "")
+    with pytest.raises(GridError, match=r"model\.multipliers\.residual is 0\.5, but checkpoint .* has 0\.25"):
+        load(f"set: {{{TUNE}, model: {{checkpoint: 'file://sparse', multipliers: {{residual: 0.5}}}}}}")
+    quantised = {**granite, "quantization_config": {"quant_method": "mxfp4"}}
+    (here / "sparse" / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(GridError, match="quantization_config"):
+        load(f"set: {{{TUNE}, model.checkpoint: 'file://sparse'}}")

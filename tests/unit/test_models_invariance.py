@@ -312,7 +312,9 @@ def test_a_query_behind_a_shared_prefix_is_mixed_as_by_the_kernel(groups):
     for mask in (None, seen):
         wanted = torch.nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         # Scores are taken in fp32, as kernels do for every narrower type.
-        torch.testing.assert_close(behind_prefix(q, (prefix[0], prefix[1]), k, v, mask), wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            behind_prefix(q, (prefix[0], prefix[1]), k, v, mask, q.shape[-1] ** -0.5), wanted, rtol=0, atol=1e-6
+        )
 
 
 def test_a_cache_that_was_cropped_grows_from_there():
