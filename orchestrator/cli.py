@@ -108,6 +108,19 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--format", default="md", choices=("csv", "md", "json"), help=text)
     one = add("export", "a cell's final model as a folder that transformers loads", cells)
     one.add_argument("folder", metavar="FOLDER", help="where config.json, model.safetensors and the tokenizer go")
+    one = add("data", "the data sets that need no hub, or a page of examples of any", as_json)
+    one.add_argument("action", choices=("list", "show"), help="list the sets, or show one")
+    one.add_argument("source", nargs="?", default="", metavar="SET", help="of show: SCHEME://..., as a grid's source")
+    text = "text, instruction, chat, vision or items; default: what a package's set is, else text"
+    one.add_argument("--format", default="", help=text)
+    one.add_argument("--revision", default="", help="of a hub:// set")
+    one.add_argument("--rows", type=_positive, default=12, metavar="N", help="of each kind (12)")
+    one.add_argument(
+        "--seed", type=_natural, default=0, metavar="N", help="draws the rows, and makes the questions (0)"
+    )
+    one.add_argument("--task", action="append", default=[], metavar="TASK", help="of items: only this one")
+    one.add_argument("--output", default="", metavar="FILE", help="where to write the page (reports/data/NAME.html)")
+    one.add_argument("--open", action="store_true", help="show it in the browser")
     one = add("compare", "differences between two grids of the store, setting by setting", as_json)
     one.add_argument("a", metavar="GRID_A", help="a grid that was run in this store")
     one.add_argument("b", metavar="GRID_B", help="another one, or the same")
@@ -280,6 +293,10 @@ def command_function(name: str) -> Callable[..., int]:
         from orchestrator.commands.init import init
 
         return init
+    if name == "data":
+        from orchestrator.commands.data import data
+
+        return data
     if name == "export":
         from orchestrator.commands.export import export
 
@@ -308,7 +325,7 @@ def main(words: Sequence[str] | None = None) -> int:
     debug = "--debug" in words or bool(os.environ.get("MOEGRID_DEBUG"))
     try:
         arguments = parse(words)
-        if arguments.command in ("schema", "doctor", "init", "new"):
+        if arguments.command in ("schema", "doctor", "init", "new", "data"):
             return command_function(arguments.command)(arguments)
         from orchestrator.commands.context import Context
 

@@ -13,7 +13,7 @@ import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +106,7 @@ def image_table(images: Mapping[str, bytes]) -> bytes:
     return sink.getvalue()
 
 
-def load_images(path: Path) -> dict[str, bytes]:
+def load_images(path: Path | BinaryIO) -> dict[str, bytes]:
     """Return the encoded pictures of a data artifact's `images.parquet` by digest."""
     import pyarrow.parquet as pq
 

@@ -36,6 +36,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "table": ("moegrid table quickstart", "moegrid table quickstart --format csv > quickstart.csv"),
     "export": ("moegrid export 'quickstart:freeze=none->router' /tmp/model",),
     "import": ("moegrid import /data/OLMoE-1B-7B-0924",),
+    "data": (
+        "moegrid data list",
+        "moegrid data show npm://emoji-datasource-google@16.0.0/questions --open",
+        "moegrid data show file:///data/chat.jsonl --format chat --rows 50",
+    ),
     "compare": ("moegrid compare quickstart finetune_freeze", "moegrid compare quickstart mine --format csv"),
     "effects": (
         "moegrid effects finetune_freeze",

@@ -54,7 +54,7 @@ def by_hand(red: int, green: int, blue: int) -> str:
     if saturation < 0.15:
         return "white" if value >= 0.85 else "grey"
     degrees = hue * 360
-    if 10 <= degrees < 45 and value < 0.65:
+    if 10 <= degrees < 45 and value < 0.75:
         return "brown"
     limits = [(15, "red"), (42, "orange"), (68, "yellow"), (165, "green"), (255, "blue"), (300, "purple"), (345, "")]
     return next((name for limit, name in limits if degrees < limit), "red")
@@ -291,7 +291,9 @@ def test_a_held_out_source_answers_what_its_labels_say(tmp_path):
         f"{base}/animals/cartoon/cat.png": red,
         f"{base}/animals/cartoon/cat.txt": b"A cat.",
         f"{base}/space/moon.png": red,
-        f"{base}/space/moon.txt": b"The moon!",
+        f"{base}/space/moon.txt": b"The moon! It goes around.",
+        f"{base}/space/story.png": red,
+        f"{base}/space/story.txt": b"This one stands for nothing that has a name.",
     }
     shown = [(one.name, one.group, one.kind) for one in stamps(tar(tmp_path / "stamps.tgz", files))]
     assert shown == [("apple", "food", "food/fruit"), ("moon", "", "space")]

@@ -13,7 +13,7 @@ from orchestrator.catalog.pictures import COLOURS
 DOMINANT = 0.6
 # Hue in degrees up to which a saturated pixel is called so; what lies between magenta and red has no name here.
 _HUES = ((15, "red"), (42, "orange"), (68, "yellow"), (165, "green"), (255, "blue"), (300, "purple"), (345, ""))
-_BROWN = (10, 45, 0.65)  # from, to, and darker than: dark orange
+_BROWN = (10, 45, 0.75)  # from, to, and darker than: dark orange
 _GREY = 0.15  # less saturated than this
 _DARK, _LIGHT = 0.3, 0.85
 

@@ -1,10 +1,11 @@
-"""Pictures with names and groups in the pinned packages: emoji of two drawers, photographs of Tux Paint, clip art."""
+"""Pictures with names and groups in the pinned packages: emoji of two drawers, stamps of Tux Paint, clip art."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 MOST_HELD_OUT = 1000
 # Clip art is 150 MB unpacked: so much of it is read.
 _CLIP_ART_SHARE = 0.6
+# A caption of more words is a story; what follows these marks explains a name.
+NAME_WORDS = 4
+_EXPLAINED = re.compile(r"[.!] |[(,;:]| ?[\u2013\u2014]")
 # Share of the identities that questions are trained on; the others are never seen in training, whoever draws them.
 TRAINED_SHARE = 0.7
 
@@ -136,15 +140,16 @@ def emoji(path: Path, drawer: str) -> list[Drawing]:
 
 
 def stamps(path: Path) -> list[Drawing]:
-    """Return the photographs among Tux Paint's stamps that have a caption: its first line, without what explains it."""
+    """Return Tux Paint's stamps, but for cartoons, whose captions name them: up to NAME_WORDS words, without more."""
     files = dict(files_of(path, lambda name: name.startswith(_STAMPS) and name.endswith((".png", ".txt"))))
     found = []
     for name, image in files.items():
         below = name.removeprefix(_STAMPS)
         caption = files.get(f"{name.removesuffix('.png')}.txt", b"").decode("utf-8", "replace").partition("\n")[0]
-        words = caption.partition("(")[0].strip().rstrip(".!").lower()
+        words = _EXPLAINED.split(caption, maxsplit=1)[0].strip().rstrip(".!").lower()
         words = words.removeprefix("a ").removeprefix("an ").removeprefix("the ")
-        if not name.endswith(".png") or "cartoon" in below or not words:
+        named = 0 < len(words.split()) <= NAME_WORDS
+        if not name.endswith(".png") or "cartoon" in below or not named:
             continue
         group = _folder_group(below, _STAMP_GROUPS)
         found.append(Drawing(f"stamp/{below}", words, group, below.rpartition("/")[0], image))
