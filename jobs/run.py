@@ -118,7 +118,13 @@ def run_job(url: str, batch: str, index: int, signals: Signals, arguments: Seque
             ranks = request.resources.nodes * request.resources.processes
             world = own_world(os.environ, ranks)
             if world is None:
-                return launch(arguments, ranks)
+                # What a plugin brings is loaded here, and would be twice in a fork.
+                forks = numerics.is_fork() and not planned.plugins
+                return launch(arguments, ranks, (lambda: main(arguments)) if forks else None)
+            if not numerics.fits_fork(request.resources, [stage.work.kind for stage in request.stages]):
+                stack.close()
+                numerics.leave_fork()
+                os.execv(sys.executable, [sys.executable, "-m", "jobs.run", *arguments])
             return _run_stages(store, request, signals, world, scratch)
     except Exception as error:
         return _give_up(store, attempt, failures.describe(stage, error), error)

@@ -1,4 +1,4 @@
-"""What a fork server on a node imports before the first job: all that stages of one core are made of."""
+"""What a fork server on a node imports before the first job: all that stages without a GPU are made of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 
 from jobs.node import code, numerics
 from orchestrator.catalog.kinds import STAGES
-from orchestrator.spec.cell import Resources
 
 # Imported when they are first used, by nearly every stage.
 _LATER = (
@@ -22,8 +21,8 @@ _LATER = (
 
 
 def prepare() -> None:
-    """Import the stages under the numerics of one core, and note the training code as it is now."""
-    numerics.set_threads(Resources(cores=1))
+    """Import the stages without starting a thread, and note the training code as it is now."""
+    numerics.prepare_forks()
     # The allocator that Arrow links and does not use would start a thread, and a process with threads cannot be forked.
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     for module in (*dict.fromkeys(kind.module for kind in STAGES.values()), *_LATER):

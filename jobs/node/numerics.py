@@ -10,7 +10,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,12 @@ from orchestrator.catalog.kinds import computes
 from orchestrator.errors import NumericsError
 from orchestrator.spec.cell import THREADS, Execution, Resources
 
+# How waiting threads wait: read once, when their library is loaded.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+SPINS = 2000
+# In a process that jobs are forked from, the spin count that its libraries were loaded with; "" = its user's own.
+_loaded: str | None = None
+
 # What a manifest of an earlier version means where it does not say it.
 UNSAID = {"mesh": ""}
 
@@ -28,9 +34,8 @@ def set_threads(resources: Resources) -> None:
     """Fix the thread counts of every numeric library, and what else they read from the environment."""
     for name in THREADS:
         os.environ[name] = str(resources.cores)
-    if resources.cores > 1 and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ["GOMP_SPINCOUNT"] = str(spin_count(resources.cores, allowed_cores() - busy_threads()))
+    if resources.cores > 1 and os.environ.keys().isdisjoint(WAITING):
+        _wait(spin_count(resources.cores, allowed_cores() - busy_threads()))
     # Equal code paths for equal inputs, whatever the alignment of a buffer and the generation of the CPU.
     machine.choose_branch(os.environ)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -40,13 +45,49 @@ def set_threads(resources: Resources) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
+def _wait(spins: int) -> None:
+    os.environ.update(zip(WAITING, ("PASSIVE", str(spins)), strict=True))
+
+
+def prepare_forks() -> None:
+    """Fix the numerics of a process that jobs are forked from: one thread, and more of them wait as on idle cores."""
+    global _loaded
+    set_threads(Resources(cores=1))
+    _loaded = ""
+    if os.environ.keys().isdisjoint(WAITING):
+        _wait(SPINS)
+        _loaded = str(SPINS)
+
+
+def is_fork() -> bool:
+    """Return whether this process was forked from one with its libraries loaded."""
+    return _loaded is not None
+
+
+def fits_fork(resources: Resources, kinds: Iterable[str]) -> bool:
+    """Return whether a fork may do stages of these kinds with so many threads as a process of its own would.
+
+    Threads wait as on idle cores there, and of the libraries torch alone can change how many it has.
+    """
+    if _loaded is None or resources.cores == 1:
+        return True
+    spins = _loaded and spin_count(resources.cores, allowed_cores() - busy_threads())
+    return {*kinds} == {"train"} and str(spins) == _loaded
+
+
+def leave_fork() -> None:
+    """Make the environment that of a process of its own again."""
+    for name in WAITING if _loaded else ():
+        os.environ.pop(name, None)
+
+
 def spin_count(cores: int, idle: float) -> int:
     """Return how often a waiting thread of `cores` looks again before it sleeps; no bit depends on it.
 
     Waking a sleeping thread costs tens of microseconds, several times in each layer: on idle cores a step of a small
     model takes 1.7 times as long without spinning. Where others want the cores it takes twice as long with it.
     """
-    return 2000 if cores <= idle + 0.5 else 0
+    return SPINS if cores <= idle + 0.5 else 0
 
 
 def allowed_cores() -> int:

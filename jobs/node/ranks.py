@@ -20,6 +20,7 @@ MEET_SECONDS = 600.0
 # How much longer than a step a collective may take: the watchdog of the step comes first, and says where it was.
 COLLECTIVE_MARGIN_SECONDS = 60.0
 POLL_SECONDS = 0.1
+LEAVE_SECONDS = 5.0
 
 _meeting: TCPStore | None = None
 
@@ -90,9 +91,14 @@ def leave(rank: int, world_size: int) -> None:
         return
     if rank == 0:
         _meeting.set("ended", "")
+        # Its store goes with it: who still asks would say so in the log, as if something had failed.
+        end = time.monotonic() + LEAVE_SECONDS
+        while _meeting.add("left", 0) < world_size - 1 and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
         return
     try:
         while not _meeting.check(["ended"]):
             time.sleep(POLL_SECONDS)
+        _meeting.add("left", 1)
     except dist.DistNetworkError:  # rank 0 has gone, and its store with it
         return

@@ -13,8 +13,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from jobs.node.preemption import STOP_SIGNALS
 from orchestrator.errors import EXIT_PREEMPTED
@@ -78,14 +80,65 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
+class Forked:
+    """A rank that is forked from this process, which has its imports done: to a launcher what a `Popen` is."""
+
+    def __init__(self, placement: Mapping[str, str], run: Callable[[], int]) -> None:
+        """Call `run` in a child with its place in the environment; its result is the child's exit code."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent, self.returncode = os.getpid(), 0
+        self.pid = os.fork()
+        if not self.pid:
+            _be(parent, placement, run)
+        self._ended = False
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative = the signal, None while it runs."""
+        if not self._ended:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._ended, self.returncode = True, os.waitstatus_to_exitcode(status)
+        return self.returncode if self._ended else None
+
+    def send_signal(self, number: int) -> None:
+        """Signal it; not yet reaped, its id is still its own."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+
+def _be(parent: int, placement: Mapping[str, str], run: Callable[[], int]) -> NoReturn:
+    """Be a forked rank, to the end: what its launcher has begun is none of its business."""
+    code = 1
+    try:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        _die_with_parent()
+        if os.getppid() != parent:
+            os._exit(1)
+        os.environ.update(placement)
+        code = run()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def launch(arguments: Sequence[str], processes: int, run: Callable[[], int] | None = None) -> int:
     """Start `processes` ranks of `python -m jobs.run` on this machine and return the job's exit code.
 
+    With `run` they are forks of this process that call it: it has done what such a process does before it starts.
     Stop signals are passed on. When one rank fails the others get GRACE_SECONDS, then they are killed: they may hang in
     a collective that will never complete.
     """
     port = free_port()
-    children: list[subprocess.Popen[bytes]] = []
+    children: list[subprocess.Popen[bytes] | Forked] = []
 
     def forward(number: int, frame: object) -> None:
         for child in children:
@@ -102,6 +155,9 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
+        if run is not None:
+            children.append(Forked(placement, run))
+            continue
         command = [sys.executable, "-m", "jobs.run", *arguments]
         environment = {**os.environ, **placement}
         children.append(subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent))

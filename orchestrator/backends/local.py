@@ -129,7 +129,7 @@ class LocalBackend:
     ) -> None:
         """`store` is the URL of the store whose jobs share the budget; "" = of all stores.
 
-        Jobs of one core are forked from a `warm` process, once this driver has seen that it stays long enough.
+        Jobs without a GPU are forked from a `warm` process, once this driver has seen that it stays long enough.
         """
         self.budget = budget or Budget.of_machine()
         self._records = host.run_directory(make=False) / "jobs"
@@ -255,8 +255,7 @@ class LocalBackend:
 
         A driver that has seen no end of a job may be gone in a moment: it starts none.
         """
-        wanted = job.resources
-        if self._targets is None or not self._stays or (wanted.cores, wanted.processes, wanted.gpus) != (1, 1, 0):
+        if self._targets is None or not self._stays or job.resources.gpus:
             return None
         if self._worker is None:
             self._worker = WarmWorker(self._targets, self._environment(batch, job, ()), self._records)

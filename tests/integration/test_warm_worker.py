@@ -19,7 +19,7 @@ from orchestrator.backends.local import Budget, LocalBackend
 from orchestrator.backends.warm import Targets
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Resources
-from tests.training import init_work, prepare, segments, state_bits, submit
+from tests.training import init_work, prepare, run_chain, segments, state_bits, submit
 
 FAKE = Targets("tests.warm_targets:prepare", "tests.warm_targets:call")
 
@@ -177,15 +177,31 @@ def test_a_worker_whose_imports_fail_is_done_without() -> None:
     assert backend._targets is None
 
 
-def test_a_forked_job_commits_the_bits_of_a_process_of_its_own(tmp_path: Path, run_directory: Path) -> None:
-    """Training and what comes before it; several threads' worth of work is left to processes of their own."""
+@pytest.mark.parametrize(
+    ("resources", "together"),
+    [
+        (Resources(cores=1), True),
+        (Resources(cores=2), False),
+        (Resources(cores=2), True),  # what is no training starts anew, as the threads of some libraries are theirs
+        (Resources(cores=1, processes=2), False),
+    ],
+    ids=["one core", "two threads", "two threads anew", "two ranks"],
+)
+def test_a_forked_job_commits_the_bits_of_a_process_of_its_own(
+    tmp_path: Path, run_directory: Path, resources: Resources, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training, alone or after what comes before it."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")  # its user's word counts whether or not the machine is idle
     work = segments([("router", 0, 16)])[0]
     found, told = [], []
     for kind in ("fresh", "warm"):
         store = prepare(str(tmp_path / kind))
-        submit(store, [init_work(), work], kind, resources=Resources(cores=1))
+        if not together:
+            run_chain(store, [init_work()], "init-0")
+        submit(store, [init_work(), work] if together else [work], kind, resources=resources)
         backend = LocalBackend(budget=Budget(4, 64.0, 0)) if kind == "fresh" else warmed(Targets(), store.url)
-        handle = backend.submit(batch(kind, store.url))[f"{kind}-0"]
+        asked = Batch(kind, store.url, (Job(f"{kind}-0", 0, "a job", resources),))
+        handle = backend.submit(asked)[f"{kind}-0"]
         state = wait(backend, handle, 300.0)
         log = Path(handle.details["log"]).read_text()
         assert state.exit_code == 0, log
@@ -196,6 +212,6 @@ def test_a_forked_job_commits_the_bits_of_a_process_of_its_own(tmp_path: Path, r
     assert backend._worker is not None
     assert handle.details["driver"][0] == backend._worker.pid
     assert found[0] == found[1]
-    assert told[0] == told[1]
+    assert told[0] == told[1], log
     with contextlib.suppress(ProcessLookupError):
         os.kill(backend._worker.pid, signal.SIGTERM)

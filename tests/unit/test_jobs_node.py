@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -14,8 +17,8 @@ from jobs.node import failures, numerics
 from jobs.node.cache import prune_cache
 from jobs.node.context import StageContext
 from jobs.node.patience import patiently
-from jobs.node.preemption import Preempted, Signals
-from jobs.node.world import World, world_from
+from jobs.node.preemption import STOP_SIGNALS, Preempted, Signals
+from jobs.node.world import Forked, World, launch, world_from
 from jobs.run import run_job
 from jobs.train.errors import NotFinite
 from orchestrator.backends.base import ENDED, JobState
@@ -170,6 +173,71 @@ def test_a_users_wait_policy_stays(monkeypatch: pytest.MonkeyPatch, own: dict[st
     numerics.set_threads(Resources(cores=2))
     waiting = {name: text for name, text in os.environ.items() if name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     assert waiting == own
+
+
+@pytest.mark.parametrize(
+    ("cores", "kinds", "busy", "own", "fits"),
+    [
+        (1, ["init", "evaluate"], 9, {}, True),
+        (2, ["train", "train"], 0, {}, True),
+        (2, ["train"], 2, {}, False),  # its threads would spin where others want the cores
+        (2, ["train"], 2, {"GOMP_SPINCOUNT": "7"}, True),
+        (2, ["init", "train"], 0, {}, False),  # threads of more than torch
+    ],
+)
+def test_a_fork_does_what_it_would_do_as_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, cores: int, kinds: list[str], busy: int, own: dict[str, str], fits: bool
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(own))
+    monkeypatch.setattr(numerics, "busy_threads", lambda: busy)
+    monkeypatch.setattr(numerics, "allowed_cores", lambda: 2)
+    monkeypatch.setattr(numerics, "_loaded", None)
+    assert numerics.fits_fork(Resources(cores=cores), kinds), "this process is no fork"
+    numerics.prepare_forks()
+    assert (os.environ["OMP_NUM_THREADS"], numerics.is_fork()) == ("1", True)
+    numerics.set_threads(Resources(cores=cores))
+    assert numerics.fits_fork(Resources(cores=cores), kinds) is fits
+    numerics.leave_fork()
+    assert {name: text for name, text in os.environ.items() if name in numerics.WAITING} == own
+
+
+def test_a_forked_rank_ends_as_a_process_does(capfd: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise ValueError("no such thing")
+
+    def sleep() -> int:
+        time.sleep(60)
+        return 0
+
+    def place() -> int:
+        return int(os.environ["RANK"])
+
+    ranks = [Forked({"RANK": "3"}, run) for run in (place, fail, sleep)]
+    ranks[2].kill()
+    codes: list[int | None] = [None]
+    while None in codes:
+        codes = [rank.poll() for rank in ranks]
+    assert codes == [3, 1, -signal.SIGKILL]
+    assert "ValueError: no such thing" in capfd.readouterr().err
+    assert "RANK" not in os.environ
+    ranks[2].send_signal(signal.SIGTERM)  # nobody has its id any more
+
+
+def test_forked_ranks_are_a_job_as_others_are() -> None:
+    def run() -> int:
+        if os.environ["RANK"] == "1":
+            return 7
+        time.sleep(60)
+        return 0
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        with patch("jobs.node.world.GRACE_SECONDS", 0.2):
+            assert launch([], 2, run) == 7, "the rank that failed by itself is the cause"
+        assert launch([], 2, lambda: 0) == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_blobs_of_a_remote_store_are_cached_by_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
