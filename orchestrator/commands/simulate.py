@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TypeVar
 
+from orchestrator.backends.host import cores
 from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.gpus import DEFAULT, gpu_of
 from orchestrator.commands.context import Context
@@ -16,6 +20,12 @@ from orchestrator.plan.answers import Answer, keep_answer, known_answer, read_an
 from orchestrator.plan.shapes import Shape, shapes_of
 from orchestrator.plan.simulation import Simulation, simulation_of
 from orchestrator.settings import module_environment, require
+
+# Processes that answer side by side: half a gigabyte each.
+MOST = 4
+Ask = Callable[[Shape], Answer]
+S = TypeVar("S")
+R = TypeVar("R")
 
 
 class Nodes:
@@ -53,6 +63,11 @@ class Nodes:
             keep_answer(shape.question, document)
         return read_answer(document)
 
+    def kill(self) -> None:
+        """End the process at once, whatever it was asked."""
+        if self._process is not None:
+            self._process.kill()
+
     def close(self) -> None:
         """End the process."""
         if self._process is not None and self._process.stdin is not None:
@@ -68,11 +83,7 @@ def simulate(context: Context) -> int:
     gpu = gpu_of(context.arguments.gpu or DEFAULT)
     graph = context.load_graph()
     plan, shapes = context.plan(graph, Journal(context.store)), shapes_of(graph)
-    nodes = Nodes()
-    try:
-        found = [simulation_of(plan, shape, gpu, nodes.ask) for shape in _told(context, shapes)]
-    finally:
-        nodes.close()
+    found = side_by_side(lambda shape, ask: simulation_of(plan, shape, gpu, ask), shapes, _told(shapes))
     if context.arguments.json:
         context.emit({"grid": graph.grid.name, "scale": graph.grid.scale, **Simulation.to_json(found, gpu)})
     else:
@@ -80,9 +91,37 @@ def simulate(context: Context) -> int:
     return EXIT_DONE if all(one.fit.fits for one in found) else EXIT_FAILED
 
 
-def _told(context: Context, shapes: Sequence[Shape]) -> Sequence[Shape]:
-    """Say how much there is to do: a shape takes seconds, or a minute."""
+def side_by_side(simulated: Callable[[S, Ask], R], shapes: Sequence[S], unknown: int) -> list[R]:
+    """Return the simulation of every shape in order; each core answers one at a time, MOST at once."""
+    free: SimpleQueue[Nodes] = SimpleQueue()
+    nodes = [Nodes() for _ in range(max(1, min(cores(), MOST, unknown)))]
+    for one in nodes:
+        free.put(one)
+
+    def run(shape: S) -> R:
+        own = free.get()
+        try:
+            return simulated(shape, own.ask)
+        finally:
+            free.put(own)
+
+    pool = ThreadPoolExecutor(len(nodes))
+    try:
+        return list(pool.map(run, shapes))
+    except BaseException:  # after a fault, or Ctrl-C, nothing more is begun
+        pool.shutdown(wait=False, cancel_futures=True)
+        for one in nodes:
+            one.kill()
+        raise
+    finally:
+        pool.shutdown()
+        for one in nodes:
+            one.close()
+
+
+def _told(shapes: Sequence[Shape]) -> int:
+    """Say how much there is to do, and return it: a shape takes seconds, or a minute."""
     new = sum(known_answer(shape.question) is None for shape in shapes)
     if new:
         print(f"simulating {new} of {len(shapes)} shapes", file=sys.stderr)
-    return shapes
+    return new

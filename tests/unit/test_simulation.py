@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from jobs.simulate.training import simulate_training
 from orchestrator.catalog.gpus import bytes_sent, gpu_of
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.cli import main
+from orchestrator.commands import simulate as simulating
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.answers import Answer, Held, keep_answer
 from orchestrator.plan.cost import evaluated_tokens, parameters
@@ -214,3 +216,31 @@ def test_evaluated_tokens_are_those_of_all_items_with_their_shots():
     assert sum(kind.items for kind in kinds.values()) == 30_737
     expected = sum(kinds[name].items * kinds[name].tokens * (shots + 2) for name, shots in tasks)
     assert evaluated_tokens(work) == expected
+
+
+def test_shapes_are_simulated_side_by_side_and_told_in_their_order(monkeypatch):
+    monkeypatch.setattr(simulating, "cores", lambda: 3)
+    meeting = threading.Barrier(3, timeout=20)
+    asked: dict[int, object] = {}
+
+    def simulated(shape, ask):
+        if shape < 3:
+            meeting.wait()  # the first three are under way together
+        asked[shape] = ask.__self__
+        return shape * 10
+
+    assert simulating.side_by_side(simulated, range(7), 7) == [0, 10, 20, 30, 40, 50, 60]
+    assert len({id(nodes) for nodes in asked.values()}) == 3
+
+
+def test_after_a_fault_no_further_shape_is_begun(monkeypatch):
+    monkeypatch.setattr(simulating, "cores", lambda: 1)
+    begun = []
+
+    def simulated(shape, ask):
+        begun.append(shape)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulating.side_by_side(simulated, range(50), 50)
+    assert len(begun) < 50
