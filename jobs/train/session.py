@@ -24,6 +24,7 @@ from jobs.train.engine import Engine
 from jobs.train.engines.building import build_engine
 from jobs.train.meter import Meter, recorded_meter
 from jobs.train.scale import LossScale
+from jobs.train.stopping import Stopping
 from orchestrator.catalog.engines import ENGINES, of_any_world
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.selections import SELECTIONS
@@ -48,6 +49,7 @@ class Session:
     tokens: int
     meter: Meter
     scale: LossScale
+    stopping: Stopping
     mixed_numerics: bool = False
     mixed_code: bool = False
     saved: float | None = None  # when the last state with its moments was kept, where its own state has none
@@ -65,11 +67,12 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
         weights = merged(weights, begun)
     engine = engine_over(context, work, model, weights)
     begun_scale = LossScale.of(work.conditions.train.precision)
-    session = Session(engine, work.conditions.phase, key, step, 0, Meter(), begun_scale, *mixed)
+    session = Session(engine, work.conditions.phase, key, step, 0, Meter(), begun_scale, Stopping(), *mixed)
     if step > 0:
         state = json.loads(context.fetch(key, "state.json").read_bytes())
         engine.load_optimizer(fetch_shards(context, key, "optimizer"))
         session.tokens = state["tokens"]
+        session.stopping = Stopping.from_json(state.get("stopping"))
         if "loss_scale" in state:
             session.scale = LossScale.from_json(state["loss_scale"])
         session.meter, sound = recorded_meter(state, lambda steps: _assignments(context, manifest, engine, step, steps))

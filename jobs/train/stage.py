@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from jobs.moe.balance import balanced_value
 from jobs.node.context import StageContext
@@ -29,6 +28,7 @@ from jobs.train.session import (
     training_source,
     vocabulary_size,
 )
+from jobs.train.stopping import Stopping
 from orchestrator.catalog.engines import ENGINES
 from orchestrator.catalog.freezing import freezes
 from orchestrator.errors import ArtifactMissing, NumericsError
@@ -87,19 +87,18 @@ def train_segment(
     trainer = Trainer(engine, work.conditions, source, session.step, session.tokens, session.meter, session.scale)
     first = segment.marked_tokens = trainer.tokens
     begun = saved_step = trainer.step
+    stopping = session.stopping
     while trainer.step < work.stop:
         writer.check()
         context.check()
         unchanged = trainer.step == saved_step and session.saved is None
         if context.world_size == 1 and context.stopping and unchanged:
             raise Preempted(context.job.signals.requested)
-        logging_step = _logged(trainer.step + 1, work, context)
-        due = _due(trainer.step + 1, context, segment, writer)
-        with context.job.watchdog.guard(f"step {trainer.step + 1} of {context.label}"):
-            wishes = (context.stopping, due)
-            result = trainer.train_step(wishes, router_gradient=logging_step and freezes(train.freeze, "router"))
-        stop, save = result.requests
-        _observe(context, work, trainer, segment, result, logging_step)
+        if stopping.at:
+            # What is left of the plan is not trained: its states have the weights that training stopped with.
+            trainer.step, stop, save = work.stop, False, False
+        else:
+            stop, save = _step(context, work, trainer, segment, writer, stopping)
         last = trainer.step == work.stop
         if stop and not context.stopping:
             context.job.signals.requested = "another rank's signal"
@@ -116,7 +115,7 @@ def train_segment(
             work,
             engine,
             trainer.step,
-            _state(work, trainer, frozen),
+            _state(work, trainer, frozen, stopping),
             segment.rows,
             info={
                 "phase": work.conditions.phase,
@@ -125,13 +124,14 @@ def train_segment(
                 "tokens": trainer.tokens,
                 "tokens_per_second": (trainer.tokens - first) / max(elapsed, 1e-9),
                 "train_seconds": elapsed,
-                "steps_run": trainer.step - begun,
+                "steps_run": max((stopping.at or trainer.step) - begun, 0),
                 "frozen_sha256": frozen,
                 "mixed_numerics": session.mixed_numerics,
                 "mixed_code": session.mixed_code,
                 MOMENTS: whole,
-            },
-            metrics={"train_loss": result.values["train/lm_loss"]},
+            }
+            | ({"stopped_at": stopping.at} if stopping.at else {}),
+            metrics={"train_loss": stopping.loss},
             last=last and not segment.again,
         )
         saved_step = trainer.step
@@ -141,6 +141,27 @@ def train_segment(
             writer.wait()
             raise Preempted(context.job.signals.requested)
     session.state, session.step, session.tokens = work.key(), trainer.step, trainer.tokens
+
+
+def _step(
+    context: StageContext,
+    work: TrainWork,
+    trainer: Trainer,
+    segment: Segment,
+    writer: CheckpointWriter,
+    stopping: Stopping,
+) -> list[bool]:
+    """Take one step, log it, and return whether any rank wants to stop, and to save."""
+    logging_step = _logged(trainer.step + 1, work, context)
+    due = _due(trainer.step + 1, context, segment, writer)
+    frozen_router = freezes(work.conditions.train.freeze, "router")
+    with context.job.watchdog.guard(f"step {trainer.step + 1} of {context.label}"):
+        result = trainer.train_step((context.stopping, due), router_gradient=logging_step and frozen_router)
+    stopping.see(work.conditions.train.stop, result.values, trainer.step)
+    _observe(context, work, trainer, segment, result, logging_step)
+    if result.requests[0] and not context.stopping:
+        context.job.signals.requested = "another rank's signal"
+    return result.requests
 
 
 def _enter(context: StageContext, work: TrainWork, segment: Segment) -> Session:
@@ -161,7 +182,8 @@ def _enter(context: StageContext, work: TrainWork, segment: Segment) -> Session:
         ):
             engine = engine_over(context, work, live.engine.model)
             begun = LossScale.of(work.conditions.train.precision)
-            return Session(engine, work.conditions.phase, work.parent, 0, 0, Meter(), begun, mixed_code=live.mixed_code)
+            fresh = (0, 0, Meter(), begun, Stopping())
+            return Session(engine, work.conditions.phase, work.parent, *fresh, mixed_code=live.mixed_code)
     writer.wait()
     context.job.live["training"] = None
     del live
@@ -209,7 +231,7 @@ def _parent_again(context: StageContext, work: TrainWork, writer: CheckpointWrit
 
 def _logged(step: int, work: TrainWork, context: StageContext) -> bool:
     total = work.conditions.train.steps
-    return step == 1 or step == total or step % max(1, context.execution.log_every) == 0
+    return step in (1, total) or step % max(1, context.execution.log_every) == 0
 
 
 def _due(step: int, context: StageContext, segment: Segment, writer: CheckpointWriter) -> bool:
@@ -255,10 +277,10 @@ def _observe(
     )
 
 
-def _state(work: TrainWork, trainer: Trainer, frozen: str) -> dict[str, Any]:
+def _state(work: TrainWork, trainer: Trainer, frozen: str, stopping: Stopping) -> dict[str, object]:
     """Return `state.json`: no times, so that equal bits make an equal file."""
     lr, router_lr = learning_rates(work.conditions.train, max(0, trainer.step - 1))
-    return {
+    state: dict[str, object] = {
         "format": STATE_FORMAT,
         "phase": work.conditions.phase,
         "step": trainer.step,
@@ -269,7 +291,12 @@ def _state(work: TrainWork, trainer: Trainer, frozen: str) -> dict[str, Any]:
         "frozen": work.conditions.train.freeze,
         "frozen_sha256": frozen,
         "meter": trainer.meter.to_json(),
-    } | ({"loss_scale": trainer.scale.to_json()} if work.conditions.train.precision == PRECISION else {})
+    }
+    if work.conditions.train.precision == PRECISION:
+        state["loss_scale"] = trainer.scale.to_json()
+    if work.conditions.train.stop.metric:
+        state["stopping"] = stopping.to_json()
+    return state
 
 
 def _resident_gb() -> float:

@@ -20,7 +20,7 @@ from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.files.problems import Mistake
 from orchestrator.grid.declared import field_at, opened
 from orchestrator.grid.vocabulary import meaning
-from orchestrator.spec.cell import AdapterSpec, BalanceSpec, Cell, Seeds, TrainSpec
+from orchestrator.spec.cell import AdapterSpec, BalanceSpec, Cell, Seeds, StopSpec, TrainSpec
 from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of, is_parameter
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.parameters import declarations_of, default_of
@@ -143,6 +143,7 @@ def short_names(phase: str, plain_seed: str) -> Mapping[str, tuple[Path, ...]]:
     names["rows"] = ((phase, "data", "rows"),)
     names["weights"] = ((phase, "data", "weights"),)
     names |= {f"adapter_{name}": ((phase, "adapter", name),) for name in fields_of(AdapterSpec)}
+    names |= {f"stop_{name}": ((phase, "stop", name),) for name in fields_of(StopSpec)}
     names["mix_rows"] = ((phase, "data", "mix", "rows"),)
     names["dola"] = (("evaluate", "dola"),)
     names["vocab_size"] = (("tokenizer", "vocab_size"),)

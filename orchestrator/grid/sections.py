@@ -35,6 +35,7 @@ from orchestrator.spec.cell import (
     EvaluateSpec,
     JudgeSpec,
     MixSpec,
+    StopSpec,
     TaskSpec,
     TokenizerSpec,
     TrainSpec,
@@ -199,9 +200,10 @@ class Sections:
                 except Mistake as mistake:
                     findings.append(((name, "balance", "losses"), mistake.message, mistake.hint))
             adapter = value.adapter if value.adapter.rank else AdapterSpec()
+            stop = value.stop if value.stop.metric else StopSpec()
             if not value.trained:  # nothing else of it counts
                 return TrainSpec(data, steps=0, sequence_length=value.sequence_length, trained=False)
-            return dataclasses.replace(value, steps=steps, data=data, balance=balance, adapter=adapter)
+            return dataclasses.replace(value, steps=steps, data=data, balance=balance, adapter=adapter, stop=stop)
         if isinstance(value, EvaluateSpec):
             items = DataSpec(source=value.source, format="items", digest=value.digest)
             pinned = self._pin(items, (name, "source"), findings)

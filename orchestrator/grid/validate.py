@@ -17,9 +17,10 @@ from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.schedules import SCHEDULES
 from orchestrator.catalog.suites import CONTRASTED, SUITES, kinds
 from orchestrator.catalog.tasks import TASKS, is_generative
-from orchestrator.errors import did_you_mean
 from orchestrator.files.problems import Mistake
 from orchestrator.grid.factors import check_freeze
+from orchestrator.grid.phase_rules import Finding as Finding
+from orchestrator.grid.phase_rules import adapter_findings, stopping_findings
 from orchestrator.grid.tokenizers import tokenizer_findings
 from orchestrator.spec.cell import ONE_COPY, Cell, EvaluateSpec, Resources, TrainSpec
 from orchestrator.spec.data import unread
@@ -28,8 +29,6 @@ from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
 from orchestrator.spec.suites import contrasted_layers, suites_reading
 from orchestrator.spec.validity import model_problems
-
-Finding = tuple[Path, str, str]  # field path, message, hint
 
 
 def section_findings(name: str, section: object) -> Iterator[Finding]:
@@ -124,6 +123,7 @@ def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
         yield (name, "loss"), message, "set data.format: instruction, or loss: all"
     yield from _mixture(name, train)
     yield from _schedules(name, train)
+    yield from stopping_findings(name, train)
     try:
         check_freeze(train.freeze)
     except Mistake as mistake:
@@ -133,26 +133,6 @@ def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
     if train.steps and any(start == stop for start, stop in itertools.pairwise(bounds)):
         message = f"freeze schedule {train.freeze!r} has a phase of no step at {train.steps} steps"
         yield (name, "steps"), message, "train for more steps"
-
-
-ADAPTED = ("attention", "expert", "routed_expert", "shared_expert")
-
-
-def _adapters(name: str, cell: Cell, train: TrainSpec) -> Iterator[Finding]:
-    """Yield what of a cell's model cannot have the adapters that are asked for."""
-    path, words = (name, "adapter", "targets"), [word.strip() for word in train.adapter.targets.split("+")]
-    for word in words:
-        if word not in ADAPTED:
-            yield path, f"targets {train.adapter.targets!r}: {word!r} is nothing to adapt", did_you_mean(word, ADAPTED)
-    kind = kind_of(cell.model.moe)
-    experts = {word for word in words if word in ADAPTED[1:]}
-    if experts and not kind.routes:
-        yield path, f"adapters on experts do not apply: preset {kind.name!r} has none", "set targets: attention"
-    elif words == ["shared_expert"] and not cell.model.moe.shared_experts:
-        yield path, "adapters on shared experts do not apply: the model has none", "name other targets"
-    if not kind.routes and train.adapter.router == "trained":
-        message = f"adapter.router 'trained' does not apply: preset {kind.name!r} has no router"
-        yield (name, "adapter", "router"), message, "set router: frozen"
 
 
 def _mesh(name: str, cell: Cell, ranks: int) -> Iterator[Finding]:
@@ -203,7 +183,7 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
             message = f"{name}.sequence_length {train.sequence_length} exceeds model.context {context}"
             yield (name, "sequence_length"), message, "raise model.context or shorten the sequences"
         if train.adapter.rank:
-            yield from _adapters(name, cell, train)
+            yield from adapter_findings(name, cell, train)
         words = [frozen for frozen, _ in parse_freeze(train.freeze) if frozen != NONE]
         for word in words:
             layers = cell.model.num_layers
@@ -354,6 +334,8 @@ def why_not(cell: Cell, path: Path) -> str:
             return "the corpora say where the data come from"
         if path[1] == "data" and len(path) == 3 and (no_effect := unread(train.data.format, name)):
             return no_effect
+        if path[1] == "stop" and name != "metric" and not train.stop.metric:
+            return "stop.metric is empty"
         if path[1] == "adapter" and name != "rank" and not train.adapter.rank:
             return "adapter.rank is 0"
         applies, reason = _TRAIN_RULES.get(name, (None, ""))

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.report import outside
 from orchestrator.report.collect import DONE, Results
 from orchestrator.report.statistics import spikes
-from orchestrator.report.tables import numerics
+from orchestrator.report.tables import numerics, stopped
 from orchestrator.store import Manifest
 
 EARLY_STEPS = 1000
@@ -50,6 +50,7 @@ def provenance(results: Results) -> str:
     facts = [
         ("grid version", str(results.document["digest"])[:16]),
         ("commits", ", ".join(f"{name} ({count})" for name, count in commits.items())),
+        ("not trained", "; ".join(stopped(results))),
         ("numerics", "; ".join(f"{phase}: {' | '.join(found)}" for phase, found in numerics(results).items())),
         ("data", "; ".join(_data(results))),
         ("plugins", "; ".join([*map(str, outside.uses(results)), *outside.mixed(results)])),

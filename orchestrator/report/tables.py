@@ -192,6 +192,7 @@ def _notes(
     for phase, found in numerics(results).items():
         if len(found) > 1 or any("from a state of other" in text for text in found):
             notes.append(f"this table mixes numerics in {phase}: " + " | ".join(found))
+    notes += stopped(results)
     notes += [f"plugins: {use}" for use in outside.uses(results)]
     notes += outside.mixed(results)
     return notes + _protocol(results)
@@ -235,6 +236,19 @@ def _adaptive(results: Results, asked: Mapping[str, Any]) -> str:
         f" or narrower, at most {asked['max_seeds']}; {holds}; settings with {counts}"
     )
     return text + "".join(f"; {why}: {', '.join(names)}" for why, names in wide.items())
+
+
+def stopped(results: Results) -> list[str]:
+    """Return what of the planned training was not trained, since it stopped early: a line for each such state's run."""
+    found: dict[tuple[str, str], str] = {}
+    for cell in results.cells:
+        for key in cell.document["stages"]:
+            manifest = results.manifests.get(key)
+            info = {} if manifest is None else manifest.info
+            at, total, phase = info.get("stopped_at"), info.get("total"), info.get("phase")
+            if at and at != total:
+                found[cell.name, str(phase)] = f"{cell.name}: {phase} stopped early, after step {at} of {total}"
+    return list(found.values())
 
 
 def numerics(results: Results) -> dict[str, list[str]]:

@@ -26,6 +26,7 @@ from orchestrator.spec.model import Model
 from orchestrator.spec.rules import ABOVE_ZERO, NATURAL, NOT_NEGATIVE, POSITIVE, SEED, Rule, one_of
 from orchestrator.spec.training import AdapterSpec as AdapterSpec
 from orchestrator.spec.training import BalanceSpec as BalanceSpec
+from orchestrator.spec.training import StopSpec as StopSpec
 from orchestrator.spec.training import TrainSpec as TrainSpec
 from orchestrator.spec.training import named_in
 

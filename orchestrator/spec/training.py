@@ -81,6 +81,29 @@ class AdapterSpec:
         return tuple(sorted({role for word in words for role in (both if word == "expert" else (word,))}))
 
 
+STOP_METRICS = ("", "lm_loss", "loss")
+
+
+@dataclass(frozen=True, slots=True)
+class StopSpec:
+    """Early stopping: a condition on the mean of a training metric over windows of `every` steps.
+
+    The phase stays as long as it was planned: learning rates, fractions of the run and shared prefixes are those of its
+    whole length, and its remaining states have the weights that it stopped with.
+    """
+
+    metric: Annotated[str, one_of(*STOP_METRICS)] = ""
+    """What is watched: the language-model loss (`lm_loss`) or that with the balance losses (`loss`); "" = nothing."""
+    every: Annotated[int, POSITIVE] = 10
+    """Steps of a window."""
+    patience: Annotated[int, NATURAL] = 0
+    """Training stops after so many windows without improvement, 0 = not by that."""
+    improvement: Annotated[float, NOT_NEGATIVE] = 0.0
+    """By how much a window's mean must lie below that of the last improvement to be one."""
+    below: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Training stops after a window whose mean lies below it, 0 = not by that."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainSpec:
     """One training phase. A step is one optimizer step = `accumulation` micro-batches of `micro_batch` sequences.
@@ -137,6 +160,8 @@ class TrainSpec:
     """Parameters of an optimizer that has its own, by name."""
     adapter: AdapterSpec = field(default_factory=AdapterSpec, metadata=NEUTRAL)
     """Low-rank adapters that train in place of the weights; merged where the state is evaluated or exported."""
+    stop: StopSpec = field(default_factory=StopSpec, metadata=NEUTRAL)
+    """When training ends before its last step."""
     trained: bool = field(default=True, metadata=NEUTRAL)
     """Whether the phase is trained; if not, the state before it is measured as it is."""
 
