@@ -96,13 +96,15 @@ def run(context: Context) -> int:
     if arguments.detach:
         return tick(context, engine, graph)
     results = None
+    views: list[Progress] = []
     with (
         _sidecar(context, graph) as attachments,
-        _ctrl_c(engine, as_typed(again.command(arguments, "resume")), detached=backend.name != "local"),
+        _ctrl_c(engine, as_typed(again.command(arguments, "resume")), views, detached=backend.name != "local"),
         live_report(again.grid_words(arguments), context.store.url, wanted=not arguments.no_report) as report,
     ):
         while True:
             with Progress(graph, console, engine.journal.heartbeat, engine.journal.site) as view:
+                views[:] = [view]
                 snapshot = engine.run(_observers(graph, view, report), view.trouble)
             more = None if engine.stopped else _more_seeds(context, graph)
             if more is None:
@@ -244,8 +246,11 @@ def _within_budget(plan: Plan, arguments: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _ctrl_c(engine: Engine, resume: str, *, detached: bool) -> Iterator[None]:
-    """Ctrl-C (or SIGTERM) once: running stages save their states; twice: end them now. On a cluster jobs go on."""
+def _ctrl_c(engine: Engine, resume: str, views: Sequence[Progress], *, detached: bool) -> Iterator[None]:
+    """Ctrl-C (or SIGTERM) once: running stages save their states; twice: end them now. On a cluster jobs go on.
+
+    What it means is shown at once by the last of `views`, or on stderr.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
         twice = engine.stopped
@@ -256,7 +261,8 @@ def _ctrl_c(engine: Engine, resume: str, *, detached: bool) -> Iterator[None]:
             text = "ending the running stages now"
         else:
             text = "stopping: running stages save their states (Ctrl-C again ends them now)"
-        os.write(2, f"\n{text}\n".encode())
+        if not (views and views[-1].notice(text)):
+            os.write(2, f"\n{text}\n".encode())
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.files.problems import Mistake
@@ -32,7 +32,20 @@ def _science(value: object) -> Any:
     return plain(value)
 
 
+def _by_name(value: object) -> Mapping[str, object] | None:
+    """Return a list of things with names, such as tasks, by them; None for another value."""
+    if not isinstance(value, Sequence) or not all(isinstance(one, Mapping) and "name" in one for one in value):
+        return None
+    found = {str(one["name"]): {key: own for key, own in one.items() if key != "name"} for one in value}
+    return found if found and len(found) == len(value) else None
+
+
 def _differ(path: str, old: object, new: object) -> list[Difference]:
+    before, after = _by_name(old), _by_name(new)
+    if before is not None and after is not None and [*before] != [*after][: len(before)] and {*before} == {*after}:
+        return [(f"{path} (order)", [*before], [*after]), *_differ(path, before, after)]
+    if before is not None and after is not None:
+        old, new = before, after
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return [] if old == new and type(old) is type(new) else [(path, old, new)]
     found: list[Difference] = []

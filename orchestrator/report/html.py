@@ -29,7 +29,8 @@ def _effects(results: Results) -> str:
         return ""
     from orchestrator.report import effects
 
-    shown = effects.table([results], [metric for metric in results.primary if metric in results.metrics])
+    metrics = [metric for metric in results.primary if metric in results.metrics] or results.metrics[:1]
+    shown = effects.table([results], metrics)
     return "" if shown is None else sections.table(shown)
 
 

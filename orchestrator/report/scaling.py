@@ -77,8 +77,8 @@ def scaling(results: Results, metric: str) -> Scaling | None:
 def scaling_fits(results: Results) -> str:
     """Return the fits of the primary losses as HTML: a sentence, the curve, and the residuals."""
     parts = []
-    for metric in results.primary:
-        found = scaling(results, metric) if metric in results.metrics else None
+    for metric in [name for name in results.primary if name in results.metrics] or results.metrics[:1]:
+        found = scaling(results, metric)
         if found is not None:
             parts.append(f"<p>{_sentence(found)}</p>{_figure(found)}{_residuals(found)}")
     return "".join(parts)

@@ -47,7 +47,7 @@ def table(shown: Table) -> str:
 
 def difference_plots(results: Results) -> str:
     """Return the forest plots of the primary metrics and their table, then the plots of all others."""
-    metrics = [metric for metric in results.primary if metric in results.metrics] or list(results.metrics[:1])
+    metrics = _deciding(results)
     found = to_baseline(results, metrics)
     if not found:
         said = dict.fromkeys(results.comparable(setting)[1] for setting in results.settings)
@@ -99,7 +99,7 @@ def training_curves(results: Results) -> str:
                 lows, highs = [min(by_step[s]) for s in steps], [max(by_step[s]) for s in steps]
                 lines.append(plots.Line(setting.name, steps, means, lows, highs))
         parts.append(plots.curves(lines, words_of(metric), _all_phase_changes(results)))
-    return f'<div class="pair">{"".join(parts)}</div>' + stability(results, rows)
+    return f'<div class="pair">{"".join(parts)}</div>' + stability(results, rows) if any(parts) else ""
 
 
 def progress_curves(results: Results) -> str:
@@ -108,7 +108,7 @@ def progress_curves(results: Results) -> str:
     if len(fractions) < 2:
         return ""
     parts = []
-    for metric in results.primary:
+    for metric in _deciding(results):
         lines = []
         for setting in results.settings:
             found = {at: list(setting.values(metric, at).values()) for at in fractions}
@@ -117,12 +117,12 @@ def progress_curves(results: Results) -> str:
             bounds = [min(found[at]) for at in ats], [max(found[at]) for at in ats]
             lines.append(plots.Line(setting.name, ats, means, *bounds))
         parts.append(plots.curves(lines, words_of(metric), axis_x="fraction of the last phase"))
-    return f'<div class="pair">{"".join(parts)}</div>'
+    return f'<div class="pair">{"".join(parts)}</div>' if any(parts) else ""
 
 
 def factor_maps(results: Results) -> str:
     """Return one heat map of the first primary metric per pair of factors that vary together."""
-    metric = next((name for name in results.primary if name in results.metrics), "")
+    metric = next(iter(_deciding(results)), "")
     parts = []
     for i, first in enumerate(results.factors):
         for second in results.factors[i + 1 :]:
@@ -143,7 +143,7 @@ def factor_maps(results: Results) -> str:
 
 def responses(results: Results) -> str:
     """Return curves of primary metrics and load balance over each numeric factor, the others as in the baseline."""
-    metrics = [name for name in dict.fromkeys((*results.primary, "load_balance")) if name in results.metrics]
+    metrics = [name for name in dict.fromkeys((*_deciding(results), "load_balance")) if name in results.metrics]
     parts = []
     for factor in results.factors:
         values: dict[float, Setting] = {}
@@ -207,7 +207,7 @@ def pareto(results: Results) -> str:
 
     A sweet point is on every front shown and resolved as better than the baseline; means alone make none.
     """
-    quality = next((name for name in results.primary if name in results.metrics), "")
+    quality = next(iter(_deciding(results)), "")
     sign = direction(quality)
     surely = {
         name
@@ -244,6 +244,11 @@ def pareto(results: Results) -> str:
     else:
         told = "No sweet point: no setting on all fronts is resolved as better than the baseline."
     return f"<p>{told}</p><div class='pair'>{''.join(parts)}</div>"
+
+
+def _deciding(results: Results) -> list[str]:
+    """Return the primary metrics that were measured, the first of all where a grid names none."""
+    return [metric for metric in results.primary if metric in results.metrics] or list(results.metrics[:1])
 
 
 def phase_changes(results: Results, cell: Mapping[str, Any]) -> dict[float, str]:

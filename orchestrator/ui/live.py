@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.engine.loop import Snapshot
 from orchestrator.engine.retry import decide
@@ -16,6 +16,9 @@ from orchestrator.errors import MoegridError
 from orchestrator.plan.graph import StageGraph
 from orchestrator.store.attempts import Failure, Heartbeat
 from orchestrator.ui.console import Console, columns, duration, quantity
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 HEARTBEAT_SECONDS = 1.0
 LINE_SECONDS = 15.0
@@ -116,6 +119,8 @@ class Progress:
         self._last: list[Running] = []
         self._live: Any = None
         self._away = ""
+        self._notice = ""
+        self._shown: RenderableType = ""
         self._pace = Pace()
 
     def __enter__(self) -> Progress:
@@ -124,17 +129,27 @@ class Progress:
             from rich.live import Live
 
             rich = RichConsole(file=self._console.stream, no_color=not self._console.colour, highlight=False)
-            self._live = Live(console=rich, refresh_per_second=4, transient=True)
+            self._live = Live(get_renderable=self._render, console=rich, refresh_per_second=4, transient=True)
             self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._say_notice()
         if self._live is not None:
             self._live.stop()
             self._live = None
 
+    def notice(self, text: str) -> bool:
+        """Show a line below the running jobs at once, and among the events at the next tick; safe in a signal handler.
+
+        Returns False where nothing is redrawn: a line written elsewhere would leave stale ones behind.
+        """
+        self._notice = text if self._live is not None else ""
+        return self._live is not None
+
     def show(self, snapshot: Snapshot) -> None:
         """Print what happened since the last snapshot and how the running jobs are."""
+        self._say_notice()
         if self._away:
             self._say("again", "store and scheduler answer", "green")
             self._away = ""
@@ -156,7 +171,8 @@ class Progress:
                 for attempt, stages in by_attempt.items()
             ]
         if self._live is not None:
-            self._live.update(self._block(snapshot))
+            self._shown = self._block(snapshot)
+            self._live.refresh()
         elif self._last and now - self._lines >= LINE_SECONDS:
             self._lines = now
             for line in columns([job.words() for job in self._last]):
@@ -195,7 +211,18 @@ class Progress:
         else:
             self._console.print(line)
 
-    def _block(self, snapshot: Snapshot) -> Any:
+    def _say_notice(self) -> None:
+        notice, self._notice = self._notice, ""
+        if notice:
+            self._say("stop", notice, "yellow")
+
+    def _render(self) -> RenderableType:
+        """Return what is redrawn: the running jobs, and a notice that is not among the events yet."""
+        from rich.console import Group
+
+        return Group(self._shown, self._notice) if self._notice else self._shown
+
+    def _block(self, snapshot: Snapshot) -> RenderableType:
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))

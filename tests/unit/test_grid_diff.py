@@ -75,3 +75,13 @@ def test_a_comparison_in_more_than_the_factor_says_in_what(
 def test_a_length_in_tokens_makes_the_steps_follow_the_batch(cells: Cells) -> None:
     a, b = cells("factors: {micro_batch: [4, 8]}\nset: {finetune.steps: 1M tokens}\n")
     assert guard(a, b, "micro_batch") == ["finetune.steps: 489 | 245"]
+
+
+def test_tasks_are_compared_by_their_names(cells: Cells) -> None:
+    tasks = "set: {{evaluate.tasks: [{{name: {}, shots: {}}}, {{name: piqa, shots: 0}}]}}\n"
+    (a,), (b,) = cells(tasks.format("arc_easy", 0)), cells(tasks.format("arc_easy", 3))
+    assert differences(a, b) == [("evaluate.tasks.arc_easy.shots", 0, 3)]
+    (c,) = cells("set: {evaluate.tasks: [{name: piqa, shots: 0}, {name: arc_easy, shots: 0}]}\n")
+    assert differences(a, c) == [("evaluate.tasks (order)", ["arc_easy", "piqa"], ["piqa", "arc_easy"])]
+    (d,) = cells(tasks.format("sciq", 0))
+    assert [path for path, _, _ in differences(a, d)] == ["evaluate.tasks.arc_easy", "evaluate.tasks.sciq"]

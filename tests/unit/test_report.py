@@ -322,3 +322,13 @@ class Balance(HTMLParser):
 def texts(page: str) -> str:
     """Return the text of a page, without its marks."""
     return re.sub(r"<[^>]*>", "", page)
+
+
+def test_a_grid_without_primary_metrics_has_no_empty_section(store: Store) -> None:
+    GridStore(store, probes=True).commit_all()
+    document = dict(collect("demo", store).document) | {"primary": []}
+    page = html.page(collect(document, store))
+    sections = re.findall(r'<section id="(\w+)"><h2>.*?</h2>(.*?)</section>', page, re.DOTALL)
+    assert {name for name, _ in sections} == set(re.findall(r'<a href="#(\w+)">', page.split("</nav>")[0]))
+    assert all(re.sub(r"<div[^>]*></div>", "", text).strip() for _, text in sections)
+    assert "progress" in {name for name, _ in sections}, "the first metric stands in"
