@@ -260,12 +260,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def _training_resources(arguments: argparse.Namespace) -> list[str]:
     """Return --nodes and --processes as settings of the phases that train."""
+    from orchestrator.spec.rules import PHASES
+
     asked = {"nodes": arguments.nodes, "processes": arguments.processes}
     return [
-        f"set.execution.resources.{phase}.{name}={value}"
-        for phase in ("pretrain", "finetune")
-        for name, value in asked.items()
-        if value
+        f"set.execution.resources.{phase}.{name}={value}" for phase in PHASES for name, value in asked.items() if value
     ]
 
 

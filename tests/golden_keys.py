@@ -50,10 +50,12 @@ from orchestrator.spec.model import CHOICES, DEFAULTS, UPCYCLES, Model, ModelSpe
 from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.suites import uses
 from orchestrator.spec.tasks import PUBLISHED
+from orchestrator.spec.vision import EncoderSpec
 from orchestrator.spec.work import (
     Conditions,
     DataWork,
     EvaluateWork,
+    FeaturesWork,
     GenerateWork,
     InitWork,
     JudgeWork,
@@ -84,6 +86,7 @@ def example_works() -> dict[str, Work]:
     tokenizer = TokenizerWork(TokenizerSpec(), data.key())
     tokens = TokensWork(data.key(), tokenizer.key(), "text")
     model = resolve_model(ModelSpec())
+    features = FeaturesWork(EncoderSpec(), tokens.key(), seed=2)
     init = InitWork(model, tokenizer.key(), seed=2)
     conditions = Conditions("pretrain", TrainSpec(data=TEXT, freeze="", router_lr=3e-4), tokens.key(), seed=3)
     train = TrainWork(model, tokenizer.key(), init.key(), (), conditions, 0, 50)
@@ -93,7 +96,7 @@ def example_works() -> dict[str, Work]:
     generation = GenerationSpec(new_tokens=32)
     generate = GenerateWork(train.key(), model, tokenizer.key(), data.key(), "safety", prompts, generation)
     judge = JudgeWork("safety", generate.key(), JudgeSpec("refusal_rate"))
-    works: tuple[Work, ...] = (data, tokenizer, tokens, init, train, evaluate, generate, judge)
+    works: tuple[Work, ...] = (data, tokenizer, tokens, features, init, train, evaluate, generate, judge)
     return {work.kind: work for work in works}
 
 

@@ -21,7 +21,7 @@ from jobs.models.shards import Shards, shard_names, tensors_digest, weight_names
 from jobs.node.context import Job, StageContext
 from jobs.node.preemption import Signals
 from jobs.node.reporter import Reporter
-from orchestrator.plan.stages import before_finetuning
+from orchestrator.plan.phases import before_finetuning
 from orchestrator.spec.cell import BalanceSpec, DataSpec, Execution, Resources, TrainSpec
 from orchestrator.spec.identity import plain
 from orchestrator.spec.model import ModelSpec, MoESpec

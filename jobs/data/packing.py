@@ -5,7 +5,7 @@ Labels are already shifted: `labels[b, t]` is the token that follows `input_ids[
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,13 +23,17 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch, [B, S] each: ids, shifted labels (-100 = no loss), mask (1 = real), span numbers per row."""
+    """One micro-batch, [B, S] each: ids, shifted labels (-100 = no loss), mask (1 = real), span numbers per row.
+
+    `images` are one picture a row: pixels [B, H, W, 3] uint8, or features [B, P, D] of a frozen encoder.
+    """
 
     input_ids: Tensor
     labels: Tensor
     attention_mask: Tensor
     spans_word: Tensor
     spans_sentence: Tensor
+    images: Tensor | None = None
 
     def spans(self, unit: str | None) -> Tensor | None:
         """Return the spans that a router of words or of sentences pools, None for one of tokens."""
@@ -54,12 +58,23 @@ def open_batches(
     loss: str = "all",
     pad: int = 0,
     corpora: Corpora = (),
+    features: Path | None = None,
 ) -> Batches:
-    """Return the loader of a tokens artifact of format `text` or `instruction`, mixed from `corpora` if it has any."""
+    """Return the loader of a tokens artifact of format `text` or `instruction`, mixed from `corpora` if it has any.
+
+    `features` are what a frozen encoder made of its pictures, which then stand in the pixels' place.
+    """
     if data_format == "text":
         return TextBatches(directory, sequence_length, seed, accumulation=accumulation, corpora=corpora)
     return InstructionBatches(
-        directory, sequence_length, seed, accumulation=accumulation, loss=loss, pad=pad, corpora=corpora
+        directory,
+        sequence_length,
+        seed,
+        accumulation=accumulation,
+        loss=loss,
+        pad=pad,
+        corpora=corpora,
+        features=features,
     )
 
 
@@ -144,6 +159,15 @@ def _load(directory: Path, split: str, name: str) -> NDArray[Any]:
     return array
 
 
+def pictures(directory: Path, split: str, features: Path | None = None) -> Callable[[Sequence[int]], Tensor] | None:
+    """Return what gives the pictures of rows, [n, H, W, 3] or [n, P, D]; None where the data have none."""
+    if not (directory / f"{split}_pictures.npy").is_file():
+        return None
+    of_rows = _load(directory, split, "pictures")
+    stored: NDArray[Any] = np.load(features or directory / "pixels.npy", mmap_mode="r", allow_pickle=False)
+    return lambda rows: torch.from_numpy(np.stack([stored[of_rows[row]] for row in rows]))
+
+
 class TextBatches:
     """Windows of `sequence_length` tokens of the stream, each once an epoch, shuffled; the cut moves every epoch."""
 
@@ -210,8 +234,10 @@ class InstructionBatches:
         loss: str = "response",
         pad: int = 0,
         corpora: Corpora = (),
+        features: Path | None = None,
     ) -> None:
         self._tokens = _load(directory, split, "tokens")
+        self._pictures = pictures(directory, split, features)
         self._offsets = _load(directory, split, "offsets")
         self._mask = _load(directory, split, "loss_mask")
         self._words = _load(directory, split, "spans_word")
@@ -252,4 +278,6 @@ class InstructionBatches:
                 flags = np.array(begins[cut][:-1])
                 flags[:1] = True
                 spans[kind, row, :length] = np.cumsum(flags) - 1
-        return Batch(*(torch.from_numpy(array) for array in (ids, labels, mask, spans[0], spans[1])))
+        images = None if self._pictures is None else self._pictures(rows)
+        ids_BS, labels_BS, mask_BS, words, sentences = map(torch.from_numpy, (ids, labels, mask, spans[0], spans[1]))
+        return Batch(ids_BS, labels_BS, mask_BS, words, sentences, images)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.data.images import BLOB, load_images, pixels
 from jobs.data.spans import SpanTables
 from jobs.data.tokenizer import Vocabulary
 from orchestrator.errors import SourceError
@@ -37,16 +38,24 @@ def run(context: StageContext, work: TokensWork) -> None:
     tokens = {}
     parts: dict[str, int] = context.manifest(work.data).info.get("corpora", {})
     ranges: dict[str, list[int]] = {}
+    pictures: Arrays = {}
+    if work.format == "vision":
+        pixels, pictures = picture_arrays(context, work)
+        blobs["pixels.npy"] = context.scratch / "pixels.npy"
+        np.save(context.scratch / "pixels.npy", pixels)
     for split in ("train", "heldout"):
         columns = context.fetch(work.data, f"{split}.parquet")
         if work.format == "text":
             arrays = text_arrays(columns, vocabulary)
         elif work.format == "instruction":
             arrays = instruction_arrays(columns, vocabulary, work.max_length)
+        elif work.format == "vision":
+            arrays = instruction_arrays(columns, vocabulary, work.max_length)
+            arrays["pictures"] = pictures[split]
         elif work.format == "chat":
             arrays = chat_arrays(columns, vocabulary, work.max_length)
         else:
-            raise SourceError(f"data format {work.format!r} is unknown", hint="use text, instruction or chat")
+            raise SourceError(f"data format {work.format!r} is unknown", hint="use text, instruction, chat or vision")
         if split == "train" and parts:
             edges = arrays["offsets"] if "offsets" in arrays else np.append(arrays["docs"], len(arrays["tokens"]))
             ranges = corpus_ranges(parts, [*range(len(edges))] if "offsets" in arrays else edges.tolist())
@@ -150,6 +159,30 @@ def chat_arrays(parquet: Path, vocabulary: Vocabulary, max_length: int = 0) -> A
         "offsets": np.array(offsets, dtype=np.int64),
         "loss_mask": np.array(mask, dtype=bool),
     }
+
+
+def picture_arrays(context: StageContext, work: TokensWork) -> tuple[NDArray[np.uint8], Arrays]:
+    """Return (the pictures of all rows [n, H, W, 3], by split which of them each row is about).
+
+    Raises SourceError for a row without a picture, or with several.
+    """
+    import pyarrow.parquet as pq
+
+    encoded = load_images(context.fetch(work.data, BLOB))
+    places = {name: place for place, name in enumerate(encoded)}
+    found: Arrays = {}
+    for split in ("train", "heldout"):
+        rows = pq.read_table(context.fetch(work.data, f"{split}.parquet"), columns=["id", "images"]).to_pylist()
+        for row in rows:
+            if len(row["images"]) != 1:
+                raise SourceError(
+                    f"row {row['id']} is about {len(row['images'])} pictures",
+                    cause="a model is shown one picture before its text",
+                    hint="make them one picture, or leave the row out",
+                )
+        found[split] = np.array([places[row["images"][0]] for row in rows], dtype=np.int64)
+    stacked = [pixels(data, work.image_size, f"picture {name}") for name, data in encoded.items()]
+    return np.stack(stacked), found
 
 
 def span_arrays(tokens: NDArray[Any], tables: SpanTables) -> Arrays:

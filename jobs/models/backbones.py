@@ -13,6 +13,7 @@ from jobs.models.key_values import KeyValues
 from jobs.models.latent import LatentAttention
 from jobs.models.loss import linear_cross_entropy
 from jobs.models.norm import RMSNorm
+from jobs.models.vision.sight import Vision
 from jobs.moe.block import DenseBlock, MoEBlock, block_of
 from jobs.moe.routing import Routing
 from orchestrator.spec.model import Model
@@ -145,11 +146,12 @@ class CausalLM(nn.Module):
         super().__init__()
         self.spec, self.vocab_size = spec, vocab_size
         self.backbone = Backbone(spec, vocab_size)
+        self.vision = None if spec.vision is None else Vision(spec, spec.vision)
         self.adapter: AdapterSpec | None = None
         self.recompute = "none"
-        for index, block in enumerate(self.moe_blocks):
+        for index, block in enumerate(self.language_blocks):
             block.layer = index
-        for block in self.moe_blocks[:1]:
+        for block in self.language_blocks[:1]:
             block.router.first_layer()
 
     @property
@@ -158,14 +160,22 @@ class CausalLM(nn.Module):
 
     @property
     def moe_blocks(self) -> list[MoEBlock]:
-        """The MoE blocks in layer order, aligned with `Output.routings`; dense layers are not among them."""
+        """The MoE blocks, those of a vision side first, then in layer order; dense layers are not among them.
+
+        They are aligned with `Output.routings` of a pass that sees pictures through pixels, or of a model without.
+        """
+        return [*([] if self.vision is None else self.vision.moe_blocks), *self.language_blocks]
+
+    @property
+    def language_blocks(self) -> list[MoEBlock]:
+        """The MoE blocks of the decoder, in layer order."""
         blocks: list[object] = [decoder.mlp.block for decoder in self.layers]  # type: ignore[union-attr]
         return [block for block in blocks if isinstance(block, MoEBlock)]
 
     @property
     def causal(self) -> bool:
         """True when no later token can change an earlier token's logits in the current mode (train or eval)."""
-        return all(block.causal for block in self.moe_blocks)
+        return all(block.causal for block in self.language_blocks)
 
     @property
     def cacheable(self) -> bool:
@@ -185,6 +195,7 @@ class CausalLM(nn.Module):
         padding: Tensor | None = None,
         labels: Tensor | None = None,
         shifted: bool = False,
+        images: Tensor | None = None,
     ) -> Output:
         """Return logits [B,S,V] (of the last `logits_to_keep` positions or those of an index tensor) and routings.
 
@@ -192,7 +203,16 @@ class CausalLM(nn.Module):
         alone, then `padding` [B,S], True = padding, says which tokens are not routed. `spans` [B,S] are for word and
         sentence routing. With `labels` [B,S] (aligned with `input_ids`, or `shifted`: what follows each of them; -100 =
         none) the summed next-token loss is computed without keeping logits.
+
+        `images` [B,H,W,3] (uint8 pixels) or [B,P,D] (features of a frozen encoder) are one picture a row, whose tokens
+        stand before its text: positions and cache count them, logits and labels are those of the text. `attention_mask`
+        then is [B,S] or None, and `spans` None.
         """
+        seen, routed = None, ()
+        if images is not None:
+            assert self.vision is not None, "a model without a vision side sees no pictures"
+            seen, routed = self.vision(images)
+            attention_mask, input_ids, labels = _behind(seen, attention_mask, input_ids, labels)
         length = input_ids.shape[1]
         if padding is None and attention_mask is not None and attention_mask.dim() == 2:
             padding = attention_mask[:, -length:] == 0
@@ -209,6 +229,8 @@ class CausalLM(nn.Module):
         if self.spec.attention_window:
             placed = position_ids if cache is None else cache.place(position_ids, len(input_ids))
             windowed = windowed_mask(mask, self.spec.attention_window, position_ids, placed)
+        if seen is not None:
+            hidden = torch.cat([seen.to(hidden.dtype), hidden[:, seen.shape[1] :]], 1)
         given = Given(
             decoder.rotary_emb(position_ids, hidden.dtype),
             mask,
@@ -220,6 +242,9 @@ class CausalLM(nn.Module):
             self.recompute if self.training and torch.is_grad_enabled() else "none",
         )
         hidden, routings = self._layers(hidden, given)
+        routings = (*routed, *routings)
+        if seen is not None and labels is None:
+            hidden = hidden[:, seen.shape[1] :]
         head: Tensor = self.backbone.lm_head.weight
         if labels is not None:
             hidden, labels = (hidden, labels) if shifted else (hidden[:, :-1], labels[:, 1:])
@@ -248,6 +273,19 @@ class CausalLM(nn.Module):
 
     def _random_keys(self, input_ids: Tensor, position_ids: Tensor) -> Tensor | None:
         """Return one int64 a token from its position and id: random routing is then independent of batch and cache."""
-        if not any(block.router.switches.random_seed is not None for block in self.moe_blocks):
+        if not any(block.router.switches.random_seed is not None for block in self.language_blocks):
             return None
         return (position_ids * 1_000_003 + input_ids).reshape(-1)
+
+
+def _behind(
+    seen_BID: Tensor, attention_mask: Tensor | None, input_ids: Tensor, labels: Tensor | None
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Return mask, ids and labels with room for a picture's tokens in front, where nothing is a label."""
+    batch, extra = seen_BID.shape[:2]
+    front = input_ids.new_zeros(batch, extra)
+    if attention_mask is not None:
+        attention_mask = torch.cat([torch.ones_like(front, dtype=attention_mask.dtype), attention_mask], 1)
+    if labels is not None:
+        labels = torch.cat([torch.full_like(front, -100), labels], 1)
+    return attention_mask, torch.cat([front, input_ids], 1), labels

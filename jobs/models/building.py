@@ -22,7 +22,7 @@ from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.validity import model_problems
 
 T = TypeVar("T")
-_DRAWS = frozenset({nn.init.normal_, nn.init.orthogonal_, nn.init.kaiming_uniform_})
+_DRAWS = frozenset({nn.init.normal_, nn.init.orthogonal_, nn.init.kaiming_uniform_, nn.init.uniform_})
 
 
 def build_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
@@ -35,6 +35,8 @@ def build_model(spec: ModelSpec, vocab_size: int) -> CausalLM:
         _pass_over(model)
         for module in model.modules():
             _draw(module, model.spec.init_std)
+        if model.vision is not None:
+            model.vision.reset_parameters()
     return model
 
 

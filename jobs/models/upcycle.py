@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from jobs.models.backbones import CausalLM
 from jobs.models.building import drawn_weights, empty_model
 from jobs.models.convert import PublicWeights
 from jobs.models.sources import open_checkpoint
+from jobs.models.vision.sight import PREFIX as SIGHT
+from jobs.models.vision.sight import carried_sight
 from jobs.models.weights import canonical_state, replace_parameters
 from jobs.moe.block import DenseBlock, MoEBlock, dense_width
 from orchestrator.catalog.routers import DENSE
@@ -19,7 +22,7 @@ from orchestrator.data.pinning import files_sha256
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import Model, ModelSpec
 from orchestrator.spec.public_config import spec_of
-from orchestrator.spec.resolve import resolve_model
+from orchestrator.spec.resolve import resolve_model, sighted, text_part
 
 SEED = 42
 # Partial re-initialisation: this share of each expert's hidden units is drawn anew (drop-upcycling's best ratio).
@@ -40,6 +43,10 @@ def initial_weights(spec: ModelSpec, vocab_size: int, seed: int = 0) -> tuple[Ca
     Memory holds one module's weights at a time, whatever the model's size. Random ones come from torch's current
     generator; `seed` shifts the generator of upcycling, so that seed 0 is the published 42. Raises MoegridError.
     """
+    if spec.vision is not None:
+        seeing = empty_model(spec, vocab_size)
+        _, weights = initial_weights(text_part(seeing.spec), vocab_size, seed)
+        return seeing, chain(weights, carried_sight(seeing.spec, sighted(seeing.spec), {}, seed, SEED + seed))
     if not spec.checkpoint:
         if spec.upcycle:
             raise MoegridError(
@@ -63,6 +70,18 @@ def initial_weights(spec: ModelSpec, vocab_size: int, seed: int = 0) -> tuple[Ca
         dense = empty_model(theirs, vocab)
         return model, _upcycled(model, PublicWeights(checkpoint, canonical_state(dense), dense.spec), SEED + seed)
     return model, _imported(model, PublicWeights(checkpoint, canonical_state(model), model.spec))
+
+
+def carried_weights(
+    spec: Model, vocab_size: int, state: Mapping[str, Tensor], seed: int = 0
+) -> tuple[CausalLM, Weights]:
+    """Return (an empty model that sees, its weights by name): those of `state`, and what the state does not have.
+
+    `state` are the weights of a model that reads text, or of one whose vision side is dense: it then is upcycled.
+    """
+    model = empty_model(spec, vocab_size)
+    language = ((name, tensor) for name, tensor in state.items() if not name.startswith(SIGHT))
+    return model, chain(language, carried_sight(spec, sighted(spec), state, seed, SEED + seed))
 
 
 @torch.no_grad()

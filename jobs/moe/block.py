@@ -24,18 +24,25 @@ from orchestrator.spec.validity import moe_problems
 
 
 class MoEBlock(nn.Module):
-    """Routed experts, shared experts and what the router brings, under one router. Build it with `build_block`."""
+    """Routed experts, shared experts and what the router brings, under one router. Build it with `build_block`.
 
-    def __init__(self, moe: Moe, hidden_size: int, init_std: float = 0.02) -> None:
+    Its output has `out_size` components, `hidden_size` where that is 0. Where the two differ, an expert that gives its
+    input gives the first of its components, and zeros behind them.
+    """
+
+    def __init__(self, moe: Moe, hidden_size: int, init_std: float = 0.02, out_size: int = 0) -> None:
         super().__init__()
         self.moe, self.hidden_size, self.init_std = moe, hidden_size, init_std
+        self.out_size = out_size or hidden_size
         self.layer = 0
         self.expert_dropout = 0.0
         self.router = build_router(moe, hidden_size)
         shared, own = moe.shared_experts, moe.expert_parameters
-        self.experts = Experts(moe.num_experts, hidden_size, moe.expert_width, moe.expert, own)
+        self.experts = Experts(moe.num_experts, hidden_size, moe.expert_width, moe.expert, own, self.out_size)
         form, own = (moe.shared_expert, Parameters()) if moe.shared_expert else (moe.expert, own)
-        self.shared = SharedExperts(shared, hidden_size, moe.expert_width, form, own) if shared else None
+        self.shared = None
+        if shared:
+            self.shared = SharedExperts(shared, hidden_size, moe.expert_width, form, own, self.out_size)
         self.shared_gate = SharedGate(hidden_size) if moe.shared_gate else None
         brought = self.router.parts()
         self._parts = tuple(brought)
@@ -70,7 +77,7 @@ class MoEBlock(nn.Module):
         keys: Tensor | None = None,
         span_states: dict[int, SpanState] | None = None,
     ) -> tuple[Tensor, Routing]:
-        """Return the block's output [B,S,D] and its routing record.
+        """Return the block's output [B,S,O] and its routing record.
 
         `spans` [B,S] are word or sentence ids, `padding` [B,S] is True where a token is padding, `previous` [T,N] are
         the logits that the previous layer carried (MoE++), `keys` [T] seed random routing, `span_states` belong to a
@@ -94,7 +101,7 @@ class MoEBlock(nn.Module):
         if self.expert_dropout and self.training:
             routed = F.dropout(routed, self.expert_dropout)
         y = routed if self.shared is None else self._combine(routed, self._shared(x))
-        return y.view(batch, length, width).to(x_BSD.dtype), routing
+        return y.view(batch, length, self.out_size).to(x_BSD.dtype), routing
 
     def _routed(self, x_TD: Tensor, routing: Routing) -> Tensor:
         indices = routing.indices
@@ -102,7 +109,7 @@ class MoEBlock(nn.Module):
         counts = routing.counts if routing.full and routing.physical is None else None
         y: Tensor = self.experts(x_TD, to_physical(indices, routing.physical), weights, counts_N=counts)
         special = self.router.special(x_TD, indices, weights, self.parts)
-        return y if special is None else y + special
+        return y if special is None else y + fitted(special, self.out_size)
 
     def _shared(self, x_TD: Tensor) -> Tensor:
         assert self.shared is not None
@@ -167,10 +174,11 @@ def _copy_named(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Non
 class DenseBlock(nn.Module):
     """The dense twin: one feed-forward with the width of all active experts; it routes nothing."""
 
-    def __init__(self, moe: Moe, hidden_size: int, init_std: float = 0.02, width: int = 0) -> None:
+    def __init__(self, moe: Moe, hidden_size: int, init_std: float = 0.02, width: int = 0, out_size: int = 0) -> None:
         super().__init__()
         self.init_std = init_std
-        self.ffn = SharedExperts(1, hidden_size, width or dense_width(moe), moe.expert, moe.expert_parameters)
+        width = width or dense_width(moe)
+        self.ffn = SharedExperts(1, hidden_size, width, moe.expert, moe.expert_parameters, out_size)
         self.ffn.role = "other"
         self.ffn.reset_parameters(init_std)
 
@@ -198,9 +206,16 @@ def dense_width(moe: Moe) -> int:
     return moe.expert_width * (moe.top_k + moe.shared_experts)
 
 
-def block_of(moe: Moe, hidden_size: int, init_std: float) -> MoEBlock | DenseBlock:
+def fitted(x_TD: Tensor, size: int) -> Tensor:
+    """Return the first `size` components of x, with zeros behind them where it has fewer."""
+    return x_TD if x_TD.shape[-1] == size else F.pad(x_TD, (0, size - x_TD.shape[-1]))
+
+
+def block_of(moe: Moe, hidden_size: int, init_std: float, out_size: int = 0) -> MoEBlock | DenseBlock:
     """Return the block of a resolved spec."""
-    return (MoEBlock if kind_of(moe).routes else DenseBlock)(moe, hidden_size, init_std)
+    if kind_of(moe).routes:
+        return MoEBlock(moe, hidden_size, init_std, out_size)
+    return DenseBlock(moe, hidden_size, init_std, out_size=out_size)
 
 
 def build_block(

@@ -28,23 +28,26 @@ SLICED = ("swiglu", "relu_mlp")
 
 
 class Experts(nn.Module):
-    """N feed-forward experts: `up` [N,2f,D] holds a gated form's gate and up (else [N,f,D]), `down` [N,D,f].
+    """N feed-forward experts: `up` [N,2f,D] holds a gated form's gate and up (else [N,f,D]), `down` [N,O,f].
 
-    Of a `group` each rank holds a run of them.
+    O is `out_size`, D where it is 0. Of a `group` each rank holds a run of them.
     """
 
     role = "routed_expert"
 
-    def __init__(self, num_experts: int, hidden_size: int, width: int, form: str, own: Values = NONE) -> None:
+    def __init__(
+        self, num_experts: int, hidden_size: int, width: int, form: str, own: Values = NONE, out_size: int = 0
+    ) -> None:
         super().__init__()
         self.form, self.width, self.num_experts = form, width, num_experts
+        self.out_size = out_size or hidden_size
         self.kind, self.activation = EXPERTS.get(form), code_of(EXPERTS, form, own)
         rows = 2 * width if self.kind.gated else width
         self.up = nn.Parameter(torch.empty(num_experts, rows, hidden_size))
-        self.down = nn.Parameter(torch.empty(num_experts, hidden_size, width))
+        self.down = nn.Parameter(torch.empty(num_experts, self.out_size, width))
         if self.kind.bias:
             self.up_bias = nn.Parameter(torch.empty(num_experts, rows))
-            self.down_bias = nn.Parameter(torch.empty(num_experts, hidden_size))
+            self.down_bias = nn.Parameter(torch.empty(num_experts, self.out_size))
         self.group: ExpertGroup | None = None
 
     def reset_parameters(self, std: float) -> None:
@@ -60,7 +63,7 @@ class Experts(nn.Module):
     def forward(
         self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, path: str = "", counts_N: Tensor | None = None
     ) -> Tensor:
-        """Return sum over a token's slots of weight * expert(x) [T,D]; slots with expert -1 add nothing.
+        """Return sum over a token's slots of weight * expert(x) [T,O]; slots with expert -1 add nothing.
 
         `counts_N`, the assignments to each expert where they are known, promises that no slot is empty.
         """
@@ -95,10 +98,12 @@ class Experts(nn.Module):
         """Return the fastest path for these inputs; benchmarks/moe_block.py prints the measurements behind the rule."""
         if is_fake(x_TD):
             know_grouped_products()
-        if self.form in SLICED and (visible(x_TD) or x_TD.dtype == torch.float64):
+        square = self.out_size == x_TD.shape[1]
+        if self.form in SLICED and square and (visible(x_TD) or x_TD.dtype == torch.float64):
             return "slices"
         # The grouped kernel has no fp64 and wants rows of whole 16 bytes.
-        aligned = all(size * x_TD.element_size() % 16 == 0 for size in (x_TD.shape[1], self.width))
+        sizes = (x_TD.shape[1], self.width, self.out_size)
+        aligned = all(size * x_TD.element_size() % 16 == 0 for size in sizes)
         return "grouped" if aligned and x_TD.dtype != torch.float64 else "loop"
 
     def activate(self, hidden: Tensor) -> Tensor:
@@ -128,7 +133,7 @@ class Experts(nn.Module):
         return slots.view(len(x_TD), plan.slots, -1).sum(1)
 
     def _loop(self, x_TD: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, plan: Dispatch) -> Tensor:
-        out = torch.zeros_like(x_TD)
+        out = x_TD.new_zeros(len(x_TD), self.out_size)
         weights = weights_TK.reshape(-1)[plan.order].to(x_TD.dtype).unsqueeze(-1)
         start = 0
         sizes = plan.counts.tolist()
@@ -149,23 +154,29 @@ class Experts(nn.Module):
 
 
 class SharedExperts(nn.Module):
-    """n experts that every token takes, as one feed-forward of width n * f: `gate`, `up` [n*f,D], `down` [D,n*f]."""
+    """n experts that every token takes, as one feed-forward of width n * f: `gate`, `up` [n*f,D], `down` [O,n*f].
+
+    O is `out_size`, D where it is 0.
+    """
 
     role = "shared_expert"
 
-    def __init__(self, num_experts: int, hidden_size: int, width: int, form: str, own: Values = NONE) -> None:
+    def __init__(
+        self, num_experts: int, hidden_size: int, width: int, form: str, own: Values = NONE, out_size: int = 0
+    ) -> None:
         super().__init__()
         self.form, self.width = form, num_experts * width
+        out_size = out_size or hidden_size
         self.kind, self.activation = EXPERTS.get(form), code_of(EXPERTS, form, own)
         if self.kind.gated:
             self.gate = nn.Parameter(torch.empty(self.width, hidden_size))
         self.up = nn.Parameter(torch.empty(self.width, hidden_size))
-        self.down = nn.Parameter(torch.empty(hidden_size, self.width))
+        self.down = nn.Parameter(torch.empty(out_size, self.width))
         if self.kind.bias and self.kind.gated:
             self.gate_bias = nn.Parameter(torch.empty(self.width))
         if self.kind.bias:
             self.up_bias = nn.Parameter(torch.empty(self.width))
-            self.down_bias = nn.Parameter(torch.empty(hidden_size))
+            self.down_bias = nn.Parameter(torch.empty(out_size))
 
     def reset_parameters(self, std: float) -> None:
         """Draw the weights from N(0, std); biases start at 0."""

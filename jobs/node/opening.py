@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from jobs.node.patience import patiently
 from orchestrator.errors import MoegridError, StoreError
 from orchestrator.spec.cell import Execution, Resources
-from orchestrator.spec.work import Work, build, work_from_json
+from orchestrator.spec.rebuilding import build
+from orchestrator.spec.work import Work, work_from_json
 from orchestrator.store import Store
 from orchestrator.store.attempts import Fields, PlannedJob, submission_path
 

@@ -12,7 +12,7 @@ from jobs.simulate.answer import Answer
 from jobs.simulate.evaluation import Evaluation, Start, simulate_evaluation, simulate_start
 from jobs.simulate.training import Training, simulate_training
 from orchestrator.errors import MoegridError
-from orchestrator.spec.work import build
+from orchestrator.spec.rebuilding import build
 
 
 def answered(question: Mapping[str, object]) -> dict[str, object]:

@@ -21,7 +21,7 @@ from orchestrator.spec.model import ModelSpec
 if TYPE_CHECKING:
     from jobs.train.engine import Engine
 
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_LAYER = re.compile(r"^backbone\.model\.layers\.(\d+)\.")
 Asked = Callable[[str, str, ModelSpec], bool]
 
 
@@ -39,6 +39,8 @@ def _matcher(model: CausalLM, frozen: str, *, code: bool) -> Callable[[str, str]
         found = _LAYER.search(name)
         if not part.in_layer(int(found[1]) if found else None, model.spec.num_layers):
             return False
+        if rule is not None and rule.prefix and name.startswith(rule.prefix):
+            return True
         return rule is None or role in rule.roles or (asked is not None and asked(name, role, model.spec))
 
     return lambda name, role: any(frozen_by(*one, name, role) for one in parts)
@@ -71,8 +73,8 @@ def frozen_blocks(model: CausalLM, frozen: str) -> frozenset[int]:
     if not frozen:
         return frozenset()
     matches = _matcher(model, frozen, code=False)
-    first = model.spec.num_layers - len(model.moe_blocks)
-    names = (f"backbone.model.layers.{first + place}.mlp.block.router.weight" for place in range(len(model.moe_blocks)))
+    paths = {id(module): path for path, module in model.named_modules()}
+    names = (f"{paths[id(block)]}.router.weight" for block in model.moe_blocks)
     return frozenset(place for place, name in enumerate(names) if matches(name, "router"))
 
 

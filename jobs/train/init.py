@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from jobs.data.pretrained import differing, own_tokenizer
 from jobs.data.tokenizer import Vocabulary
-from jobs.models.shards import Rows, digest_text
+from jobs.models.shards import Rows, digest_text, fetch_shards
 from jobs.models.tensor_file import TensorFile
-from jobs.models.upcycle import initial_weights
-from jobs.models.weights import canonical_state
+from jobs.models.upcycle import carried_weights, initial_weights
+from jobs.models.weights import canonical_state, merged
 from jobs.node.context import StageContext
 from jobs.train.kept import Described, described, to_json
 from jobs.train.randomness import reseed
@@ -30,7 +30,14 @@ def run(context: StageContext, work: InitWork) -> None:
             hint=f"set model.vocab_size to {size} or more, or 0",
         )
     reseed(work.seed, "init")
-    model, weights = initial_weights(work.model, size, work.seed)
+    if work.state:
+        # The same job may have trained the state, which is committed in the background.
+        if (writer := context.job.live.get("writer")) is not None:
+            writer.wait()
+        state = merged(fetch_shards(context, work.state, "weights"))
+        model, weights = carried_weights(work.model, rows or size, state, work.seed)
+    else:
+        model, weights = initial_weights(work.model, size, work.seed)
     path = context.scratch / "weights.safetensors"
     record: dict[str, Described] = {}
     with TensorFile(path, canonical_state(model)) as file:

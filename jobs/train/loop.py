@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import InitVar, dataclass, field, fields
+from dataclasses import InitVar, dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -165,6 +165,7 @@ class Trainer:
                 spans=batch.spans(unit),
                 labels=batch.labels,
                 shifted=True,
+                **({} if batch.images is None else {"images": batch.images}),
             )
         return output
 
@@ -184,7 +185,8 @@ class Trainer:
 def _to(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
-    return Batch(*(getattr(batch, item.name).to(device, non_blocking=True) for item in fields(batch)))
+    held = {item.name: getattr(batch, item.name) for item in fields(batch)}
+    return replace(batch, **{name: one.to(device, non_blocking=True) for name, one in held.items() if one is not None})
 
 
 def _add_routings(sums: Sums, routings: Sequence[Routing], weight: float, accumulation: int) -> None:

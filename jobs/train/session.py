@@ -131,7 +131,12 @@ def fixed_load(moe: Moe) -> bool:
 def _assignments(context: StageContext, manifest: Manifest, engine: Engine, step: int, steps: int) -> int | None:
     """Return how many tokens each layer assigned to experts in the `steps` steps before `step`, times k, if fixed."""
     made, moe = work_from_json(manifest.spec), engine.model.spec.moe
-    if not fixed_load(moe) or not isinstance(made, TrainWork) or step - steps < made.start:
+    if (
+        not fixed_load(moe)
+        or engine.model.vision is not None
+        or not isinstance(made, TrainWork)
+        or step - steps < made.start
+    ):
         return None
     source, train = training_source(context, made), made.conditions.train
     batches = ((at, index) for at in range(step - steps, step) for index in range(train.accumulation))
@@ -184,6 +189,7 @@ def training_source(context: StageContext, work: TrainWork) -> Any:
         loss=train.loss,
         pad=int(info.get("pad", 0)),
         corpora=[(*ranges[name], share) for name, share in train.data.weights.items()],
+        features=context.fetch(features, "features.npy") if (features := work.conditions.features) else None,
     )
     if isinstance(batches, InstructionBatches):
         check_epoch(train.data, batches.examples)

@@ -31,12 +31,16 @@ _SPAN = re.compile(r"^(-?\d+)(?:-(\d+))?$")
 
 @dataclass(frozen=True, slots=True)
 class FreezeRule:
-    """One word: the roles that it freezes whole, and the dotted path of the function that names more parameters."""
+    """One word: the roles that it freezes whole, and the dotted path of the function that names more parameters.
+
+    With `prefix` it freezes the part of a model whose names in a state begin so.
+    """
 
     name: str
     roles: tuple[str, ...] = ()
     code: str = ""
     version: int = 1
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         if (
@@ -50,8 +54,8 @@ class FreezeRule:
                 raise MoegridError(
                     f"freeze rule {self.name!r} names the role {role!r}", hint=did_you_mean(role, ROLES, "roles")
                 )
-        if not self.roles and not self.code:
-            raise MoegridError(f"freeze rule {self.name!r} freezes nothing", hint="give it roles or code")
+        if not self.roles and not self.code and not self.prefix:
+            raise MoegridError(f"freeze rule {self.name!r} freezes nothing", hint="give it roles, code or a prefix")
 
 
 BUILTINS: Mapping[str, FreezeRule] = MappingProxyType(
@@ -59,6 +63,9 @@ BUILTINS: Mapping[str, FreezeRule] = MappingProxyType(
         "router": FreezeRule("router", ("router",)),
         "expert": FreezeRule("expert", ("routed_expert", "shared_expert")),
         **{role: FreezeRule(role, (role,)) for role in ("routed_expert", "shared_expert", "attention", "embedding")},
+        "vision": FreezeRule("vision", prefix="vision.encoder."),
+        "connector": FreezeRule("connector", prefix="vision.connector."),
+        "language": FreezeRule("language", prefix="backbone."),
     }
 )
 FREEZING = Registry("freezing", "freeze", FreezeRule, BUILTINS)
@@ -148,7 +155,14 @@ def freezes(word: str, role: str) -> bool:
     return any(part.rule and not part.spans and role in FREEZING.get(part.rule).roles for part in parts_of(word))
 
 
+def freezes_part(word: str, name: str) -> bool:
+    """Return whether the word of a phase freezes all that the rule `name` does: a part of a model by its prefix."""
+    return any(part.rule == name and not part.spans for part in parts_of(word))
+
+
 def freezes_moe_alone(word: str) -> bool:
     """Return whether a word freezes nothing that a dense model has."""
     rules = [FREEZING.get(part.rule) if part.rule else None for part in parts_of(word)]
-    return all(rule is not None and not rule.code and MOE_ROLES.issuperset(rule.roles) for rule in rules)
+    return all(
+        rule is not None and not rule.code and not rule.prefix and MOE_ROLES.issuperset(rule.roles) for rule in rules
+    )

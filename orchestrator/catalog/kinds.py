@@ -24,6 +24,7 @@ STAGES: dict[str, StageKind] = {
     "data": StageKind("jobs.data.stage", torch=False),
     "tokenizer": StageKind("jobs.data.tokenizer", torch=False),
     "tokens": StageKind("jobs.data.tokens", torch=False),
+    "features": StageKind("jobs.models.vision.features"),
     "init": StageKind("jobs.train.init"),
     "train": StageKind("jobs.train.stage", ranked=True),
     **{

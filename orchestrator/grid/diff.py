@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.files.problems import Mistake
 from orchestrator.grid.expand import GridCell
 from orchestrator.grid.factors import find_factor
-from orchestrator.grid.sections import SCIENCE
+from orchestrator.grid.sections import NEW_PHASES, SCIENCE
 from orchestrator.spec.cell import Cell
 from orchestrator.spec.identity import plain
 
@@ -27,8 +27,8 @@ def _science(value: object) -> Any:
     value = value.cell if isinstance(value, GridCell) else value
     if isinstance(value, Cell):
         return {name: plain(getattr(value, name)) for name in SCIENCE}
-    if isinstance(value, Mapping) and set(SCIENCE) <= set(value):
-        return {name: value[name] for name in SCIENCE}
+    if isinstance(value, Mapping) and set(SCIENCE) - NEW_PHASES <= set(value):
+        return {name: value.get(name) for name in SCIENCE}
     return plain(value)
 
 
@@ -64,7 +64,8 @@ def guard(a: object, b: object, factor: str) -> list[str]:
     An empty list: the comparison is fair. Cells may be typed or plain sections. Paired factors are separated by commas;
     `preset` covers the fields of the block that it fills in.
     """
-    phase = "pretrain" if _science(a)["finetune"] is None else "finetune"
+    science = _science(a)
+    phase = next((name for name in ("instruct", "finetune") if science[name] is not None), "pretrain")
     allowed = {"seed"}
     for name in factor.split(","):
         try:

@@ -12,8 +12,9 @@ from typing import Any
 from orchestrator.files.problems import Problems
 from orchestrator.grid.axes import ABSENT, Axis, Choice, Condition
 from orchestrator.grid.merge import Merged
-from orchestrator.grid.sections import SCIENCE, SECTIONS, Built, Sections, sections_of
-from orchestrator.grid.validate import Finding, cell_findings, why_not
+from orchestrator.grid.phase_rules import Finding
+from orchestrator.grid.sections import NEW_PHASES, SCIENCE, SECTIONS, Built, Sections, sections_of
+from orchestrator.grid.validate import cell_findings, why_not
 from orchestrator.spec.cell import Cell
 from orchestrator.spec.fields import Path
 
@@ -70,7 +71,8 @@ class Product:
     def cell(self, combination: Combination) -> GridCell:
         """Return the cell of a combination."""
         parts = self.parts(combination)
-        science = "".join([part.digest for part in parts[: len(SCIENCE)]])
+        own = zip(SCIENCE, parts, strict=False)
+        science = "".join([part.digest for name, part in own if part.value is not None or name not in NEW_PHASES])
         factors: dict[str, object] = {}
         for choice in combination:
             factors.update(choice.values)
@@ -142,7 +144,7 @@ class Expander:
     def _check(self, product: Product, combination: Combination, item: GridCell) -> None:
         """Collect the findings of a cell; equal sections with the same factors are looked at once."""
         cell = item.cell
-        mark = (*map(id, (cell.model, cell.tokenizer, cell.evaluate, cell.pretrain, cell.finetune)), *item.factors)
+        mark = (*map(id, (cell.model, cell.tokenizer, cell.evaluate, *cell.phases.values())), *item.factors)
         if mark in self._checked:
             return
         self._checked.add(mark)

@@ -24,9 +24,9 @@ from orchestrator.spec.cell import AdapterSpec, BalanceSpec, Cell, Seeds, StopSp
 from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of, is_parameter
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.parameters import declarations_of, default_of
+from orchestrator.spec.rules import PHASES
 from orchestrator.spec.schedule import parse_freeze
 
-PHASES = ("pretrain", "finetune")
 GRANULARITY = "granularity"
 _GRANULARITY = re.compile(r"^(\d+)/(\d+)(?:\+(\d+))?$")
 # Fields that cannot be factors, and why.

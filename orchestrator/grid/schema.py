@@ -15,7 +15,6 @@ from orchestrator.catalog.tasks import TASKS
 from orchestrator.grid.adaptive import MOST_SEEDS, RACES
 from orchestrator.grid.factors import (
     GRANULARITY,
-    PHASES,
     factor_field,
     find_factor,
     not_factors,
@@ -27,7 +26,7 @@ from orchestrator.spec import cell as cells
 from orchestrator.spec.cell import Cell
 from orchestrator.spec.descriptions import descriptions
 from orchestrator.spec.fields import Field, dataclass_in, field_paths, fields_of
-from orchestrator.spec.rules import STAGE_RESOURCES, Rule
+from orchestrator.spec.rules import PHASES, STAGE_RESOURCES, Rule
 from orchestrator.spec.units import EXAMPLES
 
 Schema = dict[str, Any]

@@ -17,14 +17,15 @@ from orchestrator.data.checkpoints import completed, context_of, with_own_tokeni
 from orchestrator.data.hub_sets import benchmark_findings, items_findings, layout_findings
 from orchestrator.data.local_data import told
 from orchestrator.data.mixtures import mixture_shares
-from orchestrator.data.pinning import pin, pin_checkpoint
+from orchestrator.data.pinning import pin, pin_checkpoint, pin_encoder
 from orchestrator.data.tokenizers import pin_tokenizer
 from orchestrator.errors import SourceError
 from orchestrator.files.problems import Mistake
 from orchestrator.grid.axes import Choice
 from orchestrator.grid.declared import kept
 from orchestrator.grid.factors import replace_path
-from orchestrator.grid.validate import Finding, normal_train, section_findings
+from orchestrator.grid.phase_rules import Finding
+from orchestrator.grid.validate import normal_train, section_findings
 from orchestrator.spec.cell import (
     AdapterSpec,
     BalanceSpec,
@@ -46,16 +47,19 @@ from orchestrator.spec.identity import digest
 from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.parameters import typed_parameters
 from orchestrator.spec.resolve import resolve_model
+from orchestrator.spec.rules import PHASES
 from orchestrator.spec.units import Length
 
 _Sourced = TypeVar("_Sourced", BenchmarkSpec, CorpusSpec, JudgeSpec, MixSpec, TaskSpec)
 
 SECTIONS = tuple(fields_of(Cell))
 SCIENCE = tuple(name for name in SECTIONS if name != "execution")
+# Phases that are in a cell's identity where it has them alone.
+NEW_PHASES = frozenset(field.name for field in dataclasses.fields(Cell) if field.metadata.get("neutral"))
 _CHECKPOINT, _FOREIGN = ("model", "checkpoint"), ("model", "foreign_tokenizer")
 _ACTIVE_WIDTH, _EXPERT_WIDTH = ("model", "active_width"), ("model", "moe", "expert_width")
 _CONTEXT = ("model", "context")
-_FROM_CHECKPOINT = ("model", "tokenizer", "pretrain", "finetune", "evaluate")
+_FROM_CHECKPOINT = ("model", "tokenizer", *PHASES, "evaluate")
 _TOKENIZER_SIZE = ("tokenizer", "vocab_size")
 _TOKENIZER = {("tokenizer", "kind"), ("tokenizer", "source")}
 
@@ -165,6 +169,11 @@ class Sections:
     def _finish(self, name: str, value: Any, length: Length | None, findings: list[Finding]) -> Any:
         """Fill in what is derived: steps from a length, digests of sources, the preset's values."""
         if isinstance(value, ModelSpec):
+            try:
+                if value.vision is not None:
+                    value = dataclasses.replace(value, vision=pin_encoder(value.vision, self.folder))
+            except Mistake as mistake:
+                findings.append(((name, "vision", "checkpoint"), mistake.message, mistake.hint))
             try:
                 return resolve_model(value)
             except ValueError:

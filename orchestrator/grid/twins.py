@@ -10,6 +10,7 @@ from orchestrator.grid.expand import GridCell
 from orchestrator.spec.cell import EvaluateSpec
 from orchestrator.spec.identity import digest
 from orchestrator.spec.model import Model
+from orchestrator.spec.rules import PHASES
 
 
 def computed(model: Model, *, finetuned: bool) -> Model:
@@ -51,14 +52,9 @@ def same_science(cells: Iterable[GridCell]) -> Iterator[tuple[GridCell, GridCell
     for item in items:
         cell = item.cell
         model = models[id(cell.model), cell.finetune is not None]
-        rest = (
-            cell.tokenizer,
-            cell.seed,
-            cell.pretrain,
-            cell.finetune,
-            dataclasses.replace(cell.evaluate, at=(), suites=()),
-        )
-        same = (model, *(of(part) for part in rest[:4]), digest(rest[4]))
+        rest = (cell.tokenizer, cell.seed, *(getattr(cell, phase) for phase in PHASES))
+        evaluate = dataclasses.replace(cell.evaluate, at=(), suites=())
+        same = (model, *(of(part) for part in rest), digest(evaluate))
         other = first.setdefault(same, item)
         if other.id != item.id:
             yield other, item

@@ -21,11 +21,13 @@ from orchestrator.files.problems import Mistake
 from orchestrator.grid.factors import check_freeze
 from orchestrator.grid.phase_rules import Finding as Finding
 from orchestrator.grid.phase_rules import adapter_findings, stopping_findings
+from orchestrator.grid.seeing import seeing_findings
 from orchestrator.grid.tokenizers import tokenizer_findings
 from orchestrator.spec.cell import ONE_COPY, Cell, EvaluateSpec, Resources, TrainSpec
 from orchestrator.spec.data import unread
 from orchestrator.spec.fields import Path
 from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.rules import PHASES
 from orchestrator.spec.schedule import freeze_phases, parse_freeze, step_at
 from orchestrator.spec.suites import contrasted_layers, suites_reading
 from orchestrator.spec.validity import model_problems
@@ -173,12 +175,10 @@ def _schedules(name: str, train: TrainSpec) -> Iterator[Finding]:
 def cell_findings(cell: Cell) -> Iterator[Finding]:
     """Yield what is wrong between the sections of a cell."""
     context = cell.model.context
-    phases = {"pretrain": cell.pretrain, "finetune": cell.finetune}
-    if cell.pretrain is None and cell.finetune is None:
+    if not cell.phases:
         yield ("pretrain",), "the cell trains in no phase", "set pretrain or finetune"
-    for name, train in phases.items():
-        if train is None:
-            continue
+    yield from seeing_findings(cell)
+    for name, train in cell.phases.items():
         if train.sequence_length > context:
             message = f"{name}.sequence_length {train.sequence_length} exceeds model.context {context}"
             yield (name, "sequence_length"), message, "raise model.context or shorten the sequences"
@@ -229,7 +229,7 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
     if new_tokens >= cell.evaluate.max_length and _generates(cell):
         message = f"{new_tokens} new tokens leave no room for a prompt"
         yield ("evaluate", "generation", "new_tokens"), message, "raise evaluate.max_length or generate fewer"
-    last = cell.finetune or cell.pretrain
+    last = next(reversed(list(cell.phases.values())), None)
     if last is not None and last.steps:
         steps = [step_at(at, last.steps) for at in cell.evaluate.at]
         if len(set(steps)) < len(steps) or 0 in steps:
@@ -320,8 +320,8 @@ def why_not(cell: Cell, path: Path) -> str:
     name = path[-1]
     kind = kind_of(cell.model.moe)
     no_router = "" if kind.routes else f"preset {kind.name!r} has no router"
-    if path[0] in ("pretrain", "finetune"):
-        train = cell.pretrain if path[0] == "pretrain" else cell.finetune
+    if path[0] in PHASES:
+        train = cell.phases.get(path[0])
         if train is None:
             return f"the cell has no {path[0]} phase"
         if not train.trained and path[1] not in _UNTRAINED:
@@ -347,8 +347,8 @@ def why_not(cell: Cell, path: Path) -> str:
     if path[0] == "model":
         holds, reason = _MODEL_RULES.get(name, (None, ""))
         return "" if holds is None or holds(cell) else reason
-    if path[0] == "seed" and name in ("pretrain", "finetune"):
-        phase = cell.pretrain if name == "pretrain" else cell.finetune
+    if path[0] == "seed" and name in PHASES:
+        phase = cell.phases.get(name)
         if phase is None:
             return f"the cell has no {name} phase"
         return "" if phase.trained else f"{name}.trained is false"

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.tasks import task_kind
+from orchestrator.plan.sight import active_connector, active_encoder, of_sight
 from orchestrator.plan.stage import Stage
 from orchestrator.spec.cell import Resources, TaskSpec, TrainSpec
 from orchestrator.spec.identity import canonical_text
@@ -29,7 +30,10 @@ TOKENS_PER_PROMPT = 30
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Parameter counts of a model, by the roles that freeze rules name; `active` = what one token's products use."""
+    """Parameter counts of a model, by the roles that freeze rules name; `active` = what one token's products use.
+
+    Those of a vision side are counted by role, and not among the active ones, which are those of a token of text.
+    """
 
     roles: Mapping[str, int]
     active: int
@@ -76,9 +80,13 @@ def parameters(model: Model, vocab_size: int) -> Parameters:
     else:
         width = moe.expert_width * (moe.top_k + moe.shared_experts)
         roles["other"] += moe_layers * _feed_forward(moe, d, width)
+    active = sum(roles.values())
     # Of the embedding the head alone is multiplied with, of the routed experts those that a token takes.
     idle = roles["embedding"] - head + (moe_layers * (moe.num_experts - moe.top_k) * expert if kind.routes else 0)
-    return Parameters(roles=roles, active=sum(roles.values()) - idle, expert=expert)
+    if model.vision is not None:
+        for role, count in of_sight(model).items():
+            roles[role] = roles.get(role, 0) + count
+    return Parameters(roles=roles, active=active - idle, expert=expert)
 
 
 def _attention(model: Model) -> int:
@@ -178,7 +186,32 @@ def flops(stage: Stage, vocab_size: int) -> float:
     tokens = cost.tokens(work, stage)
     if not tokens or not isinstance(work, (TrainWork, EvaluateWork, GenerateWork)):
         return 0.0
-    return cost.passes * parameters(work.model, vocab_size).flops_per_token * tokens
+    of_text = cost.passes * parameters(work.model, vocab_size).flops_per_token * tokens
+    return of_text + cost.passes * _pictures(work, stage) * picture_flops(
+        work.model, vocab_size, encoded=_encoded(work)
+    )
+
+
+def _pictures(work: TrainWork | EvaluateWork | GenerateWork, stage: Stage) -> int:
+    """Return the pictures that a stage shows the model."""
+    if not isinstance(work, TrainWork) or work.conditions.train.data.format != "vision":
+        return 0
+    return stage.steps * work.conditions.train.micro_batch * work.conditions.train.accumulation
+
+
+def _encoded(work: TrainWork | EvaluateWork | GenerateWork) -> bool:
+    """Return whether a stage computes the features of what it shows."""
+    return not (isinstance(work, TrainWork) and work.conditions.features)
+
+
+def picture_flops(model: Model, vocab_size: int, *, encoded: bool = True) -> int:
+    """Return the forward FLOPs of one picture: encoder, unless its features are known, connector, decoder."""
+    if model.vision is None:
+        return 0
+    vision, tokens = model.vision, model.vision.tokens
+    in_encoder = 2 * vision.patches * active_encoder(model) if encoded else 0
+    in_decoder = tokens * parameters(model, vocab_size).flops_per_token
+    return in_encoder + 2 * tokens * active_connector(model) + in_decoder
 
 
 def evaluated_tokens(stage: Stage) -> int:

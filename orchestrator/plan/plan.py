@@ -11,10 +11,11 @@ from orchestrator.plan.cost import Clock
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.stage import Stage
 from orchestrator.spec.cell import Resources
+from orchestrator.spec.rules import PHASES
 from orchestrator.spec.work import TrainWork
 
 ACTIONS = ("run", "resume", "done", "blocked")
-PHASES = ("prepare", "pretrain", "finetune", "evaluate")
+STAGE_PHASES = ("prepare", *PHASES, "evaluate")
 
 
 @dataclass(frozen=True, slots=True)

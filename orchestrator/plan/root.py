@@ -8,10 +8,11 @@ from orchestrator.plan.cost import parameters
 from orchestrator.plan.graph import StageGraph
 from orchestrator.spec.cell import Cell
 from orchestrator.spec.identity import KIND_VERSIONS, digest, plain
+from orchestrator.spec.rules import PHASES
 from orchestrator.spec.work import TrainWork
 
 FORMAT = 1
-SECTIONS = ("model", "tokenizer", "evaluate", "seed", "pretrain", "finetune")
+SECTIONS = ("model", "tokenizer", "evaluate", "seed", *PHASES)
 
 
 def root_digest(graph: StageGraph) -> str:

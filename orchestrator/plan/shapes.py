@@ -22,8 +22,9 @@ from orchestrator.spec.cell import ONE_COPY, Parallel, Resources
 from orchestrator.spec.data import DataSpec
 from orchestrator.spec.identity import canonical_text, plain
 from orchestrator.spec.model import Model, MoESpec
+from orchestrator.spec.rebuilding import build
 from orchestrator.spec.training import TrainSpec
-from orchestrator.spec.work import EvaluateWork, GenerateWork, InitWork, TrainWork, build
+from orchestrator.spec.work import EvaluateWork, GenerateWork, InitWork, TrainWork
 
 Question: TypeAlias = Mapping[str, object]
 TRAINING, EVALUATION, START = "training", "evaluation", "start"
@@ -104,6 +105,8 @@ def _texts(value: object) -> Iterable[str]:
 def _shape(graph: StageGraph, stage: Stage, vocabulary: int) -> Shape | None:
     work, resources, execution = stage.form, graph.resources(stage.key), graph.execution(stage.key)
     if not isinstance(work, (TrainWork, EvaluateWork, GenerateWork, InitWork)):
+        return None
+    if work.model.vision is not None:  # of pictures the simulated batches have none
         return None
     asked: dict[str, object] = {"model": plain(_of_shape(work.model)), "vocab_size": vocabulary}
     device, train = execution.device, None

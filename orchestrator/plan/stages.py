@@ -6,22 +6,32 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.catalog.freezing import freezes
+from orchestrator.catalog.freezing import canonical, freezes, freezes_part
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.suites import SUITES, read
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.plan.evaluations import MEASURING, benchmark_works, evaluation
+from orchestrator.plan.phases import (
+    ENCODER,
+    always_frozen,
+    before_finetuning,
+    begins,
+    encoder_of,
+    model_in,
+    reads_features,
+)
 from orchestrator.plan.stage import CellStages, Result, Stage
 from orchestrator.spec.cell import Cell, DataSpec, TaskSpec, TrainSpec
 from orchestrator.spec.forms import Form, OpenConditions
 from orchestrator.spec.identity import Span, state_key
-from orchestrator.spec.model import Model
+from orchestrator.spec.rules import SEEING
 from orchestrator.spec.schedule import Phase, freeze_phases, step_at
 from orchestrator.spec.suites import Use, uses
 from orchestrator.spec.work import (
     Conditions,
     DataWork,
+    FeaturesWork,
     GenerateWork,
     InitWork,
     JudgeWork,
@@ -43,16 +53,6 @@ def constant_part(train: TrainSpec, frozen: str) -> TrainSpec:
     return dataclasses.replace(train, freeze=frozen, router_lr=router_lr, router_lr_ratio=1.0, data=data)
 
 
-def before_finetuning(model: Model) -> Model:
-    """Return the model that the initial weights and pretraining belong to: C2R's limit is not there yet.
-
-    So a model with the limit shares them with the one without. A preset that needs it is never without.
-    """
-    if not model.moe.collaboration_top or "collaboration_top" in kind_of(model.moe).needs:
-        return model
-    return dataclasses.replace(model, moe=dataclasses.replace(model.moe, collaboration_top=0))
-
-
 # A line of training: the initial artifact, the spans before, the conditions' digest and the step where they set in.
 Line = tuple[str, tuple[Span, ...], str, int]
 # A stage with the result that it is for its cell, None if its metrics are none.
@@ -67,6 +67,7 @@ class _Base:
     tokenizer: str
     init: str
     tokens: Mapping[str, str]  # phase -> key of its tokens
+    features: Mapping[str, str]  # phase -> key of the features of its pictures, where a frozen encoder makes them
     items: str
     benchmarks: Mapping[tuple[str, str], tuple[Use, str, str]]  # (suite, benchmark) -> use, its items, clean items
     prepared: tuple[str, ...]
@@ -99,11 +100,14 @@ class Lowering:
     def gather(self, cell: Cell, *, private: str = "") -> None:
         """Note where `cell` needs its training cut."""
         base = self._base(cell, private)
+        init: str = base.init
         history: tuple[Span, ...] = ()
         for phase, train, seed, last in phases_of(cell):
+            if begins(cell, phase):
+                init, history = self._begun(cell, phase, base, init, history, private), ()
             wanted = [step_at(at, train.steps) for at in cell.evaluate.at] if last else []
             for span, _, digest in self._spans_of(cell, phase, train, seed, base):
-                line = (base.init, history, digest, span.start)
+                line = (init, history, digest, span.start)
                 steps = [span.stop, *(step for step in wanted if span.start < step < span.stop)]
                 known = self._cuts.get(line, ())
                 if not known or any(step not in known for step in steps):
@@ -114,19 +118,24 @@ class Lowering:
         """Return the stages of `cell`; with `private` its states are shared with no other cell."""
         base = self._base(cell, private)
         stages = list(base.stages)
+        init: str = base.init
         history: tuple[Span, ...] = ()
-        state = base.init
+        state = init
         states: dict[int, str] = {}
         train = None
         for phase, train, seed, _ in phases_of(cell):
+            if begins(cell, phase):
+                state = init = self._begun(cell, phase, base, init, history, private)
+                history = ()
+                stages.append(self._stages[init])
             states = {0: state}
             for span, conditions, digest in self._spans_of(cell, phase, train, seed, base):
                 before, start = history, span.start
-                for stop in self._cuts[base.init, history, digest, span.start]:
+                for stop in self._cuts[init, history, digest, span.start]:
                     if stop > span.stop:
                         break
                     after = (*history, (digest, span.start, stop))
-                    stage = self._segment(cell, base, state, before, after, conditions, seed, digest, start)
+                    stage = self._segment(cell, base, init, state, before, after, conditions, seed, digest, start)
                     stages.append(stage)
                     state = states[stop] = stage.key
                     before, start = after, stop
@@ -134,6 +143,15 @@ class Lowering:
         assert train is not None, "a cell trains in at least one phase"
         results = self._evaluations(stages, cell, train, states, base)
         return CellStages(tuple(stages), state, results, base.prepared)
+
+    def _begun(self, cell: Cell, phase: str, base: _Base, init: str, history: tuple[Span, ...], private: str) -> str:
+        """Return the key of the weights in which a phase begins that goes on with another model than the one before."""
+        work = InitWork(model_in(cell, phase), base.tokenizer, cell.seed.init, private, state_key(init, history))
+        key = work.key()
+        if key not in self._stages:
+            parents = tuple(dict.fromkeys(work.parents.values()))
+            self._stages[key] = Stage(key, work.kind, phase, work, parents, f"{phase} begins")
+        return key
 
     def _base(self, cell: Cell, private: str) -> _Base:
         seed = cell.seed
@@ -143,6 +161,7 @@ class Lowering:
             id(cell.pretrain),
             id(cell.finetune and cell.finetune.data),
             cell.finetune and cell.finetune.sequence_length,
+            *(id(getattr(cell, phase)) for phase in SEEING),
             id(cell.evaluate),
             seed.data,
             seed.init,
@@ -154,19 +173,25 @@ class Lowering:
 
     def _build_base(self, cell: Cell, private: str) -> _Base:
         stages: list[Stage] = []
-        text = cell.pretrain or cell.finetune
-        assert text is not None, "a cell trains in at least one phase"
+        first, text = next(iter(cell.phases.items()))
         corpus = self._data(stages, text.data, cell.seed.data)
         source = "" if cell.tokenizer.kind == "pretrained" else corpus
         tokenizer = self._add(stages, TokenizerWork(cell.tokenizer, source), "prepare", "tokenizer")
-        work = InitWork(before_finetuning(cell.model), tokenizer, cell.seed.init, private)
+        work = InitWork(before_finetuning(model_in(cell, first)), tokenizer, cell.seed.init, private)
         init = self._add(stages, work, "prepare", f"init seed {cell.seed.init}")
-        tokens = {}
+        tokens, features = {}, {}
         for phase, train, _, _ in phases_of(cell):
             data = self._data(stages, train.data, cell.seed.data)
             length = 0 if train.data.format == "text" else train.sequence_length
             label = f"tokens of {shown(train.data)}"
-            tokens[phase] = self._add(stages, TokensWork(data, tokenizer, train.data.format, length), "prepare", label)
+            vision = cell.model.vision if phase in SEEING else None
+            size = vision.image_size if vision is not None else 0
+            made = TokensWork(data, tokenizer, train.data.format, length, size)
+            tokens[phase] = self._add(stages, made, "prepare", label)
+            if vision is not None and reads_features(cell, phase):
+                seen = FeaturesWork(encoder_of(vision), tokens[phase], 0 if vision.checkpoint else cell.seed.init)
+                label = f"features of {shown(train.data)}"
+                features[phase] = self._add(stages, seen, "prepare", label)
         items = ""
         evaluate = cell.evaluate
         if read(evaluate.suites, "tasks"):
@@ -188,7 +213,7 @@ class Lowering:
                 clean = self._items(stages, use.name, use.clean_data, use.clean) if use.clean_data else ""
                 benchmarks[suite, use.name] = (use, own, clean)
         prepared = tuple(dict.fromkeys(stage.key for stage in stages))
-        return _Base(tuple(dict.fromkeys(stages)), tokenizer, init, tokens, items, benchmarks, prepared)
+        return _Base(tuple(dict.fromkeys(stages)), tokenizer, init, tokens, features, items, benchmarks, prepared)
 
     def _items(self, stages: list[Stage], name: str, data: DataSpec, tasks: Sequence[TaskSpec]) -> str:
         work = DataWork(data, 0, tuple(task.name for task in tasks))
@@ -199,13 +224,16 @@ class Lowering:
     ) -> Iterator[tuple[Phase, OpenConditions, str]]:
         """Yield (freeze phase, conditions, their digest with `seed`) of one training phase."""
         tokens, limit = base.tokens[phase], cell.model.moe.collaboration_top if phase == "finetune" else 0
-        identity = (phase, id(train), tokens, limit)
+        features, frozen = base.features.get(phase, ""), always_frozen(cell, phase)
+        identity = (phase, id(train), tokens, limit, features, frozen)
         spans = self._open.get(identity)
         if spans is None:
             # One object for all seeds: its canonical text is written once.
             spans = self._open[identity] = tuple(
-                (span, OpenConditions(Conditions(phase, constant_part(train, span.frozen), tokens, 0, limit)))
+                (span, OpenConditions(Conditions(phase, constant_part(train, word), tokens, 0, limit, seen)))
                 for span in freeze_phases(train.freeze, train.steps)
+                for word in [canonical(f"{span.frozen}+{frozen}") if frozen else span.frozen]
+                for seen in [features if freezes_part(word, ENCODER) else ""]
             )
             self._digests[identity] = {}
         known = self._digests[identity]
@@ -243,6 +271,7 @@ class Lowering:
         self,
         cell: Cell,
         base: _Base,
+        init: str,
         parent: str,
         before: tuple[Span, ...],
         after: tuple[Span, ...],
@@ -255,17 +284,17 @@ class Lowering:
         identity = (parent, digest, start, stop)
         known = self._stages.get(identity)
         if known is None:
-            model = cell.model if conditions.conditions.phase == "finetune" else before_finetuning(cell.model)
-            work = TrainWork(model, base.tokenizer, base.init, before, conditions.filled(seed), start, stop)
+            model = model_in(cell, conditions.conditions.phase)
+            work = TrainWork(model, base.tokenizer, init, before, conditions.filled(seed), start, stop)
             train, phase = work.conditions.train, work.conditions.phase
             frozen = f" freeze {train.freeze}" if train.freeze else ""
             ratio = f" router_lr {train.router_lr:g}" if train.router_lr != train.lr else ""
             known = self._stages[identity] = Stage(
-                key=state_key(base.init, after),
+                key=state_key(init, after),
                 kind=work.kind,
                 phase=phase,
                 made=work,
-                parents=tuple(dict.fromkeys((parent, work.conditions.tokens, base.tokenizer))),
+                parents=tuple(dict.fromkeys((parent, *list(work.parents.values())[1:]))),
                 label=f"{phase} {start}-{stop}{frozen}{ratio} seed {seed}",
                 steps=stop - start,
             )
@@ -328,9 +357,9 @@ def _measured(
 
 def phases_of(cell: Cell) -> list[tuple[str, TrainSpec, int, bool]]:
     """Return (phase, spec, seed, is the last one) of the phases in which `cell` trains."""
-    both = [("pretrain", cell.pretrain, cell.seed.pretrain), ("finetune", cell.finetune, cell.seed.finetune)]
-    present = [(phase, train, seed) for phase, train, seed in both if train is not None]
-    return [(phase, train, seed, i == len(present) - 1) for i, (phase, train, seed) in enumerate(present)]
+    phases = cell.phases
+    last = next(reversed(list(phases)), "")
+    return [(phase, train, cell.seed_of(phase), phase == last) for phase, train in phases.items()]
 
 
 def shown(data: DataSpec) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.plan.cost import flops, parameters, tokens_of
 from orchestrator.plan.needs import gates, missing_benchmarks, packages
-from orchestrator.plan.plan import ACTIONS, PHASES, Plan
+from orchestrator.plan.plan import ACTIONS, STAGE_PHASES, Plan
 from orchestrator.plan.stored import KINDS, stored
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.providers import of_all, of_driver
@@ -17,14 +17,14 @@ from orchestrator.spec.providers import of_all, of_driver
 def phases(plan: Plan) -> list[dict[str, Any]]:
     """Return one row per phase: stages and steps with and without sharing, and the actions."""
     shared, unshared = plan.graph.sharing(), plan.graph.unshared()
-    counts: dict[str, Counter[str]] = {phase: Counter() for phase in PHASES}
+    counts: dict[str, Counter[str]] = {phase: Counter() for phase in STAGE_PHASES}
     alike: dict[tuple[int, ...], list[Any]] = {}
     for stage in plan.graph.stages.values():
         counts[stage.phase][plan.actions[stage.key].name] += 1
         tokenizer = plan.graph.cell(plan.graph.users[stage.key][0]).cell.tokenizer
         known = alike.setdefault((*map(id, stage.alike), id(tokenizer)), [stage, 0])
         known[1] += 1
-    totals, written = dict.fromkeys(PHASES, 0.0), stored(plan)
+    totals, written = dict.fromkeys(STAGE_PHASES, 0.0), stored(plan)
     for stage, count in alike.values():
         totals[stage.phase] += count * flops(stage, plan.vocabulary(stage))
     return [
@@ -36,7 +36,7 @@ def phases(plan: Plan) -> list[dict[str, Any]]:
             "store_bytes": {kind: written[phase][kind] for kind in KINDS},
             "actions": {name: counts[phase].get(name, 0) for name in ACTIONS},
         }
-        for phase in PHASES
+        for phase in STAGE_PHASES
         if phase in shared
     ]
 
@@ -91,12 +91,11 @@ def models(plan: Plan) -> list[dict[str, Any]]:
     known: dict[tuple[int, ...], dict[str, Any]] = {}  # by the sections that make a row: a grid builds each once
     for item in plan.graph.grid.cells:
         model = item.cell.model
-        identity = tuple(map(id, (model, item.cell.tokenizer, item.cell.pretrain, item.cell.finetune)))
+        identity = tuple(map(id, (model, item.cell.tokenizer, *item.cell.phases.values())))
         if identity in known:
             known[identity]["cells"] += 1
             continue
         count = parameters(model, item.cell.tokenizer.vocab_size)
-        phases = {"pretrain": item.cell.pretrain, "finetune": item.cell.finetune}
         row = {
             "backbone": model.backbone,
             "preset": model.moe.preset,
@@ -104,7 +103,7 @@ def models(plan: Plan) -> list[dict[str, Any]]:
             "total": count.total,
             "active": count.active,
             "flops_per_token": count.flops_per_token,
-            "tokens": {phase: tokens_of(train) for phase, train in phases.items() if train is not None},
+            "tokens": {phase: tokens_of(train) for phase, train in item.cell.phases.items()},
         }
         known[identity] = rows.setdefault(repr(row), {**row, "cells": 0})
         known[identity]["cells"] += 1
@@ -116,10 +115,10 @@ def meshes(plan: Plan) -> list[dict[str, str | int]]:
     found: dict[tuple[str, int, str], None] = {}
     for item in plan.graph.grid.cells:
         execution = item.cell.execution
-        for phase, train in (("pretrain", item.cell.pretrain), ("finetune", item.cell.finetune)):
+        for phase in item.cell.phases:
             asked = execution.resources.get(phase, Resources())
             ranks = asked.nodes * asked.processes
-            if train is not None and (mesh := execution.parallel.name(ranks)):
+            if mesh := execution.parallel.name(ranks):
                 found[phase, ranks, mesh] = None
     return [{"phase": phase, "ranks": ranks, "mesh": mesh} for phase, ranks, mesh in found]
 

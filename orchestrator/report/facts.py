@@ -11,6 +11,7 @@ from orchestrator.report import outside
 from orchestrator.report.collect import DONE, Results
 from orchestrator.report.statistics import spikes
 from orchestrator.report.tables import numerics, stopped
+from orchestrator.spec.rules import PHASES
 from orchestrator.store import Manifest
 
 EARLY_STEPS = 1000
@@ -125,7 +126,7 @@ def _data(results: Results) -> list[str]:
     found: dict[str, None] = {}
     for cell in results.document["cells"]:
         resolved = cell.get("resolved", {})
-        for part in ("pretrain", "finetune"):
+        for part in PHASES:
             data = (resolved.get(part) or {}).get("data")
             if data:
                 found[f"{part}: {data['source']} {str(data.get('digest', ''))[:12]}"] = None

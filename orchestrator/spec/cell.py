@@ -23,7 +23,7 @@ from orchestrator.spec.data import MixSpec as MixSpec
 from orchestrator.spec.data import TokenizerSpec as TokenizerSpec
 from orchestrator.spec.identity import NEUTRAL, parameters_of
 from orchestrator.spec.model import Model
-from orchestrator.spec.rules import ABOVE_ZERO, NATURAL, NOT_NEGATIVE, POSITIVE, SEED, Rule, one_of
+from orchestrator.spec.rules import ABOVE_ZERO, NATURAL, NOT_NEGATIVE, PHASES, POSITIVE, SEED, Rule, one_of
 from orchestrator.spec.training import AdapterSpec as AdapterSpec
 from orchestrator.spec.training import BalanceSpec as BalanceSpec
 from orchestrator.spec.training import StopSpec as StopSpec
@@ -48,6 +48,10 @@ class Seeds:
     """Order of fine-tuning batches, and dropout."""
     eval: Annotated[int, SEED] = 0
     """Draws of the evaluation: shots, random routings, generation."""
+    align: Annotated[int, SEED] = field(default=0, metadata=NEUTRAL)
+    """Order of the batches of `align` and `warm`."""
+    instruct: Annotated[int, SEED] = field(default=0, metadata=NEUTRAL)
+    """Order of the batches of `instruct`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,10 +248,10 @@ ONE_COPY = Parallel()
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a cell is run: never hashed. `resources` by stage kind (`pretrain`, `finetune`, `evaluate`, `prepare`)."""
+    """How a cell is run: never hashed. `resources` by phase (`pretrain`, `instruct`, `evaluate`, `prepare`, ...)."""
 
     resources: Mapping[str, Resources] = field(default_factory=dict)
-    """By stage kind: `prepare`, `pretrain`, `finetune`, `evaluate`."""
+    """By phase: `prepare`, those of training, `evaluate`."""
     engine: Annotated[str, Rule(names=ENGINES, refused=REFUSED)] = "torch"
     """What runs the training step (docs: cluster)."""
     parallel: Parallel = field(default_factory=Parallel)
@@ -288,5 +292,22 @@ class Cell:
     """The first training phase."""
     finetune: TrainSpec | None = None
     """The second training phase."""
+    align: TrainSpec | None = field(default=None, metadata=NEUTRAL)
+    """Of a model that sees: the phase in which a connector to its encoder is learned."""
+    warm: TrainSpec | None = field(default=None, metadata=NEUTRAL)
+    """Of a model that sees: the phase after it, in which all of it is trained as it is."""
+    instruct: TrainSpec | None = field(default=None, metadata=NEUTRAL)
+    """Of a model that sees: the phase that its experts begin with, as copies."""
     execution: Execution = field(default_factory=Execution)
     """How it is run; in no key."""
+
+    @property
+    def phases(self) -> Mapping[str, TrainSpec]:
+        """The phases in which it trains, in their order."""
+        found = {name: getattr(self, name) for name in PHASES}
+        return {name: train for name, train in found.items() if train is not None}
+
+    def seed_of(self, phase: str) -> int:
+        """Return the seed of a training phase."""
+        seed: int = getattr(self.seed, "align" if phase == "warm" else phase)
+        return seed

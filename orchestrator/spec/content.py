@@ -7,15 +7,28 @@ from typing import TypeVar
 
 from orchestrator.spec.cell import BenchmarkSpec, CorpusSpec, DataSpec, JudgeSpec, MixSpec, TaskSpec, TokenizerSpec
 from orchestrator.spec.model import ModelSpec
+from orchestrator.spec.vision import EncoderSpec
 
 _Modelled = TypeVar("_Modelled", bound=ModelSpec)
 
 
 def anywhere_model(model: _Modelled) -> _Modelled:
-    """Return `model` without its checkpoint's path: files are known by their content, wherever they lie."""
+    """Return `model` without its checkpoints' paths: files are known by their content, wherever they lie."""
+    if model.vision is not None and anywhere_encoder(model.vision) is not model.vision:
+        model = dataclasses.replace(model, vision=anywhere_encoder(model.vision))
     if model.checkpoint.startswith("file://") and model.checkpoint_digest:
         return dataclasses.replace(model, checkpoint="file://")
     return model
+
+
+_Encoder = TypeVar("_Encoder", bound=EncoderSpec)
+
+
+def anywhere_encoder(encoder: _Encoder) -> _Encoder:
+    """Return `encoder` without its checkpoint's path, as a model's."""
+    if encoder.checkpoint.startswith("file://") and encoder.checkpoint_digest:
+        return dataclasses.replace(encoder, checkpoint="file://")
+    return encoder
 
 
 def examples_of(mix: MixSpec) -> DataSpec:

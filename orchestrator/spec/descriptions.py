@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from functools import cache
@@ -11,10 +12,12 @@ from itertools import pairwise
 
 @cache
 def descriptions(owner: type) -> Mapping[str, str]:
-    """Return field -> the docstring that follows it in the source of the dataclass `owner`."""
+    """Return field -> the docstring that follows it in the source of the dataclass `owner`, or of one it extends."""
     (body,) = ast.parse(inspect.getsource(owner)).body
     assert isinstance(body, ast.ClassDef)
-    found = {}
+    found: dict[str, str] = {}
+    for base in owner.__bases__:
+        found |= descriptions(base) if dataclasses.is_dataclass(base) else {}
     for field, text in pairwise(body.body):
         if (
             isinstance(field, ast.AnnAssign)

@@ -20,6 +20,7 @@ KIND_VERSIONS: dict[str, int] = {
     "data": 1,
     "tokenizer": 1,
     "tokens": 1,
+    "features": 1,
     "init": 1,
     "train": 1,
     "evaluate": 2,

@@ -23,6 +23,7 @@ from orchestrator.registry import Registry
 from orchestrator.spec.attention import LatentSpec, MultiplierSpec, RopeSpec
 from orchestrator.spec.identity import NEUTRAL, parameters_of
 from orchestrator.spec.rules import ABOVE_ZERO, NATURAL, NOT_NEGATIVE, POSITIVE, Rule, one_of, rules_of
+from orchestrator.spec.vision import VisionSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,8 @@ class ModelSpec:
     """Multi-head latent attention."""
     multipliers: MultiplierSpec = field(default_factory=MultiplierSpec, metadata=NEUTRAL)
     """Constants that scale what flows through the model."""
+    vision: VisionSpec | None = field(default=None, metadata=NEUTRAL)
+    """What it sees with; null = it reads text alone."""
 
     @property
     def head_width(self) -> int:

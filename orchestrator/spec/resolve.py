@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from orchestrator.catalog.encoders import ENCODERS
 from orchestrator.catalog.parameters import Parameters, made
 from orchestrator.catalog.routers import DENSE, ROUTERS, Fields, kind_of
 from orchestrator.errors import MoegridError
 from orchestrator.files.problems import Mistake
 from orchestrator.spec.model import DEFAULTS, Model, ModelSpec, Moe, MoESpec
 from orchestrator.spec.parameters import parameter_fields, typed_parameters
+from orchestrator.spec.vision import VisionSpec
 
 
 def resolve_moe(moe: MoESpec) -> Moe:
@@ -40,6 +42,51 @@ def resolve_moe(moe: MoESpec) -> Moe:
 def dense_block(form: str, width: int) -> Moe:
     """Return a dense feed-forward of this form and so many hidden units."""
     return resolve_moe(MoESpec(preset=DENSE, top_k=1, num_experts=1, expert_width=width, expert=form))
+
+
+def encoder_block(model: Model) -> Moe:
+    """Return the block of a vision encoder's layers: experts where it is upcycled, as wide as its feed-forward."""
+    vision = sighted(model)
+    form = ENCODERS.get(vision.encoder).expert
+    if vision.upcycle and vision.train == "all" and kind_of(model.moe).routes:
+        return _copies(model.moe, form, vision.width)
+    return dense_block(form, vision.width)
+
+
+def connector_block(model: Model) -> Moe:
+    """Return the block of a connector: experts where it is upcycled, as wide as what they are copies of."""
+    vision, form = sighted(model), "gelu_mlp_bias"
+    if vision.upcycle and kind_of(model.moe).routes:
+        return _copies(model.moe, form, vision.connector_width)
+    return dense_block(form, vision.connector_width)
+
+
+def before_upcycling(model: Model) -> Model:
+    """Return a model that sees as it is until the phase `instruct`, where nothing of its vision side is experts.
+
+    Where no layer of its language model has experts either, all algorithms have one such model.
+    """
+    vision = dataclasses.replace(sighted(model), upcycle="")
+    if model.dense_layers < model.num_layers and kind_of(model.moe).routes:
+        return dataclasses.replace(model, vision=vision)
+    width = model.dense_width if model.dense_layers else model.moe.expert_width * model.moe.top_k
+    dense = dense_block(model.moe.expert, width)
+    return dataclasses.replace(model, vision=vision, moe=dense, dense_layers=0, dense_width=0)
+
+
+def text_part(model: Model) -> Model:
+    """Return a model that sees without its vision side: what reads text alone."""
+    return dataclasses.replace(before_upcycling(model), vision=None)
+
+
+def sighted(model: ModelSpec) -> VisionSpec:
+    """Return what a model sees with; it must see."""
+    assert model.vision is not None, "a model without pictures has no vision side"
+    return model.vision
+
+
+def _copies(moe: Moe, form: str, width: int) -> Moe:
+    return dataclasses.replace(moe, expert=form, expert_width=width, expert_parameters=Parameters(), shared_expert="")
 
 
 def block_spec(fields: Fields) -> MoESpec:

@@ -77,4 +77,8 @@ def rules_of(owner: type) -> Mapping[str, Rule]:
     return {name: rule for name, notes in found.items() for rule in notes if isinstance(rule, Rule)}
 
 
-STAGE_RESOURCES = ("pretrain", "finetune", "evaluate", "prepare")
+# The phases of training, in their order; those of models that see; of these the one that experts begin with.
+PHASES = ("pretrain", "finetune", "align", "warm", "instruct")
+SEEING = PHASES[2:]
+UPCYCLED = SEEING[-1]
+STAGE_RESOURCES = (*PHASES, "evaluate", "prepare")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator.catalog.backbones import BACKBONES
+from orchestrator.catalog.encoders import ENCODERS
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.routers import OWNERS, RouterKind, kind_of
 from orchestrator.catalog.scores import SCORES
@@ -176,7 +177,37 @@ def model_problems(model: ModelSpec) -> tuple[Fault, ...]:
             wrong.append(Fault(name, f"{name} {getattr(model, name)} must not be negative"))
     if wrong:
         return (*faults, *wrong)
-    return (*faults, *_shape_faults(model), *([] if of_block else _upcycle_faults(model)))
+    own = () if of_block else (*_upcycle_faults(model), *_vision_faults(model))
+    return (*faults, *_shape_faults(model), *own)
+
+
+def _vision_faults(model: ModelSpec) -> Iterator[Fault]:
+    """Yield what of a model's vision side cannot be, or cannot be upcycled."""
+    vision, moe = model.vision, resolve_moe(model.moe)
+    if vision is None:
+        return
+    if vision.encoder not in ENCODERS:
+        yield Fault("vision.encoder", f"encoder {vision.encoder!r} is unknown", ENCODERS.hint(vision.encoder))
+    for name in ("image_size", "patch_size", "hidden_size", "num_heads", "pooling"):
+        if not getattr(vision, name) >= 1:
+            yield Fault(f"vision.{name}", f"vision.{name} {getattr(vision, name)} must be at least 1")
+            return
+    for small, large in (("patch_size", "image_size"), ("num_heads", "hidden_size")):
+        if getattr(vision, large) % getattr(vision, small):
+            message = f"vision.{small} {getattr(vision, small)} does not divide vision.{large} {getattr(vision, large)}"
+            yield Fault(f"vision.{small}", message)
+    if not vision.tokens:
+        message = f"vision.pooling {vision.pooling} is more than the {vision.side} patches of a side"
+        yield Fault("vision.pooling", message)
+    if moe.unit != "token":
+        yield Fault("moe.unit", f"unit {moe.unit!r} with pictures: their tokens are in no {moe.unit}")
+    if vision.upcycle and kind_of(moe).routes:
+        if moe.choice == "expert":
+            yield Fault(
+                "moe.choice", "choice 'expert' with an upcycled vision side is not offered", 'vision.upcycle: ""'
+            )
+        if moe.collaboration_top:
+            yield Fault("moe.collaboration_top", "collaboration_top limits experts of language models alone")
 
 
 def _shape_faults(model: ModelSpec) -> Iterator[Fault]:
@@ -193,7 +224,9 @@ def _shape_faults(model: ModelSpec) -> Iterator[Fault]:
         message = f"num_kv_heads {model.num_kv_heads} does not divide num_heads {model.num_heads}"
         yield Fault("num_kv_heads", message)
     yield from _attention_faults(model)
-    if not 0 <= model.dense_layers < max(model.num_layers, 1):
+    # Where pictures are seen, the experts may all be on that side.
+    most = max(model.num_layers, 1) if model.vision is None else model.num_layers + 1
+    if not 0 <= model.dense_layers < most:
         yield Fault("dense_layers", "dense_layers must be at least 0 and below num_layers")
     if model.dense_layers and not model.dense_width:
         yield Fault("dense_layers", "dense_layers needs dense_width")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from orchestrator import registry
 from orchestrator.catalog.benchmarks import BENCHMARK_OF, COLUMNS
+from orchestrator.catalog.encoders import ENCODERS
 from orchestrator.catalog.freezing import FREEZING, parts_of
 from orchestrator.catalog.gates import GATES
 from orchestrator.catalog.losses import BY_FIELD
@@ -66,6 +67,8 @@ def of_model(model: Model) -> Iterator[str]:
     yield f"preset {moe.preset} {moe.variant}"
     if model.checkpoint:
         yield f"upcycle {model.upcycle or 'none'}"
+    if model.vision is not None:
+        yield f"{ENCODERS.word} {model.vision.encoder}"
     yield f"expert {moe.expert}"
     if not kind_of(moe).routes:
         return

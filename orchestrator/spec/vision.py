@@ -7,7 +7,7 @@ from typing import Annotated
 
 from orchestrator.catalog.encoders import ENCODERS
 from orchestrator.spec.identity import NEUTRAL
-from orchestrator.spec.rules import ABOVE_ZERO, POSITIVE, Rule
+from orchestrator.spec.rules import ABOVE_ZERO, POSITIVE, Rule, one_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +51,25 @@ class EncoderSpec:
     def patches(self) -> int:
         """Patches of a picture."""
         return self.side**2
+
+
+@dataclass(frozen=True, slots=True)
+class VisionSpec(EncoderSpec):
+    """What a model sees with: an encoder, and a connector from pooled patch features to the language model's tokens."""
+
+    pooling: Annotated[int, POSITIVE] = 2
+    """Side of the square of patches whose mean feature becomes one token of the language model."""
+    connector: Annotated[str, one_of("mlp2")] = "mlp2"
+    """From a pooled feature to a token: `mlp2` is a matrix, GELU, and another matrix, with biases (LLaVA 1.5)."""
+    connector_width: Annotated[int, POSITIVE] = 1536
+    """Hidden units of the connector."""
+    train: Annotated[str, one_of("connector", "all")] = "all"
+    """Whether the encoder trains, where a phase does not freeze it, or the connector alone."""
+    upcycle: Annotated[str, one_of("", "copy")] = "copy"
+    """What becomes experts when the phase `instruct` begins: copies of the connector and, where it trains, of the
+    encoder's feed-forwards; "" = nothing. `model.moe` says how they are routed."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the language model that a picture becomes."""
+        return (self.side // self.pooling) ** 2

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, ClassVar, TypeVar
 
+from orchestrator.catalog.encoders import ENCODERS
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.uses import Uses
 from orchestrator.spec import versions
 from orchestrator.spec.cell import DataSpec, GenerationSpec, JudgeSpec, TaskSpec, TokenizerSpec, TrainSpec
-from orchestrator.spec.content import anywhere, anywhere_data, anywhere_model
+from orchestrator.spec.content import anywhere, anywhere_data, anywhere_encoder, anywhere_model
 from orchestrator.spec.identity import NEUTRAL, Span, canonical_text, lineage, plain, science_key, state_key, state_keys
 from orchestrator.spec.model import Model
+from orchestrator.spec.rebuilding import build
+from orchestrator.spec.vision import EncoderSpec
 
 # What a key is made of: the kind, the fields, the parents' keys that no field holds, and raised versions.
 Content = tuple[str, object, Sequence[str], Mapping[str, int | str]]
@@ -97,6 +98,7 @@ class TokensWork:
     tokenizer: str
     format: str
     max_length: int = 0  # instruction examples are cut to this many tokens; 0 = not cut
+    image_size: int = field(default=0, metadata=NEUTRAL)  # pixels of a side, of data with pictures
 
     @property
     def parents(self) -> dict[str, str]:
@@ -110,12 +112,39 @@ class TokensWork:
 
 
 @dataclass(frozen=True, slots=True)
+class FeaturesWork:
+    """What a vision encoder that nothing has trained yet makes of every picture of `tokens`, once.
+
+    Blob: `features.npy` [pictures, patches, hidden size] fp32, in the order of the pictures there. `seed` is that of
+    random weights, 0 where they come from a checkpoint.
+    """
+
+    kind: ClassVar[str] = "features"
+    encoder: EncoderSpec
+    tokens: str
+    seed: int = 0
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {"tokens": self.tokens}
+
+    def key(self) -> str:
+        """Return the artifact's key; a checkpoint's files are known by their content, wherever they lie."""
+        made = versions.raised(self.parts())
+        return science_key(self.kind, dataclasses.replace(self, encoder=anywhere_encoder(self.encoder)), versions=made)
+
+    def parts(self) -> Iterator[str]:
+        yield f"{ENCODERS.word} {self.encoder.encoder}"
+
+
+@dataclass(frozen=True, slots=True)
 class InitWork:
     """The initial weights of a model: random by `seed`, imported or upcycled.
 
     Blobs: `weights.safetensors`, `tensors.json`.
 
     `private` names a cell that must not share its states with others (`--no-share`); no randomness derives from it.
+    `state` is the key of a training state that the model begins in, which had no vision side, or a dense one.
     """
 
     kind: ClassVar[str] = "init"
@@ -123,10 +152,11 @@ class InitWork:
     tokenizer: str
     seed: int = 0
     private: str = ""
+    state: str = field(default="", metadata=NEUTRAL)
 
     @property
     def parents(self) -> dict[str, str]:
-        return {"tokenizer": self.tokenizer}
+        return {"tokenizer": self.tokenizer, **({"state": self.state} if self.state else {})}
 
     def key(self) -> str:
         return science_key(self.kind, _anywhere(self), versions=versions.raised(self.parts()))
@@ -150,6 +180,7 @@ class Conditions:
     tokens: str
     seed: int
     collaboration_top: int = field(default=0, metadata=NEUTRAL)
+    features: str = field(default="", metadata=NEUTRAL)  # of a vision encoder that is frozen
 
     def text(self) -> str:
         """Return the canonical JSON whose sha256 is the digest."""
@@ -193,7 +224,8 @@ class TrainWork:
 
     @property
     def parents(self) -> dict[str, str]:
-        return {"state": self.parent, "tokens": self.conditions.tokens, "tokenizer": self.tokenizer}
+        named = {"state": self.parent, "tokens": self.conditions.tokens, "tokenizer": self.tokenizer}
+        return named | ({"features": self.conditions.features} if self.conditions.features else {})
 
     def key_at(self, step: int) -> str:
         """Return the key of the state at `step`, start <= step <= stop."""
@@ -325,7 +357,17 @@ def _anywhere(work: _Modelled) -> _Modelled:
     return work if model is work.model else dataclasses.replace(work, model=model)
 
 
-Work = DataWork | TokenizerWork | TokensWork | InitWork | TrainWork | EvaluateWork | GenerateWork | JudgeWork
+Work = (
+    DataWork
+    | TokenizerWork
+    | TokensWork
+    | FeaturesWork
+    | InitWork
+    | TrainWork
+    | EvaluateWork
+    | GenerateWork
+    | JudgeWork
+)
 KINDS: dict[str, type] = {cls.kind: cls for cls in typing.get_args(Work)}
 
 
@@ -339,31 +381,3 @@ def work_from_json(payload: Mapping[str, Any]) -> Work:
     fields = dict(payload)
     work: Work = build(KINDS[fields.pop("kind")], fields)
     return work
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return {f.name: typing.get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
-
-
-def build(hint: Any, value: Any) -> Any:
-    """Turn JSON types into the frozen dataclasses and tuples that the type `hint` names."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        hints = _hints(hint)
-        return hint(**{name: build(hints[name], item) for name, item in value.items()})
-    if hint is Parameters:
-        return Parameters(value)
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return build(next(arg for arg in args if arg is not type(None)), value)
-    if origin is tuple:
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(build(args[0], item) for item in value)
-        return tuple(build(arg, item) for arg, item in zip(args, value, strict=True))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {key: build(args[1], item) for key, item in value.items()}
-    if hint is float and isinstance(value, int):
-        return float(value)
-    return value

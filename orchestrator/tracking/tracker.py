@@ -18,6 +18,7 @@ from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.spec.identity import digest
 from orchestrator.spec.providers import Use
 from orchestrator.spec.resolve import is_causal
+from orchestrator.spec.rules import PHASES
 from orchestrator.store.attempts import Failure
 from orchestrator.store.manifest import Manifest
 from orchestrator.store.records import Attempt, Row, values
@@ -335,7 +336,7 @@ def _lineage(manifest: Manifest | None) -> dict[str, str]:
 
 def _datasets(resolved: Mapping[str, Any]) -> tuple[Dataset, ...]:
     found = []
-    for phase in ("pretrain", "finetune"):
+    for phase in PHASES:
         data = (resolved.get(phase) or {}).get("data")
         if data:
             found.append(Dataset(f"{phase} {data['source'].rsplit('/', 1)[-1]}", data["source"], data["digest"], phase))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.plan.stages import before_finetuning
+from orchestrator.plan.phases import before_finetuning
 from orchestrator.spec.cell import BalanceSpec
 from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.work import TrainWork

@@ -19,8 +19,9 @@ from orchestrator.grid.files import grid_names
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec import identity, versions
-from orchestrator.spec.cell import BalanceSpec, CorpusSpec, DataSpec, EvaluateSpec, MixSpec, Seeds
+from orchestrator.spec.cell import BalanceSpec, CorpusSpec, DataSpec, EvaluateSpec, MixSpec
 from orchestrator.spec.identity import canonical, digest, lineage, plain, science_key, state_key, state_keys
+from orchestrator.spec.vision import VisionSpec
 from orchestrator.spec.work import TaskSource, work_from_json, work_to_json
 from tests.golden_keys import GOLDEN, current_keys, example_works
 
@@ -65,7 +66,7 @@ def test_an_engine_is_in_no_key(current: dict[str, Any]) -> None:
 
 
 def test_canonical_json_is_json() -> None:
-    value = {"b": [1, 2.5, None, True, 'é\n"\\'], "a": {"y": 1e-08, "x": -0.0}, "c": Seeds(3)}
+    value = {"b": [1, 2.5, None, True, 'é\n"\\'], "a": {"y": 1e-08, "x": -0.0}, "c": MixSpec("m", 3)}
     text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     assert canonical(value) == text.encode()
     assert digest(value) == hashlib.sha256(text.encode()).hexdigest()
@@ -110,7 +111,7 @@ def test_every_field_of_a_work_is_in_its_key(kind: str, monkeypatch: pytest.Monk
             sourced = dataclasses.replace(work, sources=(TaskSource("race", DataSpec("hub://a/b@c")),))
             assert sourced.key() != work.key()
             continue
-        changed = (CorpusSpec("web"),) if path[-1] == "corpora" else other(value)
+        changed = {"corpora": (CorpusSpec("web"),), "vision": VisionSpec()}.get(path[-1], other(value))
         assert replace(work, path, changed).key() != work.key(), ".".join(path)
 
 

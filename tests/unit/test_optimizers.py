@@ -18,7 +18,8 @@ from orchestrator.errors import GridError, MoegridError
 from orchestrator.grid.load import Grid, load_grid
 from orchestrator.spec.cell import TrainSpec
 from orchestrator.spec.identity import plain
-from orchestrator.spec.work import Conditions, build, work_from_json, work_to_json
+from orchestrator.spec.rebuilding import build
+from orchestrator.spec.work import Conditions, work_from_json, work_to_json
 from tests.lion import LION, NAMES
 from tests.packages import found, install
 from tests.training import EXECUTION, TRAIN, prepare, run_chain, segments, state_bits, tensors

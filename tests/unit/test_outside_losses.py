@@ -16,7 +16,8 @@ from orchestrator.errors import GridError, MoegridError
 from orchestrator.grid.load import Grid
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TrainSpec
 from orchestrator.spec.identity import plain
-from orchestrator.spec.work import Conditions, build
+from orchestrator.spec.rebuilding import build
+from orchestrator.spec.work import Conditions
 from tests.packages import found, install
 from tests.unit.conftest import Load, Told
 

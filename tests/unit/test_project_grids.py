@@ -15,6 +15,7 @@ from orchestrator.grid.load import Grid, load_grid
 from orchestrator.plan.graph import build_graph
 from orchestrator.resources import ROOT
 from orchestrator.spec.fields import field_paths
+from orchestrator.spec.rules import PHASES
 from tests.small_grid import SCHEDULES
 
 
@@ -104,7 +105,7 @@ def test_every_grid_of_the_project_loads_at_every_scale(name: str, scale: str) -
         assert set(item.factors) <= set(grid.factors)
 
 
-@pytest.mark.parametrize("recipe", ["pretrain", "finetune"])
+@pytest.mark.parametrize("recipe", ["pretrain", "finetune", "vision_language"])
 def test_a_recipe_sets_every_field(recipe: str) -> None:
     """No default of the code decides a result: it is all in YAML."""
     data = parse_yaml((GRIDS / "recipes" / f"{recipe}.yaml").read_text(), recipe, Problems()).data
@@ -115,7 +116,8 @@ def test_a_recipe_sets_every_field(recipe: str) -> None:
                 break
             assert part in inner, ".".join(path)
             inner = inner[part]
-        assert inner is not None or path[0] == "finetune" or path[:2] == ("model", "moe") or path[-1] == "router_lr"
+        absent = path[0] in PHASES or path[:2] in (("model", "moe"), ("model", "vision"))
+        assert inner is not None or absent or path[-1] == "router_lr"
 
 
 def test_grids_hold_no_paths_of_a_machine() -> None:

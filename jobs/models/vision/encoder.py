@@ -151,6 +151,13 @@ class Encoder(nn.Module):
         return resized.flatten(2)[0].t().to(table.dtype)
 
 
+def first_encoder(spec: EncoderSpec, seed: int) -> Encoder:
+    """Return `build_encoder`'s encoder before any training; random weights are drawn by `seed` alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_encoder(spec)
+
+
 def build_encoder(spec: EncoderSpec) -> Encoder:
     """Return a dense encoder: with the weights of `spec.checkpoint`, else random ones from torch's current generator.
 

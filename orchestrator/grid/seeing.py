@@ -1,0 +1,55 @@
+"""What is wrong between a model that sees and the phases, data, engine and suites of its cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.catalog.routers import kind_of
+from orchestrator.catalog.suites import kinds
+from orchestrator.grid.phase_rules import Finding
+from orchestrator.spec.cell import Cell
+from orchestrator.spec.rules import SEEING, UPCYCLED
+
+
+def seeing_findings(cell: Cell) -> Iterator[Finding]:
+    """Yield what does not go together in a cell with a vision side, or with a phase that needs one."""
+    phases = [name for name in cell.phases if name in SEEING]
+    for name, train in cell.phases.items():
+        if (train.data.format == "vision") != (name in SEEING):
+            wanted = "data with pictures (format: vision)" if name in SEEING else "text, instructions or conversations"
+            yield (name, "data", "format"), f"the phase {name} needs {wanted}", "choose other data, or another phase"
+    vision = cell.model.vision
+    if vision is None:
+        for name in phases:
+            yield ("model", "vision"), f"the phase {name} needs a model that sees", f"set model.vision, or {name}: null"
+        return
+    if not phases:
+        message = "the model sees, and no phase shows it pictures"
+        yield ("model", "vision"), message, f"set {' or '.join(SEEING)}, or model.vision: null"
+        return
+    yield from _of_phases(cell, phases, vision.tokens)
+    if vision.upcycle and kind_of(cell.model.moe).routes and UPCYCLED not in phases:
+        message = f"vision.upcycle {vision.upcycle!r} has no effect: experts begin with the phase {UPCYCLED}"
+        yield ("model", "vision", "upcycle"), message, f'set {UPCYCLED}, or vision.upcycle: ""'
+    if cell.execution.engine != "torch":
+        message = f"engine {cell.execution.engine!r} does not train models that see"
+        yield ("execution", "engine"), message, "set engine: torch"
+    for kind in kinds(cell.evaluate.suites):
+        if kind.final or kind.routed:
+            message = f"the suite {kind.name} measures the routing of text, and this model's experts may see"
+            yield ("evaluate", "suites"), message, "leave it out"
+        elif "text" in kind.reads and next(iter(cell.phases)) in SEEING:
+            message = f"the suite {kind.name} reads held-out text, and the cell trains on none"
+            yield ("evaluate", "suites"), message, "leave it out"
+
+
+def _of_phases(cell: Cell, phases: list[str], tokens: int) -> Iterator[Finding]:
+    for name in phases:
+        train = cell.phases[name]
+        if train.sequence_length + tokens > cell.model.context:
+            message = (
+                f"{name}.sequence_length {train.sequence_length} and {tokens} tokens of a picture exceed the context"
+            )
+            yield (name, "sequence_length"), message, f"model.context is {cell.model.context}"
+        if train.adapter.rank:
+            yield (name, "adapter", "rank"), f"adapters in {name} are not offered", "set adapter.rank: 0"

