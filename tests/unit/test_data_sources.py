@@ -241,3 +241,14 @@ def test_a_benchmark_of_the_hub_is_asked_by_configuration_split_and_revision(mon
     monkeypatch.setattr(hub, "load_hub", lambda *_: [{"text": "no such column"}])
     with pytest.raises(SourceError, match="has no '"):
         item_blobs(DataSpec("hub://o/n@r", format="benchmark"), [task])
+
+
+def test_an_array_of_texts_is_the_one_that_arrow_makes() -> None:
+    import pyarrow as pa
+
+    from jobs.data.stage import strings
+
+    for values in ([], [""], ["a", "", "äöü", "\U0001f600 x\n"] * 3):
+        made = strings(values)
+        made.validate(full=True)
+        assert made.equals(pa.array(values, pa.large_string()))
