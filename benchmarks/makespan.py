@@ -1,0 +1,152 @@
+"""The cells of `quickstart` by `moegrid run` against a script by hand: CPU seconds, and wall time against the bound.
+
+    python benchmarks/makespan.py [--rounds 1] [--threads 1] [--against FOLDER] [--grid quickstart]
+
+The script (`benchmarks/lib/by_hand.py`) is transformers' Trainer and stock lm-eval in one process: the base trained
+once, and trained from scratch for each cell. Data lie on disk as plain files for it; ours prepares them itself,
+publishes to MLflow and writes its report. Its threads are those of `--threads`, ours what the grid says.
+CPU seconds are those of every process that a side started. Wall times count only where the machine was quiet, which is
+measured and told. `--against` names a checkout of an earlier version with an environment of its own (`.venv`), which
+runs the same grid in turns. The bound is max(work / cores, longest chain) of what the stages took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.lib.quiet import Measured, Meter, adopt
+from orchestrator.backends.local import Budget
+from orchestrator.engine.forecast import Forecast, forecast
+from orchestrator.grid.load import load_grid
+from orchestrator.plan.cost import Clock
+from orchestrator.plan.graph import StageGraph, build_graph
+from orchestrator.plan.plan import make_plan
+from orchestrator.spec.work import DataWork
+from orchestrator.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def measure(command: list[str], folder: Path, **environment: str) -> Measured:
+    """Run a command to its end, with all that it starts; return what it used."""
+    meter = Meter()
+    with (folder / "log").open("ab") as log:
+        code = subprocess.run(
+            command, cwd=folder, stdout=log, stderr=log, env={**os.environ, **environment}, check=False
+        ).returncode
+    if code:
+        sys.exit(f"{(folder / 'log').read_text()[-4000:]}\n{command} ended with exit code {code}")
+    return meter.read()
+
+
+def ours(root: Path, grid: str, store: Path) -> Measured:
+    """Run the grid with a checkout of the project."""
+    python = root / ".venv" / "bin" / "python"
+    command = [str(python if python.exists() else sys.executable), "-m", "orchestrator", "run", grid]
+    records = store.parent / "records"
+    records.mkdir(exist_ok=True)
+    return measure([*command, "--store", str(store)], store.parent, PYTHONPATH=str(root), MOEGRID_RUN_DIR=str(records))
+
+
+def by_hand(data: Path, out: Path, threads: int, *, from_scratch: bool) -> Measured:
+    """Run the script."""
+    out.mkdir()
+    command = [sys.executable, str(ROOT / "benchmarks" / "lib" / "by_hand.py"), str(data), str(out)]
+    command += ["--threads", str(threads), *(["--from-scratch"] if from_scratch else [])]
+    return measure(command, out, OMP_NUM_THREADS=str(threads))
+
+
+def lay_out(store: Store, graph: StageGraph, folder: Path) -> None:
+    """Write the data of a finished run as the plain files that the script reads."""
+    names = {"text": {"train": "text", "heldout": "held_out"}, "instruction": {"train": "instructions"}}
+    for key, stage in graph.stages.items():
+        if not isinstance(stage.work, DataWork):
+            continue
+        manifest = store.artifacts.get(key)
+        assert manifest is not None
+        target = folder / stage.work.data.format
+        for blob in manifest.blobs:
+            store.artifacts.fetch(manifest, blob.name, target)
+        if stage.work.data.format == "items":
+            shutil.move(target, folder / "items")
+        else:
+            for split, name in names[stage.work.data.format].items():
+                shutil.move(target / f"{split}.parquet", folder / f"{name}.parquet")
+
+
+def bound_of(store: Store, graph: StageGraph, cores: int) -> Forecast:
+    """Return bound and end of the grid on so many cores where each stage takes what it took."""
+    manifests = store.artifacts.many(list(graph.stages))
+    clock = Clock.from_finished((graph.stages[key], graph.resources(key), m.info) for key, m in manifests.items())
+    return forecast(make_plan(graph, (), clock=clock), Budget.of_machine(cores=cores))
+
+
+def main() -> None:
+    """Print what each side used and the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="threads of the script by hand")
+    parser.add_argument("--grid", default="quickstart", help="another grid has no script by hand")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of an earlier version")
+    options = parser.parse_args()
+    adopt()
+    graph = build_graph(load_grid(options.grid))
+    found: dict[str, list[Measured]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number in range(options.rounds):
+            own = folder / f"ours-{number}"
+            own.mkdir()
+            note(found, f"moegrid run {options.grid}", ours(ROOT, options.grid, own / "runs"))
+            told = bound_of(Store.peek(str(own / "runs")), graph, 0)
+            last = found[f"moegrid run {options.grid}"][-1]
+            each = f"work {told.work / told.cores:.1f} s a core, longest chain {told.path:.1f} s"
+            print(
+                f"  bound {told.bound:.1f} s ({each}); schedule {told.makespan / told.bound:.2f}x, "
+                f"wall {last.wall / told.bound:.2f}x of it"
+            )
+            if options.against is not None:
+                earlier = folder / f"earlier-{number}"
+                earlier.mkdir()
+                note(found, "the earlier version", ours(options.against.resolve(), options.grid, earlier / "runs"))
+            if options.grid == "quickstart":
+                data = folder / f"data-{number}"
+                data.mkdir()
+                lay_out(Store.peek(str(own / "runs")), graph, data)
+                for title, scratch in (("by hand, base once", False), ("by hand, from scratch", True)):
+                    out = folder / f"hand-{scratch}-{number}"
+                    note(found, title, by_hand(data, out, options.threads, from_scratch=scratch))
+                    print("  " + json.dumps(json.loads((out / "table.json").read_text())))
+    first, *others = found
+    for title in others:
+        cpu = statistics.median(a.cpu / b.cpu for a, b in zip(found[title], found[first], strict=True))
+        pairs = [(a, b) for a, b in zip(found[title], found[first], strict=True) if a.quiet and b.quiet]
+        wall = f", {statistics.median(a.wall / b.wall for a, b in pairs):.2f}x its wall time" if pairs else ""
+        print(f"{title}: {cpu:.2f}x the CPU seconds of {first}{wall}")
+    print(f"threads: by hand {options.threads}; ours {_threads(graph)}; {os.cpu_count()} cores")
+
+
+def note(found: dict[str, list[Measured]], title: str, measured: Measured) -> None:
+    """Keep a measurement and print it."""
+    found.setdefault(title, []).append(measured)
+    print(f"{title:26s}{measured.told()}", flush=True)
+
+
+def _threads(graph: StageGraph) -> str:
+    phases: dict[str, Any] = {stage.phase: graph.resources(key) for key, stage in graph.stages.items()}
+    return ", ".join(f"{phase} {asked.cores}" for phase, asked in phases.items())
+
+
+if __name__ == "__main__":
+    main()
