@@ -27,7 +27,7 @@ SPINS = 2000
 _loaded: str | None = None
 
 # What a manifest of an earlier version means where it does not say it.
-UNSAID = {"mesh": ""}
+UNSAID = {"mesh": "", "tf32": False}
 
 
 def set_threads(resources: Resources) -> None:
@@ -121,7 +121,21 @@ def prepare_torch(execution: Execution, resources: Resources) -> None:
         os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     # Filling fresh memory costs a pass over every activation and changes no result of initialised code.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    keep_products(execution)
     keep_freed_memory()
+
+
+def keep_products(execution: Execution) -> None:
+    """Let products of fp32 round to TF32 only where the grid says so, and sums of bf16 products stay in fp32.
+
+    torch itself lets convolutions round to TF32, and cuBLAS add partial sums of bf16 products in bf16.
+    """
+    import torch
+
+    torch.set_float32_matmul_precision("high" if execution.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = execution.tf32
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def keep_freed_memory() -> None:
@@ -143,7 +157,7 @@ def of_stage(kind: str, execution: Execution, resources: Resources, world_size: 
     """
     facts = _of_process(execution, resources, world_size)
     if kind != "train":
-        facts |= UNSAID  # only training lays out its ranks
+        facts["mesh"] = ""  # only training lays out its ranks
     return facts | _of_torch(execution) if computes(kind) else facts
 
 
@@ -175,6 +189,8 @@ def _of_torch(execution: Execution) -> dict[str, Any]:
     return {
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device_name": torch.cuda.get_device_name() if execution.device == "cuda" else "",
+        # As it is, whoever set it.
+        "tf32": torch.get_float32_matmul_precision() != "highest",
         **machine.facts(execution.device),
     }
 

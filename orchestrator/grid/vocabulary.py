@@ -174,6 +174,7 @@ _MEANT: Mapping[str, tuple[str, str]] = {
         "gradient_checkpointing activation_checkpointing checkpoint_activations use_recompute recomputation",
         "none, block or layer",
     ),
+    "execution.tf32": ("allow_tf32 use_tf32 float32_matmul_precision matmul_precision", "true or false"),
     "execution.log_every": ("logging_steps log_interval log_freq log_steps", ""),
     "execution.resources.PHASE.processes": (
         "nproc_per_node num_processes n_procs world_size ranks tasks_per_node",

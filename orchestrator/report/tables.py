@@ -206,6 +206,8 @@ def _protocol(results: Results) -> list[str]:
     if shared:
         rest = "" if len(shared) == sum("shots" in info for info in evaluated) else " in some of these cells"
         notes.append(f"another protocol: all items of a task have the same shots (evaluate.shots: shared){rest}")
+    if any(m.numerics.get("tf32") for m in results.manifests.values() if m.kind == "evaluate"):
+        notes.append("scored with fp32 products in TF32 (execution.tf32)")
     deviations = [float(i["loglikelihood_deviation"]) for i in evaluated if "loglikelihood_deviation" in i]
     if deviations:
         worst = f"{max(deviations):.2g}"
@@ -271,6 +273,7 @@ def numerics(results: Results) -> dict[str, list[str]]:
             phase = results.document["stages"].get(key, {}).get("phase", "training")
             text = ", ".join(f"{n} {manifest.numerics[n]}" for n in names if manifest.numerics.get(n, "") != "")
             text += "".join(f", {name}={value}" for name, value in manifest.numerics.get("variables", {}).items())
+            text += ", fp32 products in TF32" if manifest.numerics.get("tf32") else ""
             if manifest.info.get("mixed_numerics"):
                 text += ", from a state of other numerics"
             if manifest.info.get("mixed_code"):

@@ -270,6 +270,8 @@ class Execution:
     """What a backward pass computes again instead of keeping it: `none`, each `block` of experts, each `layer`."""
     deterministic: bool = True
     """Only deterministic kernels."""
+    tf32: bool = False
+    """Products of fp32 may round their factors to 10 bits (TF32)."""
     allow_numerics: bool = False
     """Go on from states made under other numerics, and say so in what is made."""
     allow_code: bool = False

@@ -236,3 +236,20 @@ def test_bf16_scores_say_how_far_batching_moves_them(undisturbed: tuple[Store, E
 def stored(store: Store) -> set[str]:
     """Return the names of the chunks in the store."""
     return {entry.path.rpartition("/")[2].removesuffix(".json") for entry in store.objects.list("partial/")}
+
+
+def test_two_ranks_score_in_bf16_what_one_does_and_tell_the_same_deviation(
+    tmp_path: Path, undisturbed: tuple[Store, EvaluateWork]
+) -> None:
+    work = dataclasses.replace(short(undisturbed[1]), seed=1, precision="bf16")
+    (alone,) = run_stages(undisturbed[0], [work])
+    store, _ = fresh(tmp_path / "store")
+    process = start(submit(store, [work], resources=Resources(processes=2)))
+    output, _ = process.communicate(timeout=1200)
+    assert process.returncode == 0, output
+    together = store.artifacts.get(work.key())
+    assert together is not None
+    assert together.numerics["world_size"] == 2
+    assert result(store, work) == result(undisturbed[0], work)
+    for name in ("precision", "loglikelihood_deviation"):
+        assert together.info[name] == alone.info[name]

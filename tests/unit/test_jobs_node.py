@@ -139,6 +139,31 @@ def test_numerics_are_compared_field_by_field() -> None:
         numerics.refuse_other({**own, "engine": "ddp"}, own, "a state")
 
 
+def test_products_round_to_tf32_only_where_the_grid_says_so_and_states_know_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    matmul, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    found = {}
+    try:
+        for asked in (False, True, False):
+            torch.set_float32_matmul_precision("high")  # as a package may, at import
+            numerics.keep_products(Execution(tf32=asked))
+            assert (matmul.allow_tf32, convolutions.allow_tf32) == (asked, asked)
+            assert not matmul.allow_bf16_reduced_precision_reduction
+            found[asked] = numerics.record(Execution(tf32=asked), Resources(), 1)
+            assert found[asked]["tf32"] is asked
+        torch.set_float32_matmul_precision("medium")
+        assert numerics.record(Execution(), Resources(), 1)["tf32"]  # whoever did it later
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for made, own in ((True, False), (False, True)):
+        with pytest.raises(NumericsError, match=f"tf32 {made} -> {own}"):
+            numerics.refuse_other(found[made], found[own], "a state")
+    earlier = {name: value for name, value in found[False].items() if name != "tf32"}
+    numerics.refuse_other(earlier, found[False], "a state")
+    with pytest.raises(NumericsError, match="tf32 False -> True"):
+        numerics.refuse_other(earlier, found[True], "a state")
+
+
 def test_what_else_a_process_does_is_in_no_numerics_of_a_stage_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     loaded = numerics.of_stage("tokens", Execution(), Resources(), 1)

@@ -217,6 +217,11 @@ def test_scores_of_another_protocol_say_so(store: Store) -> None:
 
     changed = replace(results, manifests={key: other(manifest) for key, manifest in results.manifests.items()})
     notes = tables.headline(changed).notes
+    assert not any("TF32" in note for note in notes)
+    rounded = {key: replace(one, numerics={**one.numerics, "tf32": True}) for key, one in results.manifests.items()}
+    told = replace(results, manifests=rounded)
+    assert any("scored with fp32 products in TF32" in note for note in tables.headline(told).notes)
+    assert all("fp32 products in TF32" in one for found in tables.numerics(told).values() for one in found)
     assert any("another protocol" in note and "shots: shared" in note for note in notes)
     assert any("not scored in fp32" in note and "0.25 nats" in note for note in notes)
 
