@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jobs.data.spans import Spans
 from jobs.evaluate.prefix_tree import Ints, Schedule, Scored, cut, plan
 from jobs.evaluate.scoring import Model as Callee
 from jobs.evaluate.scoring import Scorer, _Tally, batch_tokens
@@ -26,6 +27,8 @@ from orchestrator.spec.model import Model
 
 # A request of a task: several answers of so many tokens after a context that fills the window.
 ANSWERS, ANSWER_TOKENS = 4, 32
+# Tokens of a word or a sentence: no byte depends on how many.
+SPAN_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def simulate_evaluation(asked: Evaluation) -> Answer:
             materialise(model, Weights(model), "cpu", dtypes.__getitem__)
         model.eval()
         answer.moments["start"] = ledger.peak()
-        scorer = _Counting(Callee(model), ledger)
+        scorer = _Counting(Callee(model, _spans(model)), ledger)
         room = batch_tokens(asked.model.vocab_size or asked.vocab_size, torch.device(asked.device))
         if "text" in asked.reads:
             rows = max(1, room // asked.max_length)
@@ -114,7 +117,14 @@ def _scored(ledger: Ledger, scorer: Scorer, schedule: Schedule, answer: Answer, 
 def _probed(model: CausalLM, length: int) -> None:
     rows = max(1, TOKENS_A_BATCH // length)
     ids = torch.zeros(rows, length, dtype=torch.long)
-    routings_of(model, TokenBatch(ids, torch.ones_like(ids), None))
+    routings_of(model, TokenBatch(ids, torch.ones_like(ids), None if _spans(model) is None else ids))
+
+
+def _spans(model: CausalLM) -> Spans | None:
+    """Return what numbers the words or sentences of a sequence, None where routers take tokens."""
+    if model.spec.moe.unit == "token":
+        return None
+    return lambda ids: np.arange(len(ids), dtype=np.int64) // SPAN_TOKENS
 
 
 def simulate_start(asked: Start) -> Answer:

@@ -18,6 +18,7 @@ from jobs.simulate.ledger import Ledger
 from jobs.simulate.run import answered
 from jobs.simulate.training import simulate_training
 from orchestrator.catalog.gpus import bytes_sent, gpu_of
+from orchestrator.catalog.routers import ROUTERS
 from orchestrator.catalog.tasks import TASKS
 from orchestrator.cli import main
 from orchestrator.commands import simulate as simulating
@@ -30,6 +31,9 @@ from orchestrator.plan.memory import least_bytes, memory_of, refused_memory
 from orchestrator.plan.roofline import MEMORY, PRODUCTS, reckoned
 from orchestrator.plan.shapes import Shape, shapes_of
 from orchestrator.spec.cell import ONE_COPY, Parallel
+from orchestrator.spec.identity import plain
+from orchestrator.spec.model import ModelSpec, MoESpec
+from orchestrator.spec.resolve import resolve_model
 
 
 def test_a_peak_has_what_lived_together_and_kinds_may_be_given_later():
@@ -244,3 +248,15 @@ def test_after_a_fault_no_further_shape_is_begun(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         simulating.side_by_side(simulated, range(50), 50)
     assert len(begun) < 50
+
+
+@pytest.mark.parametrize("preset", sorted(name for name, kind in ROUTERS.builtins.items() if name != "dense"))
+def test_an_evaluation_of_every_preset_is_simulated(preset):
+    moe = MoESpec(preset=preset, num_experts=8, top_k=2, expert_width=32)
+    spec = resolve_model(ModelSpec(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, context=128, moe=moe))
+    question = {"model": plain(spec), "vocab_size": 96, "kind": "evaluation", "max_length": 128, "precision": "fp32"}
+    answer = answered({**question, "device": "cpu", "reads": ["text", "tasks"]})
+    assert "failed" not in answer, answer["failed"]
+    moments = answer["moments"]
+    assert isinstance(moments, dict)
+    assert set(moments) == {"start", "text", "routing", "tasks"}
