@@ -40,7 +40,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     return y
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: DeepSpeed's hooks read what a module returns from its __dict__
 class Angles:
     """Cosines and sines [B or 1,S,head_dim] of the positions of one forward pass, each angle twice: for both halves."""
 
