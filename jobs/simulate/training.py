@@ -61,7 +61,8 @@ class NoText:
 
     def micro_batch(self, step: int, index: int, size: int) -> Batch:
         """Return a micro-batch of `size` sequences."""
-        return Batch(*(torch.zeros(size, self.length, dtype=torch.long) for _ in dataclasses.fields(Batch)))
+        text = [item.name for item in dataclasses.fields(Batch) if item.name != "images"]
+        return Batch(**{name: torch.zeros(size, self.length, dtype=torch.long) for name in text})
 
 
 class _Trainer(Trainer):
