@@ -67,14 +67,22 @@ Seen = tuple[Tensor, Tensor, Routing, dict[str, Tensor]]
 def computed(block: MoEBlock, what: str, rank: int) -> Seen:
     """Return (output, loss, routing record, gradients by name) of this rank's own tokens."""
     inputs = batch(rank)
+    torch.manual_seed(rank)  # noise and draws of routers
     generator = torch.Generator().manual_seed(rank)
     x = torch.randn(BATCH, LENGTH, WIDTH, generator=generator, requires_grad=True)
-    previous = torch.randn(BATCH * LENGTH, block.router.num_ids, generator=generator)
+    previous = torch.randn(BATCH * LENGTH, block.router.carried_size, generator=generator)
     padding = inputs["attention_mask"] == 0
     if what == "no tokens" and rank != 1:
         padding = torch.ones_like(padding)
     with SWITCHES.get(what, lambda _: nullcontext())(block), torch.autocast("cpu", enabled=what == "mixed"):
-        y, routing = block(x, inputs["spans"], padding, previous=previous, keys=inputs["input_ids"].view(-1))
+        y, routing = block(
+            x,
+            inputs["spans"],
+            padding,
+            previous=previous,
+            keys=inputs["input_ids"].view(-1),
+            tokens=inputs["input_ids"],
+        )
     loss = (y * torch.randn(y.shape, generator=generator)).sum() / LENGTH + balance_loss([routing], BALANCE)[0]
     loss.backward()
     assert x.grad is not None
@@ -91,7 +99,7 @@ def compared(moe: MoESpec, what: str, groups: Sequence[ExpertGroup]) -> dict[str
     """Return the largest deviation by what deviates, over the groups."""
     rank = dist.get_rank()
     torch.manual_seed(0)
-    block = build_block(moe, hidden_size=WIDTH, init_std=0.1)
+    block = build_block(moe, hidden_size=WIDTH, init_std=0.1, vocab_size=VOCAB)
     assert isinstance(block, MoEBlock)
     if what == "adapter":
         for weight in ("up", "down"):
@@ -100,7 +108,7 @@ def compared(moe: MoESpec, what: str, groups: Sequence[ExpertGroup]) -> dict[str
         if not parameter.any():  # biases, and the second half of an adapter
             torch.nn.init.normal_(parameter, std=0.1)
     if what in PATHS:
-        block.experts.choose_path = lambda x_TD: what  # type: ignore[method-assign]
+        block.experts.choose_path = lambda x_TD, framed=False: what  # type: ignore[misc, method-assign]
     whole, worst = computed(copy.deepcopy(block), what, rank), dict.fromkeys(("output", "loss", "gradients"), 0.0)
     for group in groups:
         dealt = copy.deepcopy(block)
@@ -146,6 +154,7 @@ def stepped(moe: MoESpec, parallel: Parallel) -> dict[str, float]:
         if resolve_moe(moe).collaboration_top:
             same = batch(9)
             profile_collaboration(one, [(same["input_ids"], same["attention_mask"], None)])
+        torch.manual_seed(rank)
         output = one(**batch(rank))
         losses.append(output.loss / LENGTH + balance_loss(output.routings, BALANCE)[0])
     losses[0].backward()

@@ -16,6 +16,7 @@ from jobs.models.norm import RMSNorm
 from jobs.models.vision.sight import Vision
 from jobs.moe.block import DenseBlock, MoEBlock, block_of
 from jobs.moe.routing import Routing
+from orchestrator.catalog.overflows import NONE
 from orchestrator.spec.model import Model
 from orchestrator.spec.training import AdapterSpec
 
@@ -42,6 +43,7 @@ class Given:
     spans: Tensor | None
     padding: Tensor | None
     keys: Tensor | None  # of random routing
+    tokens: Tensor | None  # ids of hashed layers
     recompute: str  # none, block or layer: of it the inputs alone are kept for the backward pass (Chen et al. 2016)
 
 
@@ -65,6 +67,7 @@ class FeedForward(nn.Module):
             previous=previous,
             keys=given.keys,
             span_states=given.cache.span_states if given.cache is not None and spanned else None,
+            tokens=given.tokens,
         )
         return routed
 
@@ -153,6 +156,8 @@ class CausalLM(nn.Module):
             block.layer = index
         for block in self.language_blocks[:1]:
             block.router.first_layer()
+        for block in self.moe_blocks[: spec.moe.hash_layers]:
+            block.router.look_up(vocab_size)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -180,7 +185,7 @@ class CausalLM(nn.Module):
     @property
     def cacheable(self) -> bool:
         """True when a KV cache may be cropped, copied and shared: a token's routing depends on its own state alone."""
-        return self.causal and self.spec.moe.unit == "token"
+        return self.causal and self.spec.moe.unit == "token" and self.spec.moe.overflow == NONE
 
     def forward(
         self,
@@ -239,6 +244,7 @@ class CausalLM(nn.Module):
             spans,
             padding,
             self._random_keys(input_ids, position_ids),
+            input_ids if self.spec.moe.hash_layers else None,
             self.recompute if self.training and torch.is_grad_enabled() else "none",
         )
         hidden, routings = self._layers(hidden, given)

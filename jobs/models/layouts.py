@@ -73,7 +73,7 @@ _OURS = (
     "combine",
     "expert",
 )
-_PARTS = (*PARTS, "shared_expert")
+_PARTS = tuple(name for name in PARTS if name != "shared_gate")  # which one has, and others refuse below
 _BLOCKS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
     "gpt_oss": {"gate": ("affine",), "expert": ("swiglu_shifted_bias",)},
     "deepseek_v2": {"n_group": ()},

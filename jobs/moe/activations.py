@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orchestrator.catalog.experts import Limit, Shifted
+from orchestrator.catalog.experts import Clamped, Shifted, SoftCaps
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -19,12 +19,19 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def swiglu_clamped(gate: Tensor, up: Tensor, own: Limit) -> Tensor:
-    """Return silu(min(gate, limit)) * clamp(up, -limit, limit)."""
-    return F.silu(gate.clamp(max=own.limit)) * up.clamp(-own.limit, own.limit)
+def swiglu_clamped(gate: Tensor, up: Tensor, own: Clamped) -> Tensor:
+    """Return silu(min(gate, limit)) * clamp(up, -limit, limit), or min(silu(gate), limit) `after`."""
+    gated = F.silu(gate).clamp(max=own.limit) if own.after else F.silu(gate.clamp(max=own.limit))
+    return gated * up.clamp(-own.limit, own.limit)
 
 
 def swiglu_shifted(gate: Tensor, up: Tensor, own: Shifted) -> Tensor:
     """Return g * sigmoid(alpha g) * (u + 1) of g = min(gate, limit), u = clamp(up, -limit, limit) (GPT-OSS)."""
     gate, up = gate.clamp(max=own.limit), up.clamp(-own.limit, own.limit)
     return gate * torch.sigmoid(own.alpha * gate) * (up + 1.0)
+
+
+def swiglu_softcapped(gate: Tensor, up: Tensor, own: SoftCaps) -> Tensor:
+    """Return cap(gate) * sigmoid(gate) * cap(up), cap(x) = c * tanh(x / c)."""
+    capped = own.gate_cap * torch.tanh(gate / own.gate_cap)
+    return capped * torch.sigmoid(gate) * (own.up_cap * torch.tanh(up / own.up_cap))

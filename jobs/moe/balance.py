@@ -119,10 +119,11 @@ def _total(routing: Routing, variant: str, groups: int) -> Tensor:
 
 
 def _assigned(routing: Routing, variant: str, groups: int) -> Tensor:
-    """Return the assignments of each group [G,N] that f counts."""
-    if groups == 1 and variant != "top1_squared":
+    """Return the assignments of each group [G,N] that f counts: those that were asked for, dropped ones too."""
+    if groups == 1 and variant != "top1_squared" and routing.asked is None:
         return routing.counts.unsqueeze(0)
-    indices = routing.indices[:, :1] if variant == "top1_squared" else routing.indices
+    indices = routing.indices if routing.asked is None else routing.asked
+    indices = indices[:, :1] if variant == "top1_squared" else indices
     return _group_counts(indices, groups, routing.num_ids)
 
 
@@ -142,7 +143,8 @@ def _token_mean(values_T: Tensor, routing: Routing) -> Tensor:
 
 def z_loss(routing: Routing) -> Tensor:
     """Return mean_t (logsumexp_j h_tj)^2 in natural log (ST-MoE)."""
-    return _token_mean(torch.logsumexp(routing.logits, dim=-1).square(), routing)
+    logits = routing.logits if routing.tempered is None else routing.tempered
+    return _token_mean(torch.logsumexp(logits, dim=-1).square(), routing)
 
 
 def _mean(p_TN: Tensor, routing: Routing) -> Tensor:

@@ -23,6 +23,7 @@ from orchestrator.catalog.parameters import Parameters, code_of
 from orchestrator.catalog.uses import Values
 
 NONE = Parameters()  # of a form's own
+Frame = Callable[[Tensor], Tensor]  # rows [R,D] of single experts -> as many
 # The forms whose backward pass `Slices` and `Grouped` have.
 SLICED = ("swiglu", "relu_mlp")
 
@@ -61,9 +62,15 @@ class Experts(nn.Module):
         self.group = group
 
     def forward(
-        self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor, path: str = "", counts_N: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        experts_TK: Tensor,
+        weights_TK: Tensor,
+        path: str = "",
+        counts_N: Tensor | None = None,
+        after: Frame | None = None,
     ) -> Tensor:
-        """Return sum over a token's slots of weight * expert(x) [T,O]; slots with expert -1 add nothing.
+        """Return sum over a token's slots of weight * after(expert(x)) [T,O]; slots with expert -1 add nothing.
 
         `counts_N`, the assignments to each expert where they are known, promises that no slot is empty.
         """
@@ -71,35 +78,45 @@ class Experts(nn.Module):
         if torch.is_autocast_enabled(x_TD.device.type):
             dtype = torch.get_autocast_dtype(x_TD.device.type)
             x_TD, up, down = x_TD.to(dtype), up.to(dtype), down.to(dtype)
-        path = path or self.choose_path(x_TD)
+        path = path or self.choose_path(x_TD, framed=after is not None)
         plan = dispatch(experts_TK, self.num_experts, counts_N)
         if self.group is None:
-            return self._compute(x_TD, weights_TK, up, down, plan, path)
+            return self._compute(x_TD, weights_TK, up, down, plan, path, after)
         return travel(
             x_TD,
             weights_TK,
             plan,
             self.group,
             lambda x, own, ones: self._compute(x, ones, up, down, dispatch(own, len(up)), path),
+            after,
         )
 
-    def _compute(self, x_TD: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, plan: Dispatch, path: str) -> Tensor:
+    def _compute(
+        self,
+        x_TD: Tensor,
+        weights_TK: Tensor,
+        up: Tensor,
+        down: Tensor,
+        plan: Dispatch,
+        path: str,
+        after: Frame | None = None,
+    ) -> Tensor:
         if path == "slices":
             y: Tensor = Slices.apply(x_TD, weights_TK, up, down, plan, self.form)  # type: ignore[no-untyped-call]
             return y
-        if path == "grouped" and self.form in SLICED:
+        if path == "grouped" and self.form in SLICED and after is None:
             grouped: Tensor = Grouped.apply(x_TD, weights_TK, up, down, plan, self.form)  # type: ignore[no-untyped-call]
             return grouped
         if path == "grouped":
-            return self._grouped(x_TD, weights_TK, up, down, plan)
-        return self._loop(x_TD, weights_TK, up, down, plan)
+            return self._grouped(x_TD, weights_TK, up, down, plan, after)
+        return self._loop(x_TD, weights_TK, up, down, plan, after)
 
-    def choose_path(self, x_TD: Tensor) -> str:
+    def choose_path(self, x_TD: Tensor, *, framed: bool = False) -> str:
         """Return the fastest path for these inputs; benchmarks/moe_block.py prints the measurements behind the rule."""
         if is_fake(x_TD):
             know_grouped_products()
-        square = self.out_size == x_TD.shape[1]
-        if self.form in SLICED and square and (visible(x_TD) or x_TD.dtype == torch.float64):
+        sliced = self.form in SLICED and not framed and self.out_size == x_TD.shape[1]
+        if sliced and (visible(x_TD) or x_TD.dtype == torch.float64):
             return "slices"
         # The grouped kernel has no fp64 and wants rows of whole 16 bytes.
         sizes = (x_TD.shape[1], self.width, self.out_size)
@@ -114,7 +131,9 @@ class Experts(nn.Module):
         activated: Tensor = self.activation(hidden)
         return activated
 
-    def _grouped(self, x_TD: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, plan: Dispatch) -> Tensor:
+    def _grouped(
+        self, x_TD: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, plan: Dispatch, after: Frame | None
+    ) -> Tensor:
         ends = plan.counts.cumsum(0).to(torch.int32)
         # The kernel leaves rows behind the last run uninitialised, in its output and in the gradient of its input.
         run = (torch.arange(len(plan.order), device=x_TD.device) < ends[-1]).unsqueeze(-1)
@@ -128,11 +147,15 @@ class Experts(nn.Module):
         if self.has_bias:
             out = out + self.down_bias.to(out.dtype)[expert]
         out = torch.where(run, out, 0.0)
+        if after is not None:
+            out = torch.where(run, after(out), 0.0)
         weighted = out * weights_TK.reshape(-1)[plan.order].to(out.dtype).unsqueeze(-1)
         slots = torch.empty_like(weighted).index_copy(0, plan.order, weighted)
         return slots.view(len(x_TD), plan.slots, -1).sum(1)
 
-    def _loop(self, x_TD: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, plan: Dispatch) -> Tensor:
+    def _loop(
+        self, x_TD: Tensor, weights_TK: Tensor, up: Tensor, down: Tensor, plan: Dispatch, after: Frame | None
+    ) -> Tensor:
         out = x_TD.new_zeros(len(x_TD), self.out_size)
         weights = weights_TK.reshape(-1)[plan.order].to(x_TD.dtype).unsqueeze(-1)
         start = 0
@@ -144,6 +167,7 @@ class Experts(nn.Module):
             rows = slice(start, start + size)
             hidden = F.linear(x_TD[plan.token[rows]], up[expert], self.up_bias[expert] if self.has_bias else None)
             y = F.linear(self.activate(hidden), down[expert], self.down_bias[expert] if self.has_bias else None)
+            y = y if after is None else after(y)
             out = out.index_add(0, plan.token[rows], y * weights[rows])
             start += size
         return out
@@ -183,8 +207,8 @@ class SharedExperts(nn.Module):
         for name, parameter in self.named_parameters():
             nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.normal_(parameter, std=std)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the feed-forward of x [..., D]."""
+    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the feed-forward of x [..., D]; `weights` [..., n] are those of each expert's output."""
         gate_bias, up_bias, down_bias = (getattr(self, f"{name}_bias", None) for name in ("gate", "up", "down"))
         hidden = F.linear(x, effective(self, "up"), up_bias)
         if self.kind.gated:
@@ -192,6 +216,8 @@ class SharedExperts(nn.Module):
             hidden = multiplied(self.kind, self.activation, gate, hidden)
         else:
             hidden = self.activation(hidden)
+        if weights is not None:
+            hidden = hidden * weights.repeat_interleave(self.width // weights.shape[-1], dim=-1).to(hidden.dtype)
         return F.linear(hidden, effective(self, "down"), down_bias)
 
 

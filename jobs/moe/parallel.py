@@ -48,9 +48,17 @@ def keep_own(experts: nn.Module, num_experts: int, group: ExpertGroup) -> None:
         experts.register_parameter(name, nn.Parameter(own, parameter.requires_grad))
 
 
-def travel(x_TD: Tensor, weights_TK: Tensor, plan: Dispatch, group: ExpertGroup, local: Local) -> Tensor:
-    """Return sum over a token's slots of weight * expert(x) [T,D], each expert computed where it is.
+def travel(
+    x_TD: Tensor,
+    weights_TK: Tensor,
+    plan: Dispatch,
+    group: ExpertGroup,
+    local: Local,
+    after: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Return sum over a token's slots of weight * after(expert(x)) [T,D], each expert computed where it is.
 
+    `after` is computed where the token is.
     `plan` sorts the slots by all N experts. Collective: every rank of the group calls it, with tokens or without.
     """
     own, sent, received = _counts(plan, group)
@@ -62,6 +70,8 @@ def travel(x_TD: Tensor, weights_TK: Tensor, plan: Dispatch, group: ExpertGroup,
     expert = expert.repeat_interleave(own, output_size=len(there)).unsqueeze(1)
     y = local(there, expert, weights_TK.new_ones(len(there), 1))
     back = _exchange(y, received, sent, group)
+    if after is not None:
+        back = after(back)
     weighted = back * weights_TK.reshape(-1).index_select(0, order).to(back.dtype).unsqueeze(1)
     slots = weighted.new_zeros(len(plan.order), weighted.shape[1]).index_copy(0, order, weighted)
     return slots.view(len(x_TD), plan.slots, weighted.shape[1]).sum(1)

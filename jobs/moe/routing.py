@@ -35,7 +35,10 @@ class Routing:
     null: tuple[int, int] | None = None  # the ids [a, b) of TC-MoE's null experts
     cost: Tensor | None = None  # [N] eta of MoE++'s heterogeneous load loss
     cutoffs: Tensor | None = None  # [N] expert choice: mean over groups of the C-th best score
-    carried: Tensor | None = field(default=None, repr=False)  # [T,N] logits for the next layer's gating residual
+    asked: Tensor | None = None  # [T,K] ids before some were dropped for want of capacity; None = `indices`
+    shared: Tensor | None = None  # [T,n] weights of the shared experts, where the router weighs them
+    tempered: Tensor | None = field(default=None, repr=False)  # [T,N] the z-loss's logits, where not `logits`
+    carried: Tensor | None = field(default=None, repr=False)  # [T,...] for the next layer's router
 
     @property
     def num_ids(self) -> int:

@@ -36,8 +36,10 @@ def _top_k_on_cpu(values: Tensor, k: int) -> Tensor | None:
     return None if bool((best == float("-inf")).any()) else torch.cat(chosen, dim=-1)
 
 
-def limit_groups(values_TN: Tensor, n_group: int, topk_group: int, group_score: str) -> Tensor:
-    """Return `values` with -inf outside each token's best `topk_group` groups (DeepSeek-V2: max, V3: top2_sum).
+def limit_groups(
+    values_TN: Tensor, n_group: int, topk_group: int, group_score: str, excluded: float = float("-inf")
+) -> Tensor:
+    """Return `values` with `excluded` outside each token's best `topk_group` groups (DeepSeek-V2: max, V3: top2_sum).
 
     Values that are -inf already (removed experts) do not count: one that is left alone stands for both of the best two.
     """
@@ -48,7 +50,7 @@ def limit_groups(values_TN: Tensor, n_group: int, topk_group: int, group_score: 
         first, second = grouped.topk(2, dim=-1).values.unbind(-1)
         strength = first + torch.where(second == float("-inf"), first, second)
     kept = torch.zeros_like(strength, dtype=torch.bool).scatter_(1, top_k(strength, topk_group), True)
-    return grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).view_as(values_TN)
+    return grouped.masked_fill(~kept.unsqueeze(-1), excluded).view_as(values_TN)
 
 
 def limit_collaboration(values_TN: Tensor, allowed_NN: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from jobs.train.meter import Meter, recorded_meter
 from jobs.train.scale import LossScale
 from jobs.train.stopping import Stopping
 from orchestrator.catalog.engines import ENGINES, of_any_world
+from orchestrator.catalog.overflows import NONE
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.errors import ArtifactMissing, CorruptBlob, NumericsError
@@ -125,7 +126,8 @@ def refuse_other_world(manifest: Manifest, engine: str, world_size: int, what: s
 
 def fixed_load(moe: Moe) -> bool:
     """Return whether every token is assigned to the same number of experts."""
-    return moe.choice == "token" and kind_of(moe).routes and SELECTIONS.get(moe.selection).fixed
+    fixed = SELECTIONS.get(moe.selection).fixed and moe.overflow == NONE
+    return moe.choice == "token" and kind_of(moe).routes and fixed
 
 
 def _assignments(context: StageContext, manifest: Manifest, engine: Engine, step: int, steps: int) -> int | None:

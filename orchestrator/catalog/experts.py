@@ -46,10 +46,30 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Clamped(Limit):
+    """How far the projections may go; of the gate, `after` its silu or before."""
+
+    after: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Shifted(Limit):
     """How far the projections may go, and how steep the gate is."""
 
     alpha: float = 1.702
+
+
+@dataclass(frozen=True, slots=True)
+class SoftCaps:
+    """Bounds of the gate's linear factor and of the up projection, kept to by cap * tanh(. / cap)."""
+
+    gate_cap: float = 20.0
+    up_cap: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("gate_cap", "up_cap"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name):g}")
 
 
 _OURS = (
@@ -61,6 +81,18 @@ _OURS = (
         "jobs.moe.activations:gelu_tanh",
         bias=True,
         description="gelu_mlp_bias, gelu by tanh (SigLIP)",
+    ),
+    ExpertKind(
+        "relu_mlp_bias", "torch.nn.functional:relu", bias=True, description="down(relu(up x)), with biases (NLLB)"
+    ),
+    ExpertKind("silu_mlp", "torch.nn.functional:silu", description="down(silu(up x)) (Doge)"),
+    ExpertKind(
+        "swiglu_softcapped",
+        "jobs.moe.activations:swiglu_softcapped",
+        gated=True,
+        paired=True,
+        parameters=SoftCaps,
+        description="cap(gate) * sigmoid(gate) * cap(up), caps by tanh (Inkling 2)",
     ),
     ExpertKind("relu2_mlp", "jobs.moe.activations:relu_squared", description="down(relu(up x)^2) (Nemotron-H)"),
     ExpertKind(
@@ -74,8 +106,8 @@ _OURS = (
         "jobs.moe.activations:swiglu_clamped",
         gated=True,
         paired=True,
-        parameters=Limit,
-        description="swiglu of a gate of at most `limit` and an up projection within it (DeepSeek V4, GLM 5)",
+        parameters=Clamped,
+        description="swiglu of a gate of at most `limit` and an up projection within it (DeepSeek V4, GLM 5, Step 3.7)",
     ),
     ExpertKind(
         "swiglu_shifted",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.gates import GATES
 from orchestrator.registry import Registry
 
@@ -60,6 +61,9 @@ class RouterKind:
     records: tuple[str, ...] = ()  # which of `cost` and `null` its routing records hold
     causal: bool = True  # False where a later token may change an earlier one's routing
     routes: bool = True  # False of the dense twin
+    whole: bool = False  # True where it selects and weighs in one: parts of both are then its own
+    biased: bool = False  # True where a balancing bias may stand beside ids without an expert: theirs stays
+    standardised: bool = False  # True where code of its own brings logits to `logit_std`, as the plain ones do
     printed: tuple[str, ...] = ()  # what the published tables call it
     version: int = 1
 
@@ -70,10 +74,11 @@ class RouterKind:
 
     def count(self, moe: Moe, hidden_size: int, *, first: bool) -> int:
         """Return the trained numbers of one layer's router and of what it brings beside the experts."""
+        scales = self.ids(moe) if moe.expert_scale else 0
         if self.parameter_count is None:
-            return GATES.get(moe.gate).count(self.ids(moe), hidden_size, moe.gate_parameters)
+            return GATES.get(moe.gate).count(self.ids(moe), hidden_size, moe.gate_parameters) + scales
         lacking = self.first_layer_lacks(moe, hidden_size) if first else 0
-        return self.parameter_count(moe, hidden_size) - lacking
+        return self.parameter_count(moe, hidden_size) - lacking + scales
 
 
 def _variants(variants: Mapping[str, Fields] | None = None, **fields: object) -> dict[str, Fields]:
@@ -93,8 +98,86 @@ def _xmoe(moe: Moe) -> Iterator[tuple[str, str]]:
 
 
 def _xmoe_count(moe: Moe, hidden_size: int) -> int:
-    rank = max(1, moe.num_experts // 2)
+    rank = moe.parameters.get("rank", 0) or max(1, moe.num_experts // 2)
     return rank * (hidden_size + moe.num_experts) + int(moe.variant == "paper")
+
+
+@dataclass(frozen=True, slots=True)
+class XMoEParameters:
+    """Dimensions of the space of the cosines: 0 = N / 2 (TorchScale: 16)."""
+
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"rank must not be negative, it is {self.rank}")
+
+
+@dataclass(frozen=True, slots=True)
+class SparsemixerParameters:
+    """How far below the best an expert may lie: (best - h) / max(|h|, best) <= 2 jitter."""
+
+    jitter: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.jitter > 0:
+            raise ValueError(f"jitter must be above 0, not {self.jitter:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class ZayaParameters:
+    """Width of the router's own state, and the epsilon of its norm."""
+
+    router_size: int = 256
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.router_size < 1:
+            raise ValueError(f"router_size must be at least 1, it is {self.router_size}")
+        if not self.eps >= 0:
+            raise ValueError(f"eps must not be negative, it is {self.eps:g}")
+
+
+def _zaya_ids(moe: Moe) -> int:
+    return moe.num_experts + 1
+
+
+def _zaya_size(moe: Moe) -> int:
+    size: int = moe.parameters.get("router_size", ZayaParameters().router_size)
+    return size
+
+
+def _zaya_count(moe: Moe, hidden_size: int) -> int:
+    size = _zaya_size(moe)
+    # Into the state; the scale of the previous layer's; the norm; two layers with biases; to the ids.
+    return size * (hidden_size + 1) + size + size + 2 * size * (size + 1) + _zaya_ids(moe) * size
+
+
+def _zaya_scale(moe: Moe, hidden_size: int) -> int:
+    return _zaya_size(moe)
+
+
+def _inkling(moe: Moe) -> Iterator[tuple[str, str]]:
+    if moe.combine != "sum":
+        yield "combine", f"combine {moe.combine!r} with preset 'inkling': its router weighs shared experts too"
+    if moe.shared_gate:
+        yield "shared_gate", "shared_gate with preset 'inkling': its router weighs shared experts too"
+    form = EXPERTS.find(moe.shared_expert or moe.expert)
+    if form is not None and form.bias:
+        yield "expert", f"expert {form.name!r} with preset 'inkling': biases of weighed shared experts are not weighed"
+    if not moe.renormalise:
+        yield "renormalise", "preset 'inkling' renormalises by definition, over routed and shared experts"
+
+
+def _inkling_count(moe: Moe, hidden_size: int) -> int:
+    return (moe.num_experts + moe.shared_experts) * hidden_size + 1
+
+
+def _sparsemixer(moe: Moe) -> Iterator[tuple[str, str]]:
+    if moe.renormalise:
+        yield "renormalise", "renormalise with preset 'sparsemixer': each weight is a softmax of its own"
+    if moe.balance_bias:
+        yield "balance_bias", "balance_bias with preset 'sparsemixer': experts are drawn by their logits"
 
 
 def _moepp_ids(moe: Moe) -> int:
@@ -166,6 +249,7 @@ BUILT_IN = (
             },
             score="cosine",
         ),
+        parameters=XMoEParameters,
         problems=_xmoe,
         parameter_count=_xmoe_count,
         scores=("cosine",),
@@ -202,6 +286,8 @@ BUILT_IN = (
         scores=("softmax",),
         own=("zero_experts", "copy_experts", "constant_experts", "gating_residual", "gating_layers"),
         records=("cost",),
+        biased=True,
+        standardised=True,
         printed=("MoE++", "MOE++"),
     ),
     RouterKind(
@@ -220,6 +306,36 @@ BUILT_IN = (
     RouterKind("word", variants=_variants(unit="word")),
     RouterKind("sentence", variants=_variants(unit="sentence")),
     RouterKind("aux_free", variants=_variants(score="sigmoid", balance_bias=True)),
+    RouterKind(
+        "sparsemixer",
+        code="jobs.moe.routers.sparsemixer:Sparsemixer",
+        variants=_variants(renormalise=False),
+        parameters=SparsemixerParameters,
+        problems=_sparsemixer,
+        scores=("softmax",),
+        whole=True,
+    ),
+    RouterKind(
+        "inkling",
+        code="jobs.moe.routers.inkling:Inkling",
+        variants=_variants(score="sigmoid", balance_bias=True, shared_experts=2),
+        problems=_inkling,
+        parameter_count=_inkling_count,
+        scores=("sigmoid",),
+        needs=("shared_experts",),
+        whole=True,
+    ),
+    RouterKind(
+        "zaya",
+        code="jobs.moe.routers.zaya:Zaya",
+        variants=_variants(renormalise=False, balance_bias=True),
+        parameters=ZayaParameters,
+        ids=_zaya_ids,
+        parameter_count=_zaya_count,
+        first_layer_lacks=_zaya_scale,
+        scores=("softmax",),
+        biased=True,
+    ),
     RouterKind("c2r", derived=_half_of_the_others, needs=("collaboration_top",)),
 )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from orchestrator.catalog.experts import EXPERTS
+from orchestrator.catalog.frames import FRAMES, LATENT, PLACES
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.tasks import task_kind
 from orchestrator.plan.sight import active_connector, active_encoder, of_sight
@@ -63,9 +65,11 @@ def parameters(model: Model, vocab_size: int) -> Parameters:
     attention = _attention(model)
     norms = 2 * d
     moe_layers = model.num_layers - model.dense_layers
-    expert = _feed_forward(moe, d, moe.expert_width)
+    expert = _feed_forward(moe, moe.latent_size or d, moe.expert_width)
+    around = _frames(moe, d)
     shared_form = EXPERTS.get(moe.shared_expert or moe.expert)
-    shared = shared_form.parameter_count(d, moe.expert_width * moe.shared_experts) if moe.shared_experts else 0
+    shared_width = (moe.shared_width or moe.expert_width) * moe.shared_experts
+    shared = shared_form.parameter_count(d, shared_width) if moe.shared_experts else 0
     shared += d if moe.shared_gate else 0
     head = vocab * d
     roles = {
@@ -74,11 +78,12 @@ def parameters(model: Model, vocab_size: int) -> Parameters:
         "other": model.num_layers * norms + d + model.dense_layers * _feed_forward(moe, d, model.dense_width),
     }
     if kind.routes:
-        roles["routed_expert"] = moe_layers * moe.num_experts * expert
-        roles["shared_expert"] = moe_layers * shared
+        roles["routed_expert"] = moe_layers * (moe.num_experts * expert + around["routed_expert"])
+        roles["shared_expert"] = moe_layers * (shared + around["shared_expert"])
+        roles["other"] += moe_layers * around["other"]
         roles["router"] = sum(kind.count(moe, d, first=layer == 0) for layer in range(moe_layers))
     else:
-        width = moe.expert_width * (moe.top_k + moe.shared_experts)
+        width = moe.expert_width * moe.top_k + shared_width
         roles["other"] += moe_layers * _feed_forward(moe, d, width)
     active = sum(roles.values())
     # Of the embedding the head alone is multiplied with, of the routed experts those that a token takes.
@@ -101,6 +106,15 @@ def _attention(model: Model) -> int:
     biases = {"": 0, "qkv": wide + 2 * narrow, "all": wide + 2 * narrow + d}[model.attention_bias]
     norms = {"": 0, "full": wide + narrow, "head": 2 * model.head_width}[model.normed]
     return 2 * d * wide + 2 * d * narrow + biases + norms + (model.num_heads if model.attention_sinks else 0)
+
+
+def _frames(moe: Moe, hidden_size: int) -> Counter[str]:
+    """Return the parameters by role of what stands around one block's experts."""
+    space = moe.latent_size or hidden_size
+    found = Counter(routed_expert=2 * moe.latent_size * hidden_size)
+    for place, role in PLACES.items():
+        found[role] += FRAMES.get(getattr(moe, place)).parameter_count(space if place in LATENT else hidden_size)
+    return found
 
 
 def _feed_forward(moe: Moe, hidden_size: int, width: int) -> int:

@@ -14,7 +14,11 @@ from typing import Annotated, Any, ClassVar
 
 from orchestrator.catalog.backbones import BACKBONES, DEFAULT_BACKBONE
 from orchestrator.catalog.experts import EXPERTS
+from orchestrator.catalog.frames import FRAMES
+from orchestrator.catalog.frames import NONE as NO_FRAME
 from orchestrator.catalog.gates import GATES, LINEAR
+from orchestrator.catalog.overflows import NONE as NO_OVERFLOW
+from orchestrator.catalog.overflows import OVERFLOWS
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.routers import ROUTERS, SPARSE
 from orchestrator.catalog.scores import SCORES
@@ -104,6 +108,52 @@ class MoESpec:
     """A learned sigmoid gate scales the shared experts' output, token by token (Qwen2-MoE)."""
     gate: Annotated[str, Rule(names=GATES)] = field(default=LINEAR, metadata=NEUTRAL)
     """From a token's hidden state to its logits."""
+    select_by: Annotated[str, one_of("scores", "logits")] = field(default="scores", metadata=NEUTRAL)
+    """What the balancing bias is added to, and experts are selected by (`logits`: Kolibri)."""
+    group_mask: Annotated[str, one_of("exclude", "zero")] = field(default="exclude", metadata=NEUTRAL)
+    """Experts of other groups are out of reach, or count as 0: before negative biased scores (A.X K2)."""
+    hash_layers: Annotated[int, NATURAL] = field(default=0, metadata=NEUTRAL)
+    """Leading MoE layers whose experts are looked up by the token's id (DeepSeek V4)."""
+    logit_std: Annotated[float, NOT_NEGATIVE] = field(default=0.0, metadata=NEUTRAL)
+    """Standard deviation that a token's logits are brought to before the score (MoE++), 0 = as they are."""
+    z_after_temperature: bool = field(default=False, metadata=NEUTRAL)
+    """The z-loss sees the logits after the temperature and `logit_std`, not before."""
+    weight_norm: Annotated[float, ABOVE_ZERO] = field(default=1.0, metadata=NEUTRAL)
+    """Order p of the norm that renormalised weights are divided by (DBRX)."""
+    weights_on: Annotated[str, one_of("output", "input")] = field(default="output", metadata=NEUTRAL)
+    """Weights multiply an expert's output, or its input (Llama 4)."""
+    expert_scale: bool = field(default=False, metadata=NEUTRAL)
+    """A learned factor of each expert's weight (Gemma 4)."""
+    input_jitter: Annotated[float, Rule(low=0, high=1)] = field(default=0.0, metadata=NEUTRAL)
+    """In training the block's input is multiplied with uniform noise in 1 +- this (Mixtral)."""
+    router_jitter: Annotated[float, Rule(low=0, high=1)] = field(default=0.0, metadata=NEUTRAL)
+    """The same of what the router alone sees (Switch Transformer)."""
+    overflow: Annotated[str, Rule(names=OVERFLOWS)] = field(default=NO_OVERFLOW, metadata=NEUTRAL)
+    """What becomes of assignments that are more than an expert takes."""
+    renormalise_kept: bool = field(default=False, metadata=NEUTRAL)
+    """Weights are renormalised over the assignments that are kept, not over all that were asked for."""
+    shared_width: Annotated[int, NATURAL] = field(default=0, metadata=NEUTRAL)
+    """Hidden units of a shared expert, 0 = as a routed one."""
+    latent_size: Annotated[int, NATURAL] = field(default=0, metadata=NEUTRAL)
+    """Width of a learned space in which the routed experts compute (Nemotron-H), 0 = the hidden states'."""
+    routed_input: Annotated[str, Rule(names=FRAMES)] = field(default=NO_FRAME, metadata=NEUTRAL)
+    """Before the routed experts."""
+    latent_input: Annotated[str, Rule(names=FRAMES)] = field(default=NO_FRAME, metadata=NEUTRAL)
+    """In the latent space, before the experts."""
+    expert_output: Annotated[str, Rule(names=FRAMES)] = field(default=NO_FRAME, metadata=NEUTRAL)
+    """Behind each routed expert, before its weight."""
+    routed_output: Annotated[str, Rule(names=FRAMES)] = field(default=NO_FRAME, metadata=NEUTRAL)
+    """Behind the weighted sum of the routed experts."""
+    shared_input: Annotated[str, Rule(names=FRAMES)] = field(default=NO_FRAME, metadata=NEUTRAL)
+    """Before the shared experts."""
+    shared_output: Annotated[str, Rule(names=FRAMES)] = field(default=NO_FRAME, metadata=NEUTRAL)
+    """Behind the shared experts."""
+    block_output: Annotated[str, Rule(names=FRAMES)] = field(default=NO_FRAME, metadata=NEUTRAL)
+    """Behind all of the block."""
+    frame_eps: Annotated[float, NOT_NEGATIVE] = field(default=1e-6, metadata=NEUTRAL)
+    """Epsilon of the norms among these."""
+    overflow_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("overflow"))
+    """The overflow's own parameters, by name."""
     gate_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("gate"))
     """The gate's own parameters, by name."""
     score_parameters: Parameters = field(default=Parameters(), metadata=parameters_of("score"))
@@ -265,5 +315,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         if name in DEFAULTS and (rule.choices or name in NAMED)
     }
 )
-# Those that are neutral: what has one of its own says so by its default.
-PARTS = ("selection", "gate")
+# Those that are neutral: a block that does not use one has its default.
+PARTS = tuple(
+    one.name for one in dataclasses.fields(MoESpec) if one.metadata.get("neutral") and "of" not in one.metadata
+)

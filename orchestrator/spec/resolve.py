@@ -6,6 +6,8 @@ import dataclasses
 from typing import Any
 
 from orchestrator.catalog.encoders import ENCODERS
+from orchestrator.catalog.gates import GATES
+from orchestrator.catalog.overflows import OVERFLOWS
 from orchestrator.catalog.parameters import Parameters, made
 from orchestrator.catalog.routers import DENSE, ROUTERS, Fields, kind_of
 from orchestrator.errors import MoegridError
@@ -105,6 +107,15 @@ def settings(moe: MoESpec) -> Any:
     return made(kind_of(moe), moe.parameters)
 
 
+def parts_causal(moe: MoESpec) -> bool:
+    """Return whether neither the gate nor what becomes of an overflow looks at later tokens."""
+    gate = GATES.find(moe.gate)
+    if gate is not None and not gate.causal:
+        return False
+    overflow = OVERFLOWS.find(moe.overflow)
+    return overflow is None or overflow.causal
+
+
 def is_causal(moe: MoESpec | Fields) -> bool:
     """Return whether no later token can change an earlier token's routing, in training and in evaluation.
 
@@ -122,6 +133,8 @@ def is_causal(moe: MoESpec | Fields) -> bool:
         moe = resolve_moe(moe)
         if not kind.causal:
             return False
+    if not parts_causal(moe):
+        return False
     if moe.choice == "expert":
         return moe.train_select == moe.eval_select == "threshold"
     return moe.unit == "token" or moe.pool != "full_mean"

@@ -12,6 +12,7 @@ from orchestrator.catalog.scores import SCORES
 from orchestrator.files.problems import Fault, Mistake
 from orchestrator.spec.model import CHOICES, DEFAULTS, NAMED, PARTS, UPCYCLES, ModelSpec, Moe, MoESpec
 from orchestrator.spec.parameters import typed_parameters
+from orchestrator.spec.part_validity import copied_faults, part_faults
 from orchestrator.spec.resolve import resolve_moe
 
 COUNTS = ("shared_experts", "zero_experts", "copy_experts", "constant_experts", "null_experts", "collaboration_top")
@@ -52,7 +53,8 @@ def moe_problems(moe: MoESpec) -> tuple[Fault, ...]:
         return tuple(faults)
     if not kind.routes:
         return tuple(_unrouted_faults(resolved))
-    return (*_routing_faults(resolved), *_kind_faults(kind, resolved), *_group_faults(kind, resolved))
+    found = (*_routing_faults(resolved), *_kind_faults(kind, resolved), *_group_faults(kind, resolved))
+    return (*found, *part_faults(kind, resolved))
 
 
 def _number_faults(spec: MoESpec | ModelSpec, names: Sequence[str], least: int) -> Iterator[Fault]:
@@ -64,7 +66,7 @@ def _number_faults(spec: MoESpec | ModelSpec, names: Sequence[str], least: int) 
 
 def _unrouted_faults(moe: Moe) -> Iterator[Fault]:
     kept = ("expert", "shared_experts")
-    for name in (*PARTS, "shared_gate", "shared_expert"):
+    for name in PARTS:
         if getattr(moe, name) != getattr(MoESpec(), name):
             yield Fault(name, f"{name} does not apply: preset {moe.preset!r} has no router")
     for name, value in DEFAULTS.items():
@@ -130,7 +132,7 @@ def _kind_faults(kind: RouterKind, moe: Moe) -> Iterator[Fault]:
     if kind.ids(moe) != moe.num_experts:
         if moe.choice == "expert":
             yield Fault("choice", f"choice 'expert' with {who}: its ids are not all experts of equal cost")
-        if moe.balance_bias:
+        if moe.balance_bias and not kind.biased:
             message = f"balance_bias with {who}: ids without a full expert must not be loaded evenly"
             yield Fault("balance_bias", message)
     elif not kind.plain and moe.choice == "expert" and not any(fault.field == "choice" for fault in own):
@@ -208,6 +210,7 @@ def _vision_faults(model: ModelSpec) -> Iterator[Fault]:
             )
         if moe.collaboration_top:
             yield Fault("moe.collaboration_top", "collaboration_top limits experts of language models alone")
+        yield from copied_faults(moe)
 
 
 def _shape_faults(model: ModelSpec) -> Iterator[Fault]:
@@ -228,6 +231,9 @@ def _shape_faults(model: ModelSpec) -> Iterator[Fault]:
     most = max(model.num_layers, 1) if model.vision is None else model.num_layers + 1
     if not 0 <= model.dense_layers < most:
         yield Fault("dense_layers", "dense_layers must be at least 0 and below num_layers")
+    if model.moe.hash_layers > model.num_layers - model.dense_layers:
+        message = f"hash_layers {model.moe.hash_layers} exceeds the {model.num_layers - model.dense_layers} MoE layers"
+        yield Fault("moe.hash_layers", message)
     if model.dense_layers and not model.dense_width:
         yield Fault("dense_layers", "dense_layers needs dense_width")
 
@@ -275,5 +281,8 @@ def _upcycle_faults(model: ModelSpec) -> Iterator[Fault]:
     if model.upcycle and not kind_of(moe).routes:
         message = f"upcycle applies to MoE models: preset {moe.preset!r} takes the dense checkpoint as it is"
         yield Fault("upcycle", message)
+    for name in ("latent_size", "shared_width"):
+        if model.upcycle and getattr(moe, name):
+            yield Fault("upcycle", f"upcycle with {name}: the dense feed-forward does not fit into other widths")
     if model.upcycle and moe.expert != "swiglu":
         yield Fault("upcycle", f"upcycle with expert {moe.expert!r}: the dense feed-forward is a 'swiglu'")

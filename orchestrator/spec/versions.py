@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator
 from orchestrator import registry
 from orchestrator.catalog.benchmarks import BENCHMARK_OF, COLUMNS
 from orchestrator.catalog.encoders import ENCODERS
+from orchestrator.catalog.frames import FRAMES, PLACES
 from orchestrator.catalog.freezing import FREEZING, parts_of
 from orchestrator.catalog.gates import GATES
 from orchestrator.catalog.losses import BY_FIELD
 from orchestrator.catalog.metrics import BY_SUITE
 from orchestrator.catalog.optimizers import OPTIMIZERS
+from orchestrator.catalog.overflows import OVERFLOWS
 from orchestrator.catalog.pins import package_of
 from orchestrator.catalog.routers import ROUTERS, kind_of
 from orchestrator.catalog.schedules import SCHEDULES
@@ -75,6 +77,8 @@ def of_model(model: Model) -> Iterator[str]:
     yield from (f"{name} {getattr(moe, name)}" for name in CHOICES if name != "expert")
     yield f"{SELECTIONS.word} {moe.selection}"
     yield f"{GATES.word} {moe.gate}"
+    yield f"{OVERFLOWS.word} {moe.overflow}"
+    yield from (f"{FRAMES.word} {getattr(moe, place)}" for place in PLACES)
     yield from (name for name in DEFAULTS if name not in CHOICES and getattr(moe, name) != DEFAULTS[name])
 
 

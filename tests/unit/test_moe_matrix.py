@@ -20,10 +20,52 @@ from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import BalanceSpec
 from orchestrator.spec.identity import plain
 from orchestrator.spec.model import ModelSpec, MoESpec
-from orchestrator.spec.resolve import is_causal, resolve_moe
+from orchestrator.spec.resolve import block_spec, is_causal, resolve_moe
 from orchestrator.spec.validity import model_problems, moe_problems
 
 VOCAB, BATCH, LENGTH = 64, 3, 24
+# What may be combined with plain routers, a few parts at a time.
+PARTS: list[dict[str, Any]] = [
+    {"preset": "aux_free", "select_by": "logits", "hash_layers": 1},
+    {"preset": "aux_free", "n_group": 4, "topk_group": 2, "group_score": "top2_sum", "group_mask": "zero"},
+    {"preset": "smoe", "logit_std": 1.5, "temperature": 2.0, "z_after_temperature": True, "weight_norm": 2.0},
+    {"preset": "olmoe", "weights_on": "input", "expert_scale": True, "router_jitter": 0.1, "input_jitter": 0.1},
+    {"preset": "smoe", "overflow": "capacity", "overflow_parameters": {"factor": 1.5}, "renormalise_kept": True},
+    {
+        "preset": "smoe",
+        "overflow": "capacity",
+        "overflow_parameters": {"tokens": 5, "group": "batch", "order": "score", "eval_fraction": 0.2},
+    },
+    {"preset": "smoe", "selection": "sampled_others", "gate": "noisy"},
+    {"preset": "olmoe", "selection": "random_others", "gate": "mlp", "gate_parameters": {"hidden": 12}},
+    {"preset": "smoe", "gate": "cosine", "gate_parameters": {"rank": 4}, "score": "sigmoid"},
+    {"preset": "smoe", "gate": "product_keys", "num_experts": 16, "expert": "silu_mlp", "expert_width": 1},
+    {"preset": "smoe", "gate": "product_keys_mixed", "num_experts": 16},
+    {
+        "preset": "smoe",
+        "gate": "normed",
+        "shared_experts": 2,
+        "shared_width": 24,
+        "shared_input": "rms_norm",
+        "shared_output": "unit_rms_norm",
+        "routed_input": "rms_norm",
+        "routed_output": "rms_norm",
+        "block_output": "bias",
+    },
+    {
+        "preset": "deepseek_moe",
+        "latent_size": 8,
+        "latent_input": "rms_norm",
+        "expert_output": "scaled_rms_norm",
+        "block_output": "rms_norm",
+    },
+    {"preset": "smoe", "expert": "relu2_mlp", "expert_output": "bias", "weights_on": "input"},
+    {"preset": "moepp", "balance_bias": True, "logit_std": 1.0, "gating_layers": 2},
+    {"preset": "xmoe", "parameters": {"rank": 6}, "overflow": "capacity", "z_after_temperature": True},
+    {"preset": "zaya", "parameters": {"router_size": 12}, "latent_size": 8},
+    {"preset": "sparsemixer", "parameters": {"jitter": 0.5}},
+    {"preset": "inkling", "shared_width": 8, "temperature": 2.0},
+]
 SIZES: dict[str, Any] = {"num_experts": 8, "top_k": 2, "expert_width": 16}
 BALANCE = BalanceSpec(bias_rate=0.01, entropy_coef=0.01, null_coef=0.01, mutual_information_coef=0.01)
 
@@ -62,8 +104,9 @@ def combinations() -> list[MoESpec]:
         {"preset": "smoe", "expert": "gelu_mlp_bias", "shared_experts": 1},
         {"preset": "smoe", "collaboration_top": 4},
         {"preset": "smoe", "top_k": 1, "renormalise": False},
+        *PARTS,
     ]
-    return found + [MoESpec(**{**SIZES, **fields}) for fields in extra]
+    return found + [block_spec({**SIZES, **fields}) for fields in extra]
 
 
 COMBINATIONS = combinations()
@@ -190,6 +233,28 @@ def test_the_matrix_is_not_empty_and_every_preset_is_in_it() -> None:
         ({"routed_scaling": 0.0}, "routed_scaling 0.0 must be positive"),
         ({"threshold_decay": 2.0}, "below 1"),
         ({"router_init_std": -1.0}, "must not be negative"),
+        ({"choice": "expert", "preset": "expert_choice", "overflow": "capacity"}, "choice 'token' only"),
+        ({"preset": "sparsemixer", "selection": "sampled_others"}, "selects and weighs in one"),
+        ({"preset": "sparsemixer", "renormalise": True}, "a softmax of its own"),
+        ({"preset": "inkling", "combine": "average"}, "weighs shared experts too"),
+        ({"preset": "inkling", "shared_experts": 0}, "needs shared_experts"),
+        ({"preset": "tc_moe", "weight_norm": 2.0}, "a router of its own"),
+        ({"preset": "olmoe", "weight_norm": 2.0}, "needs renormalise"),
+        ({"group_mask": "zero"}, "needs n_group > 1"),
+        ({"preset": "tc_moe", "logit_std": 1.0}, "not of the logits alone"),
+        ({"preset": "aux_free", "selection": "sampled_others"}, "no probabilities"),
+        ({"preset": "moepp", "overflow": "capacity"}, "equal cost"),
+        ({"preset": "word", "overflow": "capacity"}, "split the spans"),
+        ({"renormalise_kept": True}, "needs an overflow"),
+        ({"preset": "c2r", "hash_layers": 1}, "are not limited"),
+        ({"preset": "word", "hash_layers": 1}, "single tokens"),
+        ({"shared_width": 8}, "needs shared_experts"),
+        ({"shared_output": "bias"}, "needs shared_experts"),
+        ({"latent_input": "rms_norm"}, "needs latent_size"),
+        ({"preset": "moepp", "weights_on": "input"}, "have no input"),
+        ({"preset": "tc_moe", "latent_size": 8}, "would not be in it"),
+        ({"gate": "product_keys"}, "square number of experts"),
+        ({"preset": "dense", "block_output": "bias"}, "has no router"),
     ],
 )
 def test_an_invalid_combination_is_refused_with_its_reason(fields: dict[str, Any], reason: str) -> None:

@@ -13,7 +13,8 @@ from orchestrator.catalog.backbones import BACKBONES
 from orchestrator.catalog.routers import ROUTERS
 from orchestrator.plan.cost import parameters
 from orchestrator.spec.model import CHOICES, ModelSpec, MoESpec
-from orchestrator.spec.resolve import resolve_model
+from orchestrator.spec.resolve import block_spec, resolve_model
+from tests.unit.test_moe_matrix import PARTS
 
 VOCAB = 64
 SHAPE: dict[str, Any] = {"hidden_size": 24, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2}
@@ -60,6 +61,11 @@ def test_of_every_expert_form(preset: str, expert: str, tied: bool) -> None:
 )
 def test_of_what_moepp_may_leave_out(fields: dict[str, Any]) -> None:
     same(ModelSpec(moe=MoESpec(preset="moepp", **BLOCK, **fields), **SHAPE))
+
+
+@pytest.mark.parametrize("fields", PARTS, ids=str)
+def test_of_every_part(fields: dict[str, Any]) -> None:
+    same(ModelSpec(moe=block_spec({**BLOCK, "num_experts": 8, **fields}), **SHAPE))
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from orchestrator.catalog.backends import BackendKind as BackendKind
     from orchestrator.catalog.engines import EngineKind as EngineKind
     from orchestrator.catalog.experts import ExpertKind as ExpertKind
+    from orchestrator.catalog.frames import FrameKind as FrameKind
     from orchestrator.catalog.freezing import FreezeRule as FreezeRule
     from orchestrator.catalog.gates import GateKind as GateKind
     from orchestrator.catalog.judges import JudgeKind as JudgeKind
     from orchestrator.catalog.losses import LossKind as LossKind
     from orchestrator.catalog.metrics import MetricKind as MetricKind
     from orchestrator.catalog.optimizers import OptimizerKind as OptimizerKind
+    from orchestrator.catalog.overflows import OverflowKind as OverflowKind
     from orchestrator.catalog.routers import RouterKind as RouterKind
     from orchestrator.catalog.schedules import ScheduleKind as ScheduleKind
     from orchestrator.catalog.scores import ScoreKind as ScoreKind
@@ -60,6 +62,7 @@ KINDS = {
     "ChatTemplate": "orchestrator.catalog.templates",
     "EngineKind": "orchestrator.catalog.engines",
     "ExpertKind": "orchestrator.catalog.experts",
+    "FrameKind": "orchestrator.catalog.frames",
     "FreezeRule": "orchestrator.catalog.freezing",
     "GateKind": "orchestrator.catalog.gates",
     "GridFolder": "orchestrator.resources",
@@ -67,6 +70,7 @@ KINDS = {
     "LossKind": "orchestrator.catalog.losses",
     "MetricKind": "orchestrator.catalog.metrics",
     "OptimizerKind": "orchestrator.catalog.optimizers",
+    "OverflowKind": "orchestrator.catalog.overflows",
     "RouterKind": "orchestrator.catalog.routers",
     "ScheduleKind": "orchestrator.catalog.schedules",
     "ScoreKind": "orchestrator.catalog.scores",

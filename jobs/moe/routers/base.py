@@ -14,20 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jobs.moe.overflow import Asked
 from jobs.moe.routing import Routing
-from jobs.moe.selection import count, limit_collaboration, limit_groups, random_ids
+from jobs.moe.selection import count, limit_collaboration, limit_groups, random_ids, top_k
 from jobs.moe.spans import SpanState, pool_spans
 from jobs.moe.switches import Switches
+from jobs.moe.weighing import chosen_scores, jittered, renormalised, standardised
 from orchestrator.catalog.gates import GATES, LINEAR
+from orchestrator.catalog.overflows import NONE, OVERFLOWS
 from orchestrator.catalog.parameters import code_of
 from orchestrator.catalog.scores import SCORES
 from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import Moe
-from orchestrator.spec.resolve import settings
+from orchestrator.spec.resolve import parts_causal, settings
 
-# The least that a sum of weights is divided by: a token without experts has weights of 0, not NaN.
-TINY = torch.finfo(torch.float32).tiny
+# Of the experts that token ids are dealt, where they are looked up by them.
+HASH_SEED = 0
 
 
 Extras = dict[str, Any]  # fields of a `Routing` record
@@ -45,6 +48,7 @@ class Context:
     keys: Tensor | None = None  # [T] int64, stands for (position, token): seeds of random routing
     span_states: dict[int, SpanState] | None = None  # of the KV cache, by layer
     layer: int = 0
+    tokens: Tensor | None = None  # [T] token ids, where experts are looked up by them
 
 
 class Part(nn.Module):
@@ -67,6 +71,7 @@ class Router(nn.Module):
     role = "router"
     bias: Tensor
     allowed: Tensor | None
+    table: Tensor | None
     physical: Tensor | None
 
     def __init__(self, moe: Moe, hidden_size: int) -> None:
@@ -80,16 +85,21 @@ class Router(nn.Module):
         self.score_function = code_of(SCORES, moe.score, moe.score_parameters)
         self.distribution = SCORES.get(moe.score).distribution
         self.select = code_of(SELECTIONS, moe.selection, moe.selection_parameters)
-        self.fixed = SELECTIONS.get(moe.selection).fixed
+        self.fixed, self.sampled = SELECTIONS.get(moe.selection).fixed, SELECTIONS.get(moe.selection).sampled
+        self.looks_back = parts_causal(moe)
+        self.drop = None if moe.overflow == NONE else code_of(OVERFLOWS, moe.overflow, moe.overflow_parameters)
         self.switches = Switches()
         self.build()
+        if moe.expert_scale:
+            self.expert_scale = nn.Parameter(torch.ones(self.num_ids))
         if moe.balance_bias:
-            self.register_buffer("bias", torch.zeros(self.num_ids))
+            self.register_buffer("bias", self.first_bias_values())
         # Until a profiling stage sets C2R's lists, every expert may work with every other. An intervention's are not
         # saved with the model.
         limited = bool(moe.collaboration_top)
         everything = torch.ones(self.num_ids, self.num_ids, dtype=torch.bool) if limited else None
         self.register_buffer("allowed", everything, persistent=limited)
+        self.register_buffer("table", None)
         physical = self.physical_ids()
         self.register_buffer("physical", physical, persistent=False)
 
@@ -102,6 +112,15 @@ class Router(nn.Module):
     def physical_ids(self) -> Tensor | None:
         """Return the map [N] from ids to physical experts (-1 = none), None when it is the identity."""
         return None
+
+    def first_bias_values(self) -> Tensor:
+        """Return where the balancing bias [N] begins."""
+        return torch.zeros(self.num_ids)
+
+    @property
+    def carried_size(self) -> int:
+        """How many numbers a token carries to the next layer's router."""
+        return self.num_ids
 
     def build(self) -> None:
         """Create the parameters: `weight`, or a gate of another package."""
@@ -125,9 +144,17 @@ class Router(nn.Module):
         logits: Tensor = self.gate(x_TD)
         return logits
 
+    def gated(self, x_TD: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """Return the logits [T,N] of fp32 hidden states, and what the next layer's router is given [T,...].
+
+        That are the logits themselves where it is None.
+        """
+        return self.logits(x_TD, context), None
+
     def tempered(self, logits_TN: Tensor) -> Tensor:
         """Return what the softmax or sigmoid is taken of [T,N]; a constant temperature divides the logits."""
-        return logits_TN if self.fixed_temperature == 1.0 else logits_TN / self.fixed_temperature
+        tempered = logits_TN if self.fixed_temperature == 1.0 else logits_TN / self.fixed_temperature
+        return standardised(tempered, self.moe.logit_std) if self.moe.logit_std else tempered
 
     def score(self, logits_TN: Tensor) -> Tensor:
         """Return the scores s [T,N]."""
@@ -138,7 +165,7 @@ class Router(nn.Module):
     def weigh(self, scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None) -> Tensor:
         """Return the combine weights [T,K] of the chosen ids; slots in `empty_TK` stay empty and weigh 0."""
         weights = chosen_scores(scores_TN, indices_TK, empty_TK)
-        return renormalised(weights) if self.moe.renormalise else weights
+        return renormalised(weights, self.moe.weight_norm) if self.moe.renormalise else weights
 
     def extras(self) -> Extras:
         """Return further fields of the `Routing` record."""
@@ -175,7 +202,7 @@ class Router(nn.Module):
     @property
     def causal(self) -> bool:
         """True when no later token can change an earlier token's routing in the current mode (train or eval)."""
-        return self.moe.unit == "token" or self.moe.pool != "full_mean"
+        return self.looks_back and (self.moe.unit == "token" or self.moe.pool != "full_mean")
 
     @property
     def choices(self) -> int:
@@ -186,22 +213,38 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits, carried = self.prepare(x_TD.float(), context)
+            logits, carried = self.prepare(self.jittered(x_TD.float()), context)
             scores = self.score(logits)
-            indices, empty = self.choose(logits, scores)
+            indices, empty = self.choose(logits, scores) if self.table is None else self._look_up(scores, context)
+            asked = None
+            if self.drop is not None:
+                asked = self._asked(scores, indices, empty, context)
+                full = ~self.drop(asked)
+                if self.moe.renormalise_kept:
+                    empty = full
             weights = self.weigh(scores, indices, empty)
+            if asked is not None:
+                empty, weights = full, weights.masked_fill(full, 0.0)
+            if self.moe.expert_scale:
+                weights = weights * self.expert_scale.float()[indices]
             if empty is not None:
                 indices = indices.masked_fill(empty, -1)
             if self.scaling != 1.0:
                 weights = weights * self.scaling
-        return self.record(context, logits, scores, indices, weights, carried, full=empty is None)
+        routing = self.record(context, logits, scores, indices, weights, carried, full=empty is None)
+        routing.asked = None if asked is None else asked.indices
+        return routing
+
+    def jittered(self, x_TD: Tensor) -> Tensor:
+        """Return what the router sees of fp32 hidden states: with noise in training, where there is some."""
+        return jittered(x_TD, self.moe.router_jitter) if self.training else x_TD
 
     def prepare(self, x_TD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Return the logits after span pooling and interventions, and those before interventions."""
-        logits = self.logits(x_TD, context)
+        """Return the logits after span pooling and interventions, and what the next layer's router is given."""
+        logits, carried = self.gated(x_TD, context)
         if self.moe.unit != "token":
             logits = self._pool(logits, context)
-        carried = logits
+        carried = logits if carried is None else carried
         if self.switches.temperature != 1.0:
             logits = logits / self.switches.temperature
         if self.switches.removed:
@@ -222,23 +265,63 @@ class Router(nn.Module):
         moe, values = self.moe, scores_TN.detach()
         grouped = moe.n_group > 1
         if moe.balance_bias:
-            values = values + self.bias
+            values = (values if moe.select_by == "scores" else logits_TN.detach()) + self.bias
         elif self.switches.temperature != 1.0 and not (grouped and moe.group_score == "top2_sum"):
             # The scores grow with it, and at a low temperature many of them round to the same 0 or 1.
             values = self.tempered(logits_TN.detach())
         if self.switches.removed:
             values = values.masked_fill(self.removed_ids(), float("-inf"))
         if grouped:
-            values = limit_groups(values, moe.n_group, moe.topk_group, moe.group_score)
+            excluded = float("-inf") if moe.group_mask == "exclude" else 0.0
+            values = limit_groups(values, moe.n_group, moe.topk_group, moe.group_score, excluded)
+            if self.switches.removed and not excluded:
+                values = values.masked_fill(self.removed_ids(), float("-inf"))
         if self.allowed is not None:
             values = limit_collaboration(values, self.allowed)
         drop = self.switches.drop
-        chosen: Tensor = self.select(values, moe.top_k + drop)[:, drop:]
-        if self.fixed and not drop and not self.switches.removed:
+        drawn = self.training and self.sampled
+        select = self.select if drawn or not self.sampled else top_k
+        chosen: Tensor = select(values, moe.top_k + drop)[:, drop:]
+        if (self.fixed or (self.sampled and not drawn)) and not drop and not self.switches.removed:
             return chosen, None
         # Fewer than k may be left: what is removed or forbidden never fills a slot.
         ids = chosen.clamp_min(0)
         return ids, (chosen < 0) | (values.gather(1, ids) == float("-inf"))
+
+    def look_up(self, vocab_size: int) -> None:
+        """Take experts from a `table` [V,k] by token id from now on: distinct ones, drawn once for each id."""
+        keys = torch.arange(vocab_size)
+        slots = torch.zeros(vocab_size, self.moe.top_k, dtype=torch.long)
+        self.table = random_ids(slots, self.num_ids, keys, HASH_SEED, 0)
+        if self.moe.balance_bias:
+            del self.bias  # nothing is selected by scores
+
+    def _look_up(self, scores_TN: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """Return the experts of each token's id [T,k], best first, and which of them are not to be had."""
+        assert self.table is not None
+        if context.tokens is None:
+            raise MoegridError(
+                "this layer looks its experts up by token id",
+                cause="the block was called without `tokens`",
+                hint="pass tokens [B,S]",
+            )
+        ids = self.table[context.tokens]
+        values = scores_TN.detach().gather(1, ids)
+        if self.switches.removed:
+            values = values.masked_fill(self.removed_ids()[ids], float("-inf"))
+        order = top_k(values, ids.shape[1])
+        ids, values, drop = ids.gather(1, order), values.gather(1, order), self.switches.drop
+        if not drop and not self.switches.removed:
+            return ids, None
+        # There is no further choice: slots of what is dropped or removed stay empty.
+        values[:, :drop] = float("-inf")
+        return ids, values == float("-inf")
+
+    def _asked(self, scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None, context: Context) -> Asked:
+        indices = indices_TK if empty_TK is None else indices_TK.masked_fill(empty_TK, -1)
+        if context.padded:
+            indices = torch.where(context.mask.unsqueeze(-1), indices, -1)
+        return Asked(indices, scores_TN.detach(), context.mask, context.batch, self.training)
 
     def record(
         self,
@@ -276,6 +359,7 @@ class Router(nn.Module):
             softmax=self.distribution,
             physical=self.physical,
             carried=carried,
+            tempered=self.tempered(logits) if self.moe.z_after_temperature else None,
             **self.extras(),
         )
 
@@ -300,14 +384,3 @@ class Router(nn.Module):
         if states is not None:
             states[context.layer] = state
         return pooled.reshape(logits_TN.shape)
-
-
-def chosen_scores(scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None) -> Tensor:
-    """Return the scores of the chosen ids [T,K], 0 in empty slots."""
-    chosen = scores_TN.gather(1, indices_TK)
-    return chosen if empty_TK is None else chosen.masked_fill(empty_TK, 0.0)
-
-
-def renormalised(weights_TK: Tensor) -> Tensor:
-    """Return the weights divided by their sum over a token's slots."""
-    return weights_TK / weights_TK.sum(-1, keepdim=True).clamp_min(TINY)

@@ -36,7 +36,7 @@ class ExpertChoice(Router):
 
     def forward(self, x_TD: Tensor, context: Context) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits, carried = self.prepare(x_TD.float(), context)
+            logits, carried = self.prepare(self.jittered(x_TD.float()), context)
             scores = self.score(logits)
             chosen, cutoffs = self._chosen(scores.detach(), context)
             if self.switches.removed:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jobs.moe.routers.base import Context, Extras, Part, Router, chosen_scores, renormalised
+from jobs.moe.routers.base import Context, Extras, Part, Router
+from jobs.moe.weighing import chosen_scores, renormalised
 
 
 class MoEPlusPlus(Router):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jobs.moe.routers.base import TINY, Extras, Router, chosen_scores
+from jobs.moe.routers.base import Extras, Router
+from jobs.moe.weighing import TINY, chosen_scores
 
 
 class TCMoE(Router):

@@ -18,7 +18,7 @@ class XMoE(Router):
     """
 
     def build(self) -> None:
-        rank = max(1, self.num_ids // 2)
+        rank = self.settings.rank or max(1, self.num_ids // 2)
         self.projection = nn.Parameter(torch.empty(rank, self.hidden_size))
         self.embeddings = nn.Parameter(torch.empty(self.num_ids, rank))
         if self.moe.variant == "paper":
