@@ -61,6 +61,8 @@ ROUTING = (
     "router_margin",
 )
 OF_TOKENS = ("routing_distance", "null_share")
+BLIND = "blind_acc"
+OF_PICTURES = ("acc", BLIND, "sight", "answer_bpb")
 DISTURBED = ("drop_top1", "drop_top12", "temperature_1", "temperature_0.1", "temperature_10")
 SIMILARITY = ("expert_weight_similarity", "expert_output_similarity")
 _ROBUST = ("adversarial", "ood")
@@ -74,9 +76,11 @@ def _ours(*names: str, better: int = 0, suites: tuple[str, ...] = (), leaks: boo
 _OURS = (
     *_ours(*LANGUAGE_MODEL, better=-1, suites=("lm",), leaks=True),
     *_ours("exact_match", better=1),
-    *_ours("acc", better=1, suites=("reasoning", *_ROBUST)),
+    *_ours("acc", better=1, suites=("reasoning", "seeing", *_ROBUST)),
+    MetricKind(BLIND, suites=("seeing",), description="accuracy of the same questions about other questions' pictures"),
+    MetricKind("sight", better=1, suites=("seeing",), description="accuracy above the blind baseline"),
     *_ours("acc_norm", "reasoning_avg", better=1, suites=("reasoning",)),
-    *_ours("answer_bpb", better=-1, suites=("reasoning", "hallucination", *_ROBUST)),
+    *_ours("answer_bpb", better=-1, suites=("reasoning", "seeing", "hallucination", *_ROBUST)),
     *_ours(*EFFICIENCY, better=1, suites=("efficiency",)),
     *_ours(*ROUTING, *OF_TOKENS, *SIMILARITY, *DISTURBED, suites=("probe",)),
     *_ours("clean_acc", better=1, suites=_ROBUST),

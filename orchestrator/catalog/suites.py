@@ -10,7 +10,7 @@ from orchestrator.catalog.benchmarks import BENCHMARKS, SAFETY, SAFETY_SETS
 from orchestrator.catalog.metrics import EFFICIENCY, LANGUAGE_MODEL
 from orchestrator.registry import Registry
 
-READS = ("text", "tasks", "benchmarks")
+READS = ("text", "tasks", "benchmarks", "pictures")
 # Fields of the work that a suite reads, beyond the state, texts and items; each enters the keys of those that do.
 SETTINGS = ("seed", "shots", "limit", "routing_seeds", "metrics")
 
@@ -47,10 +47,10 @@ class SuiteKind:
     state of models with experts alone, `routed` every state of them: a dense model routes nothing. `parameters` is a
     frozen dataclass of scalars that a grid sets in `evaluate.suite_parameters`, None for none.
 
-    Of ours: "benchmarks" are read from files or hubs of their own; `judged` says how responses are generated and
-    judged; `contrasted` ones are changed by `dola`; `columns_by` is the dotted path of (evaluate) -> columns where
-    these follow from its tasks; `arrays`: it leaves the arrays of routing that a report draws; `removes`: it takes
-    experts away; `generates`: it takes tasks whose answers are generated as well.
+    Of ours: "pictures" are `evaluate.pictures`; "benchmarks" are read from files or hubs of their own; `judged` says
+    how responses are generated and judged; `contrasted` ones are changed by `dola`; `columns_by` is the dotted path
+    of (evaluate) -> columns where these follow from its tasks; `arrays`: it leaves the arrays of routing that a
+    report draws; `removes`: it takes experts away; `generates`: it takes tasks whose answers are generated as well.
     """
 
     name: str
@@ -126,6 +126,13 @@ _OURS = (
         routed=True,
         arrays=True,
     ),
+    SuiteKind(
+        "seeing",
+        "jobs.evaluate.suites.seeing:run",
+        ("pictures",),
+        (),
+        columns_by="orchestrator.grid.columns:of_pictures",
+    ),
     SuiteKind("safety", reads=_JUDGED, judged=Judging(SAFETY, sets=tuple(SAFETY_SETS)), contrasted=True),
     SuiteKind("over_refusal", reads=_JUDGED, judged=_REFUSALS, contrasted=True),
     SuiteKind("hallucination", _BENCHMARKS, ("benchmarks",), ranked=True, contrasted=True),
@@ -142,7 +149,7 @@ def kinds(names: Iterable[str]) -> tuple[SuiteKind, ...]:
 
 
 def read(names: Iterable[str], what: str) -> bool:
-    """Return whether one of the suites reads `what` ("text", "tasks", "benchmarks")."""
+    """Return whether one of the suites reads `what` ("text", "tasks", "benchmarks", "pictures")."""
     return any(what in kind.reads for kind in kinds(names))
 
 

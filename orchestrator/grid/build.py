@@ -70,6 +70,8 @@ class Builder:
             return self._named(cells.TaskSpec, value, path)
         if path[1:] == ("data", "corpora"):
             return self._named(cells.CorpusSpec, value, path)
+        if path == ("evaluate", "pictures"):
+            return self._named(cells.PicturesSpec, value, path)
         if path == ("evaluate", "judges"):
             return self._named(cells.JudgeSpec, value, path)
         if field.registry is not None:

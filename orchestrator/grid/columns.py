@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS
 from orchestrator.catalog.judges import JUDGES
-from orchestrator.catalog.metrics import DISTURBED, OF_TOKENS, ROUTING, SIMILARITY
+from orchestrator.catalog.metrics import DISTURBED, OF_PICTURES, OF_TOKENS, ROUTING, SIMILARITY
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.suites import SUITES, Judging
 from orchestrator.catalog.tasks import TASKS, is_generative, task_kind
@@ -105,6 +105,12 @@ def of_probe(evaluate: EvaluateSpec) -> Iterator[str]:
     names = [task.name for task in evaluate.tasks if not is_generative(task.name)]
     yield from (*routing, "null_share", *SIMILARITY, *(DISTURBED if names else ()))
     yield from (f"{task}/{name}" for task in names for name in (*routing, *DISTURBED, *OF_TOKENS))
+
+
+def of_pictures(evaluate: EvaluateSpec) -> Iterator[str]:
+    """Yield the columns of the suite `seeing`."""
+    for one in evaluate.pictures:
+        yield from (f"{one.name}/{task}/{column}" for task in one.tasks for column in OF_PICTURES)
 
 
 def of_reasoning(evaluate: EvaluateSpec) -> Iterator[str]:

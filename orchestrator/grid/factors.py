@@ -36,6 +36,7 @@ _NOT_FACTORS = {
     "evaluate.at": "it is the grid's own `at`",
     "evaluate.suites": "it is the grid's own `evaluate`",
     "evaluate.tasks": "cells of one grid are measured alike",
+    "evaluate.pictures": "cells of one grid are asked alike",
     "evaluate.judges": "cells of one grid are judged alike",
     "evaluate.metrics": "cells of one grid are measured alike",
     "evaluate.suite_parameters": "cells of one grid are measured alike",

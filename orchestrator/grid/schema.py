@@ -164,12 +164,14 @@ def _undescribed(field: Field) -> Schema:
     if field.name == "resources":
         kind = _object(cells.Resources)
         return {"type": "object", "properties": dict.fromkeys(STAGE_RESOURCES, kind), "additionalProperties": False}
-    if field.name == "tasks":
+    if field.name == "tasks" and field.owner is cells.EvaluateSpec:
         task = _object(cells.TaskSpec)
         by_name = {name: {"anyOf": [task, {"const": False}, {"type": "null"}]} for name in TASKS.names()}
         return _named(by_name, TASKS.names(), task)
     if field.name == "corpora":
         return {"type": "object", "additionalProperties": _object(cells.CorpusSpec)}
+    if field.name == "pictures":
+        return {"type": "object", "additionalProperties": _object(cells.PicturesSpec)}
     if field.name == "judges":
         judge = _object(cells.JudgeSpec)
         by_name = {name: {"anyOf": [judge, {"const": False}, {"type": "null"}]} for name in JUDGES.names()}

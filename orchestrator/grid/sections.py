@@ -36,6 +36,7 @@ from orchestrator.spec.cell import (
     EvaluateSpec,
     JudgeSpec,
     MixSpec,
+    PicturesSpec,
     StopSpec,
     TaskSpec,
     TokenizerSpec,
@@ -50,7 +51,7 @@ from orchestrator.spec.resolve import resolve_model
 from orchestrator.spec.rules import PHASES
 from orchestrator.spec.units import Length
 
-_Sourced = TypeVar("_Sourced", BenchmarkSpec, CorpusSpec, JudgeSpec, MixSpec, TaskSpec)
+_Sourced = TypeVar("_Sourced", BenchmarkSpec, CorpusSpec, JudgeSpec, MixSpec, PicturesSpec, TaskSpec)
 
 SECTIONS = tuple(fields_of(Cell))
 SCIENCE = tuple(name for name in SECTIONS if name != "execution")
@@ -240,6 +241,10 @@ class Sections:
                     own = task.source or pinned.source
                     place: Path = path if task.source else (name, "source")
                     findings += [(place, *both) for both in self._items(own, task, task.digest or pinned.digest)]
+            changed["pictures"] = tuple(
+                self._pinned_as("items", one, (name, "pictures", one.name, "source"), findings)
+                for one in value.pictures
+            )
             judges = []
             for judge in value.judges:
                 judge, wrong_parameters = typed_parameters(judge)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from orchestrator.catalog.pictures import VISION_TASKS
+from orchestrator.catalog.pins import package_of
 from orchestrator.catalog.routers import kind_of
-from orchestrator.catalog.suites import kinds
+from orchestrator.catalog.suites import kinds, read
+from orchestrator.errors import did_you_mean
 from orchestrator.grid.phase_rules import Finding
 from orchestrator.spec.cell import Cell
 from orchestrator.spec.rules import SEEING, UPCYCLED
@@ -14,6 +17,8 @@ from orchestrator.spec.rules import SEEING, UPCYCLED
 def seeing_findings(cell: Cell) -> Iterator[Finding]:
     """Yield what does not go together in a cell with a vision side, or with a phase that needs one."""
     phases = [name for name in cell.phases if name in SEEING]
+    if read(cell.evaluate.suites, "pictures"):
+        yield from _of_questions(cell)
     for name, train in cell.phases.items():
         if (train.data.format == "vision") != (name in SEEING):
             wanted = "data with pictures (format: vision)" if name in SEEING else "text, instructions or conversations"
@@ -41,6 +46,22 @@ def seeing_findings(cell: Cell) -> Iterator[Finding]:
         elif "text" in kind.reads and next(iter(cell.phases)) in SEEING:
             message = f"the suite {kind.name} reads held-out text, and the cell trains on none"
             yield ("evaluate", "suites"), message, "leave it out"
+
+
+def _of_questions(cell: Cell) -> Iterator[Finding]:
+    """Yield what of the sets of questions about pictures cannot be asked."""
+    path = ("evaluate", "pictures")
+    if cell.model.vision is None:
+        yield ("evaluate", "suites"), "questions about pictures are for models that see", "set model.vision"
+    if not cell.evaluate.pictures:
+        yield path, "there are no questions about pictures to ask", "name sets, each with source and tasks"
+    for one in cell.evaluate.pictures:
+        if not one.source or not one.tasks:
+            yield (*path, one.name), f"set {one.name!r} has no {'tasks' if one.source else 'source'}", "name them"
+        for task in one.tasks if package_of(one.source) else ():
+            if task not in VISION_TASKS:
+                message = f"task {task!r} is no question about pictures"
+                yield (*path, one.name, "tasks"), message, did_you_mean(task, VISION_TASKS, "tasks")
 
 
 def _of_phases(cell: Cell, phases: list[str], tokens: int) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.frames import FRAMES, LATENT, PLACES
 from orchestrator.catalog.routers import kind_of
+from orchestrator.catalog.suites import SUITES
 from orchestrator.catalog.tasks import task_kind
 from orchestrator.plan.sight import active_connector, active_encoder, of_sight
 from orchestrator.plan.stage import Stage
@@ -208,6 +209,8 @@ def flops(stage: Stage, vocab_size: int) -> float:
 
 def _pictures(work: TrainWork | EvaluateWork | GenerateWork, stage: Stage) -> int:
     """Return the pictures that a stage shows the model."""
+    if isinstance(work, EvaluateWork) and "pictures" in SUITES.get(work.suite).reads:
+        return sum(items_of(task, work) for task in work.tasks)
     if not isinstance(work, TrainWork) or work.conditions.train.data.format != "vision":
         return 0
     return stage.steps * work.conditions.train.micro_batch * work.conditions.train.accumulation

@@ -326,7 +326,7 @@ def _forms(cell: Cell, train: TrainSpec, base: _Base) -> dict[int, tuple[tuple[s
             if (kind.final or kind.routed) and not kind_of(cell.model.moe).routes:
                 continue
             if suite not in forms:
-                if "benchmarks" not in kind.reads:
+                if not {"benchmarks", "pictures"}.intersection(kind.reads):
                     forms[suite] = [(Form(evaluation(cell, suite, "", base.tokenizer, base.items, tokens)), suite)]
                 else:
                     forms[suite] = [

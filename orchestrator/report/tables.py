@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.catalog.benchmarks import BENCHMARK_OF
+from orchestrator.catalog.metrics import BLIND
 from orchestrator.report import outside
 from orchestrator.report.collect import Results
 from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, best, between, direction, says_nothing, to_baseline
@@ -81,7 +82,9 @@ def headline_metrics(results: Results) -> tuple[str, ...]:
     for metric in results.metrics:
         task, _, name = metric.rpartition("/")
         # A benchmark's tasks have columns for all of them together.
-        if not task or (task not in BENCHMARK_OF and results.task_metrics.get(task, "acc") == name):
+        # A baseline stands beside what it is of.
+        shown = name in (results.task_metrics.get(task, "acc"), BLIND)
+        if not task or (task not in BENCHMARK_OF and shown):
             kept.append(metric)
     return tuple(kept)
 

@@ -91,6 +91,24 @@ class BenchmarkSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PicturesSpec:
+    """One set of questions about pictures, by the name that its columns begin with."""
+
+    name: str
+    """What its columns begin with."""
+    source: str = ""
+    """Where its items come from: `npm://NAME@VERSION/items`, `deb://NAME=VERSION/items`, `file://FOLDER`, `hub://`."""
+    tasks: tuple[str, ...] = ()
+    """Which of its tasks are asked."""
+    limit: Annotated[int, NATURAL] = 0
+    """Questions of a task, spread over the whole set; 0 = all."""
+    revision: str = ""
+    """Commit of a hub source."""
+    digest: str = ""
+    """Content digest, filled in when the grid is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationSpec:
     """How texts are generated."""
 
@@ -176,6 +194,8 @@ class EvaluateSpec:
     """Clean twin of ANLI."""
     sst2_styles: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
     """SST-2 in other styles."""
+    pictures: tuple[PicturesSpec, ...] = field(default=(), metadata=NEUTRAL)
+    """Sets of questions about pictures, by name: those of the suite `seeing`."""
     generation: GenerationSpec = field(default_factory=GenerationSpec, metadata=NEUTRAL)
     """How responses are generated."""
     judges: tuple[JudgeSpec, ...] = field(default=(JudgeSpec("refusal_rate"),), metadata=NEUTRAL)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS, SAFETY, SAFETY_SETS
 from orchestrator.catalog.judges import JUDGES, JudgeKind
 from orchestrator.catalog.pins import WHEELS
-from orchestrator.catalog.suites import Judging
+from orchestrator.catalog.suites import SUITES, Judging
 from orchestrator.errors import MoegridError
 from orchestrator.spec.cell import DataSpec, EvaluateSpec, JudgeSpec, TaskSpec
 
@@ -36,7 +36,11 @@ class LeftOut:
 
 
 def uses(evaluate: EvaluateSpec, suite: str) -> Iterator[Use]:
-    """Yield the benchmarks of `suite` that have a source."""
+    """Yield the benchmarks of `suite` that have a source, or the sets of questions that it asks about pictures."""
+    if "pictures" in SUITES.get(suite).reads:
+        for one in evaluate.pictures:
+            data = DataSpec(one.source, format="items", revision=one.revision, digest=one.digest, holdout=0.0)
+            yield Use(one.name, data, tuple(TaskSpec(task, limit=one.limit) for task in one.tasks))
     for name, benchmark in BENCHMARKS.items():
         if benchmark.suite != suite:
             continue

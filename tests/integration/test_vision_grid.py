@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.store import Store
 from tests.picture_samples import picture
 from tests.small_grid import made_up_text, moegrid, weights
 
@@ -95,3 +96,30 @@ def test_what_does_not_go_together_is_said_before_anything_runs(
     assert done.returncode == 2, done.stdout + done.stderr
     assert error in done.stderr
     assert remedy in done.stderr
+
+
+def test_questions_are_answered_beside_a_blind_baseline(grid: Path, tmp_path: Path) -> None:
+    asked = tmp_path / "asked" / "colour"
+    asked.mkdir(parents=True)
+    items = []
+    for number in range(6):
+        name = f"{number}.png"
+        (asked.parent / name).write_bytes((tmp_path / "shown" / name).read_bytes())
+        for question in ("What colour is it?", "Which colour?"):
+            label = int(number % 2 == 0)
+            item = {"id": f"{number} {question}", "images": [name], "prompt": question, "identity": name}
+            items.append({**item, "choices": ["red", "blue"], "label": label})
+    (asked / "test.jsonl").write_text("\n".join(map(json.dumps, items)))
+    text = grid.read_text().replace("[dense, smoe]", "[smoe]").replace("{preset: dense}", "{preset: smoe}")
+    text = text.replace("evaluate: [lm]", "evaluate: [seeing]")
+    grid.write_text(f'{text}  evaluate.pictures: {{shown: {{source: "file://{asked.parent}", tasks: [colour]}}}}\n')
+    moegrid("run", str(grid), "--store", str(tmp_path / "a"))
+    ((_, metrics),) = weights(grid, tmp_path / "a").values()
+    told = {name.removeprefix("shown/colour/"): value for name, value in metrics.items() if name.startswith("shown/")}
+    assert set(told) == {"acc", "blind_acc", "sight", "answer_bpb"}
+    assert told["sight"] == pytest.approx(told["acc"] - told["blind_acc"])
+    store = Store.open(str(tmp_path / "a"))
+    manifests = map(store.artifacts.load, store.artifacts.keys())
+    (made,) = (one for one in manifests if one is not None and one.kind == "evaluate")
+    # Each of six pictures is encoded once: for two questions of its own, and two that are asked blind.
+    assert (made.info["pictures_encoded"], made.info["questions_scored"]) == (6, 24)

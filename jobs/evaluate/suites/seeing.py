@@ -1,0 +1,79 @@
+"""The suite `seeing`: questions about pictures, answered by the likeliest of their choices, and again blind.
+
+Blind, a question is asked about another question's picture: what is right then is what the words give away.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jobs.data.images import BLOB, load_images, pixels
+from jobs.data.tokenizer import Vocabulary
+from jobs.evaluate.picture_scores import Asked, PictureScorer
+from jobs.evaluate.results import Mean, Scored, Table, items_parquet
+from jobs.evaluate.state import load_state
+from orchestrator.errors import MoegridError
+
+if TYPE_CHECKING:
+    from jobs.node.context import StageContext
+    from orchestrator.spec.work import EvaluateWork
+
+BLIND = "blind"
+
+
+def run(context: StageContext, work: EvaluateWork) -> None:
+    """Score every question of one set, with its picture and with another's, and commit `items.parquet`."""
+    if work.model.vision is None:
+        raise MoegridError("a model that reads text alone cannot be asked about pictures", hint="set model.vision")
+    state = load_state(context, work)
+    encoded = load_images(context.fetch(work.items, BLOB))
+    asked = [one for task in work.tasks for one in _questions(context, work, task.name, task.limit)]
+    scorer = PictureScorer(state.model, Vocabulary.load(state.tokenizer_directory), work.max_length)
+    by_picture: dict[str, list[Asked]] = {}
+    for one in asked:
+        by_picture.setdefault(one.picture, []).append(one)
+    rows: list[Scored] = []
+    for done, (name, questions) in enumerate(by_picture.items()):
+        context.check()
+        context.progress(done, len(by_picture))
+        image = pixels(encoded[name], work.model.vision.image_size, f"picture {name}")
+        for one, outcome in zip(questions, scorer.outcomes(image, questions), strict=True):
+            rows.append(Scored(one.task, one.id, one.label, outcome, one.intervention))
+    table = summarise(rows, {one.task: len(one.choices) for one in asked})
+    told = {"pictures_encoded": scorer.encoded, "questions_scored": len(asked)}
+    context.commit(
+        work, blobs={"items.parquet": items_parquet(rows)}, metrics=table.metrics, info={**table.info, **told}
+    )
+
+
+def summarise(rows: Sequence[Scored], choices: Mapping[str, int]) -> Table:
+    """Return each task's accuracy, its accuracy blind, and how much the pictures give."""
+    table = Table()
+    for task, number in choices.items():
+        own = {row.item: row.outcome.acc for row in rows if row.task == task and row.intervention != BLIND}
+        blind = {row.item: row.outcome.acc for row in rows if row.task == task and row.intervention == BLIND}
+        bits = [row.outcome.answer_bpb for row in rows if row.task == task and row.intervention != BLIND]
+        table.add(f"{task}/acc", Mean.of(list(own.values()), f"{task}/acc", 0.0, 1.0), 1 / number)
+        table.add(f"{task}/blind_acc", Mean.of(list(blind.values()), f"{task}/blind_acc", 0.0, 1.0), 1 / number)
+        gain = [own[item] - blind[item] for item in own]
+        table.add(f"{task}/sight", Mean.of(gain, f"{task}/sight", -1.0, 1.0))
+        table.add(f"{task}/answer_bpb", Mean.of(bits, f"{task}/answer_bpb", 0.0))
+    return table
+
+
+def _questions(context: StageContext, work: EvaluateWork, task: str, limit: int) -> Iterator[Asked]:
+    """Yield the questions of a task, each about its picture, then each about that of the one half a set away."""
+    lines = context.fetch(work.items, f"{task}/test.jsonl").read_text().splitlines()
+    items: list[dict[str, Any]] = [json.loads(line) for line in lines if line]
+    if limit:  # spread over the whole set, which is ordered by what it is about
+        items = [items[place * len(items) // limit] for place in range(min(limit, len(items)))]
+    name = f"{work.benchmark}/{task}"
+    for place, item in enumerate(items):
+        other = items[(place + max(1, len(items) // 2)) % len(items)]
+        for intervention, shown in (("base", item), (BLIND, other)):
+            yield Asked(
+                name, str(item["id"]), shown["images"][0], item["prompt"], tuple(item["choices"]), int(item["label"]),
+                intervention,
+            )  # fmt: skip

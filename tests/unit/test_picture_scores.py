@@ -1,0 +1,86 @@
+"""Questions about one picture share its encoding, and score as each does alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.evaluate.picture_scores import Asked, PictureScorer
+from jobs.evaluate.results import Outcome, Scored
+from jobs.evaluate.suites.seeing import BLIND, summarise
+from jobs.models.building import build_model
+from orchestrator.plan.cost import picture_flops
+from orchestrator.spec.model import MoESpec
+from orchestrator.spec.resolve import resolve_moe
+from tests.seeing import SEES
+
+
+class Letters:
+    """A tokenizer of letters, which puts a begin of text before a prompt."""
+
+    def encode_pairs(self, prompts: list[str], answers: list[str]) -> list[tuple[list[int], list[int]]]:
+        ids = {letter: place for place, letter in enumerate(" abcdefghijklmnopqrstuvwxyz?", 2)}
+        return [([1, *(ids[x] for x in one)], [ids[x] for x in two]) for one, two in zip(prompts, answers, strict=True)]
+
+
+def questions(number: int = 20) -> list[Asked]:
+    words = ["a cat", "dog", "the red house", "yes"]
+    return [
+        Asked("t", str(i), "p", f"what is {'ab'[i % 2] * (1 + i % 4)}?", tuple(words[: 2 + i % 3]), i % 2, "base")
+        for i in range(number)
+    ]
+
+
+@pytest.mark.parametrize("language", ["dense", "experts"])
+def test_scores_are_those_of_the_plain_path(language: str) -> None:
+    spec = SEES if language == "dense" else dataclasses.replace(SEES, dense_layers=0, dense_width=0)
+    torch.manual_seed(1)
+    model = build_model(spec, 64).eval()
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    tokenizer: Any = Letters()
+    scorer = PictureScorer(model, tokenizer, 64)
+    found = scorer.outcomes(picture, questions())
+    assert scorer.encoded == 1
+    pixels = torch.from_numpy(picture).unsqueeze(0)
+    for one, outcome in zip(questions(), found, strict=True):
+        for choice, score in zip(one.choices, outcome.scores, strict=True):
+            ((prompt, answer),) = tokenizer.encode_pairs([one.prompt], [f" {choice}"])
+            ids = torch.tensor([prompt + answer])
+            with torch.no_grad():
+                logprobs = model(ids, images=pixels).logits[0].log_softmax(-1)
+            alone = sum(float(logprobs[len(prompt) - 1 + at, token]) for at, token in enumerate(answer))
+            assert score == pytest.approx(alone, abs=1e-4)
+        assert outcome.acc == float(int(np.argmax(outcome.scores)) == one.label)
+        bits = -outcome.scores[one.label] / math.log(2) / len(f" {one.choices[one.label]}")
+        assert outcome.answer_bpb == pytest.approx(bits)
+
+
+def test_twenty_questions_cost_the_encoder_a_twentieth() -> None:
+    per_picture = picture_flops(SEES, 64) - picture_flops(SEES, 64, encoded=False)
+    model = build_model(SEES, 64).eval()
+    tokenizer: Any = Letters()
+    scorer = PictureScorer(model, tokenizer, 64)
+    scorer.outcomes(np.zeros((8, 8, 3), np.uint8), questions())
+    assert 20 * per_picture >= 5 * scorer.encoded * per_picture > 0
+
+
+def test_routers_that_look_ahead_take_the_plain_path() -> None:
+    moe = resolve_moe(MoESpec(preset="smoe", top_k=2, num_experts=4, choice="expert", expert_width=32))
+    vision = dataclasses.replace(SEES.vision, upcycle="")  # type: ignore[type-var]
+    model = build_model(dataclasses.replace(SEES, dense_layers=0, dense_width=0, moe=moe, vision=vision), 64).eval()
+    assert not model.cacheable
+    tokenizer: Any = Letters()
+    assert len(PictureScorer(model, tokenizer, 64).outcomes(np.zeros((8, 8, 3), np.uint8), questions(2))) == 2
+
+
+def test_the_baseline_is_that_of_the_same_questions() -> None:
+    rows = [Scored("s/t", str(i), 0, Outcome((0.0, -1.0), float(i % 2), 0.0, 1.0)) for i in range(4)]
+    rows += [Scored("s/t", str(i), 0, Outcome((0.0, -1.0), float(i == 0), 0.0, 1.0), BLIND) for i in range(4)]
+    table = summarise(rows, {"s/t": 2})
+    assert table.metrics == {"s/t/acc": 0.5, "s/t/blind_acc": 0.25, "s/t/sight": 0.25, "s/t/answer_bpb": 1.0}
+    assert table.chance == {"s/t/acc": 0.5, "s/t/blind_acc": 0.5}
