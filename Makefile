@@ -87,7 +87,7 @@ report: $(READY)  ## write the HTML, CSV and LaTeX report
 	@$(BIN)/moegrid report $(GRID) $(OPTIONS)
 
 ui: $(READY)  ## open the MLflow UI on this store's runs
-	@$(BIN)/moegrid ui
+	@$(BIN)/moegrid ui $(GRID) $(ARGS)
 
 doctor: $(READY)  ## check store, tracker, wheels, disk, versions
 	@$(BIN)/moegrid doctor --site $(SITE)

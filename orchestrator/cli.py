@@ -148,6 +148,8 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="where (the working directory)")
     add("schema", "write the JSON Schema of grid files to stdout")
     one = add("ui", "open the MLflow UI on this store's runs")
+    one.add_argument("name", metavar="GRID", nargs="?", default="", help="whose cells are shown (all grids)")
+    one.add_argument("--open", action="store_true", help="show them in the browser")
     one.add_argument("--port", type=int, default=5000, help="of the loopback interface (5000)")
     return parser
 

@@ -53,7 +53,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "init": ("moegrid init", "moegrid init my_experiments"),
     "new": ("moegrid new router my_router",),
     "schema": ("moegrid schema > grid.schema.json",),
-    "ui": ("moegrid ui", "moegrid ui --port 5001 --store runs"),
+    "ui": ("moegrid ui", "moegrid ui quickstart --open", "moegrid ui --port 5001 --store runs"),
 }
 
 

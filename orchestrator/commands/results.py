@@ -7,6 +7,8 @@ import shlex
 import socket
 import sys
 import tempfile
+import threading
+import time
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from orchestrator.catalog.trackers import MLFLOW, TRACKERS, tracker_of
 from orchestrator.commands import again
 from orchestrator.commands.context import Context
 from orchestrator.commands.guard import serve
-from orchestrator.errors import EXIT_DONE, MoegridError, StoreError
+from orchestrator.errors import EXIT_DONE, MoegridError, StoreError, nearest
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.root import root_document
 from orchestrator.settings import module_environment
+
+# What a server may take until it answers, where the browser is to show its page.
+SERVER_SECONDS = 120.0
 
 
 def table(context: Context) -> int:
@@ -71,7 +76,10 @@ def sync(context: Context) -> int:
 
 
 def ui(context: Context) -> int:
-    """Run the MLflow server of this store's runs, on the loopback interface."""
+    """Run the MLflow server of this store's runs, on the loopback interface, and say where its cells are."""
+    from orchestrator.tracking.database import experiments
+    from orchestrator.tracking.mlflow import VIEW_KEY
+
     uri, port = _tracker(context), str(context.arguments.port)
     kind = tracker_of(uri).name
     if kind != MLFLOW:
@@ -88,12 +96,37 @@ def ui(context: Context) -> int:
             f"there is nothing to show yet: {database} does not exist",
             hint="a run writes it; moegrid sync fills it from a store that is there",
         )
+    found = experiments(database) if uri.startswith("sqlite:///") else {}
+    chosen = Path(context.arguments.name).stem
+    if chosen and chosen not in found:
+        raise MoegridError(
+            f"{database} holds no grid {chosen!r}",
+            cause=f"it holds {', '.join(found) or 'none'}",
+            hint=nearest(chosen, list(found)) or f"moegrid sync {chosen} fills it from the store",
+        )
     _check_port(int(port))
-    context.console.print(f"MLflow: http://127.0.0.1:{port}   (Ctrl-C ends it)")
+    pages = {name: f"http://127.0.0.1:{port}/#/experiments/{number}/runs?{VIEW_KEY}" for name, number in found.items()}
+    shown = {chosen: pages[chosen]} if chosen else pages
+    context.console.print(f"MLflow on port {port} of 127.0.0.1   (Ctrl-C ends it)")
+    for name, page in (shown or {"MLflow": f"http://127.0.0.1:{port}"}).items():
+        context.console.print(f"  {name}: {page}")
+    if context.arguments.open:
+        page = next(iter(shown.values()), f"http://127.0.0.1:{port}")
+        threading.Thread(target=_open_when_there, args=(int(port), page), daemon=True).start()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
     # Its runner of background jobs is seven more processes that showing runs does not need.
     return serve(command, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **module_environment()})
+
+
+def _open_when_there(port: int, page: str) -> None:
+    """Show a page in the browser as soon as its server answers."""
+    end = time.monotonic() + SERVER_SECONDS
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            webbrowser.open(page)
+            return
+        time.sleep(0.5)
 
 
 def _check_port(port: int) -> None:
@@ -128,7 +161,7 @@ def show_results(context: Context, graph: StageGraph, results: Any = None) -> No
     if context.tracking_uri and tracker_of(context.tracking_uri).name != MLFLOW:
         console.print(f"tracker: {context.tracking_uri}")
     elif context.tracking_uri:
-        look = shlex.join(["moegrid", "ui", *again.place_words(context.arguments)])
+        look = shlex.join(["moegrid", "ui", graph.grid.name, *again.place_words(context.arguments)])
         console.print(f"MLflow: experiment {graph.grid.name!r} in {context.tracking_uri}   (look at it with: {look})")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from html import escape
+from html import escape, unescape
 
 from orchestrator.report.collect import DONE, FAILED, RUNNING, Results
 from orchestrator.report.differences import direction, to_baseline
@@ -30,6 +31,14 @@ def answer(results: Results, command: str = "") -> str:
         + (f"<p>Next:</p><ul>{todo}</ul>" if todo else "")
         + f"<p class='quiet'>{escape(_when(results))}Made again by <code>{escape(again)}</code></p></div>"
     )
+
+
+def as_markdown(results: Results, command: str = "") -> str:
+    """Return the opening of the report as Markdown, for where no page is shown."""
+    text = re.sub(r"<li[^>]*>", "\n- ", answer(results, command))
+    text = re.sub(r"</?code>", "`", re.sub(r"</?b>", "**", re.sub(r"</?(p|ul)[^>]*>", "\n\n", text)))
+    lines = unescape(re.sub(r"<[^>]*>", "", text)).splitlines()
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in lines)).strip() + "\n"
 
 
 def compared(results: Results) -> str:

@@ -41,6 +41,16 @@ def prepare(path: Path, make: Callable[[Path], None], head: Callable[[], str]) -
         _make(path, make)
 
 
+def experiments(path: Path) -> dict[str, str]:
+    """Return name -> id of the experiments that have runs to show; {} where the file is no such database."""
+    query = "SELECT name, experiment_id FROM experiments WHERE lifecycle_stage = 'active' AND name <> 'Default'"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            return {str(name): str(number) for name, number in database.execute(query)}
+    except sqlite3.Error:
+        return {}
+
+
 def _make(path: Path, make: Callable[[Path], None]) -> None:
     """Fill a file under another name, then give it its own; of two that do so at once the first one's stays."""
     for stray in path.parent.glob(f".{path.name}.new-*"):

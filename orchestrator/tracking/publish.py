@@ -30,6 +30,8 @@ from orchestrator.tracking.tracker import (
 
 PUBLISHED_TAG = "moegrid.published"
 ATTACHED_TAG = "moegrid.attached"
+NOTE_TAG = "mlflow.note.content"
+NOTE_FILE = "note.md"  # of a run's files the one that is its note too
 REPORT = "report"
 USUAL_METRICS = ("val_loss", "reasoning_avg", "load_balance")
 OPTIONAL_TAGS = frozenset({"failure", "failure.message", "mlflow.parentRunId", "cell", "cells", "shared", "plugins"})
@@ -195,7 +197,9 @@ class GridPublisher:
             if recorded is None or recorded.tags.get(ATTACHED_TAG) == signature:
                 continue
             self._tracker.attach(recorded, path)
-            self._tracker.write(recorded, [], {}, {ATTACHED_TAG: signature})
+            note = path / NOTE_FILE
+            told = {NOTE_TAG: note.read_text(encoding="utf-8")} if note.is_file() else {}
+            self._tracker.write(recorded, [], {}, {ATTACHED_TAG: signature, **told})
             changed += 1
         return changed
 

@@ -132,3 +132,14 @@ def test_a_kill_while_it_is_made_leaves_no_database(tmp_path: Path) -> None:
     database.prepare(path, whole, lambda: HEAD)
     assert rows(path, "experiments") == 1
     assert not stray.exists()
+
+
+def test_the_experiments_that_have_something_to_show_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    assert database.experiments(path) == {}
+    with contextlib.closing(sqlite3.connect(path)) as made:
+        made.execute("CREATE TABLE experiments (experiment_id INTEGER, name TEXT, lifecycle_stage TEXT)")
+        rows = [(0, "Default", "active"), (1, "quickstart", "active"), (2, "old", "deleted")]
+        made.executemany("INSERT INTO experiments VALUES (?, ?, ?)", rows)
+        made.commit()
+    assert database.experiments(path) == {"quickstart": "1"}

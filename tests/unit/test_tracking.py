@@ -309,6 +309,12 @@ def test_figures_are_attached_once_to_cells_and_to_a_run_of_the_report(store: St
     assert set(tracker.runs) >= {"demo/report"}
     (report,) = tracker.files[tracker.runs["demo/report"].id]
     assert {"index.html", "table.csv", "table.tex", "cells.csv"} <= set(report)
+    note = tracker.runs["demo/report"].tags["mlflow.note.content"]
+    assert note == report["note.md"]
+    assert "**answer_bpb**" not in note, "names are written out"
+    assert "is not resolved from none on answer_bpb" in note
+    assert "| router |" in note, "the table of primary metrics"
+    assert "<" not in note.replace("<b>& more</b>", "")
     assert any(name.startswith("figures/training/") for name in report)
     (own,) = tracker.files[tracker.runs[f"demo/cell/{grid.cell('router', 0)['id']}"].id]
     assert "figures/train_loss_by_step.svg" in own
