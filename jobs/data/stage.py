@@ -25,7 +25,7 @@ from jobs.data.pictures.sets import picture_examples
 from jobs.data.wheels import WheelData, parse_wheel
 from orchestrator.catalog.pins import WHEELS
 from orchestrator.catalog.sources import SOURCES, outside_kind
-from orchestrator.data.layouts import exchange, first_turns
+from orchestrator.data.layouts import exchange, first_turns, labelled
 from orchestrator.data.local_data import file_rows, held_out, identifier, joined, texts_of
 from orchestrator.data.rows import Row, placed
 from orchestrator.errors import SourceError
@@ -133,7 +133,8 @@ def read_rows(
         return [
             _in_template(row, template, row.response) if isinstance(row, Example) else row for row in _wheel_rows(data)
         ]
-    rows = file_rows(data) if data.source.startswith("file://") else placed(data.source, _elsewhere(data))
+    local = data.source.startswith("file://")
+    rows = file_rows(data) if local else labelled(placed(data.source, _elsewhere(data)), data)
     if data.format == "vision":
         return _some(vision_rows(data, rows, pictured), data)
     unique: dict[str, AnyRow] = {}

@@ -6,11 +6,13 @@ The plan and the node read rows with this, so that both refuse the same ones.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from orchestrator.catalog.labelled import LABELLED, UNLABELLED
 from orchestrator.catalog.templates import TEMPLATES, Turn
 from orchestrator.data.hub_sets import CONVERSATIONS, EXCHANGE
+from orchestrator.data.rows import Row
 from orchestrator.errors import SourceError
 from orchestrator.spec.cell import DataSpec
 
@@ -53,6 +55,8 @@ def exchange(row: Mapping[str, object], data: DataSpec, where: str) -> tuple[str
     Where the fields are `prompt` and `response`, a row without them that holds a list of texts in `conversations`
     (LIMA's layout) gives its first two turns; later turns are left out. SourceError when either is missing.
     """
+    if data.task:
+        return classified(row, data.task, where)
     turns = first_turns(row, data)
     if turns is None:
         return field_text(row, data.prompt_field, where), field_text(row, data.response_field, where)
@@ -62,6 +66,47 @@ def exchange(row: Mapping[str, object], data: DataSpec, where: str) -> tuple[str
             hint="choose another split, or leave such rows out",
         )
     return turns[0], turns[1]
+
+
+def classified(row: Mapping[str, object], task: str, where: str) -> tuple[str, str]:
+    """Return a row of a classification as prompt and answer. SourceError when a part or a known label is missing."""
+    kind = LABELLED[task]
+    parts: dict[str, str] = {}
+    for part, names in kind.columns.items():
+        column = next((name for name in names if name in row), "")
+        if not column:
+            raise _unlike(row, where, f"no column {names[0]!r}", task)
+        parts[part] = field_text(row, column, where)
+    label = label_of(row, task)
+    if label not in kind.answers:
+        raise _unlike(row, where, f"the label {label!r}", task)
+    return kind.prompt.format_map(parts), kind.answers[label]
+
+
+def labelled(rows: Iterable[tuple[str, Row]], data: DataSpec) -> Iterator[tuple[str, Row]]:
+    """Yield rows but those of a classification on which nobody agreed: SNLI's "-"."""
+    if not data.task:
+        yield from rows
+        return
+    for where, row in rows:
+        if label_of(row, data.task) not in UNLABELLED:
+            yield where, row
+
+
+def label_of(row: Mapping[str, object], task: str) -> str:
+    """Return a row's label as text; a whole number that a reader took for a fraction is one again."""
+    found = next((row[name] for name in LABELLED[task].label if name in row), None)
+    return str(int(found) if isinstance(found, float) and found.is_integer() else found)
+
+
+def _unlike(row: Mapping[str, object], where: str, what: str, task: str) -> SourceError:
+    kind = LABELLED[task]
+    wanted = "; ".join(" or ".join(names) for names in (*kind.columns.values(), kind.label))
+    return SourceError(
+        f"{where} has {what}, and data.task is {task!r}",
+        cause=f"its columns are {', '.join(map(str, row))}",
+        hint=f"it reads {wanted}; labels are {', '.join(kind.answers)}",
+    )
 
 
 def first_turns(row: Mapping[str, object], data: DataSpec) -> list[str] | None:

@@ -15,7 +15,7 @@ from orchestrator.catalog.pins import WHEELS
 from orchestrator.catalog.tasks import splits_of, splits_read
 from orchestrator.data.benchmark_files import read_labels
 from orchestrator.data.item_files import checked, read_items
-from orchestrator.data.layouts import conversation, exchange, field_text
+from orchestrator.data.layouts import conversation, exchange, field_text, labelled
 from orchestrator.data.pictured import vision_texts
 from orchestrator.data.rows import Row, data_files, local_path, read_file
 from orchestrator.errors import SourceError
@@ -54,7 +54,7 @@ def joined(prompt: str, response: str) -> str:
 def file_rows(data: DataSpec) -> Iterator[tuple[str, Row]]:
     """Yield (where, row) of a `file://` source."""
     for file in data_files(local_path(data.source), data.format):
-        yield from read_file(file, data.text_field)
+        yield from labelled(read_file(file, data.text_field), data)
 
 
 def held_out(rows: int, holdout: float) -> int:
@@ -107,7 +107,7 @@ def head_findings(data: DataSpec) -> Iterator[tuple[str, str]]:
         seen: set[str] = set()
         whole = True
         for file in data_files(local_path(data.source), data.format):
-            rows = read_file(file, data.text_field)
+            rows = labelled(read_file(file, data.text_field), data)
             for where, row in islice(rows, HEAD):
                 seen.add(identifier(*texts_of(row, data, where)))
             whole = whole and next(rows, None) is None

@@ -5,6 +5,7 @@ The plan reads a file's head with this, the node the whole of it.
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from orchestrator.errors import SourceError
 
 Row = Mapping[str, Any]
-FORMATS = (".jsonl", ".json", ".parquet", ".txt", ".md")
+FORMATS = (".jsonl", ".json", ".parquet", ".tsv", ".txt", ".md")
 _BATCH = 256
 
 
@@ -34,13 +35,16 @@ def data_files(path: Path, form: str = "") -> list[Path]:
 
 
 def read_file(path: Path, text_field: str = "text") -> Iterator[tuple[str, Row]]:
-    """Yield (where, row) of a Parquet, JSON-lines, JSON (a list of objects) or text file (one document)."""
+    """Yield (where, row) of a Parquet, JSON-lines, JSON (a list of objects), TSV or text file (one document)."""
     try:
         if path.suffix == ".parquet":
             yield from placed(str(path), _parquet_rows(path))
         elif path.suffix in (".jsonl", ".json"):
             with path.open("rb") as file:
                 yield from placed(str(path), json_rows(file, str(path)))
+        elif path.suffix == ".tsv":
+            with path.open(encoding="utf-8", newline="") as lines:
+                yield from placed(str(path), csv.DictReader(lines, delimiter="\t"))
         elif path.suffix in (".txt", ".md"):
             yield str(path), {text_field: path.read_text(encoding="utf-8")}
         else:

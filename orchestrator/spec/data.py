@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from orchestrator.catalog.labelled import LABELLED
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.templates import TEMPLATES
 from orchestrator.spec.identity import DERIVED, NEUTRAL
@@ -97,6 +98,8 @@ class DataSpec:
     """Further examples mixed into the training split."""
     template: Annotated[str, Rule(names=TEMPLATES)] = field(default="plain", metadata=NEUTRAL)
     """How the turns of `chat` become text: `plain`, `chatml`, `alpaca`, `tulu`, or one of an installed package."""
+    task: Annotated[str, one_of("", *LABELLED)] = field(default="", metadata=NEUTRAL)
+    """Classification whose rows become prompts and answers as its test puts them (`sst2`, `nli`, ...); "" = none."""
     turns_field: str = field(default="", metadata=NEUTRAL)
     """Column of the turns; "" = `messages`, `conversations`, or Alpaca's `instruction`, `input` and `output`."""
     images_field: str = field(default="", metadata=NEUTRAL)

@@ -124,6 +124,8 @@ def of_data(data: DataSpec, tasks: Iterable[str] = ()) -> Iterator[str]:
     for source in (data.source, *(corpus.source for corpus in data.corpora)):
         if data.format == "vision" and package_of(source):
             yield f"questions {source.rpartition('/')[2]}"
+    if data.task:
+        yield f"classification {data.task}"
     for corpus in data.corpora:
         yield f"{SOURCES.word} {scheme_of(corpus.source)}"
     if data.mix.rows:
