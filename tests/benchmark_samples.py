@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestrator.catalog.benchmarks import SAFETY_SETS, STYLES
+from orchestrator.catalog.benchmarks import BOSS, SAFETY_SETS, STYLES
 
 # RACE's column of questions, written as text.
 PROBLEMS = repr([{"question": "Who?", "answer": "A", "options": ["Ann", "Bea", "Cy", "Dan"]}])
@@ -80,7 +81,30 @@ def sst2_styles(folder: Path) -> Path:
     return path
 
 
-SAMPLES = {
+def snli_hard(folder: Path) -> Path:
+    labels = ("entailment", "contradiction", "-")
+    rows = [{"sentence1": "A man eats.", "sentence2": f"Hard {i}.", "gold_label": labels[i]} for i in range(3)]
+    return _lines(folder / "snli_1.0_test_hard.jsonl", rows)
+
+
+def boss(name: str) -> Callable[[Path], Path]:
+    """Write BOSS's processed folder of one task, as its repository makes it."""
+
+    def write(folder: Path) -> Path:
+        inner, sets = BOSS[name]
+        columns = ("Premise", "Hypothesis", "Label") if name == "boss_nli" else ("Text", "Label")
+        for one in sets:
+            path = folder / inner / one / "test.tsv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parts = ["A man eats.", f'It is "so" {one}.'][: len(columns) - 1]
+            rows = ["\t".join([*parts, str(label)]) for label in (0, 1, 1)]
+            path.write_text("\n".join(["\t".join(columns), *rows]) + "\n")
+        return folder / inner
+
+    return write
+
+
+SAMPLES: dict[str, Callable[[Path], Path]] = {
     "safety": safety,
     "xstest": xstest,
     "truthfulqa": truthfulqa,
@@ -88,4 +112,6 @@ SAMPLES = {
     "anli": anli,
     "snli": snli,
     "sst2_styles": sst2_styles,
+    "snli_hard": snli_hard,
+    **{name: boss(name) for name in BOSS},
 }

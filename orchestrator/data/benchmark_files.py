@@ -14,9 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.catalog.benchmarks import BENCHMARKS, GLUE, SAFETY_SETS, STYLES
+from orchestrator.catalog.benchmarks import BENCHMARKS, BOSS, GLUE, SAFETY_SETS, STYLES
+from orchestrator.catalog.labelled import LABELLED
 from orchestrator.data.answers import check
+from orchestrator.data.layouts import classified, labelled
+from orchestrator.data.rows import read_file
 from orchestrator.errors import SourceError
+from orchestrator.spec.data import DataSpec
 
 Row = dict[str, Any]
 Splits = dict[str, list[Row]]  # split -> rows
@@ -130,7 +134,7 @@ def inference_rows(name: str, where: str, rows: Iterable[Mapping[str, object]]) 
             premise, hypothesis, label = row.get("premise", row.get("context")), row["hypothesis"], row["label"]
         if premise is None or hypothesis is None:
             raise _lacks(name, here, "premise" if premise is None else "hypothesis", row)
-        if name == "snli" and label in ("-", -1):
+        if name in ("snli", "snli_hard") and label in ("-", -1):
             continue
         made = {"premise": premise, "hypothesis": hypothesis, "label": _label(label, name, here, _ENTAILMENT)}
         check("snli", made, here)
@@ -233,6 +237,39 @@ def _snli(path: Path) -> Tasks:
     return {"snli": {"test": inference_rows("snli", str(file), _json(file))}}
 
 
+def _snli_hard(path: Path) -> Tasks:
+    file = _file(path, "snli_hard", "snli_1.0_test_hard.jsonl", "snli_hard.jsonl")
+    return {"snli_hard": {"test": inference_rows("snli_hard", str(file), _json(file))}}
+
+
+def _boss(name: str) -> Callable[[Path], Tasks]:
+    """Return the reader of one of BOSS's folders: `<set>/test.tsv` with Text (or Premise, Hypothesis) and Label."""
+    tuned = {"boss_nli": "nli", "boss_sa": "sentiment", "boss_td": "toxicity"}[name]
+
+    def read(path: Path) -> Tasks:
+        found: Tasks = {}
+        for one in BOSS[name][1]:
+            file = _file(path, name, f"{one}/test.tsv", f"{one}.tsv")
+            try:
+                rows = [
+                    _classes(tuned, row, where) for where, row in labelled(read_file(file), DataSpec("", task=tuned))
+                ]
+            except SourceError as error:
+                raise SourceError(error.error, cause=error.cause or error.hint, hint=_expected(name)) from None
+            found[f"{name}_{one}"] = {"test": rows}
+        return found
+
+    return read
+
+
+def _classes(task: str, row: Mapping[str, object], where: str) -> Row:
+    """Return a row of a classification with the columns that its test reads, and the number of its answer."""
+    answer = classified(row, task, where)[1]
+    kind = LABELLED[task]
+    parts = {part: row[next(name for name in names if name in row)] for part, names in kind.columns.items()}
+    return {**parts, "label": list(dict.fromkeys(kind.answers.values())).index(answer)}
+
+
 def _sst2_styles(path: Path) -> Tasks:
     file = _file(path, "sst2_styles", "sst2_styles.json", "style.json")
     data = _json(file)
@@ -267,6 +304,8 @@ _READERS: dict[str, Callable[[Path], Tasks]] = {
     "anli": _anli,
     "snli": _snli,
     "sst2_styles": _sst2_styles,
+    "snli_hard": _snli_hard,
+    **{name: _boss(name) for name in BOSS},
 }
 
 
@@ -280,7 +319,7 @@ def _file(path: Path, name: str, *candidates: str) -> Path:
     return found
 
 
-_FOLDERS = ("safety", "glue", "anli")
+_FOLDERS = ("safety", "glue", "anli", *BOSS)
 
 
 def _text(path: Path) -> str:

@@ -100,6 +100,7 @@ HUB_SETS: dict[str, HubSet] = {
         ),
         "each task's own",
     ),
+    "tatsu-lab/alpaca": HubSet({"default": ("instruction", "input", "output", "text")}, ("train",), "CC BY-NC 4.0"),
     "facebook/anli": HubSet({"plain_text": ("uid", *_PAIR, "reason")}, _ROUNDS, "CC BY-NC 4.0"),
     "stanfordnlp/snli": HubSet({"plain_text": _PAIR}, ("test", "validation", "train"), "CC BY-SA 4.0"),
     "nyu-mll/blimp": HubSet({ALL_CONFIGS: ("sentence_good", "sentence_bad", "UID")}, ("train",), "CC BY 4.0"),
@@ -163,6 +164,8 @@ def layout_findings(data: DataSpec) -> Iterator[tuple[str, str, str]]:
     if data.split not in known.splits:
         yield "split", f"{name} has no split {data.split!r}", did_you_mean(data.split, known.splits, "it has")
     fields = ["text_field"] if data.format == "text" else ["prompt_field", "response_field"]
+    if data.task:
+        return
     if (data.prompt_field, data.response_field) == EXCHANGE and CONVERSATIONS in columns and data.format != "text":
         return
     for field in fields:

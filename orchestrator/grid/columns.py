@@ -113,6 +113,16 @@ def of_pictures(evaluate: EvaluateSpec) -> Iterator[str]:
         yield from (f"{one.name}/{task}/{column}" for task in one.tasks for column in OF_PICTURES)
 
 
+def of_routing_shift(evaluate: EvaluateSpec) -> Iterator[str]:
+    """Yield the columns of the suite `routing_shift`: those of the tasks with a clean twin, and their mean."""
+    for use in uses(evaluate, "routing_shift"):
+        twins, clean = BENCHMARKS[use.name].twins, {task.name for task in use.clean}
+        shifted = [task.name for task in use.tasks if twins.get(task.name) in clean]
+        yield from (f"{name}/routing_shift" for name in shifted)
+        if shifted:
+            yield f"{use.name}_routing_shift"
+
+
 def of_reasoning(evaluate: EvaluateSpec) -> Iterator[str]:
     """Yield the columns of the suite `reasoning`."""
     for task in evaluate.tasks:

@@ -64,7 +64,8 @@ def benchmark_works(
     spec = cell.evaluate
     judging = SUITES.get(suite).judged
     if judging is None:
-        yield benchmark_evaluation(cell, suite, use, state, tokenizer, items, clean), use.name
+        label = f"routing of {use.name}" if SUITES.get(suite).routed else use.name
+        yield benchmark_evaluation(cell, suite, use, state, tokenizer, items, clean), label
         return
     responses = GenerateWork(
         state=state,

@@ -44,6 +44,7 @@ _KNOWN = {
     "expert_weight_entropy": Words("entropy of weights", "share", ROUTING, "1 = chosen experts have equal weights"),
     "router_margin": Words("router margin", "score", ROUTING, "best score minus second best"),
     "routing_distance": Words("routing distance", "", ROUTING, "L1 distance of mean routing to held-out text"),
+    "routing_shift": Words("shift of routing", "", ROUTING, "L1 distance of mean routing, shifted to clean items"),
     "drop_top1": Words("without the best expert", "share", ROUTING, "accuracy change without the best expert"),
     "drop_top12": Words("without the best two", "share", ROUTING, "accuracy change without the best two experts"),
     "nq": Words("Natural Questions", "share", SAFETY, "generated answers that equal a right one"),

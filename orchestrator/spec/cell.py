@@ -196,6 +196,14 @@ class EvaluateSpec:
     """SST-2 in other styles."""
     pictures: tuple[PicturesSpec, ...] = field(default=(), metadata=NEUTRAL)
     """Sets of questions about pictures, by name: those of the suite `seeing`."""
+    snli_hard: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    """SNLI's pairs that the hypothesis alone does not give away."""
+    boss_nli: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    """Inference of BOSS: ANLI, ContractNLI and WANLI after MNLI."""
+    boss_sa: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    """Sentiment of BOSS: DynaSent, SemEval and SST after Amazon reviews."""
+    boss_td: BenchmarkSpec = field(default_factory=BenchmarkSpec, metadata=NEUTRAL)
+    """Toxicity of BOSS: hate speech, implicit hate and ToxiGen after Civil Comments."""
     generation: GenerationSpec = field(default_factory=GenerationSpec, metadata=NEUTRAL)
     """How responses are generated."""
     judges: tuple[JudgeSpec, ...] = field(default=(JudgeSpec("refusal_rate"),), metadata=NEUTRAL)

@@ -42,7 +42,7 @@ def uses(evaluate: EvaluateSpec, suite: str) -> Iterator[Use]:
             data = DataSpec(one.source, format="items", revision=one.revision, digest=one.digest, holdout=0.0)
             yield Use(one.name, data, tuple(TaskSpec(task, limit=one.limit) for task in one.tasks))
     for name, benchmark in BENCHMARKS.items():
-        if benchmark.suite != suite:
+        if suite not in (benchmark.suite, *benchmark.also):
             continue
         tasks = _readable(evaluate, name)
         if not tasks:
@@ -77,7 +77,7 @@ def left_out(evaluate: EvaluateSpec) -> Iterator[LeftOut]:
 def suites_reading(name: str) -> tuple[str, ...]:
     """Return the suites that read the benchmark `name`, as items of their own or as clean twins."""
     own = BENCHMARKS[name].suite
-    return (own,) if own else tuple(b.suite for b in BENCHMARKS.values() if b.clean == name)
+    return (own, *BENCHMARKS[name].also) if own else tuple(b.suite for b in BENCHMARKS.values() if b.clean == name)
 
 
 def contrasted_layers(dola: str, num_layers: int, *, tied: bool) -> tuple[int, ...]:

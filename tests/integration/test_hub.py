@@ -123,6 +123,16 @@ def test_several_configurations_are_read_as_one(client: Client, config: str, sai
     assert rows == (["adjunct_island", "wh_island"] if every else said)
 
 
+def test_a_classification_is_training_data_as_it_lies_there(client: Client) -> None:
+    """Pairs without a gold label (-1) are left out."""
+    data = {"task": "nli", "split": "train", "format": "instruction"}
+    (row, _) = client.ask("rows", source="hub://stanfordnlp/snli@main", **data)["answer"]
+    assert row["prompt"].endswith("True, False, or Neither?\nAnswer:")
+    assert row["response"] in (" True", " Neither", " False")
+    *rows, _ = client.ask("rows", source="hub://facebook/anli@main", **{**data, "split": "train_r2"})["answer"]
+    assert [row["response"] for row in rows] == [" True"] or len(rows) == 1
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_folder_of_a_repository_is_read_alone(client: Client, number: int) -> None:
     source = f"hub://cerebras/SlimPajama-627B:train/chunk{number}@main"

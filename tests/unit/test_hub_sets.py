@@ -91,7 +91,8 @@ def test_the_grids_read_columns_that_the_hub_sets_have(scale: str) -> None:
                 if train is not None:
                     read.add(hub_name(train.data.source).name)
     slim = "cerebras/SlimPajama-627B" if scale == "large" else "DKYoon/SlimPajama-6B"
-    assert read == {"JeanKaddour/minipile", "GAIR/lima", slim}
+    tuned = {"tatsu-lab/alpaca", "nyu-mll/glue", "stanfordnlp/snli", "facebook/anli"} if scale == "paper" else set()
+    assert read == {"JeanKaddour/minipile", "GAIR/lima", slim, *tuned}
 
 
 @pytest.mark.parametrize(

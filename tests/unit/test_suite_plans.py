@@ -53,6 +53,10 @@ BROKEN = {
     "advglue": ("", lambda t: t.replace('"question1"', '"q1"'), "qqp, row 1 has no 'question1'"),
     "anli": ("R2/test.jsonl", lambda t: t.replace("hypothesis", "statement"), "row 1 has no 'hypothesis'"),
     "snli": ("", lambda t: t.replace("sentence2", "second"), "row 1 has no 'hypothesis'"),
+    "snli_hard": ("", lambda t: t.replace("sentence2", "second"), "row 1 has no 'hypothesis'"),
+    "boss_nli": ("wanli/test.tsv", lambda t: t.replace("Premise", "Text"), "row 1 has no column 'premise'"),
+    "boss_sa": ("sst/test.tsv", lambda t: t.replace("\t1\n", "\t7\n", 1), "row 2 has the label '7'"),
+    "boss_td": ("toxigen/test.tsv", lambda t: t.replace("Label", "Class"), "row 1 has the label 'None'"),
     "sst2_styles": ("", lambda t: t.replace('"bible_p0":', '"bible":'), "dev has no 'bible_p0'"),
 }
 

@@ -47,7 +47,7 @@ def summarise(benchmark: str, tasks: Sequence[Prepared], values: Values) -> Tabl
     shifted = [task for task in tasks if task.name in twins]
     if shifted:
         names = [task.name for task in shifted]
-        same_items = not BENCHMARKS[benchmark].clean
+        same_items = BENCHMARKS[benchmark].same_items
         chance = float(np.mean([task.chance for task in shifted]))
         table.add(f"{benchmark}_acc", _over(names, values, same_items), chance)
         _drops(table, benchmark, names, values)
@@ -82,7 +82,7 @@ def _drops(table: Table, benchmark: str, names: Sequence[str], values: Values) -
     clean_names = list(dict.fromkeys(twin for _, twin in pairs))
     clean = Mean.over([Mean.of(_accuracy(values[name]), name, 0.0, 1.0) for name in clean_names])
     table.add(f"{benchmark}_clean_acc", clean)
-    if not BENCHMARKS[benchmark].clean:
+    if BENCHMARKS[benchmark].same_items:
         drops = {name: _accuracy(values[twin]) - _accuracy(values[name]) for name, twin in pairs}
         for name, drop in drops.items():
             table.add(f"{name}/drop", Mean.of(drop, f"{name}/drop", -1.0, 1.0))
