@@ -222,8 +222,8 @@ def test_a_benchmarks_file_without_a_right_answer_is_refused(name: str, value: A
 
 def test_every_scored_task_of_a_benchmark_has_a_rule() -> None:
     own = ("truthfulqa_mc1", "truthfulqa_mc2", *BENCHMARKS["safety"].tasks, "xstest")
-    texts = ("sentence", "question", "question1", "question2", "premise", "hypothesis", "sentence1", "sentence2")
-    texts = (*texts, "text")
+    pairs = ("question", "question1", "question2", "premise", "hypothesis", "sentence1", "sentence2")
+    texts = ("sentence", "text", *pairs)
     row = dict.fromkeys(texts, "x")
     for task in (task for task in BENCHMARK_OF if task not in own):
         with pytest.raises(SourceError, match=f"column '(label|answer)' of task '{task}'"):
