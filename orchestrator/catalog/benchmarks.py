@@ -105,7 +105,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "sst2_styles.json (DecodingTrust, data/ood/style.json)",
         "",
         {f"sst2_{style}": "sst2_base" for style in STYLES},
-        also=("routing_shift",),
+        also=("shifted_routing",),
     ),
     "snli_hard": Benchmark(
         "adversarial",

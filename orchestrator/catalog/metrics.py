@@ -85,7 +85,7 @@ _OURS = (
     *_ours(*ROUTING, *OF_TOKENS, *SIMILARITY, *DISTURBED, suites=("probe",)),
     *_ours("clean_acc", better=1, suites=_ROBUST),
     *_ours("drop", better=-1, suites=_ROBUST),
-    *_ours("routing_shift", suites=("routing_shift",)),
+    *_ours("routing_shift", suites=("shifted_routing",)),
     *_ours("empty", suites=("safety", "over_refusal")),
     *_ours("nq", "truthfulqa_mc1", "truthfulqa_mc2", better=1),
     *_ours("perplexity", "ppl", better=-1, leaks=True),

@@ -139,8 +139,8 @@ _OURS = (
     SuiteKind("adversarial", _BENCHMARKS, ("benchmarks",), ranked=True),
     SuiteKind("ood", _BENCHMARKS, ("benchmarks",), ranked=True),
     SuiteKind(
-        "routing_shift",
-        "jobs.evaluate.suites.routing_shift:run",
+        "shifted_routing",
+        "jobs.evaluate.suites.shifted_routing:run",
         ("benchmarks",),
         routed=True,
         columns_by="orchestrator.grid.columns:of_routing_shift",

@@ -114,8 +114,9 @@ def of_pictures(evaluate: EvaluateSpec) -> Iterator[str]:
 
 
 def of_routing_shift(evaluate: EvaluateSpec) -> Iterator[str]:
-    """Yield the columns of the suite `routing_shift`: those of the tasks with a clean twin, and their mean."""
-    for use in uses(evaluate, "routing_shift"):
+    """Yield the columns of routing's shift: those of the tasks with a clean twin, and their mean."""
+    suites = {suite for benchmark in BENCHMARKS.values() for suite in benchmark.also}
+    for use in (use for suite in sorted(suites) for use in uses(evaluate, suite)):
         twins, clean = BENCHMARKS[use.name].twins, {task.name for task in use.clean}
         shifted = [task.name for task in use.tasks if twins.get(task.name) in clean]
         yield from (f"{name}/routing_shift" for name in shifted)

@@ -14,7 +14,7 @@ from tests.integration.test_suite_stages import made as made
 
 
 def test_routing_shift_is_the_distance_of_mean_routing_from_the_clean_twins(made: Made) -> None:
-    work = evaluation(made, "routing_shift", "sst2_styles")
+    work = evaluation(made, "shifted_routing", "sst2_styles")
     manifest = run_stages(made.store, [work])[0]
     body = made.store.artifacts.read(manifest.blob("routing_shift.npz"))
     with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
@@ -26,7 +26,7 @@ def test_routing_shift_is_the_distance_of_mean_routing_from_the_clean_twins(made
         assert (distance_L < 2).all()
         assert manifest.metrics[f"{name}/routing_shift"] == pytest.approx(distance_L.mean())
     assert manifest.metrics["sst2_styles_routing_shift"] == pytest.approx(np.mean(list(moved.values())))
-    assert manifest.metrics.keys() == columns(made, "routing_shift")
+    assert manifest.metrics.keys() == columns(made, "shifted_routing")
 
 
 @pytest.mark.parametrize("name", BOSS)

@@ -1,4 +1,4 @@
-"""The suite `routing_shift`: how far routing moves, layer by layer, when a benchmark's items are put otherwise.
+"""The suite `shifted_routing`: how far routing moves, layer by layer, when a benchmark's items are put otherwise.
 
 MoE-RBench, Figure 3: the L1 distance of a layer's mean routing on shifted items from that on their clean twins (SST-2
 and its styles). The blob `routing_shift.npz` (no pickles) holds `<task>` [L], 0 to 2.
