@@ -50,7 +50,7 @@ MAKERS: Mapping[str, Maker] = {
     "response": drawn.response,
     "radar": drawn.radar,
     "stacked": drawn.stacked,
-    **{name: _from_arrays(name) for name in ("layers", "sets", "loads", "coactivation")},
+    **{name: _from_arrays(name) for name in ("layers", "sets", "loads", "coactivation", "shift")},
 }
 
 
@@ -77,7 +77,7 @@ def write(store: Store, folder: Path) -> list[Shown]:
             shown.append(Shown(exhibit, f"index.html#{exhibit.slug}", "", "", files, made.lacks))
         else:
             shown.append(Shown(exhibit, "", *_missing(catalogue, exhibit, known, own)))
-        parts.append(_part(shown[-1], made))
+        parts.append(_part(shown[-1], made, str(own.document["scale"]) if own is not None else ""))
     if not results:
         return shown
     (folder / "index.html").write_text(_page(shown, parts), encoding="utf-8")
@@ -154,7 +154,7 @@ def _page(shown: Sequence[Shown], parts: Sequence[str]) -> str:
     return html.shell("The papers' tables and figures", f"{opening}<nav>{links}</nav><main>{''.join(parts)}</main>")
 
 
-def _part(item: Shown, made: Made) -> str:
+def _part(item: Shown, made: Made, scale: str) -> str:
     exhibit = item.exhibit
     title = f"{exhibit.paper}, {exhibit.name}: {exhibit.shows}"
     if not made:
@@ -164,7 +164,8 @@ def _part(item: Shown, made: Made) -> str:
     errata = "".join(f"<li>{escape(note)}</li>" for note in exhibit.errata)
     body = "".join(map(forms.as_html, made.tables))
     figures = f"<div class='pair'>{''.join(made.figures)}</div>" if made.figures else ""
-    source = f'<a href="{escape(exhibit.grid)}/index.html">report of {escape(exhibit.grid)}</a>'
+    report = f'<a href="{escape(exhibit.grid)}/index.html">report of {escape(exhibit.grid)}</a>'
+    source = f"ours at scale {escape(scale)}: {report}"
     return (
         f'<section id="{exhibit.slug}"><h2>{escape(title)}</h2>{figures}{body}'
         f"<ul class='notes'>{notes}<li>{source}</li></ul><ul class='notes errata'>{errata}</ul></section>"

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.catalog.metrics import METRICS, describe
-from orchestrator.catalog.suites import with_arrays
 from orchestrator.errors import CorruptBlob
 from orchestrator.report import plots
 from orchestrator.report.collect import CellResult, Results
 
 ARRAYS_BLOB = "probe.npz"
+SHIFTS_BLOB = "routing_shift.npz"
 # A map of more experts than this is drawn for the first and the last layer alone.
 MANY_EXPERTS = 16
 MAPS = {
@@ -174,22 +174,32 @@ def expert_map(pairs_NN: Array, label: str) -> str:
 
 def probes(results: Results, cell: CellResult) -> dict[float, Arrays]:
     """Return the arrays of the cell's probes by fraction."""
-    name = ("probes", cell.id)
+    return _arrays(results, cell, ARRAYS_BLOB)
+
+
+def shifts(results: Results, cell: CellResult) -> Arrays:
+    """Return how far routing moved by layer on each shifted task of the cell's last state, {} where not measured."""
+    found = _arrays(results, cell, SHIFTS_BLOB)
+    return found[max(found)] if found else {}
+
+
+def _arrays(results: Results, cell: CellResult, blob: str) -> dict[float, Arrays]:
+    name = (blob, cell.id)
     if name not in results.memory:
         found = {}
         for result in cell.document["results"]:
             manifest = results.manifests.get(result["key"])
-            if manifest and with_arrays(result["suite"]) and any(blob.name == ARRAYS_BLOB for blob in manifest.blobs):
+            if manifest and any(one.name == blob for one in manifest.blobs):
                 try:
-                    body = results.store.artifacts.read(manifest.blob(ARRAYS_BLOB))
+                    body = results.store.artifacts.read(manifest.blob(blob))
                 except CorruptBlob as error:
                     results.damaged[manifest.key] = error.cause
                     continue
                 with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
                     found[float(result["at"])] = {key: arrays[key] for key in arrays.files}
         results.memory[name] = found
-    probes: dict[float, Arrays] = results.memory[name]
-    return probes
+    arrays_of: dict[float, Arrays] = results.memory[name]
+    return arrays_of
 
 
 def last(results: Results, cell: CellResult) -> Arrays:

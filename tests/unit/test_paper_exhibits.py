@@ -239,3 +239,44 @@ def test_temperatures_are_scored_on_the_items_of_interventions(store: Store, ite
     shown = replace(results, cells=tuple(cells))
     assert measured.text(shown, one, row, column) == "25.00"
     assert (measured.otherwise(shown, one, row, column) == "") == stands
+
+
+def test_what_is_declared_to_be_measured_otherwise_stands_apart(store: Store) -> None:
+    """Perplexity is per token of a vocabulary, and RACE has two halves: neither compares, nor does their average."""
+    one = exhibit("LibMoE", "Table 2")
+    results = libmoe(finished(store, "libmoe_algorithms"), 158e6)
+    row = next(row for row in one.rows if (row["scale"], row["method"]) == ("158m", "SMoE"))
+    columns = {column.name: column for column in one.columns}
+    said = {name: measured.otherwise(results, one, row, columns[name]) for name in ("ppl", "race", "avg", "lambada")}
+    assert "another vocabulary" in said["ppl"]
+    assert "high schools here" in said["race"]
+    assert "high schools here" in said["avg"]
+    assert said["lambada"] == ""
+
+
+def test_each_backbone_has_its_own_response_from_0_to_1(store: Store) -> None:
+    results = finished(store, "finetune_router_lr")
+    values = {("olmoe", 0.5): 3.0, ("olmoe", 1.0): 5.0, ("deepseek_moe", 0.5): 9.0, ("deepseek_moe", 1.0): 8.0}
+    cells = [
+        replace(
+            results.cells[0],
+            setting=f"{backbone} {ratio}",
+            factors={"backbone": backbone, "router_lr_ratio": ratio},
+            metrics={"load_balance": value},
+        )
+        for (backbone, ratio), value in values.items()
+    ]
+    figure = drawn.response(replace(results, cells=tuple(cells)), exhibit("MoE-Bench", "Figure 8")).figures[0]
+    assert "olmoe (3.0000 to 5.0000)" in figure
+    assert "deepseek_moe (8.0000 to 9.0000)" in figure
+
+
+def test_a_shift_of_routing_is_a_map_of_styles_by_layer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = finished(store, "rbench_robustness")
+    moved = {"sst2_augment": np.array([0.1, 0.3]), "sst2_tweet_p0": np.array([0.5, 0.7])}
+    moved["sst2_bible_p0"] = np.array([0.9, 1.1])
+    monkeypatch.setattr(layers.routing, "shifts", lambda results, cell: moved)
+    made = layers.shift(results, replace(exhibit("MoE-RBench", "Figure 3"), where={}))
+    figure = made.figures[0]
+    for text in ("word-level", "sentence-level", "sst2_tweet_p0", "0.100", "0.700", "0.900"):  # 0.7 = (0.5 + 0.9) / 2
+        assert text in figure

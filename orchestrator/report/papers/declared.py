@@ -38,13 +38,17 @@ RENAMED = {"type": "kind", "number": "name"}  # the file's words -> fields
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How a printed column was measured: the metric here, or the mean of the tasks beside it; shots; unit."""
+    """How a printed column was measured: the metric here, or the mean of the tasks beside it; shots; unit.
+
+    `differs` says why a metric of ours is another one than the printed.
+    """
 
     name: str
     metric: str = ""
     mean: str = ""
     shots: int | None = None
     unit: str = "share"
+    differs: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,25 +60,32 @@ def curves(results: Results, exhibit: Exhibit) -> Made:
 
 
 def response(results: Results, exhibit: Exhibit) -> Made:
-    """Return a metric over a numeric factor; a normalised one is drawn from 0 to 1."""
+    """Return a metric over a numeric factor, one line a value of `lines`; a normalised one is drawn from 0 to 1."""
     figures = []
+    factor = str(exhibit.lines) if isinstance(exhibit.lines, str) else ""
     for metric in exhibit.metrics:
-        found: dict[float, list[float]] = {}
+        found: dict[str, dict[float, list[float]]] = {}
         for setting in chosen(results, exhibit, (exhibit.x,)):
-            found.setdefault(float(setting.factors[exhibit.x]), []).extend(setting.values(metric).values())
-        points = {x: found[x] for x in sorted(found) if found[x]}
-        means = {x: sum(values) / len(values) for x, values in points.items()}
-        scale = _unit(means.values()) if exhibit.normalised else _same
-        line = plots.Line(
-            metric,
-            list(points),
-            [scale(means[x]) for x in points],
-            [scale(min(values)) for values in points.values()],
-            [scale(max(values)) for values in points.values()],
-        )
-        ends = f" ({min(means.values()):.4f} to {max(means.values()):.4f})" if means and exhibit.normalised else ""
-        figures.append(plots.curves([line], f"{metric}, normalised{ends}" if ends else metric, axis_x=exhibit.x))
+            points = found.setdefault(str(setting.factors.get(factor, metric)), {})
+            points.setdefault(float(setting.factors[exhibit.x]), []).extend(setting.values(metric).values())
+        lines = [_response(name, points, exhibit.normalised) for name, points in found.items()]
+        title = f"{metric}, normalised" if exhibit.normalised else metric
+        figures.append(plots.curves([line for line in lines if line.xs], title, axis_x=exhibit.x))
     return Made(figures=tuple(filter(None, figures)), lacks=tuple(_unmeasured(results, exhibit.metrics)))
+
+
+def _response(name: str, found: Mapping[float, Sequence[float]], normalised: bool) -> plots.Line:
+    points = {x: found[x] for x in sorted(found) if found[x]}
+    means = {x: sum(values) / len(values) for x, values in points.items()}
+    scale = _unit(means.values()) if normalised else _same
+    ends = f" ({min(means.values()):.4f} to {max(means.values()):.4f})" if means and normalised else ""
+    return plots.Line(
+        f"{name}{ends}",
+        list(points),
+        [scale(means[x]) for x in points],
+        [scale(min(values)) for values in points.values()],
+        [scale(max(values)) for values in points.values()],
+    )
 
 
 def radar(results: Results, exhibit: Exhibit) -> Made:

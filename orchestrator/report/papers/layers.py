@@ -13,6 +13,8 @@ from orchestrator.report.papers.choice import chosen
 from orchestrator.report.papers.declared import Exhibit
 from orchestrator.report.papers.forms import Made
 
+# Styles that change words and no sentence (DecodingTrust); MoE-RBench shows the means of the two kinds.
+WORD_STYLES = ("augment", "shake_w")
 # LibMoE shows layers 4 and 12 of 16: the ends of the first and the third quarter.
 SHOWN_DEPTHS = (0.25, 0.75)
 
@@ -81,6 +83,25 @@ def coactivation(results: Results, exhibit: Exhibit) -> Made:
                 figures.append(
                     routing.expert_map(maps_LNN[layer], f"layer {layer} at {at:g} of the run: co-activation")
                 )
+    return Made(figures=tuple(figures))
+
+
+def shift(results: Results, exhibit: Exhibit) -> Made:
+    """Return per setting a map of routing's distance from the clean items: styles, their two kinds, by layer."""
+    figures = []
+    for setting in chosen(results, exhibit):
+        cell = next((cell for cell in setting.cells if routing.shifts(results, cell)), None)
+        if cell is None:
+            continue
+        moved = routing.shifts(results, cell)
+        words = [name for name in moved if name.removeprefix("sst2_") in WORD_STYLES]
+        whole = [name for name in moved if name not in words]
+        means = {"word-level": words, "sentence-level": whole}
+        rows = {name: np.mean([moved[one] for one in kind], axis=0) for name, kind in means.items() if kind} | moved
+        values = {(i, layer): float(v) for i, row in enumerate(rows.values()) for layer, v in enumerate(row)}
+        names = [str(layer) for layer in range(1 + max(layer for _, layer in values))]
+        label = f"{setting.name}: L1 distance of mean routing, by layer"
+        figures.append(plots.heatmap(list(rows), names, values, label=label, text=lambda v: f"{v:.3f}"))
     return Made(figures=tuple(figures))
 
 

@@ -141,6 +141,8 @@ def _other_size(results: Results, exhibit: Exhibit, row: Mapping[str, str], sett
 
 def _other_protocol(cell: CellResult, column: Column) -> str:
     """Return in what a task was scored otherwise than the paper scores it."""
+    if column.differs:
+        return f"{column.name}: {column.differs}"
     if column.shots is None:
         return ""
     name = column.metric.partition("/")[0]
