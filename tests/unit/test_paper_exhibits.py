@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.grid.files import grid_names
 from orchestrator.grid.load import load_grid
-from orchestrator.report import charts, html, paper
+from orchestrator.report import charts, html, paper, routing
 from orchestrator.report.collect import CellResult, Results, collect
 from orchestrator.report.papers import drawn, forms, layers, measured
 from orchestrator.report.papers.declared import Column, Exhibit, declared
@@ -275,7 +275,7 @@ def test_a_shift_of_routing_is_a_map_of_styles_by_layer(store: Store, monkeypatc
     results = finished(store, "rbench_robustness")
     moved = {"sst2_augment": np.array([0.1, 0.3]), "sst2_tweet_p0": np.array([0.5, 0.7])}
     moved["sst2_bible_p0"] = np.array([0.9, 1.1])
-    monkeypatch.setattr(layers.routing, "shifts", lambda results, cell: moved)
+    monkeypatch.setattr(routing, "shifts", lambda results, cell: moved)
     made = layers.shift(results, replace(exhibit("MoE-RBench", "Figure 3"), where={}))
     figure = made.figures[0]
     for text in ("word-level", "sentence-level", "sst2_tweet_p0", "0.100", "0.700", "0.900"):  # 0.7 = (0.5 + 0.9) / 2
