@@ -23,11 +23,9 @@ from orchestrator.errors import MoegridError
 from orchestrator.spec.model import Model, ModelSpec
 from orchestrator.spec.public_config import spec_of
 from orchestrator.spec.resolve import resolve_model, sighted, text_part
+from orchestrator.spec.upcycling import change_at_start, upcycling_problems, weight_scale
 
 SEED = 42
-# Partial re-initialisation: this share of each expert's hidden units is drawn anew (drop-upcycling's best ratio).
-REDRAWN = 0.5
-
 
 Weights = Iterator[tuple[str, Tensor]]
 
@@ -147,7 +145,8 @@ def upcycle(dense: CausalLM, spec: ModelSpec, seed: int = SEED) -> CausalLM:
     `copy`: every expert, shared ones too, starts as the dense feed-forward (narrower experts as its segments in turn).
     `partial`: as `copy`, then half of each routed expert's hidden units are drawn anew. `shared_only`: the shared
     experts alone start as the dense feed-forward. The router and what is drawn anew depend on `seed` alone.
-    With `copy`, renormalised weights, unsegmented experts and no shared expert, logits equal the dense model's.
+    `spec.upcycling` adds virtual groups, scaled weights and noise. Where `change_at_start` says nothing, logits equal
+    the dense model's.
     """
     model = empty_model(spec, dense.vocab_size)
     return _filled(model, _upcycled(model, canonical_state(dense), seed))
@@ -174,7 +173,7 @@ def _upcycled(model: CausalLM, dense: Mapping[str, Tensor], seed: int) -> Weight
                     continue
                 feed_forward = {part: dense[f"{prefix}.ffn.{part}"] for part in ("gate", "up", "down")}
                 if isinstance(module, MoEBlock):
-                    _fill(module, feed_forward, model.spec.upcycle or "copy", generator)
+                    _fill(module, feed_forward, model.spec, generator)
                     yield from ((f"{prefix}.{leaf}", tensor) for leaf, tensor in module.state_dict().items())
                 else:
                     yield from ((f"{prefix}.ffn.{part}", tensor) for part, tensor in feed_forward.items())
@@ -184,12 +183,16 @@ def _upcycled(model: CausalLM, dense: Mapping[str, Tensor], seed: int) -> Weight
 
 
 @torch.no_grad()
-def _fill(block: MoEBlock, dense: dict[str, Tensor], mode: str, generator: torch.Generator) -> None:
+def _fill(block: MoEBlock, dense: dict[str, Tensor], spec: Model, generator: torch.Generator) -> None:
+    mode, given = spec.upcycle or "copy", spec.upcycling
     if block.moe.expert != "swiglu":
         raise MoegridError("upcycling needs expert 'swiglu', the form of the dense feed-forward")
     width, total = block.moe.expert_width, dense["gate"].shape[0]
     if total % width:
         raise MoegridError(f"expert_width {width} does not divide the dense feed-forward's width {total}")
+    parts = total // width
+    for name, message in upcycling_problems(block.moe, given, parts):
+        raise MoegridError(message, hint=f"change the block's sizes, or model.upcycling.{name}")
     if block.shared is not None:
         rows = torch.arange(block.shared.width) % total
         block.shared.gate.copy_(dense["gate"][rows])
@@ -204,10 +207,26 @@ def _fill(block: MoEBlock, dense: dict[str, Tensor], mode: str, generator: torch
         block.experts.up[expert, width:] = dense["up"][rows]
         block.experts.down[expert] = dense["down"][:, rows]
         if mode == "partial":
-            units = torch.randperm(width, generator=generator)[: int(width * REDRAWN)]
+            units = torch.randperm(width, generator=generator)[: int(width * given.redrawn)]
             _redraw(block.experts.up[expert, :width], units, generator)
             _redraw(block.experts.up[expert, width:], units, generator)
             _redraw(block.experts.down[expert].t(), units, generator)
+    if given.noise:
+        for matrices in (block.experts.up, block.experts.down):
+            for matrix in matrices:
+                matrix += given.noise * matrix.std() * torch.randn(matrix.shape, generator=generator)
+    if given.scale_weights:
+        block.experts.down.mul_(weight_scale(block.moe, parts))
+    if given.groups:
+        rows = block.router.weight
+        rows.copy_(rows[::parts].repeat_interleave(parts, dim=0))
+
+
+def said_of_start(spec: Model) -> str:
+    """Return how the weights that upcycling begins with differ from the dense model: "the same outputs", or how not."""
+    dense = spec_of(open_checkpoint(spec.checkpoint).config).moe
+    parts = dense.expert_width // spec.moe.expert_width
+    return change_at_start(spec.upcycle, spec.moe, spec.upcycling, parts) or "the same outputs"
 
 
 def _redraw(matrix: Tensor, rows: Tensor, generator: torch.Generator) -> None:

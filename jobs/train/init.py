@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from jobs.data.pretrained import differing, own_tokenizer
 from jobs.data.tokenizer import Vocabulary
 from jobs.models.shards import Rows, digest_text, fetch_shards
 from jobs.models.tensor_file import TensorFile
-from jobs.models.upcycle import carried_weights, initial_weights
+from jobs.models.upcycle import carried_weights, initial_weights, said_of_start
 from jobs.models.weights import canonical_state, merged
 from jobs.node.context import StageContext
 from jobs.train.kept import Described, described, to_json
@@ -18,6 +19,8 @@ from orchestrator.data.tokenizers import foreign_hint
 from orchestrator.errors import MoegridError
 from orchestrator.spec.work import InitWork
 from orchestrator.store.manifest import TENSORS, WEIGHTS
+
+log = logging.getLogger(__name__)
 
 
 def run(context: StageContext, work: InitWork) -> None:
@@ -46,7 +49,10 @@ def run(context: StageContext, work: InitWork) -> None:
             record.update(described({name: Rows.whole(tensor)}))
     tensors = to_json({name: replace(one, state=work.key()) for name, one in record.items()})
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    info = {WEIGHTS: digest_text(one.digest for one in record.values()), "parameters": parameters}
+    info: dict[str, object] = {WEIGHTS: digest_text(one.digest for one in record.values()), "parameters": parameters}
+    if work.model.upcycle and not work.state:
+        info["upcycled"] = said_of_start(work.model)
+        log.info("%s: upcycled; against the dense model: %s", context.label, info["upcycled"])
     context.commit(work, blobs={path.name: path, TENSORS: tensors.encode()}, info=info)
 
 

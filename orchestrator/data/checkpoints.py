@@ -23,6 +23,7 @@ from orchestrator.files.problems import Mistake
 from orchestrator.spec.data import TokenizerSpec
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.public_config import spec_of
+from orchestrator.spec.upcycling import upcycling_problems
 
 ModelPath = tuple[str, ...]
 Wrong = tuple[ModelPath, str, str]
@@ -119,6 +120,8 @@ def completed(model: _Modelled, said: Collection[ModelPath]) -> tuple[_Modelled,
             fields[name] = getattr(theirs, name)
     if ("backbone",) in said and dataclasses.replace(model, qk_norm=theirs.qk_norm).normed != theirs.normed:
         wrong.append(_differs(model, ("backbone",), model.backbone, theirs.backbone))
+    if model.upcycle and ("moe", "expert_width") in said:
+        wrong += _segments(model, theirs)
     moe = _upcycled(model, theirs, said, fields) if model.upcycle else _same_blocks(model, theirs, said, fields, wrong)
     return dataclasses.replace(model, **fields, moe=moe), wrong
 
@@ -177,6 +180,19 @@ def _upcycled(model: ModelSpec, theirs: ModelSpec, said: Collection[ModelPath], 
     if ("moe", "expert_width") in said:
         return model.moe
     return dataclasses.replace(model.moe, expert_width=theirs.moe.expert_width)
+
+
+def _segments(model: ModelSpec, theirs: ModelSpec) -> Iterator[Wrong]:
+    """Yield what is wrong with experts that each hold a segment of the dense feed-forward."""
+    width, total = model.moe.expert_width, theirs.moe.expert_width
+    if theirs.moe.preset != DENSE or width < 1:
+        return
+    if total % width:
+        message = f"expert_width {width} does not divide the checkpoint's feed-forward of {total}"
+        yield ("moe", "expert_width"), message, "take a divisor: experts hold its segments"
+        return
+    for name, message in upcycling_problems(model.moe, model.upcycling, total // width):
+        yield ("upcycling", name), message, "change moe.num_experts, moe.top_k or moe.expert_width"
 
 
 def _same_blocks(

@@ -26,6 +26,7 @@ from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.parameters import declarations_of, default_of
 from orchestrator.spec.rules import PHASES
 from orchestrator.spec.schedule import parse_freeze
+from orchestrator.spec.upcycling import UpcyclingSpec
 
 GRANULARITY = "granularity"
 _GRANULARITY = re.compile(r"^(\d+)/(\d+)(?:\+(\d+))?$")
@@ -144,6 +145,7 @@ def short_names(phase: str, plain_seed: str) -> Mapping[str, tuple[Path, ...]]:
     names["rows"] = ((phase, "data", "rows"),)
     names["weights"] = ((phase, "data", "weights"),)
     names |= {f"adapter_{name}": ((phase, "adapter", name),) for name in fields_of(AdapterSpec)}
+    names |= {f"upcycling_{name}": (("model", "upcycling", name),) for name in fields_of(UpcyclingSpec)}
     names |= {f"stop_{name}": ((phase, "stop", name),) for name in fields_of(StopSpec)}
     names["mix_rows"] = ((phase, "data", "mix", "rows"),)
     names["dola"] = (("evaluate", "dola"),)

@@ -27,6 +27,7 @@ from orchestrator.registry import Registry
 from orchestrator.spec.attention import LatentSpec, MultiplierSpec, RopeSpec
 from orchestrator.spec.identity import NEUTRAL, parameters_of
 from orchestrator.spec.rules import ABOVE_ZERO, NATURAL, NOT_NEGATIVE, POSITIVE, Rule, one_of, rules_of
+from orchestrator.spec.upcycling import UpcyclingSpec
 from orchestrator.spec.vision import VisionSpec
 
 
@@ -240,6 +241,8 @@ class ModelSpec:
     """How a dense checkpoint's FFN becomes experts."""
     moe: MoESpec = field(default_factory=MoESpec)
     """The MoE block."""
+    upcycling: UpcyclingSpec = field(default_factory=UpcyclingSpec, metadata=NEUTRAL)
+    """What is done to upcycled experts beside."""
     checkpoint_digest: str = field(default="", metadata=NEUTRAL)
     """Digest of the checkpoint's files."""
     foreign_tokenizer: bool = field(default=False, metadata=NEUTRAL)

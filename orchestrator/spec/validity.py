@@ -14,6 +14,7 @@ from orchestrator.spec.model import CHOICES, DEFAULTS, NAMED, PARTS, UPCYCLES, M
 from orchestrator.spec.parameters import typed_parameters
 from orchestrator.spec.part_validity import copied_faults, part_faults
 from orchestrator.spec.resolve import resolve_moe
+from orchestrator.spec.upcycling import UpcyclingSpec
 
 COUNTS = ("shared_experts", "zero_experts", "copy_experts", "constant_experts", "null_experts", "collaboration_top")
 SIZES = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "context")
@@ -284,5 +285,22 @@ def _upcycle_faults(model: ModelSpec) -> Iterator[Fault]:
     for name in ("latent_size", "shared_width"):
         if model.upcycle and getattr(moe, name):
             yield Fault("upcycle", f"upcycle with {name}: the dense feed-forward does not fit into other widths")
-    if model.upcycle and moe.expert != "swiglu":
+    given = model.upcycling
+    if not model.upcycle:
+        for name in ("groups", "scale_weights", "noise"):
+            if getattr(given, name):
+                yield Fault(f"upcycling.{name}", f"upcycling.{name} needs model.upcycle", "set upcycle: copy")
+        return
+    if given.redrawn != UpcyclingSpec().redrawn and model.upcycle != "partial":
+        yield Fault("upcycling.redrawn", f"upcycling.redrawn does not apply to upcycle {model.upcycle!r}")
+    for name in ("groups", "scale_weights", "noise"):
+        if model.upcycle == "shared_only" and getattr(given, name):
+            yield Fault(f"upcycling.{name}", f"upcycling.{name} does not apply: 'shared_only' copies no routed expert")
+    plain = kind_of(moe).plain and moe.choice == "token"
+    if given.groups and not (plain and moe.gate == MoESpec().gate):
+        yield Fault("upcycling.groups", "upcycling.groups repeats rows of a router's own matrix: this one has none")
+    if given.scale_weights and not (plain and (moe.renormalise or moe.score == "softmax")):
+        message = "upcycling.scale_weights needs weights that are renormalised, or of a softmax"
+        yield Fault("upcycling.scale_weights", message, "set renormalise: true")
+    if moe.expert != "swiglu":
         yield Fault("upcycle", f"upcycle with expert {moe.expert!r}: the dense feed-forward is a 'swiglu'")

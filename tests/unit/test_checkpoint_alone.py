@@ -220,3 +220,35 @@ def test_what_a_checkpoint_says_of_its_parts_must_agree(load: Load, here: Path) 
     (here / "sparse" / "config.json").write_text(json.dumps(quantised))
     with pytest.raises(GridError, match="quantization_config"):
         load(f"set: {{{TUNE}, model.checkpoint: 'file://sparse'}}")
+
+
+@pytest.mark.parametrize(
+    "model, said",
+    [
+        ("upcycling: {groups: true}, moe: {preset: dense}", "upcycling.groups needs model.upcycle"),
+        ("upcycle: shared_only, upcycling: {noise: 0.1}, moe: {shared_experts: 1, expert_width: 64}", "copies no"),
+        ("upcycle: copy, upcycling: {redrawn: 0.3}", "does not apply to upcycle 'copy'"),
+        ("upcycle: copy, upcycling: {noise: -1}", "must be at least 0"),
+        ("upcycle: copy, upcycling: {group: true}", "did you mean 'model.upcycling.groups'"),
+        ("upcycle: copy, moe: {expert_width: 100}", "does not divide the checkpoint's feed-forward of 256"),
+        ("upcycle: copy, upcycling: {groups: true}, moe: {expert_width: 64, top_k: 3}", "no whole virtual groups"),
+        ("upcycle: copy, upcycling: {groups: true}, moe: {preset: xmoe}", "this one has none"),
+        ("upcycle: copy, upcycling: {scale_weights: true}, moe: {score: sigmoid, renormalise: false}", "renormalised"),
+    ],
+)
+def test_a_recipe_of_upcycling_that_does_not_fit_is_refused(load: Load, here: Path, model: str, said: str) -> None:
+    block = "preset: smoe, num_experts: 8"
+    text = model.replace("moe: {", f"moe: {{{block}, " if "preset" not in model else "moe: {num_experts: 8, ")
+    text = text if "moe:" in text else f"{text}, moe: {{{block}}}"
+    with pytest.raises(GridError, match=said):
+        load(f"set: {{{TUNE}, model: {{checkpoint: 'file://dense', {text}}}}}")
+
+
+def test_recipes_of_upcycling_have_keys_of_their_own_and_others_keep_theirs(load: Load, here: Path) -> None:
+    block = "moe: {preset: smoe, num_experts: 8, top_k: 4, expert_width: 128}"
+    base = f"{TUNE}, model: {{checkpoint: 'file://dense', upcycle: copy, {block}}}"
+    usual = load(f"set: {{{base}}}").cells[0].id
+    factors = ("upcycling_noise: [0.1]", "upcycling_groups: [true]", "upcycling_scale_weights: [true]")
+    found = {load(f"factors: {{{factor}}}\nset: {{{base}}}").cells[0].id for factor in factors}
+    assert len(found | {usual}) == 4
+    assert load(f"factors: {{upcycling_noise: [0.0]}}\nset: {{{base}}}").cells[0].id == usual
