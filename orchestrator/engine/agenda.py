@@ -76,14 +76,16 @@ class Agenda:
         """Return the most urgent chains of `ready` that fit, at most `room`, each with its resources.
 
         `done` and `taken` are as in `StageGraph.chains`; `resources` tells what a chain asks for, `admit` what of that
-        may be submitted now. With `spread` evaluations that wait together are several jobs where cores would idle.
+        may be submitted now. With `spread`, where a job starts at once, evaluations that wait together are several of
+        them where cores would idle, and what needs torch is apart from what does not.
         """
         if not ready or room <= 0:
             return []
         self._list(frozenset(ready))
         count = FIRST
         while True:
-            chains = sorted(self._graph.chains(self._first(count), done, taken), key=lambda c: self._urgency(c[0]))
+            found = self._graph.chains(self._first(count), done, taken, light=spread)
+            chains = sorted(found, key=lambda chain: self._urgency(chain[0]))
             wanted = [resources(chain) for chain in chains]
             answers = admit(wanted)
             chosen = [(c, w) for c, w, fits in zip(chains, wanted, answers, strict=True) if fits][:room]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from orchestrator import registry
+from orchestrator.catalog.kinds import computes
 from orchestrator.grid.load import Grid, GridCell
 from orchestrator.plan.stage import CellStages, Stage
 from orchestrator.plan.stages import Lowering
@@ -87,14 +88,17 @@ class StageGraph:
             totals[stage.phase] = (count + 1, steps + stage.steps)
         return totals
 
-    def chains(self, ready: Iterable[str], done: Collection[str], busy: Collection[str] = ()) -> list[list[str]]:
+    def chains(
+        self, ready: Iterable[str], done: Collection[str], busy: Collection[str] = (), *, light: bool = False
+    ) -> list[list[str]]:
         """Group `ready` stages into jobs, one list of keys each, in the order a process runs them.
 
         A training segment takes its first missing continuation with it (other branches fork from the committed
         state), preparation takes what only waits for it, evaluations of one cell go together with what only waits for
         them.
-        `done` are committed keys, `busy` stages that some job has already. Of two chains that could go on with the
-        same stage, that of the earlier one of `ready` does.
+        `done` are committed keys, `busy` stages that some job has already. With `light` a job that needs no torch goes
+        on with no stage that does: where another one starts at once, it has torch loaded already. Of two chains that
+        could go on with the same stage, that of the earlier one of `ready` does.
         """
         taken = set(busy)
         jobs: list[list[str]] = []
@@ -116,26 +120,27 @@ class StageGraph:
                 continue
             chain = [key]
             taken.add(key)
-            while len(chain) < MAX_CHAIN and (following := self._continuation(chain, done, taken)):
+            while len(chain) < MAX_CHAIN and (following := self._continuation(chain, done, taken, light=light)):
                 chain.append(following)
                 taken.add(following)
             jobs.append(chain)
         for together in evaluations:
-            while len(together) < MAX_CHAIN and (following := self._continuation(together, done, taken)):
+            while len(together) < MAX_CHAIN and (following := self._continuation(together, done, taken, light=light)):
                 together.append(following)
                 taken.add(following)
         return jobs
 
-    def _continuation(self, chain: list[str], done: Collection[str], taken: Collection[str]) -> str:
+    def _continuation(self, chain: list[str], done: Collection[str], taken: Collection[str], *, light: bool) -> str:
         """Return the stage that the process at the end of `chain` should go on with, or ""."""
         tail = chain[-1]
+        light = light and not any(computes(self.stages[key].kind) for key in chain)
         # Training continues its own state; preparation continues anything it has made possible.
         sources = [tail] if self.stages[tail].kind == "train" else chain
         for source in sources:
             for child in self.children(source):
                 if child in done or child in taken or self.stages[child].phase != self.stages[tail].phase:
                     continue
-                if self.resources(child) != self.resources(tail):
+                if self.resources(child) != self.resources(tail) or (light and computes(self.stages[child].kind)):
                     continue
                 if all(parent in done or parent in chain for parent in self.stages[child].parents):
                     return child

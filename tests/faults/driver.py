@@ -109,7 +109,7 @@ def main() -> int:
     for backend in (LocalBackend, SlurmBackend, RayBackend):
         defaults: Any = backend.__init__.__kwdefaults__
         defaults["program"] = fake
-    # Jobs of one core are forked, as those of the product are.
+    # Jobs without a GPU are forked, as those of the product are.
     targets = Targets("tests.faults.fake_job:prepare", "tests.faults.fake_job:call")
     for name, value in (("PROGRAM", fake), ("Targets", lambda: targets)):
         setattr(local, name, value)

@@ -172,6 +172,19 @@ def test_preparation_that_only_waits_for_itself_is_one_job() -> None:
     assert len({key for job in jobs for key in job}) == sum(len(job) for job in jobs)
 
 
+def test_what_needs_torch_is_apart_where_a_job_starts_at_once() -> None:
+    graph = build_graph(grid_of([("a", cell_with())]))
+    ready = [key for key, stage in graph.stages.items() if not stage.parents]
+    jobs = graph.chains(ready, set(), light=True)
+    assert {graph.stages[key].kind for job in jobs for key in job} == {"data", "tokenizer", "tokens"}
+    done = {key for job in jobs for key in job}
+    init = next(key for key, stage in graph.stages.items() if stage.kind == "init")
+    assert graph.chains([init], done, light=True) == [[init]]
+    trained = next(key for key, stage in graph.stages.items() if stage.kind == "train")
+    (chain,) = graph.chains([trained], {*done, init}, light=True)
+    assert {graph.stages[key].kind for key in chain} == {"train"}
+
+
 def test_a_failed_stage_blocks_what_needs_it_and_says_by_what() -> None:
     graph = build_graph(grid_of([("none", cell_with()), ("r", cell_with(ratio=0.5))]))
     first = next(s for s in graph.stages.values() if s.phase == "finetune" and "router_lr" in s.label)
