@@ -178,12 +178,28 @@ class Agenda:
 def upward_ranks(graph: StageGraph, clock: Clock) -> dict[str, float]:
     """Return for each stage the expected seconds of the longest chain of work that starts with it.
 
-    The upward rank of list scheduling (HEFT: Topcuoglu, Hariri, Wu 2002), where data travel for nothing.
+    Training waits for all that its cells need prepared, not only for what it reads. The upward rank of list scheduling
+    (HEFT: Topcuoglu, Hariri, Wu 2002), where data travel for nothing.
     """
     seconds: dict[str, float] = {}
-    for key in reversed(list(graph.stages)):
+    waiting: dict[str, float] = {}  # what is prepared -> the rank of the training that waits for it
+
+    def rank(key: str) -> float:
         after = max([seconds.get(child, 0.0) for child in graph.children(key)], default=0.0)
-        seconds[key] = seconds_of(graph, clock, key) + after
+        return seconds_of(graph, clock, key) + max(after, waiting.get(key, 0.0))
+
+    prepared = [key for key, stage in graph.stages.items() if stage.phase == "prepare"]
+    others = [key for key, stage in graph.stages.items() if stage.phase != "prepare"]
+    groups: dict[int, tuple[tuple[tuple[str, ...], ...], float]] = {}  # one object for equal guards
+    for key in reversed(others):
+        seconds[key] = rank(key)
+        if guards := graph.guards(key):
+            groups[id(guards)] = guards, max(seconds[key], groups.get(id(guards), (guards, 0.0))[1])
+    for guards, longest in groups.values():
+        for guard in {guard for own in guards for guard in own}:
+            waiting[guard] = max(waiting.get(guard, 0.0), longest)
+    for key in reversed(prepared):
+        seconds[key] = rank(key)
     return seconds
 
 

@@ -128,6 +128,14 @@ def test_of_equal_phases_what_most_hangs_on_comes_first(graph: StageGraph) -> No
     assert ranks[slow] == 5e3 * graph.stages[slow].steps + max(children)
 
 
+def test_what_training_waits_for_ranks_before_it(graph: StageGraph) -> None:
+    ranks = agenda.upward_ranks(graph, Clock())
+    base = next(key for key, stage in graph.stages.items() if stage.phase == "pretrain")
+    items = next(key for key, stage in graph.stages.items() if stage.label == "evaluation items")
+    assert base not in graph.children(items)
+    assert ranks[items] == agenda.seconds_of(graph, Clock(), items) + ranks[base]
+
+
 def test_evaluations_that_wait_together_are_shared_out_to_idle_cores_alone(graph: StageGraph) -> None:
     done = {key for key, stage in graph.stages.items() if stage.phase != "evaluate"}
     cell = next(iter(graph.cells.values()))
