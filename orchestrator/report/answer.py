@@ -86,7 +86,14 @@ def next_steps(results: Results, again: str) -> list[str]:
         steps.append(f"one seed tells no difference: <code>{escape(again)} --seeds 0,1,2</code>")
     needed = sorted(one.needed for one in open_ones if one.needed)
     within = [seeds for seeds in needed if seeds <= MOST_ADVISED]
-    if within:
+    if results.most_seeds:
+        # More seeds after a look would make the intervals too narrow: their number is part of the question.
+        if open_ones and states[DONE] == len(results.cells):
+            most = results.most_seeds
+            steps.append(
+                f"what is open would hardly be resolved within adaptive.max_seeds {most}; a larger one asks anew"
+            )
+    elif within:
         steps.append(
             f"about {within[0]} seeds would resolve the nearest of the open differences"
             + (f", {within[-1]} the {len(within)} nearest" if len(within) > 1 else "")

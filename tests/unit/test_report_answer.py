@@ -32,6 +32,18 @@ def plain(text: str) -> str:
     return re.sub(r"<[^>]*>", " ", text).replace("&gt;", ">")
 
 
+def test_where_the_results_chose_the_seeds_no_further_ones_are_advised_after_the_look() -> None:
+    results = finished(seeds=(0, 1, 2))
+    adaptive = {"metric": "answer_bpb", "halfwidth": None, "race": "baseline", "max_seeds": 8}
+    raced = collect(dict(results.document) | {"adaptive": adaptive, "digest": "raced"}, results.store)
+    steps = answer.next_steps(raced, "moegrid run demo")
+    assert steps == ["what is open would hardly be resolved within adaptive.max_seeds 8; a larger one asks anew"]
+    usual = to_baseline(results, ["answer_bpb"])["freeze=none->router", "answer_bpb"]
+    wider = to_baseline(raced, ["answer_bpb"])["freeze=none->router", "answer_bpb"]
+    assert wider.difference == usual.difference
+    assert (wider.high or 0) - (wider.low or 0) > 2 * ((usual.high or 0) - (usual.low or 0))
+
+
 def test_the_opening_says_what_was_compared_what_differs_and_how_surely() -> None:
     results = finished(seeds=(0, 1, 2, 3))
     text = plain(answer.answer(results, "moegrid run demo --seeds 0,1,2,3"))
