@@ -101,6 +101,12 @@ def show_plan(plan: Plan, console: Console, *, budget: Budget | None = None, ada
             f"  estimated: {left:.2f} {kind}-hours left; whole grid {whole['shared']:.2f} with sharing, "
             f"{whole['unshared']:.2f} without"
         )
+        if (spec := plan.graph.grid.search) is not None:
+            ends = "" if spec.scheduler.name == "fifo" else f", which {spec.scheduler.name} makes less"
+            console.print(
+                f"  this is one trial of {spec.trials}: at most {spec.trials * left:.2f} {kind}-hours for the search"
+                f"{ends}; what trials share is made once"
+            )
         if budget is not None:
             console.print(f"  {_times(forecast(plan, budget))}")
 
