@@ -56,7 +56,10 @@ def show_plan(plan: Plan, console: Console, *, budget: Budget | None = None, ada
     for model in data["models"]:
         console.print(
             f"  model {model['backbone']} {model['preset']} {model['experts']}: {quantity(model['total'])} parameters, "
-            f"{quantity(model['active'])} active, {quantity(model['flops_per_token'])} FLOPs a token forward, "
+            f"{quantity(model['active'])} active, {quantity(model['flops_per_token'])} FLOPs a token forward"
+        )
+        console.print(
+            "      "
             + " + ".join(f"{phase} {quantity(tokens)}" for phase, tokens in model["tokens"].items())
             + f" tokens a cell ({plural(model['cells'], 'cell')})"
         )

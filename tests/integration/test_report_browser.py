@@ -60,6 +60,12 @@ all('svg').forEach(function(s){var v=s.viewBox.baseVal,keys=all('g.key text',s).
 all('.scroll').forEach(function(b){if(!b.offsetParent)return;var c=w.getComputedStyle(b).overflowX;
  if(b.scrollWidth>b.clientWidth+2&&(c!=='auto'||b.nextSibling.hidden))
   bad.push('columns out of reach, without a sign')});
+function light(c){var v=c.match(/[0-9.]+/g).slice(0,3).map(function(x){x/=255;return x<=.03928?x/12.92:
+ Math.pow((x+.055)/1.055,2.4)});return .2126*v[0]+.7152*v[1]+.0722*v[2]}
+var page=light(w.getComputedStyle(d.body).backgroundColor),dark=w.matchMedia('(prefers-color-scheme: dark)').matches;
+all('p,td,th,svg text,a,li').forEach(function(x){if(!x.getClientRects().length||bad.length>5)return;
+ var s=w.getComputedStyle(x),t=light(x.closest('svg')?s.fill:s.color),hi=Math.max(t,page),lo=Math.min(t,page);
+ if((hi+.05)/(lo+.05)<3)bad.push('hardly readable: '+x.tagName+' '+x.textContent.slice(0,40)+' '+s.color)});
 var h=d.querySelector('table.sortable th[data-c="1"]'),col=function(){return all('table.sortable tbody tr').map(
  function(r){return +r.cells[1].getAttribute('data-v')})};
 h.click();var up=col();h.click();var down=col();
@@ -72,7 +78,7 @@ plot.dispatchEvent(new w.PointerEvent('pointermove',{bubbles:true,clientX:r.left
 var tip=d.querySelector('.tip');if(tip.hidden||!/:/.test(tip.textContent))bad.push('no value under the pointer');
 var line=plot.querySelector('polyline'),before=line.getAttribute('points'),box=plot.parentNode.querySelector('input');
 box.click();if(line.getAttribute('points')===before)bad.push('the logarithmic axis changes nothing');
-document.getElementById('out').textContent=JSON.stringify({bad:bad,first:d.querySelector('.answer').
+document.getElementById('out').textContent=JSON.stringify({bad:bad,dark:dark&&page<.1,first:d.querySelector('.answer').
  getBoundingClientRect().bottom+w.scrollY})};</script>"""
 
 
@@ -91,16 +97,18 @@ def report(folder: Path) -> Path:
     return html.write(collect("demo", store), folder / "index.html")
 
 
-@pytest.mark.parametrize(("width", "height"), [(390, 844), (1440, 900)])
+@pytest.mark.parametrize(("width", "height", "dark"), [(390, 844, False), (1440, 900, False), (1440, 900, True)])
 def test_on_a_phone_and_a_screen_nothing_is_cut_or_overlaps_and_all_is_in_reach(
-    tmp_path: Path, chromium: str, width: int, height: int
+    tmp_path: Path, chromium: str, width: int, height: int, dark: bool
 ) -> None:
     page = report(tmp_path)
     look = tmp_path / "look.html"
     look.write_text(LOOK % (width, page.name), encoding="utf-8")
-    out, err = shown_by(chromium, tmp_path, "--window-size=1600,1000", "--dump-dom", look.as_uri())
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    out, err = shown_by(chromium, tmp_path, scheme, "--window-size=1600,1000", "--dump-dom", look.as_uri())
     found = json.loads(re.search(r'<pre id="out">(.*?)</pre>', out, re.DOTALL)[1].replace("&gt;", ">"))
     assert found["bad"] == []
+    assert found["dark"] == dark
     assert found["first"] <= height, "the first screen answers"
     assert "CONSOLE" not in err
 
