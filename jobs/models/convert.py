@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jobs.models.backbones import CausalLM
-from jobs.models.building import build_model
+from jobs.models.building import build_model, empty_model
 from jobs.models.layouts import Turn, coming
 from jobs.models.public import export_checkpoint
 from jobs.models.sources import Checkpoint, open_checkpoint
-from jobs.models.weights import canonical_state
+from jobs.models.weights import canonical_state, replace_parameters
 from orchestrator.errors import MoegridError
 from orchestrator.spec.model import Model, Moe
 from orchestrator.spec.public_config import spec_of
@@ -38,7 +38,13 @@ def import_checkpoint(source: str | Path | Checkpoint) -> CausalLM:
     """Return the ModelSpec of a checkpoint, with the algorithm and shape that its config names."""
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     spec = spec_of(checkpoint.config)
-    model = build_model(spec, spec.vocab_size)
+    model = empty_model(spec, spec.vocab_size)
+    own = canonical_state(model)
+    weights = PublicWeights(checkpoint, own, model.spec)
+    if any(tensor.is_meta for name, tensor in own.items() if name not in weights):
+        model = build_model(spec, spec.vocab_size)  # router parts that it does not have are drawn
+    else:
+        replace_parameters(model, lambda name, old: nn.Parameter(torch.empty(old.shape)))
     load_checkpoint(model, checkpoint)
     return model
 

@@ -79,7 +79,9 @@ def test_a_deepseek_moe_goes_out_and_comes_back(fields: dict[str, Any], of_moe: 
     moe = MoESpec(preset="deepseek_moe", **{"top_k": 3, "num_experts": 8, "expert_width": 12, **of_moe})
     model = model_of("deepseek_moe", moe, **fields)
     assert type(same_in_transformers(model, tmp_path)).__name__ == "Qwen2MoeForCausalLM"
+    before = torch.get_rng_state()
     again = import_checkpoint(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)  # nothing is drawn that a checkpoint overwrites
     torch.testing.assert_close(again.eval()(IDS).logits, model(IDS).logits, atol=1e-5, rtol=1e-5)
     if not moe.routed_scaling:
         assert weights_sha256(again) == weights_sha256(model)
