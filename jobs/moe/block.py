@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -110,14 +110,20 @@ class MoEBlock(nn.Module):
         routing = self.router(x, context)
         scale = self.router.input_scale
         source = x * scale if scale != 1.0 else x
-        routed = self._routed(source, routing)
+        shared: list[Tensor] = []
+
+        def share() -> None:
+            if self.shared is not None and not shared:
+                shared.append(self._shared(x, routing.shared))
+
+        routed = self._routed(source, routing, share)
+        share()  # unless that was done while tokens travelled
         if self.expert_dropout and self.training:
             routed = F.dropout(routed, self.expert_dropout)
-        y = routed if self.shared is None else self._combine(routed, self._shared(x, routing.shared))
-        y = self._framed("block_output", y)
+        y = self._framed("block_output", self._combine(routed, *shared) if shared else routed)
         return y.view(batch, length, self.out_size).to(x_BSD.dtype), routing
 
-    def _routed(self, x_TD: Tensor, routing: Routing) -> Tensor:
+    def _routed(self, x_TD: Tensor, routing: Routing, meanwhile: Callable[[], None]) -> Tensor:
         indices = routing.indices
         weights = self.router.signed(indices, routing.weights)
         counts = routing.counts if routing.full and routing.physical is None else None
@@ -129,10 +135,11 @@ class MoEBlock(nn.Module):
             # Each slot is a row of its own.
             rows = (rows.unsqueeze(1) * weights.to(rows.dtype).unsqueeze(2)).flatten(0, 1)
             alone = experts.reshape(-1, 1)
-            y = self.experts(rows, alone, weights.new_ones(alone.shape), counts_N=counts, after=after)
+            ones = weights.new_ones(alone.shape)
+            y = self.experts(rows, alone, ones, counts_N=counts, after=after, meanwhile=meanwhile)
             y = y.view(*experts.shape, -1).sum(1)
         else:
-            y = self.experts(rows, experts, weights, counts_N=counts, after=after)
+            y = self.experts(rows, experts, weights, counts_N=counts, after=after, meanwhile=meanwhile)
         y = self._framed("routed_output", y if self.latent is None else self.latent.back(y))
         special = self.router.special(x_TD, indices, weights, self.parts)
         return y if special is None else y + fitted(special, self.out_size)

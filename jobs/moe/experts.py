@@ -69,10 +69,12 @@ class Experts(nn.Module):
         path: str = "",
         counts_N: Tensor | None = None,
         after: Frame | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Return sum over a token's slots of weight * after(expert(x)) [T,O]; slots with expert -1 add nothing.
 
         `counts_N`, the assignments to each expert where they are known, promises that no slot is empty.
+        `meanwhile` is called while tokens travel to other ranks, where the experts are dealt.
         """
         up, down = effective(self, "up"), effective(self, "down")
         if torch.is_autocast_enabled(x_TD.device.type):
@@ -89,6 +91,7 @@ class Experts(nn.Module):
             self.group,
             lambda x, own, ones: self._compute(x, ones, up, down, dispatch(own, len(up)), path),
             after,
+            meanwhile,
         )
 
     def _compute(

@@ -55,21 +55,27 @@ def travel(
     group: ExpertGroup,
     local: Local,
     after: Callable[[Tensor], Tensor] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Return sum over a token's slots of weight * after(expert(x)) [T,D], each expert computed where it is.
 
     `after` is computed where the token is.
     `plan` sorts the slots by all N experts. Collective: every rank of the group calls it, with tokens or without.
+    `meanwhile` is called while the tokens are on their way, and its backward pass runs while their gradients are.
     """
     own, sent, received = _counts(plan, group)
     rows = sum(sent)
     order = plan.order[:rows]
-    there = _exchange(x_TD.index_select(0, plan.token[:rows]), sent, received, group)
+    way = _Way(sent, received, group)
+    leaving = _Depart.apply(x_TD.index_select(0, plan.token[:rows]), way)  # type: ignore[no-untyped-call]
+    meanwhile()
+    there: Tensor = _Arrive.apply(leaving, way)  # type: ignore[no-untyped-call]
     # What arrives is sorted by its source, then by expert.
     expert = torch.arange(own.numel(), device=x_TD.device) % (own.numel() // group.size)
     expert = expert.repeat_interleave(own, output_size=len(there)).unsqueeze(1)
     y = local(there, expert, weights_TK.new_ones(len(there), 1))
-    back = _exchange(y, received, sent, group)
+    way = _Way(received, sent, group)
+    back: Tensor = _Arrive.apply(_Depart.apply(y, way), way)  # type: ignore[no-untyped-call]
     if after is not None:
         back = after(back)
     weighted = back * weights_TK.reshape(-1).index_select(0, order).to(back.dtype).unsqueeze(1)
@@ -88,33 +94,60 @@ def _counts(plan: Dispatch, group: ExpertGroup) -> tuple[Tensor, list[int], list
     return own, sent, received
 
 
-class _Way(Protocol):
-    """What an exchange remembers for the way back."""
+@dataclass(slots=True)
+class _Way:
+    """One exchange: runs of rows sent to and received from each rank of a group; gradients take the way back."""
 
     sent: list[int]
     received: list[int]
     group: ExpertGroup
+    flying: tuple[Tensor, Tensor, dist.Work] | None = None  # what is sent, where it arrives
+
+    def depart(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Send rows without waiting, and return the memory that they arrive in."""
+        arriving = rows.new_empty(sum(received), rows.shape[1])
+        rows = rows.contiguous()
+        work = dist.all_to_all_single(arriving, rows, received, sent, group=self.group.group, async_op=True)
+        assert work is not None
+        self.flying = rows, arriving, work
+        return arriving
+
+    def arrive(self) -> Tensor:
+        """Wait for what was sent last, and return it."""
+        assert self.flying is not None
+        _, arrived, work = self.flying
+        work.wait()
+        self.flying = None
+        return arrived
 
 
-class _Exchange(torch.autograd.Function):
-    """Send runs of rows to the ranks of a group, in their order; gradients take the way back."""
+class _Ctx(Protocol):
+    way: _Way
+
+
+class _Depart(torch.autograd.Function):
+    """Rows set out; in the backward pass their gradients, which set out in `_Arrive`'s, arrive."""
 
     @staticmethod
-    def forward(ctx: _Way, rows: Tensor, sent: list[int], received: list[int], group: ExpertGroup) -> Tensor:
-        ctx.sent, ctx.received, ctx.group = sent, received, group
-        return _send(rows, sent, received, group)
+    def forward(ctx: _Ctx, rows: Tensor, way: _Way) -> Tensor:
+        ctx.way = way
+        return way.depart(rows, way.sent, way.received)
 
     @staticmethod
-    def backward(ctx: _Way, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return _send(gradient, ctx.received, ctx.sent, ctx.group), None, None, None
+    def backward(ctx: _Ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.way.arrive(), None
 
 
-def _exchange(rows: Tensor, sent: list[int], received: list[int], group: ExpertGroup) -> Tensor:
-    moved: Tensor = _Exchange.apply(rows, sent, received, group)  # type: ignore[no-untyped-call]
-    return moved
+class _Arrive(torch.autograd.Function):
+    """Rows arrive; in the backward pass their gradients set out."""
 
+    @staticmethod
+    def forward(ctx: _Ctx, arriving: Tensor, way: _Way) -> Tensor:
+        ctx.way = way
+        way.arrive()
+        return arriving.view_as(arriving)
 
-def _send(rows: Tensor, sent: list[int], received: list[int], group: ExpertGroup) -> Tensor:
-    arrived = rows.new_empty(sum(received), rows.shape[1])
-    dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group.group)
-    return arrived
+    @staticmethod
+    def backward(ctx: _Ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.way.depart(gradient, ctx.way.received, ctx.way.sent)
+        return gradient, None
