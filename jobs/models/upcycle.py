@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jobs.models.backbones import CausalLM
 from jobs.models.building import drawn_weights, empty_model
 from jobs.models.convert import PublicWeights
+from jobs.models.shared_start import with_shared
 from jobs.models.sources import open_checkpoint
 from jobs.models.vision.sight import PREFIX as SIGHT
 from jobs.models.vision.sight import carried_sight
@@ -51,7 +52,8 @@ def initial_weights(spec: ModelSpec, vocab_size: int, seed: int = 0) -> tuple[Ca
                 f"upcycle {spec.upcycle!r} needs a checkpoint to start from", hint="set model.checkpoint"
             )
         model = empty_model(spec, vocab_size)
-        return model, _random(model)
+        drawn = _random(model)
+        return model, with_shared(model, drawn, spec.shared_from) if spec.shared_from else drawn
     checkpoint = open_checkpoint(spec.checkpoint)
     if spec.checkpoint_digest and files_sha256(Path(spec.checkpoint.removeprefix("file://"))) != spec.checkpoint_digest:
         raise MoegridError(f"{spec.checkpoint} has changed since the grid was planned", hint="plan it again")

@@ -247,6 +247,8 @@ class ModelSpec:
     """Digest of the checkpoint's files."""
     foreign_tokenizer: bool = field(default=False, metadata=NEUTRAL)
     """Let a checkpoint be trained with a tokenizer that is not its own."""
+    shared_from: str = field(default="", metadata=NEUTRAL)
+    """Dense checkpoint (`wheel://`, `hub://`) whose feed-forward fills the shared experts; the rest is drawn."""
     head_dim: Annotated[int, NATURAL] = field(default=0, metadata=NEUTRAL)
     """Width of an attention head, 0 = hidden_size / num_heads."""
     qk_norm: Annotated[str, one_of("", "full", "head")] = field(default="", metadata=NEUTRAL)

@@ -180,7 +180,7 @@ def model_problems(model: ModelSpec) -> tuple[Fault, ...]:
             wrong.append(Fault(name, f"{name} {getattr(model, name)} must not be negative"))
     if wrong:
         return (*faults, *wrong)
-    own = () if of_block else (*_upcycle_faults(model), *_vision_faults(model))
+    own = () if of_block else (*_upcycle_faults(model), *_shared_start_faults(model), *_vision_faults(model))
     return (*faults, *_shape_faults(model), *own)
 
 
@@ -273,6 +273,20 @@ def _attention_faults(model: ModelSpec) -> Iterator[Fault]:
             yield Fault("rope.fraction", message)
     if rope.scaling and not rope.original_context:
         yield Fault("rope.original_context", f"rope.scaling {rope.scaling!r} needs rope.original_context")
+
+
+def _shared_start_faults(model: ModelSpec) -> Iterator[Fault]:
+    moe, source = resolve_moe(model.moe), model.shared_from
+    if not source:
+        return
+    if not source.startswith(("wheel://", "hub://")):
+        yield Fault("shared_from", f"shared_from {source!r} is neither wheel://NAME==VERSION/SET nor hub://ORG/NAME")
+    if model.checkpoint:
+        yield Fault("shared_from", "shared_from with a checkpoint: it is for a model that is drawn")
+    if not moe.shared_experts:
+        yield Fault("shared_from", "shared_from needs shared_experts")
+    elif (moe.shared_expert or moe.expert) != "swiglu":
+        yield Fault("shared_from", "shared_from needs expert 'swiglu', the form of the dense feed-forward")
 
 
 def _upcycle_faults(model: ModelSpec) -> Iterator[Fault]:

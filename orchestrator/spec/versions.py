@@ -69,6 +69,8 @@ def of_model(model: Model) -> Iterator[str]:
     yield f"preset {moe.preset} {moe.variant}"
     if model.checkpoint:
         yield f"upcycle {model.upcycle or 'none'}"
+    if model.shared_from:
+        yield "shared experts of a dense model"
     if model.vision is not None:
         yield f"{ENCODERS.word} {model.vision.encoder}"
     yield f"expert {moe.expert}"

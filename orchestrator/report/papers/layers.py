@@ -37,7 +37,7 @@ def layers(results: Results, exhibit: Exhibit) -> Made:
             for values_L in by_cell:
                 for layer, value in enumerate(values_L):
                     by_layer.setdefault(layer, []).append(float(value))
-            panels.setdefault(name, []).append(plots.band(str(setting.factors[factor]), by_layer))
+            panels.setdefault(name, []).append(plots.band(str(setting.factors[factor]) or setting.name, by_layer))
     figures = [
         plots.curves(lines, f"{exhibit.layer_metric}: {name}", axis_x="layer")
         for name, lines in panels.items()
