@@ -53,7 +53,8 @@ def test_a_job_killed_with_its_driver_is_taken_over_before_its_lease_ends(lab: L
     lab.environment["FAKE_STEP_SECONDS"] = "0"
     code, said = lab.drive("resume")
     assert code == 0, said
-    assert "the process is gone" in said
+    # A forked job's end is seen by its server, which outlives the driver; that of a process of its own by nobody.
+    assert "killed by SIGKILL" in said or "the process is gone" in said
     assert_sound(lab, reference, once=False)
 
 
