@@ -256,7 +256,11 @@ class InstructionBatches:
     def micro_batch(self, step: int, index: int, size: int) -> Batch:
         """Return micro-batch `index` of optimizer step `step`: `size` examples."""
         found = self._parts.rows(_first(step, index, size, self._accumulation), size)
-        rows = [self._firsts[part] + row for part, row, _ in found]
+        return self.of_rows([self._firsts[part] + row for part, row, _ in found])
+
+    def of_rows(self, rows: Sequence[int]) -> Batch:
+        """Return these examples as one batch."""
+        size = len(rows)
         # An example longer than the model's window keeps its end: that is where the response is.
         cuts = [
             slice(max(self._offsets[row], self._offsets[row + 1] - self._length - 1), self._offsets[row + 1])

@@ -21,17 +21,22 @@ TOKENS_A_BATCH = 4096
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """One batch of a token set: ids [B,S], mask [B,S] (1 = real), spans [B,S] for word and sentence routers."""
+    """One batch of a token set: ids [B,S], mask [B,S] (1 = real), spans [B,S] for word and sentence routers.
+
+    `images` [B,H,W,3] are the pictures of a model that sees, one a row.
+    """
 
     ids: Tensor
     mask: Tensor
     spans: Tensor | None
+    images: Tensor | None = None
 
 
 def routings_of(model: CausalLM, batch: TokenBatch) -> tuple[Routing, ...]:
     """Return the routing records of one batch."""
     mask = None if bool(batch.mask.all()) else batch.mask
-    output: Output = model(batch.ids, attention_mask=mask, spans=batch.spans, logits_to_keep=1)
+    images = {} if batch.images is None else {"images": batch.images}
+    output: Output = model(batch.ids, attention_mask=mask, spans=batch.spans, logits_to_keep=1, **images)
     return output.routings
 
 

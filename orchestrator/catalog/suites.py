@@ -10,7 +10,7 @@ from orchestrator.catalog.benchmarks import BENCHMARKS, SAFETY, SAFETY_SETS
 from orchestrator.catalog.metrics import EFFICIENCY, LANGUAGE_MODEL
 from orchestrator.registry import Registry
 
-READS = ("text", "tasks", "benchmarks", "pictures")
+READS = ("text", "tasks", "benchmarks", "pictures", "shown")
 # Fields of the work that a suite reads, beyond the state, texts and items; each enters the keys of those that do.
 SETTINGS = ("seed", "shots", "limit", "routing_seeds", "metrics")
 
@@ -47,7 +47,8 @@ class SuiteKind:
     state of models with experts alone, `routed` every state of them: a dense model routes nothing. `parameters` is a
     frozen dataclass of scalars that a grid sets in `evaluate.suite_parameters`, None for none.
 
-    Of ours: "pictures" are `evaluate.pictures`; "benchmarks" are read from files or hubs of their own; `judged` says
+    Of ours: "pictures" are `evaluate.pictures`; "shown" names as `tokens` those of the last phase that shows pictures,
+    with the questions that it held out; "benchmarks" are read from files or hubs of their own; `judged` says
     how responses are generated and judged; `contrasted` ones are changed by `dola`; `columns_by` is the dotted path
     of (evaluate) -> columns where these follow from its tasks; `arrays`: it leaves the arrays of routing that a
     report draws; `removes`: it takes experts away; `generates`: it takes tasks whose answers are generated as well.
@@ -132,6 +133,14 @@ _OURS = (
         ("pictures",),
         (),
         columns_by="orchestrator.grid.columns:of_pictures",
+    ),
+    SuiteKind(
+        "seeing_probe",
+        "jobs.evaluate.suites.seeing_probe:run",
+        ("shown",),
+        (),
+        columns_by="orchestrator.grid.columns:of_seeing_probe",
+        routed=True,
     ),
     SuiteKind("safety", reads=_JUDGED, judged=Judging(SAFETY, sets=tuple(SAFETY_SETS)), contrasted=True),
     SuiteKind("over_refusal", reads=_JUDGED, judged=_REFUSALS, contrasted=True),

@@ -107,6 +107,12 @@ def of_probe(evaluate: EvaluateSpec) -> Iterator[str]:
     yield from (f"{task}/{name}" for task in names for name in (*routing, *DISTURBED, *OF_TOKENS))
 
 
+def of_seeing_probe(evaluate: EvaluateSpec) -> Iterator[str]:
+    """Yield the columns of the suite `seeing_probe`: the routing of each component that sees."""
+    made = (*ROUTING, *SIMILARITY, *DISTURBED)
+    yield from (f"{component}/{name}" for component in ("encoder", "connector") for name in made)
+
+
 def of_pictures(evaluate: EvaluateSpec) -> Iterator[str]:
     """Yield the columns of the suite `seeing`."""
     for one in evaluate.pictures:

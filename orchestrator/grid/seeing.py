@@ -25,6 +25,9 @@ def seeing_findings(cell: Cell) -> Iterator[Finding]:
             yield (name, "data", "format"), f"the phase {name} needs {wanted}", "choose other data, or another phase"
     vision = cell.model.vision
     if vision is None:
+        if read(cell.evaluate.suites, "shown"):
+            message = "the suite seeing_probe measures what sees, and this model reads text alone"
+            yield ("evaluate", "suites"), message, "leave it out, or take base: vision_language"
         for name in phases:
             yield ("model", "vision"), f"the phase {name} needs a model that sees", f"set model.vision, or {name}: null"
         return
@@ -40,7 +43,7 @@ def seeing_findings(cell: Cell) -> Iterator[Finding]:
         message = f"engine {cell.execution.engine!r} does not train models that see"
         yield ("execution", "engine"), message, "set engine: torch"
     for kind in kinds(cell.evaluate.suites):
-        if kind.final or kind.routed:
+        if (kind.final or kind.routed) and "shown" not in kind.reads:
             message = f"the suite {kind.name} measures the routing of text, and this model's experts may see"
             yield ("evaluate", "suites"), message, "leave it out"
         elif "text" in kind.reads and next(iter(cell.phases)) in SEEING:

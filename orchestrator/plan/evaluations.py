@@ -26,6 +26,8 @@ def evaluation(cell: Cell, suite: str, state: str, tokenizer: str, items: str, t
     fields: dict[str, Any] = {"items": "", "tokens": ""}
     if "text" in kind.reads:
         fields |= {"tokens": tokens, "val_tokens": spec.val_tokens}
+    if "shown" in kind.reads:
+        fields["tokens"] = tokens
     if "tasks" in kind.reads:
         # The key of the items says where they come from.
         tasks = tuple(

@@ -310,7 +310,8 @@ class Lowering:
 
 def _forms(cell: Cell, train: TrainSpec, base: _Base) -> dict[int, tuple[tuple[str, float, Form, str], ...]]:
     """Return what a cell asks of its states, by the step of the state."""
-    evaluate, tokens = cell.evaluate, next(iter(base.tokens.values()))
+    evaluate, text = cell.evaluate, next(iter(base.tokens.values()))
+    shown = next((key for phase, key in reversed(list(base.tokens.items())) if phase in SEEING), "")
     found: dict[int, list[tuple[str, float, Form, str]]] = {}
     forms: dict[str, list[tuple[Form, str]]] = {}
     fractions = sorted(evaluate.at)
@@ -326,6 +327,7 @@ def _forms(cell: Cell, train: TrainSpec, base: _Base) -> dict[int, tuple[tuple[s
             if (kind.final or kind.routed) and not kind_of(cell.model.moe).routes:
                 continue
             if suite not in forms:
+                tokens = shown if "shown" in kind.reads else text
                 if not {"benchmarks", "pictures"}.intersection(kind.reads):
                     forms[suite] = [(Form(evaluation(cell, suite, "", base.tokenizer, base.items, tokens)), suite)]
                 else:

@@ -13,9 +13,12 @@ from jobs.moe.interventions import dropped, temperature
 from jobs.probe.metrics import drop_top, in_range
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from jobs.evaluate.harness import Prepared
     from jobs.evaluate.prefix_lm import PrefixLM
     from jobs.models.backbones import CausalLM
+    from jobs.moe.block import MoEBlock
 
 TEMPERATURES = (0.1, 10.0)  # 1 is the model as it is
 DROPS = {"drop_top1": 1, "drop_top12": 2}
@@ -29,7 +32,7 @@ def disturbed(model: CausalLM, lm: PrefixLM, tasks: Sequence[Prepared], primary:
     """
     schedules = {task.name: list(chunks(task)) for task in tasks}
     scores: dict[str, dict[str, float]] = {}
-    for name, switched in _interventions(model):
+    for name, switched in interventions(model, model.moe_blocks):
         with switched:
             scores[name] = {
                 task: float(
@@ -55,9 +58,9 @@ def disturbed(model: CausalLM, lm: PrefixLM, tasks: Sequence[Prepared], primary:
     return found
 
 
-def _interventions(model: CausalLM) -> Iterator[tuple[str, AbstractContextManager[None]]]:
+def interventions(model: nn.Module, blocks: Sequence[MoEBlock]) -> Iterator[tuple[str, AbstractContextManager[None]]]:
+    """Yield (name, what disturbs the routers of `model`, a model or one of its parts, whose blocks these are)."""
     yield "base", nullcontext()
-    blocks = model.moe_blocks
     for name, n in DROPS.items():
         if all(block.moe.choice != "expert" and block.moe.top_k + n <= block.router.choices for block in blocks):
             yield name, dropped(model, n)
