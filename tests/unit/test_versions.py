@@ -111,7 +111,7 @@ def test_a_new_version_of_a_suite_renews_its_results_alone(suite: str, monkeypat
     ("part", "suites"),
     [
         ("metric load_balance", {"efficiency"}),
-        ("metric router_margin", {"probe"}),
+        ("metric router_margin", {"probe", "seeing_probe"}),
         ("metric bits_per_byte", {"lm"}),
         ("metric truthfulqa_mc2", {"hallucination"}),
         ("metric nq", {"hallucination"}),
