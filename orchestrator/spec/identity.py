@@ -35,6 +35,17 @@ def parameters_of(kind: str) -> Mapping[str, Any]:
     return MappingProxyType({**NEUTRAL, "of": kind})
 
 
+def named_before(names: Mapping[str, str]) -> Mapping[str, object]:
+    """Return the metadata of a field some of whose values were renamed: value -> the name that keys hold."""
+    return MappingProxyType({"before": names})
+
+
+@cache
+def renamed(cls: type) -> Mapping[str, Mapping[str, str]]:
+    """Return the fields of a dataclass some of whose values were renamed, with the name that keys hold of each."""
+    return {one.name: one.metadata["before"] for one in dataclasses.fields(cls) if one.metadata.get("before")}
+
+
 # A field that the plan fills in for the node to check: no field of a grid, and in no key.
 DERIVED: Mapping[str, bool] = MappingProxyType({"derived": True})
 
@@ -127,7 +138,14 @@ class Canonical:
         fields: Sequence[tuple[str, str]] = _fields_in_order(cls)
         if neutral := _neutral(cls):
             fields = [field for field in fields if getattr(value, field[0]) != neutral.get(field[0], _KEPT)]
+        if before := renamed(cls):
+            texts = [mark + self.text(_former(before, name, getattr(value, name))) for name, mark in fields]
+            return "{" + ",".join(texts) + "}"
         return "{" + ",".join([mark + self.text(getattr(value, name)) for name, mark in fields]) + "}"
+
+
+def _former(before: Mapping[str, Mapping[str, str]], name: str, value: str) -> object:
+    return before[name].get(value, value) if name in before else value
 
 
 _KEPT = object()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
-from orchestrator.catalog.backbones import BACKBONES, DEFAULT_BACKBONE
+from orchestrator.catalog.backbones import BACKBONES, DEFAULT_BACKBONE, FORMERLY
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.frames import FRAMES
 from orchestrator.catalog.frames import NONE as NO_FRAME
@@ -25,7 +25,7 @@ from orchestrator.catalog.scores import SCORES
 from orchestrator.catalog.selections import SELECTIONS
 from orchestrator.registry import Registry
 from orchestrator.spec.attention import LatentSpec, MultiplierSpec, RopeSpec
-from orchestrator.spec.identity import NEUTRAL, parameters_of
+from orchestrator.spec.identity import NEUTRAL, named_before, parameters_of
 from orchestrator.spec.rules import ABOVE_ZERO, NATURAL, NOT_NEGATIVE, POSITIVE, Rule, one_of, rules_of
 from orchestrator.spec.upcycling import UpcyclingSpec
 from orchestrator.spec.vision import VisionSpec
@@ -200,6 +200,9 @@ class Moe(MoESpec):
     temperature: float = 1.0
 
 
+_RENAMED = {old: f"it is called {new!r} now, after the architecture" for new, old in FORMERLY.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A causal language model: the shape of its backbone and its MoE block.
@@ -209,7 +212,9 @@ class ModelSpec:
     `foreign_tokenizer` lets a checkpoint be trained with a tokenizer that is not its own.
     """
 
-    backbone: Annotated[str, one_of(*BACKBONES)] = DEFAULT_BACKBONE
+    backbone: Annotated[str, Rule(choices=tuple(BACKBONES), refused=_RENAMED)] = field(
+        default=DEFAULT_BACKBONE, metadata=named_before(FORMERLY)
+    )
     """Architecture around the MoE blocks."""
     hidden_size: Annotated[int, POSITIVE] = 128
     """Width of the residual stream."""

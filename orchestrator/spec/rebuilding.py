@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from orchestrator.catalog.parameters import Parameters
+from orchestrator.spec.identity import renamed
 
 
 @cache
@@ -21,7 +22,12 @@ def build(hint: Any, value: Any) -> Any:
     """Turn JSON types into the frozen dataclasses and tuples that the type `hint` names."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         hints = _hints(hint)
-        return hint(**{name: build(hints[name], item) for name, item in value.items()})
+        fields = {name: build(hints[name], item) for name, item in value.items()}
+        for name, before in renamed(hint).items():  # a document may hold the former name
+            now = {old: new for new, old in before.items()}
+            if name in fields:
+                fields[name] = now.get(fields[name], fields[name])
+        return hint(**fields)
     if hint is Parameters:
         return Parameters(value)
     origin, args = typing.get_origin(hint), typing.get_args(hint)

@@ -27,7 +27,7 @@ VARIANTS = [(preset, variant) for preset, kind in ROUTERS.builtins.items() for v
 EXPORTED = {
     "olmoe": {"olmoe", "smoe"},
     "deepseek_moe": {"dense", "deepseek_moe 16b", "deepseek_moe v2", "deepseek_moe v3", "sharede_v2", "smoe"},
-    "smollm2": {"dense", "deepseek_moe 16b", "deepseek_moe v2", "deepseek_moe v3", "sharede_v2", "smoe"},
+    "llama": {"dense", "deepseek_moe 16b", "deepseek_moe v2", "deepseek_moe v3", "sharede_v2", "smoe"},
 }
 
 
@@ -104,10 +104,10 @@ def test_a_gated_shared_expert_is_not_taken_for_ours(tmp_path: Path) -> None:
         ("olmoe", {"shared_experts": 1}, "shared_experts 1"),
         ("olmoe", {"routed_scaling": 2.0}, "routed_scaling 2.0"),
         ("olmoe", {"expert": "relu_mlp"}, "expert 'relu_mlp'"),
-        ("smollm2", {"renormalise": False}, "renormalise False without shared experts"),
+        ("llama", {"renormalise": False}, "renormalise False without shared experts"),
         ("deepseek_moe", {"shared_experts": 1, "combine": "weighted"}, "combine 'weighted'"),
         ("deepseek_moe", {"n_group": 2, "topk_group": 1}, "n_group 2"),
-        ("smollm2", {"choice": "expert"}, "choice 'expert'"),
+        ("llama", {"choice": "expert"}, "choice 'expert'"),
     ],
 )
 def test_what_transformers_lacks_is_named(backbone: str, of_moe: dict[str, Any], named: str) -> None:

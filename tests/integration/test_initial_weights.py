@@ -24,7 +24,7 @@ SHAPE: dict[str, Any] = {"hidden_size": 32, "num_layers": 3, "num_heads": 4, "nu
 AROUND: list[dict[str, Any]] = [
     {},
     {"tie_embeddings": True},
-    {"backbone": "smollm2", "attention_bias": "all", "head_dim": 12},
+    {"backbone": "llama", "attention_bias": "all", "head_dim": 12},
     {"backbone": "deepseek_moe", "dense_layers": 1, "dense_width": 40, "tie_embeddings": True},
 ]
 

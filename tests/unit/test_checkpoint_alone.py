@@ -12,7 +12,10 @@ import pytest
 from orchestrator.catalog.public_models import PUBLIC_MODELS
 from orchestrator.errors import GridError
 from orchestrator.grid.load import Grid, load_grid
+from orchestrator.spec.identity import canonical_text, plain
+from orchestrator.spec.model import Model
 from orchestrator.spec.public_config import spec_of
+from orchestrator.spec.rebuilding import build
 from tests.tokenizer_families import FAMILIES, LLAMA
 
 Load = Callable[..., Grid]
@@ -64,7 +67,7 @@ def test_a_dense_checkpoint_is_upcycled_into_experts_as_wide_as_its_feed_forward
     )
     for item in grid.cells:
         model = item.cell.model
-        assert (model.backbone, model.num_kv_heads, model.tie_embeddings) == ("smollm2", 2, True)
+        assert (model.backbone, model.num_kv_heads, model.tie_embeddings) == ("llama", 2, True)
         assert (model.moe.preset, model.moe.num_experts, model.moe.expert_width) == ("smoe", 8, 256)
 
 
@@ -182,7 +185,7 @@ def test_the_models_of_shipped_grids_are_known_without_a_network(monkeypatch: py
         ("rope: {interleaved: true}", "for latent attention alone"),
         ("latent: {kv_rank: 16}", "latent.plain_dim must be at least 1"),
         ("latent: {q_rank: 16}", "needs latent.kv_rank"),
-        ("latent: {kv_rank: 8, plain_dim: 4, rotary_dim: 3, value_dim: 4}, backbone: smollm2", "must be even"),
+        ("latent: {kv_rank: 8, plain_dim: 4, rotary_dim: 3, value_dim: 4}, backbone: llama", "must be even"),
         ("latent: {kv_rank: 8, plain_dim: 4, rotary_dim: 4, value_dim: 4}", "qk_norm does not apply"),
         ("multipliers: {residual: 0}", "must be above 0"),
         ("multipliers: {logit: 2}", "did you mean"),
@@ -252,3 +255,17 @@ def test_recipes_of_upcycling_have_keys_of_their_own_and_others_keep_theirs(load
     found = {load(f"factors: {{{factor}}}\nset: {{{base}}}").cells[0].id for factor in factors}
     assert len(found | {usual}) == 4
     assert load(f"factors: {{upcycling_noise: [0.0]}}\nset: {{{base}}}").cells[0].id == usual
+
+
+def test_a_llama_is_called_so_and_its_former_name_lives_in_keys_alone(load: Load) -> None:
+    with pytest.raises(GridError, match="'smollm2' is not offered: it is called 'llama' now"):
+        load("set: {model.backbone: smollm2}")
+    with pytest.raises(GridError, match="'smollm2' is not offered: it is called 'llama' now"):
+        load("factors: {backbone: [olmoe, smollm2]}")
+    model = load("set: {model.backbone: llama}").cells[0].cell.model
+    assert '"backbone":"smollm2"' in canonical_text(model)
+    written = plain(model)
+    assert written["backbone"] == "llama"
+    assert build(Model, written) == model
+    # A document of an earlier version.
+    assert build(Model, {**written, "backbone": "smollm2"}) == model

@@ -72,7 +72,7 @@ def test_of_every_part(fields: dict[str, Any]) -> None:
     "around",
     [
         {"head_dim": 10, "qk_norm": "head"},
-        {"head_dim": 10, "qk_norm": "full", "attention_bias": "qkv", "backbone": "smollm2"},
+        {"head_dim": 10, "qk_norm": "full", "attention_bias": "qkv", "backbone": "llama"},
         {"attention_bias": "all", "backbone": "deepseek_moe"},
     ],
 )
