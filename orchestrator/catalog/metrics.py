@@ -77,7 +77,7 @@ _OURS = (
     *_ours(*LANGUAGE_MODEL, better=-1, suites=("lm",), leaks=True),
     *_ours("exact_match", better=1),
     *_ours("acc", better=1, suites=("reasoning", "seeing", *_ROBUST)),
-    MetricKind(BLIND, suites=("seeing",), description="accuracy of the same questions about other questions' pictures"),
+    MetricKind(BLIND, suites=("seeing",), description="accuracy of the same questions about pictures of other answers"),
     MetricKind("sight", better=1, suites=("seeing",), description="accuracy above the blind baseline"),
     *_ours("acc_norm", "reasoning_avg", better=1, suites=("reasoning",)),
     *_ours("answer_bpb", better=-1, suites=("reasoning", "seeing", "hallucination", *_ROBUST)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from jobs.evaluate.picture_scores import Asked, PictureScorer
 from jobs.evaluate.results import Outcome, Scored
-from jobs.evaluate.suites.seeing import BLIND, summarise
+from jobs.evaluate.suites.seeing import BLIND, exchanged, summarise
 from jobs.models.building import build_model
 from orchestrator.plan.cost import picture_flops
 from orchestrator.spec.model import MoESpec
@@ -84,3 +85,26 @@ def test_the_baseline_is_that_of_the_same_questions() -> None:
     table = summarise(rows, {"s/t": 2})
     assert table.metrics == {"s/t/acc": 0.5, "s/t/blind_acc": 0.25, "s/t/sight": 0.25, "s/t/answer_bpb": 1.0}
     assert table.chance == {"s/t/acc": 0.5, "s/t/blind_acc": 0.5}
+
+
+@pytest.mark.parametrize("common", [0.0, 0.4, 0.7])
+def test_blind_questions_see_pictures_of_other_answers(common: float) -> None:
+    dice = random.Random(3)
+    answers = ["a" if dice.random() < common else dice.choice("bcde") for _ in range(61)]
+    pictures = [f"{place}.png" for place in range(61)]
+    found = exchanged(answers, pictures)
+    assert sorted(found) == list(range(61))
+    assert all(place != other for place, other in enumerate(found))
+    equal = sum(answers[place] == answers[other] for place, other in enumerate(found))
+    assert equal == max(0, 2 * max(map(answers.count, answers)) - 61), "those that no exchange can avoid"
+
+
+def test_yes_and_no_about_one_picture_are_exchanged_for_another() -> None:
+    pictures = [f"{place // 2}.png" for place in range(20)]
+    found = exchanged(["yes", "no"] * 10, pictures)
+    assert sorted(found) == list(range(20))
+    for place, other in enumerate(found):
+        assert pictures[place] != pictures[other]
+        assert (place - other) % 2 == 1
+    assert exchanged(["yes"], ["a"]) == [0]
+    assert exchanged([], []) == []

@@ -1,11 +1,13 @@
 """The suite `seeing`: questions about pictures, answered by the likeliest of their choices, and again blind.
 
-Blind, a question is asked about another question's picture: what is right then is what the words give away.
+Blind, a question is asked about another question's picture, whose answer is another one where there are enough: what is
+right then is what the words give away, and no answer that two pictures happen to share.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,15 +65,44 @@ def summarise(rows: Sequence[Scored], choices: Mapping[str, int]) -> Table:
     return table
 
 
+def exchanged(answers: Sequence[str], pictures: Sequence[str]) -> list[int]:
+    """Return for each question the place of the one whose picture it is asked about blind; every place occurs once.
+
+    As few questions as can be get a picture of their own answer (none where no answer is that of more than half of
+    them); where swaps can help it none gets its own picture.
+    """
+    number = len(answers)
+    ordered = sorted(range(number), key=lambda place: (answers[place], place))
+    # Equal answers lie side by side: moved on by as many as have the commonest one, they meet as few equals as can be.
+    moved = max(Counter(answers).values(), default=0)
+    found = [0] * number
+    for rank, place in enumerate(ordered):
+        found[place] = ordered[(rank + moved) % number]
+
+    def faults(place: int, other: int) -> int:
+        return 2 * (pictures[place] == pictures[other]) + (answers[place] == answers[other])
+
+    for place in range(number):
+        if pictures[place] != pictures[found[place]]:
+            continue
+        for swap in (*range(place + 1, number), *range(place)):
+            mine, theirs = found[place], found[swap]
+            if faults(place, theirs) + faults(swap, mine) < faults(place, mine) + faults(swap, theirs):
+                found[place], found[swap] = theirs, mine
+                break
+    return found
+
+
 def _questions(context: StageContext, work: EvaluateWork, task: str, limit: int) -> Iterator[Asked]:
-    """Yield the questions of a task, each about its picture, then each about that of the one half a set away."""
+    """Yield the questions of a task, each about its picture, then each about the one that it is exchanged for."""
     lines = context.fetch(work.items, f"{task}/test.jsonl").read_text().splitlines()
     items: list[dict[str, Any]] = [json.loads(line) for line in lines if line]
     if limit:  # spread over the whole set, which is ordered by what it is about
         items = [items[place * len(items) // limit] for place in range(min(limit, len(items)))]
     name = f"{work.benchmark}/{task}"
-    for place, item in enumerate(items):
-        other = items[(place + max(1, len(items) // 2)) % len(items)]
+    answers = [str(item["choices"][int(item["label"])]) for item in items]
+    blind = exchanged(answers, [item["images"][0] for item in items])
+    for item, other in zip(items, (items[place] for place in blind), strict=True):
         for intervention, shown in (("base", item), (BLIND, other)):
             yield Asked(
                 name, str(item["id"]), shown["images"][0], item["prompt"], tuple(item["choices"]), int(item["label"]),
