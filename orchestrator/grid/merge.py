@@ -25,13 +25,13 @@ class Merged:
     said: frozenset[tuple[str, ...]]  # fields that the grid itself sets, not its recipe or scale
 
     def place(self, path: tuple[str, ...]) -> str:
-        """Return where the field at `path`, or its nearest ancestor, was written."""
+        """Return where the field at `path`, or its nearest ancestor, was written last: a mapping, by what is in it."""
         for stop in range(len(path), 0, -1):
-            if path[:stop] in self.places:
-                return self.places[path[:stop]]
-            inside = [place for written, place in self.places.items() if written[:stop] == path[:stop]]
+            inside = [written for written in self.places if written[:stop] == path[:stop]]
             if inside:
-                return inside[-1]
+                own = self.ranks.get(path[:stop], -1)
+                later = [written for written in inside if self.ranks[written] > own]
+                return self.places[later[-1] if later else path[:stop]]
         return ""
 
 

@@ -141,7 +141,9 @@ def type_name(hint: object) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(type_name(arg) for arg in args)
     if origin is tuple:
-        return f"a list of {type_name(args[0]).removeprefix('a ')}s" if args[-1] is Ellipsis else f"{len(args)} numbers"
+        one = type_name(args[0]).removeprefix("a ")
+        many = f"lists of {one}" if typing.get_origin(args[0]) is tuple else f"{one}s"
+        return f"a list of {many}" if args[-1] is Ellipsis else f"{len(args)} numbers"
     return "a mapping"
 
 
