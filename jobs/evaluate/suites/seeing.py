@@ -7,7 +7,6 @@ right then is what the words give away, and no answer that two pictures happen t
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,11 +72,10 @@ def exchanged(answers: Sequence[str], pictures: Sequence[str]) -> list[int]:
     """
     number = len(answers)
     ordered = sorted(range(number), key=lambda place: (answers[place], place))
-    # Equal answers lie side by side: moved on by as many as have the commonest one, they meet as few equals as can be.
-    moved = max(Counter(answers).values(), default=0)
+    # Equal answers lie side by side: half of all further on they meet as few equals as can be.
     found = [0] * number
     for rank, place in enumerate(ordered):
-        found[place] = ordered[(rank + moved) % number]
+        found[place] = ordered[(rank + number // 2) % number]
 
     def faults(place: int, other: int) -> int:
         return 2 * (pictures[place] == pictures[other]) + (answers[place] == answers[other])
