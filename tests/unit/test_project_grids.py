@@ -12,6 +12,7 @@ from orchestrator.files.yaml_positions import parse_yaml
 from orchestrator.grid.columns import columns_of
 from orchestrator.grid.files import GRIDS, grid_names
 from orchestrator.grid.load import Grid, load_grid
+from orchestrator.plan.cost import parameters
 from orchestrator.plan.graph import build_graph
 from orchestrator.resources import ROOT
 from orchestrator.spec.fields import field_paths
@@ -145,6 +146,27 @@ def test_the_algorithms_train_with_their_own_balancing_losses() -> None:
         assert balance["tc_moe"].null_coef > 0
         twin = {item.cell.model for item in load_grid("libmoe_router_init", scale=scale).cells}
         assert {cells["smoe"].model, cells["sharede_v2"].model} <= twin, "runs that are equal are made once"
+
+
+def test_the_algorithms_that_see_share_all_but_their_experts() -> None:
+    graph = build_graph(load_grid("libmoe_vlm"))
+    cells = {item.factors["preset"]: item.cell for item in graph.grid.cells}
+    assert len(cells) == 8
+    trained = [stage.phase for stage in graph.stages.values() if stage.kind == "train"]
+    assert {phase: trained.count(phase) for phase in ("pretrain", "align", "warm")} == {
+        "pretrain": 1,
+        "align": 1,
+        "warm": 1,
+    }
+    for preset, cell in cells.items():
+        moe, vision = cell.model.moe, cell.model.vision
+        assert vision is not None
+        assert vision.train == "all"
+        if preset != "dense":
+            assert (moe.top_k + moe.shared_experts, moe.num_experts + moe.shared_experts) == (3, 6)
+    paper = load_grid("libmoe_vlm", scale="paper")
+    count = parameters(paper.cells[1].cell.model, 0)
+    assert count.total == pytest.approx(5600e6, rel=0.05), "the size that the paper prints"
 
 
 @pytest.mark.parametrize("name", ["libmoe_algorithms", "libmoe_regularisation"])
