@@ -37,10 +37,11 @@ class GridStore:
         tasks: Sequence[str] = ("arc_easy", "piqa"),
         items: int = 40,
         probes: bool = False,
+        sees: bool = False,
     ) -> None:
         self.store, self.name, self.tasks, self.items = store, name, tuple(tasks), items
         self.effects = effects or {}
-        self.suites = ("lm", "reasoning", *(("probe",) if probes else ()))
+        self.suites = ("lm", "reasoning", *(("probe",) if probes else ()), *(("seeing_probe",) if sees else ()))
         self.stages: dict[str, dict[str, Any]] = {}
         self.cells: list[dict[str, Any]] = []
         self.base = self._stage("train", "pretrain", "pretrain", start=0, stop=PRETRAIN_STEPS, frozen="")
@@ -175,7 +176,11 @@ class GridStore:
         if facts.get("suite") == "reasoning":
             blobs.append(self.store.artifacts.write_blob(attempt, "items.parquet", self._items(stage, metrics)))
         if facts.get("suite") == "probe":
-            blobs.append(self.store.artifacts.write_blob(attempt, "probe.npz", self._arrays(stage)))
+            blobs.append(self.store.artifacts.write_blob(attempt, "probe.npz", _npz(self._arrays(stage))))
+        if facts.get("suite") == "seeing_probe":
+            parts = {part: self._arrays(key(stage, part)) for part in ("encoder", "connector")}
+            arrays = {f"{part}.{name}": array for part, found in parts.items() for name, array in found.items()}
+            blobs.append(self.store.artifacts.write_blob(attempt, "sight.npz", _npz(arrays)))
         return self.store.artifacts.commit(
             Manifest(
                 key=stage,
@@ -211,6 +216,8 @@ class GridStore:
             return {"val_loss": 2.8 + noise + effect, "bits_per_byte": 1.95 + noise + effect}, {}
         if facts["suite"] == "probe":
             return {"router_margin": 0.3 + noise}, {}
+        if facts["suite"] == "seeing_probe":
+            return {"encoder/drop_top1": -0.1 + noise, "connector/drop_top1": noise}, {}
         if facts["suite"] == "efficiency":
             measured = {"load_balance": 2.8 + noise, "collaboration": 2.1 + noise, "capacity": 0.01 + noise}
             counts = [[chance.randrange(20, 200) for _ in range(8)] for _ in range(4)]
@@ -244,18 +251,24 @@ class GridStore:
         pq.write_table(pa.table(columns), sink)
         return bytes(sink.getvalue().to_pybytes())
 
-    def _arrays(self, stage: str) -> bytes:
+    def _arrays(self, stage: str) -> dict[str, Any]:
         import numpy as np
 
         rng = np.random.default_rng(int(stage[:8], 16))
-        arrays: dict[str, Any] = {
+        return {
             "heldout.counts": rng.integers(1, 50, (2, 8)),
             "heldout.router_margin": rng.random(2),
+            "heldout.expert_allocation_entropy": rng.random(2),
             "heldout.pairs": rng.integers(1, 50, (2, 8, 8)),
             "sample": np.argsort(rng.random((2, 30, 8)), axis=-1)[..., :2].astype(np.int16),
             "weight_similarity": rng.random((2, 8, 8)),
             "output_similarity": rng.random((2, 8, 8)),
         }
-        sink = io.BytesIO()
-        np.savez_compressed(sink, **arrays)
-        return sink.getvalue()
+
+
+def _npz(arrays: dict[str, Any]) -> bytes:
+    import numpy as np
+
+    sink = io.BytesIO()
+    np.savez_compressed(sink, **arrays)
+    return sink.getvalue()

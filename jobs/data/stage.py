@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
@@ -65,7 +66,13 @@ def run(context: StageContext, work: DataWork) -> None:
     blobs = {**tables(train, heldout), **pictures(images, train, heldout)}
     rows = {"train": len(train), "heldout": len(heldout), "mixed": work.data.mix.rows}
     read = read_at(work.data.source, work.data.mix.source)
-    context.commit(work, blobs=blobs, info={"rows": rows, **read})
+    context.commit(work, blobs=blobs, info={"rows": rows, **_subtasks(train), **read})
+
+
+def _subtasks(train: Iterable[AnyRow]) -> dict[str, dict[str, int]]:
+    """Return how many training rows about pictures each subtask has, {} where no row says what it is about."""
+    counts = Counter(row.subtask for row in train if isinstance(row, VisionExample) and row.subtask)
+    return {"subtasks": dict(counts.most_common())} if counts else {}
 
 
 def _commit_corpora(context: StageContext, work: DataWork) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.plan.cost import parameters
 from orchestrator.plan.graph import StageGraph
+from orchestrator.plan.sight import by_component
 from orchestrator.spec.cell import Cell
 from orchestrator.spec.identity import KIND_VERSIONS, digest, plain
 from orchestrator.spec.rules import PHASES
@@ -45,7 +46,11 @@ def root_document(graph: StageGraph) -> dict[str, Any]:
                 "stages": list(lowered.keys),
                 "final": lowered.final,
                 "results": [{"key": r.key, "suite": r.suite, "at": r.at, "step": r.step} for r in lowered.results],
-                "parameters": {"total": count.total, "active": count.active},
+                "parameters": {
+                    "total": count.total,
+                    "active": count.active,
+                    **by_component(item.cell.model, count.total),
+                },
                 "flops_per_token": count.flops_per_token,
                 "resolved": _resolved(item.cell, sections, named),
             }

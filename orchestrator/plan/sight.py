@@ -34,6 +34,14 @@ def of_connector(model: Model) -> Counter[str]:
     return _of_block(connector_block(model), sighted(model).hidden_size, model.hidden_size, first=True)
 
 
+def by_component(model: Model, total: int) -> Mapping[str, int]:
+    """Return the parameters of encoder, connector and language model, {} of a model that reads text alone."""
+    if model.vision is None:
+        return {}
+    seeing = {"encoder": of_encoder(model).total(), "connector": of_connector(model).total()}
+    return {**seeing, "language": total - sum(seeing.values())}
+
+
 def active_encoder(model: Model) -> int:
     """Return the parameters of the encoder that a patch's products use."""
     vision = sighted(model)

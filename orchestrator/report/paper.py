@@ -45,11 +45,13 @@ MAKERS: Mapping[str, Maker] = {
     "table": forms.table,
     "settings": forms.settings,
     "times": forms.times,
+    "components": forms.components,
     "bars": drawn.bars,
     "curves": drawn.curves,
     "response": drawn.response,
     "radar": drawn.radar,
     "stacked": drawn.stacked,
+    "parts": drawn.parts,
     **{name: _from_arrays(name) for name in ("layers", "sets", "loads", "coactivation", "shift")},
 }
 
@@ -62,22 +64,24 @@ def write(store: Store, folder: Path) -> list[Shown]:
     catalogue, known = declared(), set(grid_names(store)) if store.exists else set()
     results = {
         name: found
-        for name in dict.fromkeys(exhibit.grid for exhibit in catalogue.exhibits)
+        for name in dict.fromkeys(one.grid for exhibit in catalogue.exhibits for one in exhibit.variants)
         if name in known and (found := collect(name, store)).metrics
     }
     for name, found in results.items():
         html.write(found, folder / name / "index.html")
     shown, parts = [], []
     for exhibit in catalogue.exhibits:
-        own = results.get(exhibit.grid)
-        maker = MAKERS.get(exhibit.kind)
-        made = maker(own, exhibit) if own is not None and maker is not None else Made()
+        made = {one.grid: _made(results, one) for one in exhibit.variants}
+        made = {grid: one for grid, one in made.items() if one}
         if made:
-            files = _write(made, exhibit, folder)
-            shown.append(Shown(exhibit, f"index.html#{exhibit.slug}", "", "", files, made.lacks))
+            files: list[str] = []
+            for grid, one in made.items():
+                files += _write(one, exhibit, folder, "" if grid == exhibit.grid else f"_{grid}")
+            notes = [note for one in made.values() for note in one.lacks]
+            shown.append(Shown(exhibit, f"index.html#{exhibit.slug}", "", "", tuple(files), tuple(notes)))
         else:
-            shown.append(Shown(exhibit, "", *_missing(catalogue, exhibit, known, own)))
-        parts.append(_part(shown[-1], made, str(own.document["scale"]) if own is not None else ""))
+            shown.append(Shown(exhibit, "", *_missing(catalogue, exhibit, known, results.get(exhibit.grid))))
+        parts.append(_part(shown[-1], made, {grid: str(results[grid].document["scale"]) for grid in made}))
     if not results:
         return shown
     (folder / "index.html").write_text(_page(shown, parts), encoding="utf-8")
@@ -85,11 +89,17 @@ def write(store: Store, folder: Path) -> list[Shown]:
     return shown
 
 
+def _made(results: Mapping[str, Results], exhibit: Exhibit) -> Made:
+    own, maker = results.get(exhibit.grid), MAKERS.get(exhibit.kind)
+    return maker(own, exhibit) if own is not None and maker is not None else Made()
+
+
 def to_run(store: Store) -> list[str]:
     """Return the grids of this project that make exhibits which the store has no results for."""
     known, ours = set(grid_names(store)) if store.exists else set(), set(own_grids())
     finished = {name for name in known if (found := collect(name, store)).metrics and all(_done(found))}
-    wanted = dict.fromkeys(exhibit.grid for exhibit in declared().exhibits if exhibit.kind != "none")
+    every = (one for exhibit in declared().exhibits for one in exhibit.variants)
+    wanted = dict.fromkeys(one.grid for one in every if one.kind != "none")
     return [name for name in wanted if name in ours and name not in finished]
 
 
@@ -114,18 +124,19 @@ def _missing(catalogue: Declared, exhibit: Exhibit, known: set[str], results: Re
     return f"the results of {grid} do not make it: {why}", catalogue.command(exhibit, scale)
 
 
-def _write(made: Made, exhibit: Exhibit, folder: Path) -> tuple[str, ...]:
-    """Write the files of an exhibit and return their names."""
+def _write(made: Made, exhibit: Exhibit, folder: Path, of_grid: str) -> tuple[str, ...]:
+    """Write the files of an exhibit and return their names; `of_grid` follows its own where another grid made it."""
     files: dict[str, str] = {}
+    slug = exhibit.slug + of_grid
     for lines, suffix in zip(made.tables, ("", ".printed"), strict=False):
         rows = [lines.header, *lines.rows]
-        files[f"{exhibit.slug}{suffix}.csv"] = formats.csv_lines(rows)
+        files[f"{slug}{suffix}.csv"] = formats.csv_lines(rows)
         notes = [lines.title, *exhibit.errata, *made.lacks]
-        files[f"{exhibit.slug}{suffix}.tex"] = formats.latex_lines(lines.header, lines.rows, lines.labels, notes)
+        files[f"{slug}{suffix}.tex"] = formats.latex_lines(lines.header, lines.rows, lines.labels, notes)
     for i, figure in enumerate(made.figures, 1):
         drawing = figure[figure.index("<svg ") : figure.index("</svg>") + len("</svg>")]
-        files[f"{exhibit.slug}-{i}.svg"] = svg.standalone(drawing)
-    for old in (*folder.glob(f"{exhibit.slug}-*.svg"), *folder.glob(f"{exhibit.slug}.*")):
+        files[f"{slug}-{i}.svg"] = svg.standalone(drawing)
+    for old in (*folder.glob(f"{slug}-*.svg"), *folder.glob(f"{slug}.*")):
         if old.name not in files:
             old.unlink()
     for name, text in files.items():
@@ -154,18 +165,21 @@ def _page(shown: Sequence[Shown], parts: Sequence[str]) -> str:
     return html.shell("The papers' tables and figures", f"{opening}<nav>{links}</nav><main>{''.join(parts)}</main>")
 
 
-def _part(item: Shown, made: Made, scale: str) -> str:
+def _part(item: Shown, made: Mapping[str, Made], scales: Mapping[str, str]) -> str:
     exhibit = item.exhibit
     title = f"{exhibit.paper}, {exhibit.name}: {exhibit.shows}"
     if not made:
         command = f" <code>{escape(item.command)}</code>" if item.command else ""
         return f'<p class="quiet" id="{exhibit.slug}">{escape(title)} - missing: {escape(item.reason)}{command}</p>'
-    notes = "".join(f"<li>{escape(note)}</li>" for note in made.lacks)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in item.notes)
     errata = "".join(f"<li>{escape(note)}</li>" for note in exhibit.errata)
-    body = "".join(map(forms.as_html, made.tables))
-    figures = f"<div class='pair'>{''.join(made.figures)}</div>" if made.figures else ""
-    report = f'<a href="{escape(exhibit.grid)}/index.html">report of {escape(exhibit.grid)}</a>'
-    source = f"ours at scale {escape(scale)}: {report}"
+    body = "".join(forms.as_html(table) for one in made.values() for table in one.tables)
+    drawings = "".join(figure for one in made.values() for figure in one.figures)
+    figures = f"<div class='pair'>{drawings}</div>" if drawings else ""
+    source = "; ".join(
+        f'ours at scale {escape(scale)}: <a href="{escape(grid)}/index.html">report of {escape(grid)}</a>'
+        for grid, scale in scales.items()
+    )
     return (
         f'<section id="{exhibit.slug}"><h2>{escape(title)}</h2>{figures}{body}'
         f"<ul class='notes'>{notes}<li>{source}</li></ul><ul class='notes errata'>{errata}</ul></section>"

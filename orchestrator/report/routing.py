@@ -17,6 +17,7 @@ from orchestrator.report import plots
 from orchestrator.report.collect import CellResult, Results
 
 ARRAYS_BLOB = "probe.npz"
+SIGHT_BLOB = "sight.npz"  # of the components that see: `<component>.<name of probe.npz>`
 SHIFTS_BLOB = "routing_shift.npz"
 # A map of more experts than this is drawn for the first and the last layer alone.
 MANY_EXPERTS = 16
@@ -80,12 +81,14 @@ OVER_TRAINING = {
 ByName = dict[str, dict[float, list[float]]]
 
 
-def over_training(results: Results) -> dict[str, ByName]:
+def over_training(results: Results, component: str = "") -> dict[str, ByName]:
     """Return curve (of `OVER_TRAINING`) -> setting -> fraction -> values, one a cell."""
     found: dict[str, ByName] = {name: {} for name in OVER_TRAINING}
     for setting in results.settings:
         for cell in setting.cells:
-            samples = {at: arrays["sample"] for at, arrays in probes(results, cell).items() if "sample" in arrays}
+            samples = {
+                at: arrays["sample"] for at, arrays in probes(results, cell, component).items() if "sample" in arrays
+            }
             ats = sorted(samples)
             if not ats or len({sample.shape[1] for sample in samples.values()}) > 1:
                 continue
@@ -172,9 +175,16 @@ def expert_map(pairs_NN: Array, label: str) -> str:
     return plots.heatmap(experts, experts, values, label=label)
 
 
-def probes(results: Results, cell: CellResult) -> dict[float, Arrays]:
-    """Return the arrays of the cell's probes by fraction."""
-    return _arrays(results, cell, ARRAYS_BLOB)
+def probes(results: Results, cell: CellResult, component: str = "") -> dict[float, Arrays]:
+    """Return the arrays of the cell's probes by fraction: of the text, or of a component of a model's vision side."""
+    if not component:
+        return _arrays(results, cell, ARRAYS_BLOB)
+    start, found = f"{component}.", _arrays(results, cell, SIGHT_BLOB)
+    own = {
+        at: {name.removeprefix(start): a for name, a in one.items() if name.startswith(start)}
+        for at, one in found.items()
+    }
+    return {at: arrays for at, arrays in own.items() if arrays}
 
 
 def shifts(results: Results, cell: CellResult) -> Arrays:
@@ -202,9 +212,9 @@ def _arrays(results: Results, cell: CellResult, blob: str) -> dict[float, Arrays
     return arrays_of
 
 
-def last(results: Results, cell: CellResult) -> Arrays:
+def last(results: Results, cell: CellResult, component: str = "") -> Arrays:
     """Return the arrays of the cell's last probe, {} when there is none."""
-    found = probes(results, cell)
+    found = probes(results, cell, component)
     return found[max(found)] if found else {}
 
 

@@ -53,7 +53,9 @@ def test_it_measures_what_sees_in_a_state(folder: Path) -> None:
         return EvaluateWork("seeing_probe", state, model, tokenizer.key(), "", tokens.key(), max_length=64)
 
     works: list[Any] = [text, data, tokenizer, tokens, first, seeing, experts]
-    *_, sparse = run_stages(store, [*works, asked(MODEL, experts.key())])
+    *made, sparse = run_stages(store, [*works, asked(MODEL, experts.key())])
+    assert sum(made[1].info["subtasks"].values()) == made[1].info["rows"]["train"] == 20
+    assert set(made[1].info["subtasks"]) == {"near", "far"}
     assert set(sparse.metrics) == set(of_seeing_probe(EvaluateSpec()))
     assert sparse.metrics["encoder/expert_weight_similarity"] == pytest.approx(1.0), "copies of one feed-forward"
     told = sparse.info["subtasks"]

@@ -11,7 +11,7 @@ import pytest
 from jobs.models.building import empty_model
 from jobs.models.roles import parameter_roles
 from orchestrator.plan.cost import parameters, picture_flops
-from orchestrator.plan.sight import of_connector, of_encoder
+from orchestrator.plan.sight import by_component, of_connector, of_encoder
 from orchestrator.spec.model import MoESpec
 from orchestrator.spec.resolve import resolve_moe
 from orchestrator.spec.vision import VisionSpec
@@ -48,6 +48,9 @@ def test_counts_are_those_of_the_model(moe: MoESpec, vision: VisionSpec) -> None
     assert told(parameters(spec, 64).roles) == told(found)
     assert told(of_encoder(spec)) == told(parts["encoder"])
     assert told(of_connector(spec)) == told(parts["connector"])
+    counted = by_component(spec, parameters(spec, 64).total)
+    seeing = {part: sum(roles.values()) for part, roles in parts.items()}
+    assert counted == {**seeing, "language": sum(found.values()) - sum(seeing.values())}
 
 
 def test_a_picture_whose_features_are_known_costs_less() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ class Exhibit:
 
     `lacks` says why no grid makes it; `needs` names data that its grid has only from the user. `size` is the published
     model's parameters in millions, for all rows or by the rows' `scale`; where the paper prints none, `scale` names the
-    scale that carries its setting. All other fields are read by the maker of its kind.
+    scale that carries its setting. `components` are the parts of a vision side that it is about. `also` is what another
+    grid makes of it, with the fields that are others there. All other fields are read by the maker of its kind.
     """
 
     paper: str
@@ -87,6 +88,8 @@ class Exhibit:
     probe: str = ""
     layer_metric: str = ""
     sets: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
+    also: Entry = field(default_factory=dict)
     mark: str = ""
     normalised: bool = False
     first_steps: int = 0
@@ -99,6 +102,11 @@ class Exhibit:
     def slug(self) -> str:
         """Its name in file names: `moe-bench_table_3`."""
         return f"{self.paper}_{self.name}".lower().replace(" ", "_")
+
+    @property
+    def variants(self) -> tuple[Exhibit, ...]:
+        """Itself, and what another grid makes of it."""
+        return (self, replace(self, **{**self.also, "also": {}})) if self.also else (self,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +153,10 @@ def _exhibit(
         if name in values:
             sizes = values[name] if isinstance(values[name], Mapping) else {"": values[name]}
             values[name] = {scale: float(millions) for scale, millions in sizes.items()}
-    for name in ("metrics", "at", "sets"):
+    for name in ("metrics", "at", "sets", "components"):
         values[name] = tuple(values.get(name, ()))
+    if "also" in values:
+        values["also"] = {name: tuple(v) if isinstance(v, list) else v for name, v in values["also"].items()}
     values["settings"] = {name: tuple(pair) for name, pair in values.get("settings", {}).items()}
     values["where"] = _chosen(values.get("where", {}))
     if isinstance(values.get("lines"), Mapping):

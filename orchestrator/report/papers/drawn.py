@@ -122,6 +122,24 @@ def stacked(results: Results, exhibit: Exhibit) -> Made:
     return Made(figures=tuple(filter(None, figures)))
 
 
+def parts(results: Results, exhibit: Exhibit) -> Made:
+    """Return for each data of the last phase how many rows each kind of question has."""
+    shown: dict[str, list[charts.Bar]] = {}
+    for setting in results.settings:
+        cell = setting.cells[0].document
+        trained = (cell.get("resolved", {}).get("instruct") or {}).get("data") or {}
+        made = [results.manifests[key] for key in cell["stages"] if key in results.manifests]
+        for manifest in made:
+            counts = manifest.info.get("subtasks")
+            if manifest.kind == "data" and counts and manifest.spec.get("data") == trained:
+                shown.setdefault(f"{trained['source']}, {sum(counts.values()):,} rows", _bars_of(counts))
+    return Made(figures=tuple(charts.bars(bars, f"rows by kind of question: {name}") for name, bars in shown.items()))
+
+
+def _bars_of(counts: Mapping[str, int]) -> list[charts.Bar]:
+    return [charts.Bar(name, float(count)) for name, count in counts.items()]
+
+
 def _series(results: Results, members: Sequence[Setting], exhibit: Exhibit, factor: str) -> list[plots.Line]:
     rows = results.series([cell for setting in members for cell in setting.cells])
     lines = []

@@ -87,6 +87,21 @@ def settings(results: Results, exhibit: Exhibit) -> Made:
     return Made(tables=(Lines(f"{exhibit.paper}, {exhibit.name}: {exhibit.shows}", header, tuple(rows), 1),))
 
 
+def components(results: Results, exhibit: Exhibit) -> Made:
+    """Return the parameters of each component of a model that sees, setting by setting."""
+    rows = []
+    for setting in results.settings:
+        counted = setting.cells[0].document.get("parameters", {})
+        if "encoder" in counted:
+            texts = [f"{counted[name] / 1e6:,.4g} M" for name in ("encoder", "connector", "language", "total")]
+            rows.append((setting.name, *texts))
+    if not rows:
+        return Made()
+    header = ("setting", "vision encoder", "connector", "language model", "all")
+    title = f"{exhibit.paper}, {exhibit.name}: {exhibit.shows}; ours at scale {results.document['scale']}"
+    return Made(tables=(Lines(title, header, tuple(rows), 1),))
+
+
 def times(results: Results, exhibit: Exhibit) -> Made:
     """Return size, compute, time and devices of one run of each setting."""
     rows = facts.cost_rows(results)

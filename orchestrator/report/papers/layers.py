@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,9 +22,11 @@ SHOWN_DEPTHS = (0.25, 0.75)
 
 def probed(results: Results, exhibit: Exhibit) -> Made:
     """Return router saturation or the share of changed choices over training, one curve a setting."""
-    found = routing.over_training(results)
     names = {"saturation": ("all", "best"), "changed": ("changed", "changed_share")}[exhibit.probe]
-    figures = [routing.curves_of(found[name], routing.OVER_TRAINING[name]) for name in names if name in found]
+    figures = []
+    for component in exhibit.components or ("",):
+        found, start = routing.over_training(results, component), f"{component}: " if component else ""
+        figures += [routing.curves_of(found[name], start + routing.OVER_TRAINING[name]) for name in names]
     return Made(figures=tuple(filter(None, figures)))
 
 
@@ -106,17 +109,20 @@ def shift(results: Results, exhibit: Exhibit) -> Made:
 
 
 def _by_layer(results: Results, cells: Sequence[CellResult], exhibit: Exhibit) -> dict[str, list[routing.Array]]:
-    """Return token set -> the metric by layer of every cell; of the experts' likeness the mean over pairs."""
+    """Return token set -> the metric by layer of every cell; of the experts' likeness the mean over pairs.
+
+    Sets of a component that sees are called `<component>, <set>`.
+    """
     found: dict[str, list[routing.Array]] = {}
-    for cell in cells:
-        arrays = routing.last(results, cell)
+    for cell, component in itertools.product(cells, exhibit.components or ("",)):
+        arrays, start = routing.last(results, cell, component), f"{component}, " if component else ""
         if exhibit.layer_metric in arrays and arrays[exhibit.layer_metric].ndim == 3:
             pairs_LNN = arrays[exhibit.layer_metric]
             off = ~np.eye(pairs_LNN.shape[-1], dtype=bool)
-            found.setdefault("experts", []).append(pairs_LNN[:, off].mean(-1))
+            found.setdefault(f"{start}experts", []).append(pairs_LNN[:, off].mean(-1))
             continue
         for name in (name.removesuffix(".counts") for name in arrays if name.endswith(".counts")):
             values_L = routing.by_layer(arrays, name, exhibit.layer_metric)
             if len(values_L) and not (name == routing.HELDOUT and exhibit.layer_metric == "routing_distance"):
-                found.setdefault(name, []).append(values_L)
+                found.setdefault(start + name, []).append(values_L)
     return found
