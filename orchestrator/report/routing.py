@@ -17,6 +17,8 @@ from orchestrator.report import plots
 from orchestrator.report.collect import CellResult, Results
 
 ARRAYS_BLOB = "probe.npz"
+# "" = the language model.
+COMPONENTS = ("", "encoder", "connector")
 SIGHT_BLOB = "sight.npz"  # of the components that see: `<component>.<name of probe.npz>`
 SHIFTS_BLOB = "routing_shift.npz"
 # A map of more experts than this is drawn for the first and the last layer alone.
@@ -41,14 +43,16 @@ Arrays = dict[str, Array]
 
 def routing_maps(results: Results) -> str:
     """Return how routing changed over training, what it does per layer and token set, and maps of the experts."""
-    parts = [f'<div class="pair">{_over_training(results)}</div>']
-    for setting in results.settings:
-        arrays = next((found for cell in setting.cells if (found := last(results, cell))), None)
+    curves = "".join(_over_training(results, component) for component in COMPONENTS)
+    parts = [f'<div class="pair">{curves}</div>']
+    for setting, component in itertools.product(results.settings, COMPONENTS):
+        arrays = next((found for cell in setting.cells if (found := last(results, cell, component))), None)
         if not arrays:
             continue
         figures = [*_layer_maps(arrays), *_expert_maps(arrays)]
         maps_of = f'<div class="maps">{"".join(f"<div>{figure}</div>" for figure in figures)}</div>'
-        parts.append(f"<details><summary>{escape(setting.name)}</summary>{maps_of}</details>")
+        name = f"{setting.name}: {component}" if component else setting.name
+        parts.append(f"<details><summary>{escape(name)}</summary>{maps_of}</details>")
     return "".join(parts) if len(parts) > 1 else ""
 
 
@@ -109,10 +113,10 @@ def changed_share(first_LTK: Array, second_LTK: Array) -> float:
     return float(1 - same.all(-1).mean())
 
 
-def _over_training(results: Results) -> str:
+def _over_training(results: Results, component: str) -> str:
     """Return the curves of router saturation (all experts, best expert) and of the expert change rate."""
-    found = over_training(results)
-    return "".join(curves_of(found[name], label) for name, label in OVER_TRAINING.items())
+    found, start = over_training(results, component), f"{component}: " if component else ""
+    return "".join(curves_of(found[name], start + label) for name, label in OVER_TRAINING.items())
 
 
 def curves_of(found: Mapping[str, Mapping[float, Sequence[float]]], label: str) -> str:
