@@ -5,17 +5,21 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from jobs.models.shards import elements
+from jobs.models.shards import Rows, elements
 from orchestrator.catalog.optimizers import MASTER, OPTIMIZERS, OptimizerKind
 from orchestrator.catalog.parameters import made
 from orchestrator.errors import MoegridError, NumericsError
 from orchestrator.registry import load
 from orchestrator.spec.cell import TrainSpec
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,18 @@ def adamw(groups: list[dict[str, Any]], train: TrainSpec, parameters: None) -> t
 
 
 def build_optimizer(
-    train: TrainSpec, plans: Iterable[GroupPlan], tensors: Mapping[str, Tensor]
+    train: TrainSpec,
+    plans: Iterable[GroupPlan],
+    tensors: Mapping[str, Tensor],
+    rows: Mapping[str, Rows] = MappingProxyType({}),
+    ranks: dist.ProcessGroup | None = None,
 ) -> torch.optim.Optimizer:
-    """Return the phase's optimizer over `tensors` (by parameter name), one group per plan, nothing frozen."""
-    groups = [
+    """Return the phase's optimizer over `tensors` (by parameter name), one group per plan, nothing frozen.
+
+    Where `tensors` are `rows` of parameters, `ranks` hold all of them together.
+    """
+    plans = list(plans)
+    groups: list[dict[str, object]] = [
         {
             "params": [tensors[name] for name in plan.names],
             "names": list(plan.names),
@@ -70,6 +82,10 @@ def build_optimizer(
         }
         for plan in plans
     ]
+    if ranks is not None:
+        for group, plan in zip(groups, plans, strict=True):
+            group["whole_rows"] = [(rows[name].shape or (0,))[0] for name in plan.names]
+            group["ranks"] = ranks
     kind = OPTIMIZERS.get(train.optimizer)
     parameters = made(kind, train.optimizer_parameters)
     optimizer: torch.optim.Optimizer = load(kind.code, OPTIMIZERS.who(kind.name))(groups, train, parameters)

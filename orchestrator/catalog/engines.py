@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from orchestrator.catalog.optimizers import OptimizerKind
 from orchestrator.registry import Registry
 
 HELD = ("weights", "gradients", "optimizer")
@@ -21,7 +22,8 @@ HELD = ("weights", "gradients", "optimizer")
 class EngineKind:
     """One engine.
 
-    `cuts`: it updates pieces of parameters, so that an optimizer must be elementwise. `plain_model`: it leaves nothing
+    `cuts`: it updates pieces of parameters, so that an optimizer must be elementwise, or, where the pieces are runs of
+    `rows`, update those. `plain_model`: it leaves nothing
     in the model, which another phase may go on with in the same process. `reads_weights`: it gets a model whose
     parameters have no memory yet, and reads of the weights (a mapping from names to tensors) what this rank holds.
     `meshes`: it also gets `execution.parallel`, and lays out its ranks so.
@@ -37,6 +39,7 @@ class EngineKind:
     code: str
     least_processes: int = 1
     cuts: bool = False
+    rows: bool = False
     plain_model: bool = False
     reads_weights: bool = False
     meshes: bool = False
@@ -53,6 +56,10 @@ class EngineKind:
         if unknown:
             raise ValueError(f"an engine shares some of {', '.join(HELD)}, not {', '.join(sorted(unknown))}")
 
+    def updates(self, optimizer: OptimizerKind) -> bool:
+        """Return whether an optimizer can update what each process has of the parameters."""
+        return optimizer.elementwise or not self.cuts or (self.rows and optimizer.by_rows)
+
     def part(self, held: str, processes: int) -> int:
         """Return which part of HELD a process has: 1 / this."""
         return processes if held in self.shares else 1
@@ -68,6 +75,7 @@ BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
             "jobs.train.engines.fsdp:FsdpEngine",
             least_processes=2,
             cuts=True,
+            rows=True,
             reads_weights=True,
             meshes=True,
             scales=True,

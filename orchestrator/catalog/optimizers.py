@@ -26,7 +26,10 @@ class OptimizerKind:
     `slots` are tensors of a parameter's shape (moments), `scalars` tensors of no dimension (step counts), both by their
     names in `Optimizer.state`; of a parameter of a role in `held_by` so many slots are kept, of others all.
     `elementwise`: every element is updated by itself, so that a slice of a parameter can be updated alone, as sharding
-    engines do. `reads` are the fields of a training phase that it uses besides the learning rates; others have no
+    engines do. `by_rows`: if not, runs of a parameter's rows along its first dimension can be, together with the other
+    ranks that hold some: an engine that cuts so gives each group `whole_rows`, how many rows each parameter has (in the
+    order of `params`; 0 = a scalar), and `ranks`, the process group that holds all of them, each a run as torch.chunk
+    has it. `reads` are the fields of a training phase that it uses besides the learning rates; others have no
     effect under it.
     """
 
@@ -37,6 +40,7 @@ class OptimizerKind:
     scalars: tuple[str, ...] = ()
     held_by: Mapping[str, int] = field(default_factory=dict)
     elementwise: bool = True
+    by_rows: bool = False
     reads: tuple[str, ...] = ("weight_decay",)
     version: int = 1
 
@@ -95,6 +99,7 @@ BUILTINS: Mapping[str, OptimizerKind] = MappingProxyType(
             scalars=("step",),
             held_by={"attention": 1, "routed_expert": 1, "shared_expert": 1, "embedding": 2, "router": 2, "other": 2},
             elementwise=False,
+            by_rows=True,
             reads=("betas", "eps", "weight_decay"),
         ),
     }

@@ -214,9 +214,11 @@ def cell_findings(cell: Cell) -> Iterator[Finding]:
                 message,
                 "engine: torch or fsdp, or precision: mixed (bf16 needs no scale)",
             )
-        if ENGINES.get(engine).cuts and not OPTIMIZERS.get(train.optimizer).elementwise:
+        optimizer = OPTIMIZERS.get(train.optimizer)
+        if not ENGINES.get(engine).updates(optimizer):
+            fit = [word for word, kind in ENGINES.builtins.items() if kind.updates(optimizer)]
             message = f"optimizer {train.optimizer!r} updates whole parameters, and engine {engine!r} cuts them"
-            yield (name, "optimizer"), message, "use engine: torch, or another optimizer"
+            yield (name, "optimizer"), message, f"use engine: {' or '.join(fit)}, or another optimizer"
     if cell.model.upcycle and not cell.model.checkpoint:
         message = f"upcycle {cell.model.upcycle!r} without a dense checkpoint to start from"
         yield ("model", "upcycle"), message, "set model.checkpoint"

@@ -97,8 +97,8 @@ def _changes(shape: Shape) -> Iterator[tuple[str, Resources, str]]:
     """Yield (engine, resources, recomputation) under which a phase could run as well, those of fewer GPUs first."""
     if shape.kind != TRAINING or shape.train is None:
         return
-    whole = not OPTIMIZERS.get(shape.train.optimizer).elementwise
-    engines = [name for name in (shape.engine, *sharing_all()) if not (whole and ENGINES.get(name).cuts)]
+    optimizer = OPTIMIZERS.get(shape.train.optimizer)
+    engines = [name for name in (shape.engine, *sharing_all()) if ENGINES.get(name).updates(optimizer)]
     sizes = sorted((nodes * gpus, nodes, gpus) for nodes in NODES for gpus in GPUS_A_NODE if nodes == 1 or gpus == 8)
     for ranks, nodes, gpus in sizes:
         if ranks < shape.ranks or not shape.fills(ranks):

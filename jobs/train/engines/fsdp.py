@@ -85,7 +85,7 @@ class FsdpEngine:
         self._shards = {name: piece.tensor.detach() for name, piece in self._rows.items()}
         self._starts = {name: piece.first * math.prod(piece.shape[1:]) for name, piece in self._rows.items()}
         self._names = {id(shard): name for name, shard in self._shards.items()}
-        self._optimizer = build_optimizer(train, plan_groups(roles), self._shards)
+        self._optimizer = build_optimizer(train, plan_groups(roles), self._shards, self._rows, self._mesh.pieces)
         self._trained = list(self._parameters)
 
     def freeze(self, frozen: str) -> None:
