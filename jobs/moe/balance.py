@@ -54,7 +54,7 @@ def load_balance(
     MoE++ (`heterogeneous`).
     """
     group = LOAD_VARIANTS[variant] or group
-    # f and P as [layers, groups, N]; the loss of a group is a dot product. The layers of a model route alike.
+    # f and P as [layers, groups, N]; the loss of a group is a dot product. The layers of a model have as many ids.
     f, p, share = _shares(routings, variant, group == "sequence", scope == "global", spare)
     if group == "pooled":
         return _scaled(_product(f.mean(0), p.mean(0), variant, routings[0]).mean(), variant, routings[0])
@@ -81,19 +81,15 @@ def _scaled(value: Tensor, variant: str, routing: Routing) -> Tensor:
 def _shares(
     routings: Sequence[Routing], variant: str, per_sequence: bool, reduce: bool, spare: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return f [L,G,N], P [L,G,N] and each group's share of the mean [G] (groups without a real token have none)."""
+    """Return f [L,G,N], P [L,G,N] and each group's share of a layer's mean [L or 1,G], 0 without a real token."""
     first = routings[0]
     groups, num = first.batch if per_sequence else 1, first.num_ids
-    length = len(first.scores) // max(groups, 1)
     # One pass over the probabilities of each layer; all else is as small as the experts are many.
     totals = torch.stack([_total(routing, variant, groups) for routing in routings])
     counts = torch.stack([_assigned(routing, variant, groups) for routing in routings]).to(totals.dtype)
-    if first.padded:
-        tokens = first.mask.view(groups, length).sum(1, keepdim=True).to(totals.dtype)
-    else:
-        tokens = torch.full((groups, 1), float(length), device=totals.device)
+    tokens = _real_tokens(routings, groups)
     present = (tokens > 0).to(totals.dtype)
-    share = (present / present.sum().clamp_min(1)).squeeze(-1)
+    share = (present / present.sum(1, keepdim=True).clamp_min(1)).squeeze(-1)
     mean = totals / tokens.clamp_min(1)
     # A sequence lies on one rank: its f is complete there.
     if reduce and not per_sequence and torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -101,6 +97,26 @@ def _shares(
         torch.distributed.all_reduce(summed)
         counts, tokens = summed.split([num, 1], dim=2)
     return counts / tokens.clamp_min(1), mean, share
+
+
+def _real_tokens(routings: Sequence[Routing], groups: int) -> Tensor:
+    """Return the real tokens of each group [L,G,1], or [1,G,1] where all layers route the same ones.
+
+    A model that sees routes patches in its encoder, fewer tokens in its connector, and text behind them in its decoder.
+    """
+    counted: dict[tuple[int, bool], Tensor] = {}
+    for routing in routings:
+        kind = len(routing.scores), routing.padded
+        if kind in counted:
+            continue
+        length, like = len(routing.scores) // max(groups, 1), routing.scores
+        if routing.padded:
+            counted[kind] = routing.mask.view(groups, length).sum(1, keepdim=True).to(like.dtype)
+        else:
+            counted[kind] = like.new_full((groups, 1), float(length))
+    if len(counted) == 1:
+        return next(iter(counted.values())).unsqueeze(0)
+    return torch.stack([counted[len(routing.scores), routing.padded] for routing in routings])
 
 
 def _total(routing: Routing, variant: str, groups: int) -> Tensor:

@@ -20,11 +20,11 @@ from orchestrator.spec.cell import BalanceSpec
 N, K, B, S, D = 6, 2, 3, 10, 12
 
 
-def record(seed: int = 0, score: str = "softmax", padding: Tensor | None = None) -> Routing:
+def record(seed: int = 0, score: str = "softmax", padding: Tensor | None = None, length: int = S) -> Routing:
     torch.manual_seed(seed)
     fields = {"preset": "smoe", "score": score, "router_init_std": 1.0}
     block = build_block({"hidden_size": D, "num_experts": N, "top_k": K, **fields})
-    return block(torch.randn(B, S, D), padding=padding)[1]
+    return block(torch.randn(B, length, D), padding=padding)[1]
 
 
 def by_hand(routing: Routing, variant: str, group: str) -> float:
@@ -75,6 +75,16 @@ def test_layers_are_averaged_and_pooled_layers_are_pooled_first() -> None:
     p = torch.stack([r.scores.mean(0) for r in routings]).mean(0)
     assert load_balance(routings, "olmoe_hf").item() == pytest.approx((N * (f * p).sum()).item(), rel=1e-5)
     assert load_balance(routings, "switch", "pooled").item() == pytest.approx((N / K * (f * p).sum()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["switch", "top1_squared", "sequence"])
+@pytest.mark.parametrize("group", ["batch", "sequence"])
+def test_layers_of_other_tokens_are_each_a_mean_over_their_own(variant: str, group: str) -> None:
+    """As in a model that sees: an encoder routes patches, a connector fewer tokens, a decoder text as well."""
+    routings = [record(0, length=37), record(1, length=9), record(2, padding=PADDING), record(3)]
+    each = [load_balance([r], variant, group).item() for r in routings]
+    assert load_balance(routings, variant, group).item() == pytest.approx(sum(each) / 4, rel=1e-5)
+    assert load_balance(routings[1:], variant, group).item() == pytest.approx(sum(each[1:]) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["paper", "switch", "olmoe_hf", "sequence", "sigmoid_normalised", "top1_squared"])
