@@ -119,8 +119,10 @@ def run_job(url: str, batch: str, index: int, signals: Signals, arguments: Seque
             world = own_world(os.environ, ranks)
             if world is None:
                 # What a plugin brings is loaded here, and would be twice in a fork.
-                forks = numerics.is_fork() and not planned.plugins
-                return launch(arguments, ranks, (lambda: main(arguments)) if forks else None)
+                if numerics.may_fork() and not planned.plugins:
+                    return launch(arguments, ranks, lambda: main(arguments))
+                numerics.leave_fork()
+                return launch(arguments, ranks)
             if not numerics.fits_fork(request.resources, [stage.work.kind for stage in request.stages]):
                 stack.close()
                 numerics.leave_fork()

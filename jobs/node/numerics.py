@@ -59,9 +59,12 @@ def prepare_forks() -> None:
         _loaded = str(SPINS)
 
 
-def is_fork() -> bool:
-    """Return whether this process was forked from one with its libraries loaded."""
-    return _loaded is not None
+def may_fork() -> bool:
+    """Return whether ranks may be forks of this process, which then was forked itself, with its libraries loaded.
+
+    A fork takes one thread along: what waits for another one, as the client of a bucket does, would do so for ever.
+    """
+    return _loaded is not None and len(os.listdir("/proc/self/task")) == 1
 
 
 def fits_fork(resources: Resources, kinds: Iterable[str]) -> bool:

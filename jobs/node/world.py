@@ -96,7 +96,10 @@ class Forked:
     def poll(self) -> int | None:
         """Return the exit code, negative = the signal, None while it runs."""
         if not self._ended:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # a signal's handler that polls has come between a call's wait and its note
+                return self.returncode
             if pid:
                 self._ended, self.returncode = True, os.waitstatus_to_exitcode(status)
         return self.returncode if self._ended else None

@@ -219,11 +219,42 @@ def test_a_fork_does_what_it_would_do_as_a_process_of_its_own(
     monkeypatch.setattr(numerics, "_loaded", None)
     assert numerics.fits_fork(Resources(cores=cores), kinds), "this process is no fork"
     numerics.prepare_forks()
-    assert (os.environ["OMP_NUM_THREADS"], numerics.is_fork()) == ("1", True)
+    assert os.environ["OMP_NUM_THREADS"] == "1"
     numerics.set_threads(Resources(cores=cores))
     assert numerics.fits_fork(Resources(cores=cores), kinds) is fits
     numerics.leave_fork()
     assert {name: text for name, text in os.environ.items() if name in numerics.WAITING} == own
+
+
+def test_ranks_are_forks_where_no_thread_would_stay_behind(tmp_path: Path) -> None:
+    """The client of a bucket has threads, without which a fork would wait for ever for an answer."""
+    code = (
+        "from jobs.node import numerics; from orchestrator.store import Store; found = [numerics.may_fork()];"
+        "numerics.prepare_forks(); found.append(numerics.may_fork());"
+        f"Store.open({str(tmp_path)!r}).get_json('x');"
+        "found.append(numerics.may_fork());"
+        "Store.open('memory://x').get_json('x'); found.append(numerics.may_fork()); print(found)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert told == "[False, True, True, False]\n"
+
+
+def test_a_signal_between_a_ranks_end_and_its_note_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    rank = Forked({}, lambda: 5)
+    wait, handled = os.waitpid, 0
+
+    def interrupted(pid: int, options: int) -> tuple[int, int]:
+        nonlocal handled
+        found = wait(pid, options)
+        if found[0]:
+            handled += 1
+            rank.send_signal(signal.SIGTERM)  # as the launcher's handler does
+        return found
+
+    monkeypatch.setattr(os, "waitpid", interrupted)
+    while rank.poll() is None:
+        time.sleep(0.01)
+    assert (rank.poll(), handled) == (5, 1)
 
 
 def test_a_forked_rank_ends_as_a_process_does(capfd: pytest.CaptureFixture[str]) -> None:
