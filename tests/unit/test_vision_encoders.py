@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
@@ -65,6 +66,26 @@ def test_an_encoder_computes_what_transformers_class_does(name: str, size: int, 
     assert features.shape == patches.shape
     assert (features - patches).abs().max() <= 1e-5 * patches.abs().max()
     assert not routings
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_interpolated_positions_learn_as_torchs_do_without_its_kernel(dtype: torch.dtype) -> None:
+    """The kernel's gradient is not deterministic on a GPU: under deterministic algorithms it is an error there."""
+    encoder = build_encoder(SMALL)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        own = encoder._positions((3, 7))
+    kernels, rest = set(), [own.grad_fn]
+    while rest:
+        if (node := rest.pop()) is not None:
+            kernels.add(node.name())
+            rest += [before for before, _ in node.next_functions]
+    assert not [name for name in kernels if name.startswith("Upsample")]
+    square = encoder.positions[1:].view(1, 5, 5, 24).permute(0, 3, 1, 2)
+    wanted = F.interpolate(square, size=(3, 7), mode="bicubic", align_corners=False).flatten(2)[0].t()
+    assert (own - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+    into = torch.randn(own.shape, generator=torch.Generator().manual_seed(0))
+    found, given = (torch.autograd.grad(one, encoder.positions, into)[0] for one in (own, wanted))
+    assert (found - given).abs().max() <= 1e-6 * given.abs().max()
 
 
 @pytest.mark.parametrize("name", ["dinov2", "siglip"])

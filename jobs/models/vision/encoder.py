@@ -146,9 +146,20 @@ class Encoder(nn.Module):
         table = self.positions[1:] if self.class_token is not None else self.positions
         if grid == (side, side):
             return table
-        square = table.float().view(1, side, side, -1).permute(0, 3, 1, 2)
-        resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
-        return resized.flatten(2)[0].t().to(table.dtype)
+        rows, columns = (_interpolation(side, size, table.device) for size in grid)
+        with torch.autocast(table.device.type, enabled=False):
+            resized = torch.einsum("hi,wj,ijd->hwd", rows, columns, table.float().view(side, side, -1))
+        return resized.flatten(0, 1).to(table.dtype)
+
+
+@torch.no_grad()
+def _interpolation(side: int, size: int, device: torch.device) -> Tensor:
+    """Return the matrix [size, side] of bicubic interpolation.
+
+    Of `F.interpolate` itself a GPU has no deterministic gradient, and torch refuses the other.
+    """
+    each = torch.eye(side, device=device).view(1, side, side, 1)
+    return F.interpolate(each, size=(size, 1), mode="bicubic", align_corners=False)[0, :, :, 0].t()
 
 
 def first_encoder(spec: EncoderSpec, seed: int) -> Encoder:
