@@ -22,7 +22,7 @@ _ROUTED = ("routed_input", "latent_input", "expert_output", "routed_output")
 
 def copied_faults(moe: MoESpec) -> Iterator[Fault]:
     """Yield what the parts of a block do not go with where feed-forwards of a vision side become its experts."""
-    for name in ("latent_size", "shared_width", "hash_layers", *PLACES):
+    for name in ("latent_size", "shared_width", *PLACES):
         if getattr(moe, name) != getattr(_DEFAULT, name):
             yield Fault(f"moe.{name}", f"{name} with vision.upcycle: experts there are copies of a feed-forward alone")
 
@@ -53,6 +53,8 @@ def _routing_faults(kind: RouterKind, moe: Moe, who: str) -> Iterator[Fault]:
                 yield Fault(name, f"{name} with {who}: it selects and weighs in one")
     if moe.weight_norm != 1 and not moe.renormalise:
         yield Fault("weight_norm", "weight_norm says by what weights are renormalised: it needs renormalise")
+    if moe.select_by != _DEFAULT.select_by and not moe.balance_bias and kind.plain and moe.choice == "token":
+        yield Fault("select_by", "select_by says what the balancing bias is added to: it needs balance_bias")
     if moe.group_mask != _DEFAULT.group_mask and moe.n_group == 1:
         yield Fault("group_mask", "group_mask says how other groups are masked: it needs n_group > 1")
     if moe.logit_std and not (kind.plain or kind.standardised):

@@ -204,6 +204,8 @@ def _vision_faults(model: ModelSpec) -> Iterator[Fault]:
         yield Fault("vision.pooling", message)
     if moe.unit != "token":
         yield Fault("moe.unit", f"unit {moe.unit!r} with pictures: their tokens are in no {moe.unit}")
+    if moe.hash_layers:
+        yield Fault("moe.hash_layers", "hash_layers with pictures: their tokens have no id to be looked up by")
     if vision.upcycle and kind_of(moe).routes:
         if moe.choice == "expert":
             yield Fault(

@@ -241,6 +241,7 @@ def test_the_matrix_is_not_empty_and_every_preset_is_in_it() -> None:
         ({"preset": "tc_moe", "weight_norm": 2.0}, "a router of its own"),
         ({"preset": "olmoe", "weight_norm": 2.0}, "needs renormalise"),
         ({"group_mask": "zero"}, "needs n_group > 1"),
+        ({"select_by": "logits"}, "needs balance_bias"),
         ({"preset": "tc_moe", "logit_std": 1.0}, "not of the logits alone"),
         ({"preset": "aux_free", "selection": "sampled_others"}, "no probabilities"),
         ({"preset": "moepp", "overflow": "capacity"}, "equal cost"),

@@ -16,11 +16,12 @@ from jobs.models.upcycle import carried_weights, initial_model
 from jobs.models.weights import canonical_state, materialise
 from jobs.node.context import StageContext
 from jobs.train.freeze import frozen_names
-from orchestrator.spec.model import MoESpec
+from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.resolve import before_upcycling, resolve_moe
+from orchestrator.spec.validity import model_problems
 from orchestrator.store import Store
 from orchestrator.store.manifest import WEIGHTS
-from tests.seeing import SEES, chain, prepare_pictures
+from tests.seeing import SEES, VISION, chain, prepare_pictures
 from tests.training import VOCABULARY, run_chain
 
 PIXELS = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
@@ -150,3 +151,11 @@ def test_bits_do_not_depend_on_where_a_cell_is_cut(tmp_path: Path) -> None:
                 run_chain(store, [work], f"a-{number}")
         ends.append(weights_of(store, works[-1].key()))
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("upcycle", ["", "copy"])
+def test_experts_are_not_looked_up_for_tokens_of_pictures(upcycle: str) -> None:
+    moe = MoESpec(top_k=3, num_experts=6, expert_width=32, hash_layers=1)
+    spec = ModelSpec(dense_layers=0, vision=dataclasses.replace(VISION, upcycle=upcycle), moe=moe)
+    assert any("no id" in fault.message for fault in model_problems(spec))
+    assert not model_problems(dataclasses.replace(spec, vision=None))
