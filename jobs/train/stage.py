@@ -158,7 +158,8 @@ def _step(
     with context.job.watchdog.guard(f"step {trainer.step + 1} of {context.label}"):
         result = trainer.train_step((context.stopping, due), router_gradient=logging_step and frozen_router)
     stopping.see(work.conditions.train.stop, result.values, trainer.step)
-    _observe(context, work, trainer, segment, result, logging_step)
+    # After the last step of all there is no later row that could tell of the window.
+    _observe(context, work, trainer, segment, result, logging_step or bool(stopping.at))
     if result.requests[0] and not context.stopping:
         context.job.signals.requested = "another rank's signal"
     return result.requests

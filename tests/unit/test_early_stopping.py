@@ -18,7 +18,7 @@ from orchestrator.report.tables import stopped
 from orchestrator.spec.cell import StopSpec, TrainSpec
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Store
-from tests.training import TRAIN, run_chain, segments, state_bits, tensors, weights
+from tests.training import EXECUTION, TRAIN, run_chain, segments, state_bits, tensors, weights
 from tests.unit.conftest import Load
 from tests.unit.test_train_exactness import fresh, stop_after
 
@@ -95,6 +95,20 @@ def test_what_is_left_is_not_trained_and_every_way_there_has_the_same_bits(
         torch.equal(value, tensors(straight, works[-1].key(), "optimizer")[name])
         for name, value in tensors(straight, three.key(), "optimizer").items()
     )
+
+
+def test_the_window_that_training_ends_in_is_logged(tmp_path: Path) -> None:
+    """Every fourth step is, and the third was the last."""
+    works = segments([("", 0, 2), ("", 2, 16)], early(StopSpec("lm_loss", every=3, below=100.0)))
+    found = {}
+    for every in (4, 1):
+        store = fresh(tmp_path, f"every-{every}")
+        run_chain(store, works, execution=dataclasses.replace(EXECUTION, log_every=every))
+        made = [manifest for work in works if (manifest := store.artifacts.get(work.key()))]
+        rows = [row for one in made for row in json.loads(store.artifacts.read(one.blob("series.json")))]
+        found[every] = {row["step"]: row["train/lm_loss"] for row in rows}
+    assert list(found[4]) == [1, 3]
+    assert found[4][3] == pytest.approx((found[1][2] + found[1][3]) / 2)
 
 
 def test_a_condition_that_is_not_met_changes_no_bit_of_the_weights(tmp_path: Path) -> None:
