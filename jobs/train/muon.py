@@ -2,7 +2,7 @@
 
 Keller Jordan et al. 2024; with `adjust: rms` as in Liu et al. 2025 (Moonlight), so that AdamW's learning rates and
 decay serve. Each expert's matrix is orthogonalised by itself, and so are a gated form's gate and up, which lie in one
-tensor. Embeddings, the head, the router and vectors are AdamW's.
+tensor. Embeddings (of positions too), the head, the router and vectors are AdamW's.
 
 Where ranks hold rows of parameters, experts are whole on one of them; any other matrix is brought together on the rank
 whose share it is, orthogonalised there, and its rows go back. Momentum stays with the rows.
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # The quintic of Newton-Schulz whose slope at 0 is largest, as in the authors' code and in torch.optim.Muon.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _EPS = 1e-7
-# A bias or a constant of each expert, and the factors of adapters.
-NO_MATRICES = ("_bias", ".constant.", MARK)
+# A bias or a constant of each expert, a vector for each position of a picture, and the factors of adapters.
+NO_MATRICES = ("_bias", ".constant.", ".encoder.positions", MARK)
 MATRICES = ("attention", "routed_expert", "shared_expert", "other")
 
 
@@ -67,7 +67,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for group in groups:
             whole_rows = group.get("whole_rows", [0] * len(group["names"]))
             for name, tensor, rows in zip(group["names"], group["params"], whole_rows, strict=True):
-                matrix = tensor.ndim == (3 if group["role"] == "routed_expert" else 2)
+                # Beside the experts, a matrix each, what takes tokens to them and back is one matrix.
+                each = group["role"] == "routed_expert" and ".latent." not in name
+                matrix = tensor.ndim == (3 if each else 2)
                 if group["role"] in MATRICES and matrix and not any(mark in name for mark in NO_MATRICES):
                     down = named.get(f"{name.removesuffix('up')}down") if name.endswith(".experts.up") else None
                     gated = down is not None and tensor.shape[-2] == 2 * down.shape[-1]

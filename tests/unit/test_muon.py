@@ -18,7 +18,9 @@ from orchestrator.catalog.parameters import Parameters
 from orchestrator.errors import GridError
 from orchestrator.grid.load import load_grid
 from orchestrator.spec.cell import TrainSpec
+from orchestrator.spec.model import ModelSpec
 from orchestrator.spec.work import Conditions
+from tests.seeing import SEES
 from tests.training import MODEL, TRAIN, run_chain, segments, state_bits, tensors
 from tests.unit.test_train_exactness import fresh, stop_after
 
@@ -41,6 +43,24 @@ def test_matrices_become_orthogonal_each_by_itself() -> None:
             assert 0.5 < float(values.min()) <= float(values.max()) < 1.5
             u, _, v = torch.linalg.svd(stack[outer, inner], full_matrices=False)
             assert float((made[outer, inner].float() * (u @ v)).sum()) > 0.8 * 16, "in the directions of the matrix"
+
+
+@pytest.mark.parametrize(
+    ("spec", "part"),
+    [
+        (dataclasses.replace(MODEL, moe=dataclasses.replace(MODEL.moe, latent_size=16)), ".mlp."),
+        (SEES, "vision.encoder."),
+    ],
+)
+def test_whatever_is_a_matrix_and_no_embedding_is_orthogonalised(spec: ModelSpec, part: str) -> None:
+    """Latents of experts are; positions of a picture are not, nor is the convolution that makes its patches."""
+    model = build_model(spec, 64)
+    optimizer = build_optimizer(WITH, plan_groups(parameter_roles(model)), dict(model.named_parameters()))
+    assert isinstance(optimizer, MuonWithAdamW)
+    matrices = {n: p for n, p in model.named_parameters() if part in n and p.ndim in (2, 3) and not n.endswith("_bias")}
+    rest = {n for n, p in matrices.items() if id(p) not in optimizer._stacked}
+    assert rest == {n for n in matrices if ".router." in n or n.endswith(".positions")}
+    assert rest < matrices.keys()
 
 
 @pytest.mark.parametrize(("adjust", "theirs"), [("rms", "match_rms_adamw"), ("original", "original")])
