@@ -182,6 +182,8 @@ def _around(spec: Model, layout: str) -> list[str]:
         for name, layouts in _AROUND.items()
         if layout not in layouts and getattr(spec, name) != getattr(usual, name)
     ]
+    if spec.vision is not None:
+        own.append(f"a vision side (vision.encoder {spec.vision.encoder})")
     if spec.full_every and layout != "gpt_oss":
         own.append(f"full_every {spec.full_every}")
     if layout == "deepseek_v2" and not spec.rope.interleaved:

@@ -11,13 +11,15 @@ import torch
 
 from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
+from jobs.models.layouts import public_layout
 from jobs.models.shards import fetch_shards
 from jobs.models.upcycle import carried_weights, initial_model
 from jobs.models.weights import canonical_state, materialise
 from jobs.node.context import StageContext
 from jobs.train.freeze import frozen_names
+from orchestrator.errors import MoegridError
 from orchestrator.spec.model import ModelSpec, MoESpec
-from orchestrator.spec.resolve import before_upcycling, resolve_moe
+from orchestrator.spec.resolve import before_upcycling, resolve_model, resolve_moe
 from orchestrator.spec.validity import model_problems
 from orchestrator.store import Store
 from orchestrator.store.manifest import WEIGHTS
@@ -159,3 +161,11 @@ def test_experts_are_not_looked_up_for_tokens_of_pictures(upcycle: str) -> None:
     spec = ModelSpec(dense_layers=0, vision=dataclasses.replace(VISION, upcycle=upcycle), moe=moe)
     assert any("no id" in fault.message for fault in model_problems(spec))
     assert not model_problems(dataclasses.replace(spec, vision=None))
+
+
+def test_a_model_that_sees_is_not_exported_as_one_that_reads() -> None:
+    moe = MoESpec(preset="dense", top_k=1, num_experts=1, expert_width=32)
+    blind = resolve_model(ModelSpec(backbone="llama", moe=moe))
+    assert public_layout(blind) == "llama"
+    with pytest.raises(MoegridError, match="has a vision side"):
+        public_layout(dataclasses.replace(blind, vision=VISION))
