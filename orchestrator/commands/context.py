@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.engine.journal import Journal
-from orchestrator.engine.retry import decide
 from orchestrator.errors import MoegridError, StoreError
 from orchestrator.grid.load import Grid, load_grid
 from orchestrator.plan.cost import Clock, shape_of
@@ -117,12 +116,7 @@ class Context:
         stages = frozenset(graph.stages)
         present = self.store.artifacts.keys() & stages
         missing = stages - present
-        failures = journal.failures(missing)
-        failed = {}
-        for stage, own in failures.items():
-            decision = decide(own)
-            if not decision.retry:
-                failed[stage] = decision.reason
+        failed = journal.given_up(missing)
         attempted = self.store.claims.claimed(missing) if missing else set()
         every = self.store.artifacts.keys() if attempted else present
         clock = clock or (self.clock(graph, present) if missing else Clock())

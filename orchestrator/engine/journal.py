@@ -17,6 +17,7 @@ from typing import Any
 
 from orchestrator import registry
 from orchestrator.backends.base import Handle
+from orchestrator.engine.retry import decide
 from orchestrator.resources import ROOT
 from orchestrator.store import ClaimState, Store
 from orchestrator.store.attempts import (
@@ -149,6 +150,11 @@ class Journal:
             if kept and stage in stages:
                 result[stage] = sorted(kept, key=lambda failure: failure.time)
         return result
+
+    def given_up(self, stages: Collection[str]) -> dict[str, str]:
+        """Return stage -> reason of those of `stages` that no run tries again by itself."""
+        decisions = {stage: decide(own) for stage, own in self.failures(stages).items()}
+        return {stage: decision.reason for stage, decision in decisions.items() if not decision.retry}
 
     def knows_failures(self, stage: str) -> bool:
         """Has no driver written down a failure of `stage` since they were last read?"""

@@ -14,11 +14,13 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.engine.journal import Journal
 from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.grid.adaptive import SEED, Adaptive
 from orchestrator.grid.expand import GridCell
 from orchestrator.grid.load import Grid
 from orchestrator.plan.graph import StageGraph, build_graph
+from orchestrator.plan.plan import make_plan
 from orchestrator.report.baseline import comparable
 from orchestrator.report.statistics import interval_seeds, summary
 from orchestrator.store import Store
@@ -32,6 +34,7 @@ class Seeds:
 
     `halfwidth` is None before two seeds were measured. `state` is `waiting` for results, `enough`, or `limit` where
     `max_seeds` did not suffice; in a race `enough` is a setting whose differences further seeds would hardly decide.
+    `failed`: a seed failed for good, and no more are asked for.
     """
 
     setting: str
@@ -52,6 +55,11 @@ class _Group:
     cells: tuple[GridCell, ...]
     began: int
     values: Mapping[int, float | None]
+    failed: frozenset[int]  # seeds that no run tries again by itself
+
+    def lost(self, now: int) -> bool:
+        """Return whether one of the first `now` seeds failed for good."""
+        return not self.failed.isdisjoint(list(self.values)[:now])
 
     def seeds(self, now: int, state: str, most: int) -> Seeds:
         known = [value for value in list(self.values.values())[:now] if value is not None]
@@ -86,11 +94,16 @@ def expected_cells(grid: Grid, store: Store, *, share: bool = True) -> float | N
         from orchestrator.report.racing import TOLERANCES, expected
 
         pairs, tolerance = _pairs(grid, groups, adaptive), TOLERANCES[adaptive.race]
-        return left + expected(_by_name(groups), _began(groups), adaptive.max_seeds, pairs, tolerance)
+        failed = _failed_seeds(groups)
+        return left + expected(_by_name(groups), _began(groups), adaptive.max_seeds, pairs, tolerance, failed)
     total = float(left)
     for group in groups:
         most = min(len(group.cells), adaptive.max_seeds)
         known = [value for value in group.values.values() if value is not None]
+        now = seeds_asked_for(list(group.values.values()), group.began, adaptive, most)
+        if group.lost(now):
+            total += now
+            continue
         if len(known) < 2:
             return None
         total += max(group.began, interval_seeds(known, adaptive.halfwidth or 0.0, most) or most)
@@ -120,11 +133,12 @@ def told(states: Sequence[Seeds], adaptive: Adaptive) -> str:
     aim = f"that decide {adaptive.metric} ({adaptive.race})" if adaptive.race else f"for {adaptive.metric}"
     aim += "" if adaptive.race else f" within ±{adaptive.halfwidth:g}"
     text = f"adaptive seeds {aim}, at most {adaptive.max_seeds}: "
-    counts = {name: sum(s.state == name for s in states) for name in ("enough", "waiting", "limit")}
+    counts = {name: sum(s.state == name for s in states) for name in ("enough", "waiting", "limit", "failed")}
     words = {
         "enough": "stopped" if adaptive.race else "narrow enough",
         "waiting": "waiting for results",
         "limit": f"{'at' if adaptive.race else 'still wider at'} {adaptive.max_seeds} seeds",
+        "failed": f"{'left the race' if adaptive.race else 'got no more'}: a seed failed",
     }
     text += ", ".join(f"{count} {words[name]}" for name, count in counts.items() if count)
     added = sum(s.now - s.began for s in states)
@@ -143,6 +157,9 @@ def _groups(grid: Grid, store: Store, adaptive: Adaptive, *, share: bool) -> tup
             whole[item.setting].append(item)
     graph = build_graph(dataclasses.replace(grid, cells=(*grid.cells, *grid.reserve)), share=share)
     values = dict(_values(graph, store, adaptive.metric))
+    failed = _failed_cells(
+        graph, store, [item.id for items in whole.values() for item in items if item.id not in values]
+    )
     return tuple(
         _Group(
             name,
@@ -150,6 +167,7 @@ def _groups(grid: Grid, store: Store, adaptive: Adaptive, *, share: bool) -> tup
             tuple(items),
             len(began[name]),
             {item.factors[SEED]: values.get(item.id) for item in items},
+            frozenset(item.factors[SEED] for item in items if item.id in failed),
         )
         for name, items in whole.items()
     )
@@ -165,6 +183,7 @@ def _narrowed(groups: Sequence[_Group], adaptive: Adaptive) -> tuple[Seeds, ...]
         seeds = group.seeds(now, "", most)
         narrow = seeds.halfwidth is not None and seeds.halfwidth <= (adaptive.halfwidth or 0.0)
         state = "waiting" if seeds.measured < now else "enough" if narrow else "limit"
+        state = "failed" if group.lost(now) else state
         found.append(dataclasses.replace(seeds, state=state))
     return tuple(found)
 
@@ -174,7 +193,8 @@ def _raced(grid: Grid, groups: Sequence[_Group], adaptive: Adaptive) -> tuple[Se
     from orchestrator.report.racing import TOLERANCES, race
 
     pairs = _pairs(grid, groups, adaptive)
-    lanes = race(_by_name(groups), _began(groups), adaptive.max_seeds, pairs, TOLERANCES[adaptive.race])
+    tolerance, failed = TOLERANCES[adaptive.race], _failed_seeds(groups)
+    lanes = race(_by_name(groups), _began(groups), adaptive.max_seeds, pairs, tolerance, failed)
     states = {"decided": "enough"}
     return tuple(
         group.seeds(lane.seeds, states.get(lane.state, lane.state), min(len(group.cells), adaptive.max_seeds))
@@ -196,6 +216,21 @@ def _by_name(groups: Sequence[_Group]) -> dict[str, Mapping[int, float | None]]:
 
 def _began(groups: Sequence[_Group]) -> dict[str, int]:
     return {group.name: group.began for group in groups}
+
+
+def _failed_seeds(groups: Sequence[_Group]) -> dict[str, frozenset[int]]:
+    return {group.name: group.failed for group in groups}
+
+
+def _failed_cells(graph: StageGraph, store: Store, unmeasured: Sequence[str]) -> set[str]:
+    """Return which of these cells get no further result: what they lack failed for good, or needs what did."""
+    present = store.artifacts.keys()
+    failed = Journal(store).given_up(graph.stages.keys() - present) if unmeasured else {}
+    if not failed:
+        return set()
+    blocked = set(make_plan(graph, present, failed=failed).keys("blocked"))
+    lacking = {cell: [r.key for r in graph.cells[cell].results if r.key not in present] for cell in unmeasured}
+    return {cell for cell, keys in lacking.items() if keys and blocked.issuperset(keys)}
 
 
 def _values(graph: StageGraph, store: Store, metric: str) -> Iterator[tuple[str, float]]:

@@ -89,10 +89,11 @@ def next_steps(results: Results, again: str) -> list[str]:
     if results.most_seeds:
         # More seeds after a look would make the intervals too narrow: their number is part of the question.
         if open_ones and states[DONE] == len(results.cells):
-            most = results.most_seeds
-            steps.append(
-                f"what is open would hardly be resolved within adaptive.max_seeds {most}; a larger one asks anew"
-            )
+            asked, most = results.document["adaptive"], results.most_seeds
+            told = f"what is open would hardly be resolved within adaptive.max_seeds {most}; a larger one asks anew"
+            if not asked.get("race"):
+                told = f"seeds were added for means within ±{asked['halfwidth']:g}: race adds them for differences"
+            steps.append(told)
     elif within:
         steps.append(
             f"about {within[0]} seeds would resolve the nearest of the open differences"

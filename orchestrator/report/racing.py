@@ -4,16 +4,18 @@ Round by round every setting that still runs gets further seeds. A pair of setti
 resolved (`sequential`, at any number of seeds, Holm over the pairs), or when it will hardly be resolved with all seeds
 either: its predictive probability (Choi, Smith and Becker, Controlled Clinical Trials 6, 1985) is that of Student's t
 with the present mean and deviation, under a flat prior. A setting stops when the sum of these probabilities that is
-given up stays within a tolerance. The rule only chooses who runs; whether a resolved difference is one does not hang on
-it.
+given up stays within a tolerance. A setting one of whose seeds failed for good leaves the race with its pairs: going on
+without that seed would flatter it, and waiting for it would hold up the others. The rule only chooses who runs; whether
+a resolved difference is one does not hang on it.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from orchestrator.report import sequential
 from orchestrator.report.statistics import holm, t_p_value
@@ -28,18 +30,25 @@ PRIOR, FUTURES = 0.5, 24
 
 Values = Mapping[int, float | None]  # seed -> value, None: not measured; in the order in which seeds are given
 Pair = tuple[str, str]
+Failed = Mapping[str, Collection[int]]  # setting -> its seeds that failed for good
+NONE_FAILED: Failed = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """How many seeds one setting has in the race, and whether it still runs, waits for results, or has stopped."""
+    """How many seeds one setting has in the race, and whether it waits for results, has stopped, or has left it."""
 
     seeds: int
-    state: str  # "waiting", "decided" or "limit"
+    state: str  # "waiting", "decided", "limit" or "failed"
 
 
 def race(
-    settings: Mapping[str, Values], first: Mapping[str, int], most: int, pairs: Sequence[Pair], tolerance: float
+    settings: Mapping[str, Values],
+    first: Mapping[str, int],
+    most: int,
+    pairs: Sequence[Pair],
+    tolerance: float,
+    failed: Failed = NONE_FAILED,
 ) -> dict[str, Lane]:
     """Return how many seeds each setting has, by the results alone; a run that was killed comes to the same.
 
@@ -51,9 +60,12 @@ def race(
     running = {name for name in settings if name in paired}
     while True:
         late = {name for name, count in now.items() if None in list(settings[name].values())[:count]}
+        gone = {name for name in late if _failed_in(settings[name], now[name], failed.get(name, ()))}
+        running -= gone
         if late & running or not running:
             break
-        running = _going_on(settings, now, running, pairs, most, tolerance)
+        left = [pair for pair in pairs if gone.isdisjoint(pair)]
+        running = _going_on(settings, now, running, left, most, tolerance)
         running = {name for name in running if now[name] < limits[name]}
         if not running:
             break
@@ -62,12 +74,17 @@ def race(
     lanes = {}
     for name, count in now.items():
         state = "waiting" if name in late or name in running else "limit" if count == limits[name] else "decided"
-        lanes[name] = Lane(count, state)
+        lanes[name] = Lane(count, "failed" if name in gone else state)
     return lanes
 
 
 def expected(
-    settings: Mapping[str, Values], first: Mapping[str, int], most: int, pairs: Sequence[Pair], tolerance: float
+    settings: Mapping[str, Values],
+    first: Mapping[str, int],
+    most: int,
+    pairs: Sequence[Pair],
+    tolerance: float,
+    failed: Failed = NONE_FAILED,
 ) -> float:
     """Return the cells that the race may be expected to take, by drawing what is not measured yet."""
     chance = random.Random(0)
@@ -83,11 +100,18 @@ def expected(
             own = measured[name]
             mean = sum(own) / len(own) if own else middle
             mean += chance.gauss(0, deviation * (1 / math.sqrt(len(own)) if own else PRIOR))
+            lost = failed.get(name, ())
             drawn[name] = {
-                seed: chance.gauss(mean, deviation) if value is None else value for seed, value in values.items()
+                seed: chance.gauss(mean, deviation) if value is None and seed not in lost else value
+                for seed, value in values.items()
             }
-        total += sum(lane.seeds for lane in race(drawn, first, most, pairs, tolerance).values())
+        total += sum(lane.seeds for lane in race(drawn, first, most, pairs, tolerance, failed).values())
     return total / FUTURES
+
+
+def _failed_in(values: Values, count: int, failed: Collection[int]) -> bool:
+    """Return whether one of the first seeds is not measured because it failed for good."""
+    return any(value is None and seed in failed for seed, value in list(values.items())[:count])
 
 
 def _going_on(

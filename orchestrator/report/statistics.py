@@ -85,7 +85,14 @@ def halfwidths(n: int, most: int = 0, freedom: float = 0.0) -> float:
         return t_quantile(0.5 + LEVEL / 2, freedom or n - 1)
     from orchestrator.report import sequential
 
-    return sequential.multiplier(n, max(n, most))
+    return sequential.multiplier(*_within(n, most))
+
+
+def _within(n: int, most: int) -> tuple[int, int]:
+    """Return both as a sequence has them: of more values than it goes to, as many as those (stores of before 100)."""
+    from orchestrator.report.sequential import MOST_SEEDS as HORIZON
+
+    return min(n, HORIZON), min(max(n, most), HORIZON)
 
 
 def compare(
@@ -124,7 +131,7 @@ def compare(
 def _p_value(t: float, n: int, most: int) -> float:
     from orchestrator.report import sequential
 
-    return sequential.p_value(t, n, max(n, most), sequential.late)
+    return sequential.p_value(t, *_within(n, most), sequential.late)
 
 
 def correct(comparisons: Mapping[K, Comparison]) -> dict[K, Comparison]:

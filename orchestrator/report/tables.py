@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.catalog.benchmarks import BENCHMARK_OF
 from orchestrator.catalog.metrics import BLIND
 from orchestrator.report import outside
-from orchestrator.report.collect import Results
+from orchestrator.report.collect import BLOCKED, FAILED, CellResult, Results
 from orchestrator.report.differences import LANGUAGE_MODEL_METRICS, best, between, direction, says_nothing, to_baseline
 from orchestrator.report.statistics import Comparison, Summary, summary
 
@@ -223,14 +223,20 @@ def _adaptive(results: Results, asked: Mapping[str, Any]) -> str:
     taken = Counter(len(setting.cells) for setting in results.settings)
     counts = ", ".join(f"{seeds} seeds: {count}" for seeds, count in sorted(taken.items()))
     holds = f"intervals and tests hold at every number of seeds up to {asked['max_seeds']}"
+    lost = [s.name for s in results.settings if any(_lost(cell, asked["metric"]) for cell in s.cells)]
+    gone = (
+        f"; {'left the race' if asked.get('race') else 'got no more'}, a seed failed: {', '.join(lost)}" if lost else ""
+    )
     if asked.get("race"):
         return (
             f"adaptive: seeds go where they decide {asked['metric']} ({asked['race']}), at most {asked['max_seeds']}; "
-            f"{holds}; settings with {counts}"
+            f"{holds}; settings with {counts}{gone}"
         )
     wide: dict[str, list[str]] = {}
     for setting in results.settings:
         values = list(setting.values(asked["metric"]).values())
+        if setting.name in lost:
+            continue
         found = summary(values, results.most_seeds) if values else None
         half = None if found is None or found.high is None else found.high - found.mean
         if half is None or half > asked["halfwidth"]:
@@ -240,7 +246,12 @@ def _adaptive(results: Results, asked: Mapping[str, Any]) -> str:
         f"adaptive: seeds are added until the 95 % interval of {asked['metric']} is ±{asked['halfwidth']:g}"
         f" or narrower, at most {asked['max_seeds']}; {holds}; settings with {counts}"
     )
-    return text + "".join(f"; {why}: {', '.join(names)}" for why, names in wide.items())
+    return text + gone + "".join(f"; {why}: {', '.join(names)}" for why, names in wide.items())
+
+
+def _lost(cell: CellResult, metric: str) -> bool:
+    """Return whether a cell failed before the metric that decides about seeds was measured."""
+    return metric not in cell.metrics and cell.state in (FAILED, BLOCKED)
 
 
 def stopped(results: Results) -> list[str]:

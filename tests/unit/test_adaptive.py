@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.engine.journal import Journal
 from orchestrator.errors import MoegridError
 from orchestrator.grid.adaptive import Adaptive
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
-from orchestrator.report.adaptive import grown, seeds_asked_for
+from orchestrator.plan.root import root_document
+from orchestrator.report.adaptive import expected_cells, grown, seeds_asked_for, told
+from orchestrator.report.collect import collect
 from orchestrator.report.sequential import multiplier
-from orchestrator.report.statistics import interval_seeds, summary
+from orchestrator.report.statistics import compare, interval_seeds, summary
+from orchestrator.report.tables import headline
 from orchestrator.store import Manifest, Store
+from orchestrator.store.attempts import Failure
 
 ASKED = Adaptive("answer_bpb", 0.1, 12)
 
@@ -106,6 +111,39 @@ def test_results_in_the_store_decide_and_a_metric_that_they_lack_is_told(tmp_pat
     assert load_grid(str(path), seeds=[0]).reserve == ()  # seeds named on the command line are all there are
 
 
+@pytest.mark.parametrize("end", ["race: baseline", "halfwidth: 0.1"])
+def test_a_seed_that_failed_for_good_ends_its_setting_alone_and_the_table_says_so(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "g.yaml"
+    text = "base: finetune\nfactors: {freeze: [none, router, expert], seed: [0, 1, 2]}\nevaluate: [lm]\nat: [1.0]\n"
+    text += f"baseline: {{freeze: none}}\nadaptive: {{metric: val_loss, {end}, max_seeds: 9}}\n"
+    path.write_text(text)
+    grid, store = load_grid(str(path)), Store.open(f"memory://{uuid.uuid4().hex}")
+    graph = build_graph(grid)
+    noise = [0.0, 0.3, 0.1]
+    for item in grid.cells:
+        seed, freeze = item.factors["seed"], item.factors["freeze"]
+        if (freeze, seed) == ("router", 1):
+            failure = Failure(graph.cells[item.id].final, "a-1", "diverged", "the loss is nan")
+            continue
+        metrics = {"val_loss": 6.0 + noise[seed] * (2 if freeze == "none" else -1)}
+        manifest = Manifest(graph.cells[item.id].results[0].key, "evaluate", {}, attempt="a-0", metrics=metrics)
+        store.artifacts.commit(manifest)
+    assert {s.setting: s.state for s in grown(grid, store)[1]}["freeze=router"] == "waiting"
+    Journal(store).record_failure(failure, "")
+    full, states = grown(grid, store)
+    of = {s.setting: s for s in states}
+    assert grid.adaptive is not None
+    assert (of["freeze=router"].state, of["freeze=router"].now) == ("failed", 3)
+    assert of["freeze=none"].now > 3
+    assert (
+        "1 left the race: a seed failed" in (line := told(states, grid.adaptive))
+        or "1 got no more: a seed failed" in line
+    )
+    assert expected_cells(grid, store) is not None
+    table = headline(collect(root_document(build_graph(full)), store), ["val_loss"])
+    assert any("a seed failed: freeze=router" in note for note in table.notes)
+
+
 @pytest.mark.parametrize("halfwidth", [0.05, 0.3])
 def test_the_number_that_would_do_would_do(halfwidth: float) -> None:
     values = [0.1, 0.3, 0.2, 0.25]
@@ -115,3 +153,11 @@ def test_the_number_that_would_do_would_do(halfwidth: float) -> None:
     assert multiplier(needed, 40) * deviation / math.sqrt(needed) <= halfwidth
     assert needed == 4 or multiplier(needed - 1, 40) * deviation / math.sqrt(needed - 1) > halfwidth
     assert interval_seeds([0.0, 100.0, 50.0], 1e-3, 40) is None
+
+
+def test_a_store_with_more_seeds_than_a_sequence_goes_to_is_read_all_the_same() -> None:
+    ours = {seed: float(seed % 7) for seed in range(150)}
+    found = summary(list(ours.values()), 500)
+    assert found.low is not None
+    assert found.low < found.mean < (found.high or 0.0)
+    assert compare(ours, dict.fromkeys(ours, 0.0), most=500) is not None

@@ -54,6 +54,25 @@ def test_a_setting_without_a_rival_keeps_its_seeds_and_a_missing_value_is_waited
     assert {name: lane.seeds for name, lane in waiting.items()} == {"a": 3, "b": 3, "c": 3, "d": 3, "e": 2}
 
 
+def test_a_setting_whose_seed_failed_for_good_leaves_the_race_and_holds_up_nobody() -> None:
+    values = drawn()
+    values["c"][2] = None
+    lanes = racing.race(values, dict.fromkeys(MEANS, 3), 20, PAIRS, 0.1, {"c": {2}})
+    assert lanes["c"] == racing.Lane(3, "failed")
+    others = {name: own for name, own in drawn().items() if name != "c"}
+    alone = racing.race(others, dict.fromkeys(others, 3), 20, [pair for pair in PAIRS if "c" not in pair], 0.1)
+    assert {name: lane for name, lane in lanes.items() if name != "c"} == alone
+    assert racing.expected(values, dict.fromkeys(MEANS, 3), 20, PAIRS, 0.1, {"c": {2}}) == sum(
+        lane.seeds for lane in lanes.values()
+    )
+    values["a"][4] = None  # the baseline of all: its seed of a later round
+    ended = racing.race(values, dict.fromkeys(MEANS, 3), 20, PAIRS, 0.1, {"c": {2}, "a": {4}})
+    assert ended["a"].state == "failed"
+    assert 5 <= ended["a"].seeds < 20
+    assert {ended["b"].state, ended["d"].state} <= {"decided", "waiting"}
+    assert raced(values)["a"].state == "waiting", "what may still come is waited for"
+
+
 def test_twelve_settings_are_decided_as_by_twenty_seeds_in_half_of_the_hours() -> None:
     found = races(60, "pairs", 0.0)
     assert found.hours <= 0.5
