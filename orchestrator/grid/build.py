@@ -18,6 +18,14 @@ from orchestrator.spec.rules import STAGE_RESOURCES
 from orchestrator.spec.tasks import published
 from orchestrator.spec.units import Length
 
+# What to write where a named thing is no mapping.
+_EXAMPLES: Mapping[type, str] = {
+    cells.TaskSpec: "write {shots: 5}",
+    cells.PicturesSpec: "write {source: ..., tasks: [...]}",
+    cells.CorpusSpec: "write {source: ..., weight: 1}",
+    cells.JudgeSpec: "write {source: ...}",
+}
+
 
 class Builder:
     """Builds a cell from nested plain data; `place(path)` says where a path was written, hints prefer `phase`."""
@@ -89,7 +97,7 @@ class Builder:
         if isinstance(value, Mapping):
             for name, spec in value.items():
                 if not isinstance(spec, Mapping) and spec is not None and spec is not False:
-                    raise Mistake(f"{name} must be a mapping of its fields, not {brief(spec)}", "write {shots: 5}")
+                    raise Mistake(f"{name} must be a mapping of its fields, not {brief(spec)}", _EXAMPLES[owner])
             value = [{"name": name, **(spec or {})} for name, spec in value.items() if spec is not False]
         if not isinstance(value, list):
             raise Mistake(f"must be a mapping of {path[-1]} or a list of their names, not {brief(value)}")

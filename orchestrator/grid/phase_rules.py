@@ -1,12 +1,14 @@
-"""What of a training phase cannot be, beyond single fields: its adapters, and when it stops early."""
+"""What of a training phase cannot be, beyond single fields: its data, its adapters, and when it stops early."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from orchestrator.catalog.pins import package_of
 from orchestrator.catalog.routers import kind_of
 from orchestrator.errors import did_you_mean
 from orchestrator.spec.cell import Cell, TrainSpec
+from orchestrator.spec.data import unread
 from orchestrator.spec.fields import Path
 
 Finding = tuple[Path, str, str]  # field path, message, hint
@@ -26,6 +28,23 @@ def stopping_findings(name: str, train: TrainSpec) -> Iterator[Finding]:
     if stop.metric and stop.improvement and not stop.patience:
         message = "stop.improvement has no effect without stop.patience"
         yield (name, "stop", "improvement"), message, "set stop.patience, or remove it"
+
+
+def data_findings(name: str, train: TrainSpec) -> Iterator[Finding]:
+    """Yield what of a phase's data does not go together."""
+    data, path = train.data, (name, "data")
+    if data.task and (no_effect := unread(data.format, "task")):
+        message = f"data.task {data.task!r} has no effect: {no_effect}"
+        yield (*path, "task"), message, 'set data.format: instruction, or task: ""'
+    for source in [corpus.source for corpus in data.corpora] or [data.source]:
+        if data.task and data.format == "instruction" and package_of(source):
+            message = f"data.task {data.task!r}: {source} holds prompts and answers, no labels"
+            yield (*path, "task"), message, 'name a classification as source (docs/data.md), or task: ""'
+    if data.corpora and data.mix.rows:
+        yield (*path, "mix", "rows"), "examples are mixed into one source, not into corpora", "make them a corpus"
+    for corpus in data.corpora:
+        if not corpus.source:
+            yield (*path, "corpora", corpus.name), f"corpus {corpus.name!r} has no source", "name where it comes from"
 
 
 def adapter_findings(name: str, cell: Cell, train: TrainSpec) -> Iterator[Finding]:

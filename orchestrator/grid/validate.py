@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.catalog.engines import ENGINES
+from orchestrator.catalog.frames import NONE as NO_FRAME
+from orchestrator.catalog.frames import PLACES
 from orchestrator.catalog.freezing import NONE, freezes, freezes_moe_alone, parts_of
 from orchestrator.catalog.judges import JUDGES
 from orchestrator.catalog.losses import COEFFICIENT, LOAD_VARIANTS
@@ -20,10 +22,10 @@ from orchestrator.catalog.tasks import TASKS, is_generative
 from orchestrator.files.problems import Mistake
 from orchestrator.grid.factors import check_freeze
 from orchestrator.grid.phase_rules import Finding as Finding
-from orchestrator.grid.phase_rules import adapter_findings, stopping_findings
+from orchestrator.grid.phase_rules import adapter_findings, data_findings, stopping_findings
 from orchestrator.grid.seeing import seeing_findings
 from orchestrator.grid.tokenizers import tokenizer_findings
-from orchestrator.spec.cell import ONE_COPY, Cell, EvaluateSpec, Resources, TrainSpec
+from orchestrator.spec.cell import ONE_COPY, Cell, EvaluateSpec, Resources, TrainSpec, seed_name
 from orchestrator.spec.data import unread
 from orchestrator.spec.fields import Path
 from orchestrator.spec.model import ModelSpec
@@ -102,15 +104,6 @@ def _dola(cell: Cell) -> Iterator[Finding]:
         yield ("evaluate", "dola"), "dola has no effect", f"evaluate one of {', '.join(CONTRASTED)}"
 
 
-def _mixture(name: str, train: TrainSpec) -> Iterator[Finding]:
-    data, path = train.data, (name, "data")
-    if data.corpora and data.mix.rows:
-        yield (*path, "mix", "rows"), "examples are mixed into one source, not into corpora", "make them a corpus"
-    for corpus in data.corpora:
-        if not corpus.source:
-            yield (*path, "corpora", corpus.name), f"corpus {corpus.name!r} has no source", "name where it comes from"
-
-
 def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
     if train.router_lr is not None and train.router_lr_ratio != 1.0:
         yield (name, "router_lr"), "router_lr and router_lr_ratio are both set", "keep one of them"
@@ -123,7 +116,7 @@ def _train(name: str, train: TrainSpec) -> Iterator[Finding]:
     if train.loss == "response" and train.data.format == "text":
         message = "loss 'response' needs instruction data"
         yield (name, "loss"), message, "set data.format: instruction, or loss: all"
-    yield from _mixture(name, train)
+    yield from data_findings(name, train)
     yield from _schedules(name, train)
     yield from stopping_findings(name, train)
     try:
@@ -288,6 +281,7 @@ _MODEL_RULES: dict[str, tuple[Callable[[Cell], bool], str]] = {
     "dense_width": (lambda cell: cell.model.dense_layers > 0, "dense_layers is 0"),
     "collaboration_top": (lambda cell: cell.finetune is not None, "C2R begins with fine-tuning, and the cell has none"),
     "foreign_tokenizer": (lambda cell: bool(cell.model.checkpoint), "there is no checkpoint"),
+    "frame_eps": (lambda cell: any(getattr(cell.model.moe, one) != NO_FRAME for one in PLACES), "no frame is set"),
     "init_std": (
         lambda cell: not cell.model.checkpoint or cell.model.upcycle == "shared_only",
         "all that it would draw comes from the checkpoint",
@@ -295,6 +289,8 @@ _MODEL_RULES: dict[str, tuple[Callable[[Cell], bool], str]] = {
 }
 # Fields of training data that corpora have each for themselves.
 _OF_ONE_SOURCE = ("source", "split", "text_field", "prompt_field", "response_field", "rows", "revision", "digest")
+# Fields of rotary positions that do not belong to their scaling.
+_ROPE_ALWAYS = ("fraction", "interleaved", "scaling")
 # Fields of a phase that is not trained which still say on what its state is evaluated.
 _UNTRAINED = ("trained", "data", "sequence_length")
 _DENSE_KEEPS = ("preset", "variant", "expert_width", "expert", "expert_parameters", "top_k")
@@ -346,14 +342,16 @@ def why_not(cell: Cell, path: Path) -> str:
         return no_router
     if path[:2] == ("model", "moe") and len(path) > 3:
         return ""  # a parameter that the kind does not have is refused
-    if path[0] == "model":
+    if path[:2] == ("model", "rope") and name not in _ROPE_ALWAYS and not cell.model.rope.scaling:
+        return "rope.scaling is empty"
+    if path[0] == "model" and path[1] != "vision":
         holds, reason = _MODEL_RULES.get(name, (None, ""))
         return "" if holds is None or holds(cell) else reason
     if path[0] == "seed" and name in PHASES:
-        phase = cell.phases.get(name)
-        if phase is None:
+        seeded = [phase for phase in cell.phases if seed_name(phase) == name]
+        if not seeded:
             return f"the cell has no {name} phase"
-        return "" if phase.trained else f"{name}.trained is false"
+        return "" if any(cell.phases[phase].trained for phase in seeded) else f"{name}.trained is false"
     if path == ("seed", "init") and cell.model.checkpoint and not cell.model.upcycle:
         return "the weights come from a checkpoint"
     if (
@@ -366,6 +364,10 @@ def why_not(cell: Cell, path: Path) -> str:
         return "no suite that generates responses is evaluated"
     if path == ("evaluate", "dola") and not any(kind.contrasted for kind in kinds(cell.evaluate.suites)):
         return f"none of {', '.join(CONTRASTED)} is evaluated"
+    if path == ("evaluate", "interventions"):
+        if not any(kind.final for kind in kinds(cell.evaluate.suites)):
+            return "no suite that takes experts away is evaluated"
+        return "the final state alone is evaluated" if cell.evaluate.at == (1.0,) else ""
     setting = {"efficiency_limit": "limit"}.get(name, name)
     if name in ("routing_seeds", "efficiency_limit") and not any(
         setting in kind.settings for kind in kinds(cell.evaluate.suites)

@@ -34,6 +34,11 @@ from orchestrator.spec.training import named_in
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
+def seed_name(phase: str) -> str:
+    """Return which of `Seeds` a training phase takes."""
+    return "align" if phase == "warm" else phase
+
+
 @dataclass(frozen=True, slots=True)
 class Seeds:
     """Separate seeds; a grid's plain `seed` is the one its recipe names."""
@@ -339,5 +344,5 @@ class Cell:
 
     def seed_of(self, phase: str) -> int:
         """Return the seed of a training phase."""
-        seed: int = getattr(self.seed, "align" if phase == "warm" else phase)
+        seed: int = getattr(self.seed, seed_name(phase))
         return seed

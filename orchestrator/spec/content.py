@@ -65,6 +65,7 @@ def corpus_data(data: DataSpec, corpus: CorpusSpec) -> DataSpec:
         rows=corpus.rows,
         holdout=data.holdout,
         template=data.template,
+        task=data.task,
         turns_field=data.turns_field,
         images_field=data.images_field,
         revision=corpus.revision,

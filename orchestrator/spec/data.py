@@ -12,7 +12,12 @@ from orchestrator.spec.identity import DERIVED, NEUTRAL
 from orchestrator.spec.rules import NATURAL, Rule, one_of
 
 # Fields of training data that only these formats read.
-_FORMATS_OF = {"template": ("chat",), "turns_field": ("chat", "vision"), "images_field": ("vision",)}
+_FORMATS_OF = {
+    "template": ("chat",),
+    "turns_field": ("chat", "vision"),
+    "images_field": ("vision",),
+    "task": ("instruction",),
+}
 
 
 def unread(form: str, field: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from orchestrator.catalog.labelled import LABELLED
 from orchestrator.data.layouts import classified
 from orchestrator.errors import SourceError
 from orchestrator.grid.load import load_grid
-from orchestrator.spec.cell import DataSpec, TaskSpec
+from orchestrator.spec.cell import CorpusSpec, DataSpec, TaskSpec
+from orchestrator.spec.content import corpus_data
 
 TEXTS = {"sentence": "A fine film.", "premise": "A man eats.", "hypothesis": "He sleeps.", "text": "What a day"}
 
@@ -77,3 +79,24 @@ def test_a_tsv_of_boss_is_training_data(tmp_path: Path) -> None:
         " negative",
         " neutral",
     }
+
+
+def test_a_corpus_is_read_as_the_whole_says() -> None:
+    """Each field that a corpus does not have for itself is that of the data it belongs to."""
+    own = {"source", "split", "text_field", "prompt_field", "response_field", "rows", "revision", "digest"}
+    whole = DataSpec(
+        "",
+        format="instruction",
+        holdout=0.25,
+        template="tulu",
+        task="nli",
+        turns_field="turns",
+        images_field="pictures",
+        corpora=(CorpusSpec("a", "file:///a.jsonl"),),
+    )
+    made = corpus_data(whole, whole.corpora[0])
+    for name in (
+        {field.name for field in dataclasses.fields(DataSpec)} - own - {"mix", "corpora", "weights", "examples"}
+    ):
+        assert getattr(made, name) == getattr(whole, name), name
+        assert getattr(whole, name) != getattr(DataSpec(""), name), f"{name} is its default here"
