@@ -33,7 +33,8 @@ def plan(context: Context) -> int:
             seeds = {"adaptive": [plain(s) for s in context.seeds], "adaptive_cost": plain(_cost(context, result))}
         lacking = [error for error in (missing_keys(result), missing_devices(result, gpus)) if error]
         told = [{"error": error.error, "cause": error.cause, "hint": error.hint} for error in lacking]
-        times = {"schedule": forecast(result, budget).to_json()} if budget else {}
+        runs = budget is not None and missing_devices(result, gpus) is None
+        times = {"schedule": forecast(result, budget).to_json()} if budget and runs else {}
         rest = {**seeds, **times, "lacking": told, "memory": [one.to_json() for one in memory]}
         context.emit({**to_json(result), **rest})
     else:

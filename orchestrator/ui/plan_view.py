@@ -110,7 +110,7 @@ def show_plan(plan: Plan, console: Console, *, budget: Budget | None = None, ada
                 f"  this is one trial of {spec.trials}: at most {spec.trials * left:.2f} {kind}-hours for the search"
                 f"{ends}; what trials share is made once"
             )
-        if budget is not None:
+        if budget is not None and missing_devices(plan, budget.gpus) is None:
             console.print(f"  {_times(forecast(plan, budget))}")
 
 

@@ -86,3 +86,11 @@ def test_the_plan_prints_both(graph: StageGraph, clock: Clock) -> None:
     stream = io.StringIO()
     show_plan(dataclasses.replace(plan), Console(stream))
     assert "bound" not in stream.getvalue()
+
+
+def test_a_machine_without_the_gpus_is_told_of_no_end() -> None:
+    stream = io.StringIO()
+    plan = make_plan(build_graph(load_grid("quickstart", overrides=["set.execution.resources.finetune.gpus=1"])), ())
+    for gpus in (0, 1):
+        show_plan(plan, Console(stream), budget=Budget(2, 64.0, gpus))
+        assert ("bound" in stream.getvalue()) is bool(gpus)
