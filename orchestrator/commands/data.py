@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator.catalog.pins import FORMATS, PACKAGES, package_of
 from orchestrator.catalog.sources import scheme_of
 from orchestrator.data.pinning import pin
-from orchestrator.errors import EXIT_DONE, MoegridError
+from orchestrator.errors import EXIT_DONE, MoegridError, did_you_mean
 from orchestrator.files.problems import Mistake
 from orchestrator.settings import module_environment
 from orchestrator.spec.cell import DataSpec
@@ -67,6 +67,8 @@ def _pinned(arguments: argparse.Namespace) -> DataSpec:
     source = arguments.source
     made = "vision" if scheme_of(source) in ("npm", "deb") else "text"
     form = arguments.format or (FORMATS.get(source.rpartition("/")[2], made) if package_of(source) else made)
+    if arguments.format and form not in _SHOWN:
+        raise MoegridError(f"--format {form!r} is none that is shown", hint=did_you_mean(form, _SHOWN, "formats"))
     if form not in _SHOWN:
         raise MoegridError(f"{source} holds no rows that can be shown", hint=f"--format is one of {', '.join(_SHOWN)}")
     try:

@@ -67,19 +67,26 @@ def effects(several: Sequence[Results], metric: str) -> Effects | None:
     kept = mixed.independent(columns)
     aliased = [effect for i, effect in enumerate(told, 1) if i not in kept]
     y = np.array([cell.metrics[metric] for cell, _ in cells.values()])
-    fitted = mixed.fit(y, np.stack([columns[i] for i in kept], 1), [cell.seed for cell, _ in cells.values()])
+    of_cells = [cell.seed for cell, _ in cells.values()]
+    fitted = mixed.fit(y, np.stack([columns[i] for i in kept], 1), of_cells)
     if fitted is None or not fitted.deviation:
         return None
-    seeds = len({cell.seed for cell, _ in cells.values()})
+    own = [np.array([float(seed == one) for seed in of_cells]) for one in dict.fromkeys(of_cells)]
+    seeds = len(own)
+    # A level that only cells of other seeds have is told by the differences of seeds, whose number is small.
+    within = {i - seeds for i in mixed.independent([*own, *columns]) if i >= seeds}
+    aliased += [told[i - 1] for i in kept if i and i not in within]
     found: dict[Effect, Comparison] = {}
     for place, i in enumerate(kept):
-        if i == 0:
+        if i not in within:
             continue
         value = float(fitted.coefficients[place])
         stderr = float(np.sqrt(max(0.0, fitted.covariance[place, place])))
         half = t_quantile(0.5 + LEVEL / 2, fitted.freedom) * stderr
         p = t_p_value(value / stderr, fitted.freedom) if stderr else None
         found[told[i - 1]] = Comparison(value, seeds, 0, value - half, value + half, p, stderr=stderr)
+    if not found:
+        return None
     corrected = _corrected(found)
     return Effects(
         metric,
@@ -111,7 +118,7 @@ def table(several: Sequence[Results], metrics: Sequence[str]) -> Table | None:
         text = f"{one.metric}: {one.cells} cells; deviation of seeds {one.deviation_of_seeds:.4f}, of the rest "
         notes.append(f"{text}{one.deviation:.4f}")
     if aliased := dict.fromkeys(name for one in every for name in one.aliased):
-        notes.append(f"not told apart from others: {', '.join(aliased)}")
+        notes.append(f"not told apart from others, or from the seeds: {', '.join(aliased)}")
     title = f"effects of the factors in {', '.join(results.name for results in several)}"
     return Table(
         title, ("factor", "level", "instead of", "cells"), tuple(e.metric for e in every), tuple(rows), tuple(notes)

@@ -141,6 +141,19 @@ def test_a_factor_that_always_moves_with_another_is_named_and_not_estimated() ->
     assert {effect.factor for effect in found.found} == {"granularity"}
 
 
+def test_a_level_of_other_seeds_alone_is_named_and_not_tested() -> None:
+    """Its difference is one of seeds: of two seeds hardly anything is known, however many cells each has."""
+    chance = np.random.default_rng(1)
+    cells = [("2/8", f"name({i})", seed, float(seed + chance.normal(0, 0.01))) for i in range(9) for seed in (0, 1)]
+    found = effects(
+        [committed(memory(), "g", [*cells, ("4/16", "name(0)", 7, 0.4)], dict.fromkeys(GRANULARITIES, 1e6))],
+        "answer_bpb",
+    )
+    assert found is not None
+    assert found.aliased == ("granularity=4/16",)
+    assert {effect.factor for effect in found.found} == {"freeze"}
+
+
 def test_a_power_law_that_was_put_in_is_found_with_its_interval_and_its_residuals() -> None:
     sizes = {"1/4": 1e6, "2/8": 4e6, "4/16": 32e6}
     chance = np.random.default_rng(2)
