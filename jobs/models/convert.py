@@ -26,6 +26,7 @@ __all__ = ["PublicWeights", "export_checkpoint", "import_checkpoint", "load_chec
 # A Mixtral's block has a name of its own, and w1, w2, w3 for gate, down, up.
 _BLOCK = r"(model\.layers\.\d+)\.(?:mlp|block_sparse_moe)"
 _EXPERT = re.compile(_BLOCK + r"\.experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
+_LISTED = re.compile(_BLOCK + r"\.calculator\.experts\.weight_(gate|up|down)\.(\d+)")
 _FUSED = re.compile(_BLOCK + r"\.experts\.(gate_up|down)_proj")
 _SHARED = re.compile(r"(model\.layers\.\d+)\.mlp\.shared_experts?\.(gate|up|down)_proj\.weight")
 _SHARED_GATE = re.compile(r"(model\.layers\.\d+)\.mlp\.shared_expert_gate\.weight")
@@ -154,6 +155,10 @@ def _place(name: str, moe: Moe, layout: str) -> tuple[str, _Piece]:
     if match := _EXPERT.fullmatch(name):
         layer, expert, word = match.groups()
         part = _PARTS[word]
+        target = f"backbone.{layer}.mlp.block.experts.{'down' if part == 'down' else 'up'}"
+        return target, _Piece(name, int(expert), parts[part])
+    if match := _LISTED.fullmatch(name):  # LLaMA-MoE's lists of experts
+        layer, part, expert = match.groups()
         target = f"backbone.{layer}.mlp.block.experts.{'down' if part == 'down' else 'up'}"
         return target, _Piece(name, int(expert), parts[part])
     if match := _FUSED.fullmatch(name):

@@ -237,6 +237,11 @@ _NAMES: Mapping[str, tuple[Renamed, ...]] = {
         Renamed("mlp.experts.down_proj", "mlp.block.experts.down", lambda x: x.mT, lambda x: x.mT),
         Renamed("mlp.experts.down_proj_bias", "mlp.block.experts.down_bias"),
     ),
+    "llama_moe": (
+        Renamed("mlp.gate.gate_network.0.weight", "mlp.block.router.gate.hidden"),
+        Renamed("mlp.gate.gate_network.2.weight", "mlp.block.router.gate.weight"),
+        Renamed("mlp.gate.weight_noise.weight", "mlp.block.router.gate.noise"),
+    ),
     "granitemoe": (
         Renamed("block_sparse_moe.router.layer.weight", "mlp.block.router.weight"),
         Renamed("block_sparse_moe.router.weight", "mlp.block.router.weight"),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.moe.frames import normed
-from orchestrator.catalog.gates import Affine, Hidden, Normed, Rank
+from orchestrator.catalog.gates import Affine, Hidden, Normed, Rank, Tanh
 
 
 class AffineGate(nn.Module):
@@ -93,6 +93,31 @@ class MLPGate(nn.Module):
         """Return logits [T,N] of fp32 hidden states."""
         hidden = F.gelu(F.linear(x_TD, self.hidden.float(), self.bias.float()))
         return F.linear(hidden, self.weight.float())
+
+
+class TanhGate(nn.Module):
+    """W tanh(V x), and e * (softplus(U x) + least) in training: `hidden` V [h,D], `weight` W [N,h], `noise` U [N,D]."""
+
+    def __init__(self, ids: int, hidden_size: int, own: Tanh) -> None:
+        super().__init__()
+        self.least = own.least
+        self.hidden = nn.Parameter(torch.empty(own.hidden or ids, hidden_size))
+        self.weight = nn.Parameter(torch.empty(ids, own.hidden or ids))
+        self.noise = nn.Parameter(torch.empty(ids, hidden_size)) if own.noise else None
+
+    def reset_parameters(self, std: float) -> None:
+        """Draw both matrices from N(0, std); the noise's starts at 0."""
+        nn.init.normal_(self.hidden, std=std)
+        nn.init.normal_(self.weight, std=std)
+        if self.noise is not None:
+            nn.init.zeros_(self.noise)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Return logits [T,N] of fp32 hidden states."""
+        logits = F.linear(torch.tanh(F.linear(x_TD, self.hidden.float())), self.weight.float())
+        if self.noise is None or not self.training:
+            return logits
+        return logits + torch.randn_like(logits) * (F.softplus(F.linear(x_TD, self.noise.float())) + self.least)
 
 
 class CosineGate(nn.Module):

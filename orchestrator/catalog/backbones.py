@@ -31,6 +31,7 @@ _OURS = (
         "llama",
         public={
             "llama": 1e-6,
+            "llama_moe": 1e-6,
             "mistral": 1e-6,
             "qwen2": 1e-6,
             "qwen3": 1e-6,

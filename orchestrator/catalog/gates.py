@@ -77,6 +77,24 @@ class Hidden:
 
 
 @dataclass(frozen=True, slots=True)
+class Tanh:
+    """Hidden units of a network with one hidden layer (0 = as many as ids), and whether training adds learned noise.
+
+    `least` is what is added to the noise's learned size.
+    """
+
+    hidden: int = 0
+    noise: bool = True
+    least: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.hidden < 0:
+            raise ValueError(f"hidden must be at least 0, it is {self.hidden}")
+        if not self.least >= 0:
+            raise ValueError(f"least must not be negative, it is {self.least:g}")
+
+
+@dataclass(frozen=True, slots=True)
 class Rank:
     """Dimensions of the space in which tokens and experts are compared."""
 
@@ -97,6 +115,10 @@ def _noisy_count(ids: int, hidden_size: int) -> int:
 
 def _mlp_count(ids: int, hidden_size: int, own: Hidden) -> int:
     return own.hidden * (hidden_size + 1 + ids)
+
+
+def _tanh_count(ids: int, hidden_size: int, own: Tanh) -> int:
+    return (own.hidden or ids) * (hidden_size + ids) + (ids * hidden_size if own.noise else 0)
 
 
 def _cosine_count(ids: int, hidden_size: int, own: Rank) -> int:
@@ -148,6 +170,13 @@ _OURS: Mapping[str, GateKind] = MappingProxyType(
             parameters=Hidden,
             parameter_count=_mlp_count,
             description="one hidden layer with gelu (MoLM)",
+        ),
+        "tanh_mlp": GateKind(
+            "tanh_mlp",
+            "jobs.moe.gates:TanhGate",
+            parameters=Tanh,
+            parameter_count=_tanh_count,
+            description="one hidden layer with tanh, with noise of a learned size in training (LLaMA-MoE)",
         ),
         "cosine": GateKind(
             "cosine",

@@ -48,6 +48,16 @@ _DEEPSEEK_V3: Supported = {
 }
 
 
+_LLAMA_MOE: Supported = {
+    "gate_type": (None, "TopKBalancedNoisyGate"),
+    "gate_network": (None, "mlp"),
+    "gate_use_softmax": (None, True),
+    "calculator_type": (None, "UniversalCalculator"),
+    "multiply_gate_scores": (None, True),
+    "add_weight_norm": (None, False),
+}
+
+
 class _Config:
     """The fields of a config.json, typed."""
 
@@ -104,6 +114,26 @@ def _mixtral(config: _Config) -> MoESpec:
         top_k=config.number("num_experts_per_tok"),
         num_experts=config.number("num_local_experts", "num_experts"),
         expert_width=config.number("intermediate_size"),
+    )
+
+
+def _llama_moe(config: _Config) -> MoESpec:
+    experts, width = config.number("num_experts"), config.number("intermediate_size")
+    each, rest = divmod(width, experts)
+    # Of every expert, or for each layer of every expert.
+    given = config.fields.get("size_experts") or []
+    sizes = {size for row in given for size in (row if isinstance(row, list) else (row,))}
+    if rest or sizes - {each}:
+        found = f"experts of the widths {sorted(sizes)}" if sizes else f"{experts} experts of together {width}"
+        raise SourceError("a checkpoint of type 'llama_moe' cannot be imported", cause=f"it has {found}")
+    noise = {"noise": bool(config.fields.get("gate_add_noise", True))}
+    return MoESpec(  # of the default preset: softmax over the chosen
+        top_k=config.number("num_selects"),
+        num_experts=experts,
+        expert_width=each,
+        routed_scaling=float(config.fields.get("score_scale_factor") or 1.0),
+        gate="tanh_mlp",
+        gate_parameters=Parameters({**noise, "least": float(config.fields.get("gate_noise_epsilon", 0.01))}),
     )
 
 
@@ -274,6 +304,7 @@ def _windows(config: _Config) -> Mapping[str, object]:
 LAYOUTS: Mapping[str, _Layout] = {
     "olmoe": _Layout(_olmoe, supported=_PLAIN),
     "llama": _Layout(_dense, more=_all_biases),
+    "llama_moe": _Layout(_llama_moe, supported={**_PLAIN, **_LLAMA_MOE}),
     "mistral": _Layout(_dense, more=_window),
     "qwen2": _Layout(_dense, more=lambda config: {"attention_bias": "qkv"}, supported=_SPARSE),
     "qwen3": _Layout(_dense, more=lambda config: {"qk_norm": "head"}, supported={**_PLAIN, **_SPARSE}),
