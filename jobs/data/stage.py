@@ -105,7 +105,8 @@ def corpora_rows(
 ) -> tuple[dict[str, list[AnyRow]], list[AnyRow]]:
     """Return (training rows by corpus, held-out rows) of a mixture; a row's source is the name of its corpus.
 
-    What one corpus holds out is in no other's training rows, and documents that those quote at length are dropped.
+    What one corpus holds out is in no other's training rows: neither a row, nor what its pictures show first, nor a
+    document that those quote at length.
     """
     trains: dict[str, list[AnyRow]] = {}
     heldout: list[AnyRow] = []
@@ -116,7 +117,12 @@ def corpora_rows(
         )
         heldout += kept
     known = {row.id for rows in trains.values() for row in rows}
-    heldout = [row for row in {row.id: row for row in heldout}.values() if row.id not in known]
+    seen = {one for rows in trains.values() for row in rows for one in shown_by(row)}
+    heldout = [
+        row
+        for row in {row.id: row for row in heldout}.values()
+        if row.id not in known and seen.isdisjoint(shown_by(row)[:1])
+    ]
     heldout.sort(key=lambda row: hashlib.sha256(f"{seed}/{row.id}".encode()).hexdigest())
     if data.format == "text" and len(trains) > 1:
         documents = [row for row in heldout if isinstance(row, Document)]
@@ -194,9 +200,14 @@ def split_rows(rows: Sequence[AnyRow], data: DataSpec, seed: int) -> tuple[list[
     return train, heldout
 
 
+def shown_by(row: AnyRow) -> list[str]:
+    """Return what a row's pictures show, [] of a row without any."""
+    return (row.identity or row.id).split("+") if isinstance(row, VisionExample) else []
+
+
 def _by_identity(rows: list[VisionExample], data: DataSpec, seed: int) -> tuple[list[AnyRow], list[AnyRow]]:
     """Return (training, held-out) rows: those that show nothing held out, and those that show it first."""
-    shown = {row.id: (row.identity or row.id).split("+") for row in rows}
+    shown = {row.id: shown_by(row) for row in rows}
     every = sorted(
         {one for things in shown.values() for one in things},
         key=lambda one: hashlib.sha256(f"{seed}/{one}".encode()).hexdigest(),

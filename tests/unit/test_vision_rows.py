@@ -135,6 +135,20 @@ def test_corpora_of_pictures_are_mixed_and_keep_the_pictures_of_rows_alone(tmp_p
     assert table["images"].to_pylist() == [[digest_of(RED)]] * 5
 
 
+def test_what_one_corpus_holds_out_no_other_shows_in_training(tmp_path):
+    """Each holds out a share of the things that it shows, and they do not show the same things."""
+    parts = []
+    for name, things in (("one", range(20)), ("other", range(10, 40))):
+        rows = ({"image": "red.png", "prompt": f"{name} {n}?", "answer": "red", "identity": f"t{n}"} for n in things)
+        (tmp_path / name).mkdir()
+        parts.append(CorpusSpec(name, folder(tmp_path / name, *rows).source, digest="ab"))
+    for seed in range(8):
+        train, heldout = corpora_rows(DataSpec("", format="vision", holdout=0.25, corpora=tuple(parts)), seed)
+        trained = {row.identity for rows in train.values() for row in rows}
+        assert heldout
+        assert not trained & {row.identity for row in heldout}
+
+
 def test_items_name_their_pictures_by_digest(tmp_path):
     (tmp_path / "shapes").mkdir()
     item = {"images": ["red.png"], "prompt": "?", "choices": ["a", "b"], "label": 0}
