@@ -56,19 +56,21 @@ def changed_whole(
     sent = [sum(pieces[place].numel() for place in order if owner[place] == rank) for rank in range(ranks)]
     shapes = [[(split[place][rank], columns[place]) for place in mine] for rank in range(ranks)]
     received = [sum(map(math.prod, of_rank)) for of_rank in shapes]
-    arrived = _exchanged([pieces[place] for place in order], sent, received, group)
+    arrived = _exchanged([pieces[place] for place in order], sent, received, group, pieces[0])
     runs = _cut(arrived, list(itertools.chain(*shapes)))  # by rank, then by matrix
     whole = [change(torch.cat(runs[place :: len(mine)])) for place in range(len(mine))]
     parts = [[split[place][rank] for rank in range(ranks)] for place in mine]
     cut = [matrix.split(counts) for matrix, counts in zip(whole, parts, strict=True)]
-    back = _exchanged([parts[rank] for rank in range(ranks) for parts in cut], received, sent, group)
+    back = _exchanged([parts[rank] for rank in range(ranks) for parts in cut], received, sent, group, pieces[0])
     returned = dict(zip(order, _cut(back, [tuple(pieces[place].shape) for place in order]), strict=True))
     return [returned[place] for place in range(len(pieces))]
 
 
-def _exchanged(parts: Sequence[Tensor], sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
-    """Send runs of elements to each rank, and return what came from each, one after the other."""
-    leaving = torch.cat([part.reshape(-1) for part in parts])
+def _exchanged(
+    parts: Sequence[Tensor], sent: list[int], received: list[int], group: dist.ProcessGroup, like: Tensor
+) -> Tensor:
+    """Send runs of elements, of the type of `like`, to each rank; return what came from each, one after the other."""
+    leaving = torch.cat([like.new_empty(0), *(part.reshape(-1) for part in parts)])
     arriving = leaving.new_empty(sum(received))
     dist.all_to_all_single(arriving, leaving, received, sent, group=group)
     return arriving

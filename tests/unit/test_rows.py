@@ -42,6 +42,9 @@ def one_rank(rank: int, ranks: int, folder: str) -> None:
         return turned(matrix)
 
     for _ in range(2):
+        # One matrix, and ranks without any to change.
+        (alone,) = changed_whole(pieces[:1], [len(whole[0])], group, turned)
+        assert torch.equal(alone, turned(whole[0])[firsts[0] : firsts[0] + len(alone)])
         found = changed_whole(pieces, [len(matrix) for matrix in whole], group, change)
         for matrix, at, piece in zip(whole, firsts, found, strict=True):
             assert torch.equal(piece, turned(matrix)[at : at + len(piece)])
