@@ -85,7 +85,7 @@ def test_a_grid_trains_with_its_loss_and_tables_its_metric(tmp_path: Path, monke
         logged = {name for rows in series.values() for row in rows for name in row}
         assert "train/loss_hinge" in logged
         html = page(results)
-        assert "confident (lower is better)" in html
-        assert "weight_sum (lower is better)" in html
+        assert "confident, lower is better" in html
+        assert "weight sum, lower is better" in html
         assert all(cell["metrics"]["weight_sum"] > 0 for cell in cells)
         assert "confident: best score, by layer" in html

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.backends.base import node_command as node_command
     from orchestrator.backends.base import node_environment as node_environment
     from orchestrator.catalog.backends import BackendKind as BackendKind
+    from orchestrator.catalog.encoders import EncoderKind as EncoderKind
     from orchestrator.catalog.engines import EngineKind as EngineKind
     from orchestrator.catalog.experts import ExpertKind as ExpertKind
     from orchestrator.catalog.frames import FrameKind as FrameKind
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 KINDS = {
     "BackendKind": "orchestrator.catalog.backends",
     "ChatTemplate": "orchestrator.catalog.templates",
+    "EncoderKind": "orchestrator.catalog.encoders",
     "EngineKind": "orchestrator.catalog.engines",
     "ExpertKind": "orchestrator.catalog.experts",
     "FrameKind": "orchestrator.catalog.frames",
