@@ -1,7 +1,7 @@
 """Batched generation with a KV cache: greedy, or sampled from a seeded generator of each request's own.
 
 Contexts that begin alike (few shots before every question) are generated side by side: their common prefix is computed
-once, its keys and values are copied into every row.
+once, and its keys and values are held once for all rows.
 """
 
 from __future__ import annotations

@@ -39,8 +39,9 @@ def initial_model(spec: ModelSpec, vocab_size: int, seed: int = 0) -> CausalLM:
 def initial_weights(spec: ModelSpec, vocab_size: int, seed: int = 0) -> tuple[CausalLM, Weights]:
     """Return (an empty model, its weights by name, in no order): random, imported, or upcycled.
 
-    Memory holds one module's weights at a time, whatever the model's size. Random ones come from torch's current
-    generator; `seed` shifts the generator of upcycling, so that seed 0 is the published 42. Raises MoegridError.
+    Memory holds one module's weights at a time, whatever the model's size (of a vision side all of them). Random ones
+    come from torch's current generator; `seed` shifts the generator of upcycling, so that seed 0 is the published 42.
+    Raises MoegridError.
     """
     if spec.vision is not None:
         seeing = empty_model(spec, vocab_size)
