@@ -3,8 +3,8 @@
 At every position the earlier layer is the candidate whose next-token distribution is farthest (in Jensen-Shannon
 divergence) from the last layer's. The score of a token is its log-probability in the last layer minus that in the
 earlier one, normalised by a softmax. In generation only tokens with at least `ALPHA` times the largest probability of
-the last layer take part; in scoring all do, as in the authors' evaluation. Early states go to the head as they are,
-without the final norm, as in the authors' implementation.
+the last layer take part; in scoring all do, as in the authors' evaluation. Early states go to the head without the
+final norm, as in the authors' implementation; what a model multiplies embeddings and logits with, it does here too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from orchestrator.spec.attention import MultiplierSpec
 
 ALPHA = 0.1
 # Positions whose distributions are held at once: several copies over the whole vocabulary.
@@ -32,6 +34,8 @@ class Contrast:
         ]
         self._head: nn.Module = whole.lm_head
         self._alpha = alpha
+        factors = getattr(getattr(module, "spec", None), "multipliers", MultiplierSpec())
+        self._scales = [(1.0 if layer else factors.embedding) / factors.logits for layer in layers]
 
     @contextmanager
     def watching(self, keep_BS: Tensor) -> Iterator[list[Tensor]]:
@@ -58,7 +62,10 @@ class Contrast:
         found = [last_nV[:0].float()]
         for at in range(0, len(last_nV), POSITIONS):
             part = slice(at, at + POSITIONS)
-            early = [nn.functional.linear(state[part], weight).float() for state in states]
+            early = [
+                nn.functional.linear(state[part], weight).float() * scale
+                for state, scale in zip(states, self._scales, strict=True)
+            ]
             found.append(contrasted(last_nV[part].float(), early, self._alpha))
         return torch.cat(found)
 

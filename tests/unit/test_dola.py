@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -14,9 +15,12 @@ from jobs.evaluate.generation import Generation, generate
 from jobs.evaluate.prefix_tree import plan
 from jobs.evaluate.scoring import Model, Scorer
 from jobs.models.building import build_model
+from orchestrator.spec.attention import MultiplierSpec
 from orchestrator.spec.model import ModelSpec, MoESpec
 
 LAYERS = (0, 2)
+MOE = MoESpec(num_experts=4, top_k=2, expert_width=16, router_init_std=0.5)
+SPEC = ModelSpec(hidden_size=32, num_layers=4, num_heads=2, num_kv_heads=2, context=64, init_std=0.3, moe=MOE)
 
 
 class Words:
@@ -29,9 +33,7 @@ class Words:
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
     torch.manual_seed(0)
-    moe = MoESpec(num_experts=4, top_k=2, expert_width=16, router_init_std=0.5)
-    spec = ModelSpec(hidden_size=32, num_layers=4, num_heads=2, num_kv_heads=2, context=64, init_std=0.3, moe=moe)
-    return build_model(spec, 30).eval()
+    return build_model(SPEC, 30).eval()
 
 
 def by_hand(model: Any, ids: list[int], alpha: float) -> np.ndarray:
@@ -80,6 +82,20 @@ def test_scores_are_those_of_the_formula_with_and_without_shared_prefixes(model:
         assert found == pytest.approx(wanted, abs=2e-4)
     plain = Scorer(Model(model)).run(plan(pairs, share=True, tokens_per_batch=256)).loglikelihood
     assert np.abs(plain - found).max() > 0.1
+
+
+def test_early_layers_are_scaled_as_the_last_one_is(model: torch.nn.Module) -> None:
+    """Granite's constants on embeddings and logits, put into the weights instead, change no score."""
+    factors = MultiplierSpec(embedding=3.0, logits=4.0)
+    scaled, folded = (build_model(spec, 30).eval() for spec in (dataclasses.replace(SPEC, multipliers=factors), SPEC))
+    scaled.load_state_dict(model.state_dict())
+    folded.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        folded.backbone.model.embed_tokens.weight.mul_(3.0)
+        folded.backbone.lm_head.weight.div_(4.0)
+    pairs = plan([(np.array([3, 1, 4, 1, 5, 9]), np.array([9, 2]))])
+    found, wanted = (Scorer(Model(one, None, Contrast(one, LAYERS))).run(pairs) for one in (scaled, folded))
+    assert found.loglikelihood == pytest.approx(wanted.loglikelihood, rel=1e-4)
 
 
 @pytest.mark.parametrize("tokens_per_batch", [16, 512])
