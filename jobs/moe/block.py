@@ -128,9 +128,7 @@ class MoEBlock(nn.Module):
         weights = self.router.signed(indices, routing.weights)
         counts = routing.counts if routing.full and routing.physical is None else None
         experts = to_physical(indices, routing.physical)
-        rows = self._framed("routed_input", x_TD)
-        rows = self._framed("latent_input", rows if self.latent is None else self.latent(rows))
-        after = getattr(self, "expert_output", None)
+        rows, after = self.expert_rows(x_TD), self.after_experts
         if self.moe.weights_on == "input":
             # Each slot is a row of its own.
             rows = (rows.unsqueeze(1) * weights.to(rows.dtype).unsqueeze(2)).flatten(0, 1)
@@ -143,6 +141,17 @@ class MoEBlock(nn.Module):
         y = self._framed("routed_output", y if self.latent is None else self.latent.back(y))
         special = self.router.special(x_TD, indices, weights, self.parts)
         return y if special is None else y + fitted(special, self.out_size)
+
+    def expert_rows(self, x_TD: Tensor) -> Tensor:
+        """Return what of the (scaled) rows x each expert is given [T,D or L]."""
+        rows = self._framed("routed_input", x_TD)
+        return self._framed("latent_input", rows if self.latent is None else self.latent(rows))
+
+    @property
+    def after_experts(self) -> nn.Module | None:
+        """What each expert's output goes through before it is weighed."""
+        after: nn.Module | None = getattr(self, "expert_output", None)
+        return after
 
     def _framed(self, place: str, x: Tensor) -> Tensor:
         """Return what the frame of a place makes of x, x itself where there is none."""

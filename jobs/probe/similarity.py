@@ -14,6 +14,7 @@ from jobs.probe.sets import TokenBatch, routings_of
 
 if TYPE_CHECKING:
     from jobs.models.backbones import CausalLM
+    from jobs.moe.block import MoEBlock
 
 SIMILARITY_TOKENS = 2048
 SIMILARITY_CHUNK = 128
@@ -34,7 +35,8 @@ def weight_similarity(model: CausalLM) -> Floats:
 def output_similarity(model: CausalLM, batches: Iterable[TokenBatch], tokens: int = SIMILARITY_TOKENS) -> Floats:
     """Return the pairwise cosines [L,N,N] of the experts' outputs, mean over at most `tokens` tokens.
 
-    Every expert runs on every token, so this is what a probe pays most for.
+    An output is what is weighed and summed: in the latent space, where the experts have one. Every expert runs on every
+    token, so this is what a probe pays most for.
     """
     blocks = model.moe_blocks
     inputs: list[list[Tensor]] = [[] for _ in blocks]
@@ -51,10 +53,10 @@ def output_similarity(model: CausalLM, batches: Iterable[TokenBatch], tokens: in
             hook.remove()
     layers = []
     for block, kept in zip(blocks, inputs, strict=True):
-        x_TD = torch.cat(kept)[:tokens] * block.router.input_scale
+        x_TD = block.expert_rows(torch.cat(kept)[:tokens] * block.router.input_scale)
         total = torch.zeros(block.moe.num_experts, block.moe.num_experts, dtype=torch.float64)
         for part in x_TD.split(SIMILARITY_CHUNK):
-            outputs = torch.stack([_one_expert(block.experts, part, e) for e in range(block.moe.num_experts)])
+            outputs = torch.stack([_one_expert(block, part, e) for e in range(block.moe.num_experts)])
             unit = torch.nn.functional.normalize(outputs.double(), dim=-1)
             total += torch.einsum("ntd,mtd->nm", unit, unit).cpu()
         layers.append((total / len(x_TD)).clamp(-1.0, 1.0).numpy())
@@ -78,9 +80,10 @@ def _keeper(kept: list[Tensor], tokens: int) -> Any:
     return keep
 
 
-def _one_expert(experts: Any, x_TD: Tensor, expert: int) -> Tensor:
+def _one_expert(block: MoEBlock, x_TD: Tensor, expert: int) -> Tensor:
     chosen = torch.full((len(x_TD), 1), expert, dtype=torch.long, device=x_TD.device)
-    output: Tensor = experts(x_TD, chosen, torch.ones(len(x_TD), 1, device=x_TD.device))
+    ones = torch.ones(len(x_TD), 1, device=x_TD.device)
+    output: Tensor = block.experts(x_TD, chosen, ones, after=block.after_experts)
     return output
 
 

@@ -115,6 +115,30 @@ def test_output_similarity_runs_every_expert_on_the_same_tokens() -> None:
     assert off_diagonal(output_similarity(model, [batch])[1:]) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_outputs_are_those_of_experts_between_their_frames() -> None:
+    """Written out: an RMS norm, the latent space, another norm, each expert's own matrices, and a bias of them."""
+    frames = {"routed_input": "rms_norm", "latent_input": "rms_norm", "expert_output": "bias"}
+    model = model_of(latent_size=16, **frames)
+    batch = token_batch([np.arange(60) % VOCABULARY], None, "cpu")
+    block, kept = model.moe_blocks[1], list[torch.Tensor]()
+    block.expert_output.bias.data.normal_()
+    with block.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach()[0])), torch.inference_mode():
+        routings_of(model, batch)
+
+    def normed(x: torch.Tensor) -> torch.Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + block.moe.frame_eps).sqrt()
+
+    weights = {name: tensor.double() for name, tensor in block.named_weights().items()}
+    x = normed(normed(kept[0].double()) @ weights["latent.down"].T)
+    outputs = []
+    for expert in range(8):
+        gate, up, down = (weights[f"experts.{part}"][expert] for part in ("gate", "up", "down"))
+        hidden = torch.nn.functional.silu(x @ gate.T) * (x @ up.T)
+        outputs.append((hidden @ down.T + weights["expert_output.bias"]).numpy())
+    found = output_similarity(model, [batch])
+    assert off_diagonal(found[1:]) == pytest.approx(m.expert_output_similarity(np.stack(outputs)), abs=1e-5)
+
+
 def test_windows_are_drawn_by_seed_within_the_limit() -> None:
     stream = np.arange(10_000) % VOCABULARY
     first = torch.cat([b.ids for b in text_batches(stream, 50, 1000, 1, None, "cpu")])
