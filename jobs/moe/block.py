@@ -61,6 +61,8 @@ class MoEBlock(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the initial weights from torch's current generator."""
         self.router.reset_parameters()
+        if self.moe.expert_scale:  # whatever the router draws itself
+            nn.init.ones_(self.router.expert_scale)
         frames = (getattr(self, name) for name in self._frames)
         for part in (self.experts, self.shared, *self.parts.values(), self.shared_gate, self.latent, *frames):
             if part is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,16 @@ def test_an_invalid_combination_is_refused_with_its_reason(fields: dict[str, Any
     assert any(reason in fault.message for fault in moe_problems(moe)), moe_problems(moe)
     with pytest.raises(MoegridError, match="cannot be built"):
         build_block(moe, hidden_size=16)
+
+
+def test_a_block_draws_every_weight_that_it_has() -> None:
+    """Models are initialised in memory that nothing has filled yet."""
+    for moe in COMBINATIONS:
+        block = build_block(moe, hidden_size=16, vocab_size=VOCAB)
+        for parameter in block.parameters():
+            parameter.data.fill_(math.nan)
+        block.reset_parameters()
+        assert not [n for n, p in block.named_parameters() if not bool(p.isfinite().all())], name(moe)
 
 
 def test_all_problems_come_at_once() -> None:
