@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from orchestrator.catalog.frames import NONE, PLACES
+from orchestrator.catalog.overflows import NONE as NO_OVERFLOW
+from orchestrator.catalog.routers import kind_of
 from orchestrator.spec.rules import FRACTION, NOT_NEGATIVE
 
 if TYPE_CHECKING:
@@ -71,4 +74,15 @@ def change_at_start(how: str, moe: Moe, given: UpcyclingSpec, parts: int) -> str
         changes.append(f"the routed output is multiplied by {moe.routed_scaling:g}")
     if moe.shared_experts:
         changes.append("the shared experts' copy is combined with the routed ones'")
+    framed = [place for place in PLACES if getattr(moe, place) not in (NONE, "bias")]  # a bias begins with 0
+    if framed:
+        changes.append(f"the copies stand between norms ({', '.join(framed)})")
+    if moe.weights_on == "input":
+        changes.append("weights multiply what the copies are given")
+    if moe.renormalise and moe.weight_norm != 1:
+        changes.append(f"a token's weights have a {moe.weight_norm:g}-norm of 1, not a sum of 1")
+    if moe.overflow != NO_OVERFLOW:
+        changes.append("what is above an expert's capacity is dropped")
+    if kind_of(moe).ids(moe) != moe.num_experts:
+        changes.append("ids without a copy take a part of the weights")
     return "; ".join(changes)
