@@ -141,6 +141,7 @@ _OURS = (
         (),
         columns_by="orchestrator.grid.columns:of_seeing_probe",
         routed=True,
+        arrays=True,
     ),
     SuiteKind("safety", reads=_JUDGED, judged=Judging(SAFETY, sets=tuple(SAFETY_SETS)), contrasted=True),
     SuiteKind("over_refusal", reads=_JUDGED, judged=_REFUSALS, contrasted=True),

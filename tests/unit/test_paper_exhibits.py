@@ -304,7 +304,7 @@ def test_parts_that_see_have_panels_of_their_own(store: Store) -> None:
     with np.load(io.BytesIO(store.artifacts.read(results.manifests[made].blob("sight.npz")))) as arrays:
         for part, figure in zip(("encoder", "connector"), bars.figures, strict=True):
             assert f"{arrays[f'{part}.heldout.expert_allocation_entropy'].mean():.4f}" in figure
-    told = routing.routing_maps(results)
+    told = html.page(results)
     assert [told.count(f"<summary>freeze=smoe: {part}<") for part in ("encoder", "connector")] == [1, 1]
     assert "<summary>freeze=smoe<" not in told
     margin, alike = (exhibit("LibMoE", name).variants[-1] for name in ("Figure 8", "Figure 10"))
