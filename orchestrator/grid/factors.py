@@ -190,14 +190,16 @@ def find_factor(name: str, phase: str, plain_seed: str) -> Factor:
 
 
 def _parameter_of(name: str, phase: str) -> str:
-    """Return a hint where `name` is a parameter of a kind that the grid may mean, "" where it is none."""
+    """Return a hint where `name` is a parameter of kinds that the grid may mean, "" where it is none."""
+    found: dict[str, str] = {}
     tables: dict[type, Path] = {TrainSpec: (phase,), BalanceSpec: (phase, "balance"), MoESpec: ("model", "moe")}
     for owner, prefix in tables.items():
         for field, declaration, registry in declarations_of(owner):
             if name in getattr(declaration.parameters, "__dataclass_fields__", {}):
                 path = ".".join((*prefix, field, name))
-                return f"{registry.word} {declaration.name!r} has a parameter of that name: write {path}"
-    return ""
+                owner_of = f"{registry.word} {declaration.name!r}"
+                found.setdefault(path, f"{owner_of} has a parameter of that name: write {path}")
+    return "; ".join(found.values())
 
 
 def not_factors(name: str) -> str:
