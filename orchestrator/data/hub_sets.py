@@ -120,6 +120,8 @@ HUB_MODELS: dict[str, HubModel] = {
     "llama-moe/LLaMA-MoE-v1-3_5B-2_8": HubModel("Apache-2.0"),
     "openlm-research/open_llama_3b_v2": HubModel("Apache-2.0"),
     "meta-llama/LlamaGuard-7b": HubModel("Llama 2 Community License", gated=True),
+    "microsoft/Phi-3.5-mini-instruct": HubModel("MIT"),
+    "google/siglip-so400m-patch14-224": HubModel("Apache-2.0"),
 }
 
 

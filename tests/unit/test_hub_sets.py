@@ -71,6 +71,15 @@ def test_columns_named_prompt_and_response_win_over_a_conversation(tmp_path: Pat
     assert (row.prompt, row.response) == ("P", " R")
 
 
+# Sets of pictures that LibMoE trains on: their columns were not seen, so that a plan checks none of them.
+UNSEEN = {
+    "FreedomIntelligence/ALLaVA-4V",
+    "liuhaotian/LLaVA-Instruct-150K",
+    "liuhaotian/LLaVA-Pretrain",
+    "lmms-lab/LLaVA-OneVision-Data",
+}
+
+
 def test_every_hub_source_that_the_project_names_is_known() -> None:
     named = set()
     tasks = ROOT / "jobs" / "evaluate" / "tasks"
@@ -79,7 +88,7 @@ def test_every_hub_source_that_the_project_names_is_known() -> None:
         named |= {hub_name(f"hub://{found}").name for found in re.findall(r"hub://([\w./:-]+/[\w./:+*-]+)", text)}
         named |= set(re.findall(r"^dataset_path: (\S+/\S+)$", text, re.M))
     named |= {benchmark.hub.partition(":")[0] for benchmark in BENCHMARKS.values() if benchmark.hub}
-    assert named - {"ORG/NAME"} == set(HUB_SETS) | set(HUB_MODELS)
+    assert named - {"ORG/NAME"} == set(HUB_SETS) | set(HUB_MODELS) | UNSEEN
 
 
 @pytest.mark.parametrize("scale", ["small", "large", "paper"])
