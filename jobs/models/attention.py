@@ -132,12 +132,18 @@ def causal_mask(given: Tensor | None, batch: int, length: int, past: int, device
 
 
 def behind_prefix(
-    q: Tensor, prefix: tuple[Tensor, Tensor], k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+    q: Tensor,
+    prefix: tuple[Tensor, Tensor],
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    sinks_H: Tensor | None = None,
 ) -> Tensor:
     """Return softmax(scale q k) v [B,H,1,d] of one query a row over a prefix of all rows and a row's own keys.
 
     `prefix` are keys and values [1,G,P,d], read once for the whole batch: all rows' queries are one matrix. `k`, `v`
-    [B,G,L,d]; `mask` [B,1,1,P + L] is False where a key is not seen, None: all are.
+    [B,G,L,d]; `mask` [B,1,1,P + L] is False where a key is not seen, None: all are. `sinks` [H] as in `mixed`.
     """
     groups, front = k.shape[1], prefix[0].shape[-2]
     rows = q.unflatten(1, (groups, -1)).squeeze(3) * scale  # [B,G,h,d]
@@ -148,9 +154,14 @@ def behind_prefix(
         shared.masked_fill_(~mask[None, :, 0, :, :front], -torch.inf)
         own.masked_fill_(~mask[:, :, 0, None, front:], -torch.inf)
     largest = torch.maximum(shared.amax(-1, keepdim=True).transpose(0, 1), own.amax(-1, keepdim=True))
+    sinks = None if sinks_H is None else sinks_H.float().view(1, groups, -1, 1)
+    if sinks is not None:
+        largest = torch.maximum(largest, sinks)
     shared.sub_(largest.transpose(0, 1)).exp_()
     own.sub_(largest).exp_()
     total = shared.sum(-1, keepdim=True).transpose(0, 1) + own.sum(-1, keepdim=True)
+    if sinks is not None:
+        total = total + (sinks - largest).exp()
     mixed = (shared.to(v.dtype).flatten(1, 2) @ prefix[1][0]).unflatten(1, side_by_side.shape[1:3]).transpose(0, 1)
     whole: Tensor = (mixed + own.to(v.dtype) @ v) / total
     return whole.to(q.dtype).flatten(1, 2).unsqueeze(2)
@@ -211,12 +222,13 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
             prefix = cache.prefix(self.layer)
-        if prefix is not None and q.shape[2] == 1 and self.sinks is None:
-            heads = behind_prefix(q, prefix, k, v, mask, self.scale)
+        sinks = None if self.sinks is None else self.sinks.weight
+        if prefix is not None and q.shape[2] == 1:
+            heads = behind_prefix(q, prefix, k, v, mask, self.scale, sinks)
         else:
             if prefix is not None:
                 k, v = behind(prefix, (k, v))
-            heads = mixed(q, k, v, mask, self.scale, None if self.sinks is None else self.sinks.weight)
+            heads = mixed(q, k, v, mask, self.scale, sinks)
         y: Tensor = self.o_proj(heads.transpose(1, 2).flatten(-2))
         return y
 

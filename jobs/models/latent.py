@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jobs.models.attention import Angles, mixed
+from jobs.models.attention import Angles, behind_prefix, mixed
 from jobs.models.key_values import KeyValues, behind
 from jobs.models.norm import RMSNorm
 from orchestrator.spec.model import Model
@@ -41,21 +41,31 @@ class LatentAttention(nn.Module):
 
     def forward(self, x_BSD: Tensor, angles: Angles, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
         """Return the mixed hidden states [B,S,D]; `angles` are those of the positions."""
-        plain, turning, values = self.latent.plain_dim, self.latent.rotary_dim, self.latent.value_dim
+        plain, turning = self.latent.plain_dim, self.latent.rotary_dim
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD))) if self.latent.q_rank else self.q_proj(x_BSD)
         q_plain, q_turning = q.unflatten(-1, (self.heads, self.head_dim)).split((plain, turning), dim=-1)
         q = torch.cat([q_plain.transpose(1, 2), self._turned(q_turning.flatten(-2), angles)], dim=-1)
         latent, shared = self.kv_a_proj_with_mqa(x_BSD).split((self.latent.kv_rank, turning), dim=-1)
         latent, shared = self.kv_a_layernorm(latent).unsqueeze(1), self._turned(shared, angles)
+        prefix = None
         if cache is not None:
             latent, shared = cache.update(latent, shared, self.layer)
-            if (prefix := cache.prefix(self.layer)) is not None:
+            prefix = cache.prefix(self.layer)
+        if prefix is not None and q.shape[2] == 1:
+            heads = behind_prefix(q, self._made(*prefix), *self._made(latent, shared), mask, self.scale)
+        else:
+            if prefix is not None:
                 latent, shared = behind(prefix, (latent, shared))
+            heads = mixed(q, *self._made(latent, shared), mask, self.scale)
+        y: Tensor = self.o_proj(heads.transpose(1, 2).flatten(-2))
+        return y
+
+    def _made(self, latent: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values [B,H,S,d] of the latents [B,1,S,r] and the turned part of the keys [B,1,S,d]."""
+        plain, values = self.latent.plain_dim, self.latent.value_dim
         made = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (self.heads, plain + values)).transpose(1, 2)
         k_plain, v = made.split((plain, values), dim=-1)
-        k = torch.cat([k_plain, shared.expand(-1, self.heads, -1, -1)], dim=-1)
-        y: Tensor = self.o_proj(mixed(q, k, v, mask, self.scale).transpose(1, 2).flatten(-2))
-        return y
+        return torch.cat([k_plain, shared.expand(-1, self.heads, -1, -1)], dim=-1), v
 
     def _turned(self, x_BSD: Tensor, angles: Angles) -> Tensor:
         """Return the turned parts of heads [B,H,S,d]; pairs side by side are laid half a part apart first."""

@@ -86,6 +86,19 @@ def test_rows_behind_a_shared_prefix_are_as_alone(name: str, tmp_path: Path) -> 
     assert difference(torch.cat(parts, 1), alone[:, 9:]) <= 1e-5
 
 
+@torch.no_grad()
+def test_keys_of_a_shared_prefix_are_made_of_its_latents_once_a_token(tmp_path: Path) -> None:
+    written("deepseek_v3", tmp_path)
+    model = import_checkpoint(tmp_path).eval()
+    cache = model(IDS[:1, :9], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(2)
+    made: list[int] = []
+    layer = next(module for module in model.modules() if hasattr(module, "kv_b_proj"))
+    layer.kv_b_proj.register_forward_pre_hook(lambda _, args: made.append(args[0].shape[:-1].numel()))
+    model(IDS[:, 9:10], past_key_values=cache, use_cache=True)
+    assert sum(made) == 9 + 2, "tokens of the prefix once, of each row its own"
+
+
 @pytest.mark.parametrize("name", ("gpt_oss", "deepseek_v3", "glm4_moe"))
 def test_gradients_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     reference = written(name, tmp_path)

@@ -315,6 +315,13 @@ def test_a_query_behind_a_shared_prefix_is_mixed_as_by_the_kernel(groups):
         torch.testing.assert_close(
             behind_prefix(q, (prefix[0], prefix[1]), k, v, mask, q.shape[-1] ** -0.5), wanted, rtol=0, atol=1e-6
         )
+        # A sink is one more key in each head, whose logit is given and whose value is 0.
+        sinks = torch.randn(heads, dtype=torch.float64) + 2
+        logits = (q @ keys.mT) * q.shape[-1] ** -0.5
+        logits = logits if mask is None else logits.masked_fill(~mask, -torch.inf)
+        weights = torch.cat([logits, sinks.view(1, -1, 1, 1).expand(batch, -1, 1, 1)], -1).softmax(-1)[..., :-1]
+        found = behind_prefix(q, (prefix[0], prefix[1]), k, v, mask, q.shape[-1] ** -0.5, sinks)
+        torch.testing.assert_close(found, weights @ values, rtol=0, atol=1e-6)
 
 
 def test_a_cache_that_was_cropped_grows_from_there():
