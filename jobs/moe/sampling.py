@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from jobs.moe.selection import top_k
-
-# The least that a score is taken for, where its logarithm is needed.
-TINY = torch.finfo(torch.float32).tiny
+from jobs.moe.weighing import TINY
 
 
 @torch.no_grad()

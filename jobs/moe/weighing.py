@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# The least that a sum of weights is divided by: a token without experts has weights of 0, not NaN.
+# The least that is divided by, or whose logarithm is taken: a token without experts has weights of 0, not NaN.
 TINY = torch.finfo(torch.float32).tiny
 
 

