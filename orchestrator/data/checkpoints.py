@@ -103,7 +103,8 @@ def completed(model: _Modelled, said: Collection[ModelPath]) -> tuple[_Modelled,
             fetch = "install the package gguf, which reads its header"
         hint = f"{fetch}, or set {', '.join(f'model.{n}' for n in unknown)}"
         return model, [(("checkpoint",), message, hint)]
-    wrong = list(_other_kind(model, theirs, said))
+    sees = _experts_see(model, theirs)
+    wrong = [] if sees else list(_other_kind(model, theirs, said))
     fields: dict[str, Any] = {}
     for name in SHAPE:
         means = _MEANS.get(name, name)
@@ -122,8 +123,22 @@ def completed(model: _Modelled, said: Collection[ModelPath]) -> tuple[_Modelled,
         wrong.append(_differs(model, ("backbone",), model.backbone, theirs.backbone))
     if model.upcycle and ("moe", "expert_width") in said:
         wrong += _segments(model, theirs)
-    moe = _upcycled(model, theirs, said, fields) if model.upcycle else _same_blocks(model, theirs, said, fields, wrong)
+    if sees:
+        fields |= {"dense_layers": theirs.num_layers, "dense_width": theirs.moe.expert_width}
+        for name in ("dense_layers", "dense_width"):
+            if (name,) in said and getattr(model, name) != fields[name]:
+                wrong.append(_differs(model, (name,), getattr(model, name), fields[name]))
+        moe = model.moe
+    elif model.upcycle:
+        moe = _upcycled(model, theirs, said, fields)
+    else:
+        moe = _same_blocks(model, theirs, said, fields, wrong)
     return dataclasses.replace(model, **fields, moe=moe), wrong
+
+
+def _experts_see(model: ModelSpec, theirs: ModelSpec) -> bool:
+    """Return whether the checkpoint is a dense language model, and the experts are of what sees for it alone."""
+    return model.vision is not None and bool(model.vision.upcycle) and not model.upcycle and theirs.moe.preset == DENSE
 
 
 def with_own_tokenizer(tokenizer: TokenizerSpec, checkpoint: str, folder: Path, *, sized: bool) -> TokenizerSpec:

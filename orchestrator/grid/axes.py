@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.errors import did_you_mean
 from orchestrator.files.problems import Mistake, Problems, brief
 from orchestrator.grid.document import GridDocument, Section
-from orchestrator.grid.factors import Assignments, Factor, find_factor
+from orchestrator.grid.factors import Assignments, Factor, companion, find_factor
 from orchestrator.spec.fields import Path
 from orchestrator.spec.units import Length
 
@@ -56,6 +57,11 @@ class Axis:
                 yield ".".join(show_value(part) for part in choice.values[0]), path
 
 
+def names_of(key: str) -> list[str]:
+    """Return the names of an axis as it is written: one, or several that are paired."""
+    return [name.strip() for name in key.strip("[] ").split(",")]
+
+
 def plain_value(value: object) -> Any:
     """Return a typed factor value as JSON types."""
     if isinstance(value, Length):
@@ -72,6 +78,7 @@ class AxisReader:
     """Reads products; what is wrong goes to `problems`.
 
     `companions` are the fields that the section `with` sets together with a factor's value, by (factor, shown value).
+    `named` are the axes that are no fields: their values are the settings that `with` writes under their names.
     """
 
     def __init__(self, document: GridDocument, active_width: int, problems: Problems) -> None:
@@ -79,7 +86,27 @@ class AxisReader:
         self.active_width = active_width
         self.problems = problems
         self.companions: dict[tuple[str, str], tuple[Assignments, dict[Path, str]]] = {}
+        self.named = self._named_settings()
         self._read_companions()
+
+    def _named_settings(self) -> dict[str, list[str]]:
+        """Return the names under `with` that are axes and no fields, each with its values."""
+        sections = self.document.sections
+        also = sections.get("also", Section([], {})).data
+        products = [sections.get("factors", Section({}, {})).data, *(also if isinstance(also, list) else [])]
+        axes = {name for one in products if isinstance(one, Mapping) for key in one for name in names_of(str(key))}
+        found = {}
+        for name, by_value in sections.get("with", Section({}, {})).data.items():
+            if name in axes and isinstance(by_value, Mapping) and not self._is_field(str(name)):
+                found[str(name)] = [show_value(value) for value in by_value]
+        return found
+
+    def _is_field(self, name: str) -> bool:
+        try:
+            find_factor(name, self.document.phase, self.document.plain_seed)
+        except Mistake:
+            return False
+        return True
 
     def _read_companions(self) -> None:
         section = self.document.sections.get("with", Section({}, {}))
@@ -95,7 +122,7 @@ class AxisReader:
                     message = f"with.{name}.{value} needs a mapping of factors to values, not {brief(others)}"
                     self.problems.add(message, place, f"with.{name}.{value}")
                 elif factor is not None:
-                    found = [(self.factor(str(other), section.place(name, value, other)), other) for other in others]
+                    found = [(self._companion(str(other), section.place(name, value, other)), other) for other in others]
                     factors = [other for other, _ in found if other is not None]
                     row = [others[other] for known, other in found if known is not None]
                     choice = self.choice(tuple(factors), row, place)
@@ -118,6 +145,8 @@ class AxisReader:
             for name, value in choice.values
         }
         for name, value in self.companions.keys() - values:
+            if name in self.named:  # what it offers need not all be chosen
+                continue
             message = f"with names {name}: {value}, which is no value of an axis of this grid"
             self.problems.add(message, section.place(name), f"with.{name}", "remove it or correct the value")
 
@@ -162,16 +191,23 @@ class AxisReader:
 
     def factor(self, name: str, place: str) -> Factor | None:
         """Return the factor called `name`, or None and a problem."""
+        return Factor(name, ()) if name in self.named else self._found(find_factor, name, place)
+
+    def _found(self, find: Callable[[str, str, str], Factor], name: str, place: str) -> Factor | None:
         try:
-            return find_factor(name, self.document.phase, self.document.plain_seed)
+            return find(name, self.document.phase, self.document.plain_seed)
         except Mistake as mistake:
             self.problems.add(mistake.message, place, name, mistake.hint)
             return None
 
+    def _companion(self, name: str, place: str) -> Factor | None:
+        """Return what the section `with` may set, or None and a problem."""
+        return self._found(companion, name, place)
+
     def axis(self, key: str, values: object, section: Section) -> Axis | None:
         """Return one axis, or None when it has a problem."""
         place = section.place(key)
-        names = [name.strip() for name in key.strip("[] ").split(",")]
+        names = names_of(key)
         factors = [self.factor(name, place) for name in names]
         values = values if isinstance(values, list) else [values]
         if not values:
@@ -213,8 +249,13 @@ class AxisReader:
                 self.problems.add(message, place, factor.name, mistake.hint)
                 sound = False
                 continue
+            if (offered := self.named.get(factor.name)) and show_value(value) not in offered:
+                message = f"factor {factor.name!r}: {show_value(value)!r} is none of {', '.join(offered)}"
+                self.problems.add(message, place, factor.name, did_you_mean(show_value(value), offered, "values"))
+                sound = False
+                continue
             assigned.extend(result)
-            values.append((factor.name, value if len(result) > 1 else plain_value(result[0][1])))
+            values.append((factor.name, plain_value(result[0][1]) if len(result) == 1 else value))
             others, their_places = self.companions.get((factor.name, show_value(values[-1][1])), ((), {}))
             assigned.extend(others)
             places |= their_places

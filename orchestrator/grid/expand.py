@@ -183,7 +183,7 @@ def _without_effect(axes: Iterable[Axis], combination: Combination, cell: Cell) 
         if choice is ABSENT:
             continue
         # Paired factors are chosen together: one that matters is enough.
-        reasons = [why_not(cell, factor.paths[0]) for factor in axis.factors]
+        reasons = [why_not(cell, factor.paths[0]) if factor.paths else "" for factor in axis.factors]
         if all(reasons):
             message = f"factor {', '.join(axis.names)!r} does not apply: {reasons[0]}"
             hint = f"restrict it with when: {{{axis.names[0]}: {{...}}}} or remove it"

@@ -20,11 +20,11 @@ from orchestrator.errors import MoegridError, did_you_mean
 from orchestrator.files.problems import Mistake
 from orchestrator.grid.declared import field_at, opened
 from orchestrator.grid.vocabulary import meaning
-from orchestrator.spec.cell import AdapterSpec, BalanceSpec, Cell, Seeds, StopSpec, TrainSpec
+from orchestrator.spec.cell import AdapterSpec, BalanceSpec, Cell, Resources, Seeds, StopSpec, TrainSpec
 from orchestrator.spec.fields import Field, Path, dataclass_in, field_paths, fields_of, is_parameter
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.parameters import declarations_of, default_of
-from orchestrator.spec.rules import PHASES
+from orchestrator.spec.rules import PHASES, STAGE_RESOURCES
 from orchestrator.spec.schedule import parse_freeze
 from orchestrator.spec.upcycling import UpcyclingSpec
 
@@ -48,7 +48,7 @@ Assignments = tuple[tuple[Path, Any], ...]
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """A named factor and the fields it sets."""
+    """A named factor and the fields it sets: of a whole phase that it is left out, of named settings none itself."""
 
     name: str
     paths: tuple[Path, ...]
@@ -57,10 +57,16 @@ class Factor:
         """Return what `value` (plain data) sets. `active_width` is what granularity keeps equal. Raises Mistake."""
         if self.name == GRANULARITY:
             return tuple(zip(self.paths, granularity(value, active_width), strict=True))
+        if not self.paths:
+            return ()
         path = self.paths[0]
+        if len(path) == 1:
+            if value is not None:
+                raise Mistake(f"leaves a phase out: null, not {value!r}", f"its fields are {path[0]}.steps and such")
+            return ((path, None),)
         if isinstance(value, Mapping):
             raise Mistake(f"must be a value, not {value!r}")
-        result = field_at(path).typed(value)
+        result = (_resource(path) if path[0] == "execution" else field_at(path)).typed(value)
         if path[-1] == "freeze":
             check_freeze(result)
         return ((path, frozen(result)),)
@@ -70,9 +76,9 @@ class Factor:
         if self.name == GRANULARITY:
             moe = cell.model.moe
             return f"{moe.top_k}/{moe.num_experts}" + (f"+{moe.shared_experts}" if moe.shared_experts else "")
-        value: object = cell
+        value: object = cell if self.paths else None
         section: object = None
-        for name in self.paths[0]:
+        for name in self.paths[0] if self.paths else ():
             if isinstance(value, Parameters):
                 return value.get(name, default_of(section, self.paths[0][-2], name))
             if isinstance(value, Mapping):
@@ -80,6 +86,28 @@ class Factor:
             else:
                 section, value = value, None if value is None else getattr(value, name)
         return value
+
+
+def companion(name: str, phase: str, plain_seed: str) -> Factor:
+    """Return what the section `with` may set: a factor, a stage's resources, or a phase that is left out.
+
+    Raises Mistake as `find_factor` does.
+    """
+    path = tuple(name.split("."))
+    if name in PHASES or path[:2] == ("execution", "resources"):
+        return Factor(name, (path,))
+    return find_factor(name, phase, plain_seed)
+
+
+def _resource(path: Path) -> Field:
+    """Return the field of `execution.resources.STAGE.FIELD`. Raises Mistake."""
+    name, fields = ".".join(path), fields_of(Resources)
+    if len(path) != 4:
+        raise Mistake(f"{name!r} is not what one stage is given", "write execution.resources.STAGE.FIELD")
+    for part, known in ((path[2], STAGE_RESOURCES), (path[3], fields)):
+        if part not in known:
+            raise Mistake(f"{part!r} in {name!r} is unknown", did_you_mean(part, known))
+    return fields[path[3]]
 
 
 def check_freeze(schedule: str) -> None:
@@ -228,5 +256,5 @@ def seed_names(plain_seed: str) -> frozenset[str]:
 
 
 def factor_field(factor: Factor) -> Field | None:
-    """Return the field a factor sets, None for granularity."""
-    return field_at(factor.paths[0]) if factor.name != GRANULARITY else None
+    """Return the field a factor sets, None for granularity and for named settings."""
+    return field_at(factor.paths[0]) if factor.paths and factor.name != GRANULARITY else None

@@ -29,7 +29,8 @@ def select(
         name, equals, value = text.partition("=")
         if equals:
             try:
-                factor = find_factor(name.strip(), phase, plain_seed)
+                named = any(name.strip() in item.factors for item in cells)
+                factor = _found(name.strip(), phase, plain_seed, named)
             except Mistake as mistake:
                 problems.add(mistake.message, "command line", name, mistake.hint)
             else:
@@ -44,8 +45,20 @@ def select(
     return kept
 
 
+def _found(name: str, phase: str, plain_seed: str, named: bool) -> Factor:
+    """Return the factor called `name`; what cells have and no field is are named settings. Raises Mistake."""
+    try:
+        return find_factor(name, phase, plain_seed)
+    except Mistake:
+        if named:
+            return Factor(name, ())
+        raise
+
+
 def _written(factor: Factor, text: str) -> str:
     """Return a value of the command line as names show it: 1e-4 is 0.0001."""
+    if not factor.paths:
+        return text
     try:
         return show_value(plain_value(factor.assign(parse_yaml(text, "", Problems()).data, 0)[0][1]))
     except Mistake:

@@ -80,8 +80,8 @@ def grid_schema() -> Schema:
         "when": {"type": "object", "additionalProperties": {"$ref": "#/$defs/condition"}},
         "with": {
             "type": "object",
-            "additionalProperties": {"type": "object", "additionalProperties": {"$ref": "#/$defs/values"}},
-            "description": "by factor and value: other fields that go with it",
+            "additionalProperties": {"type": "object", "additionalProperties": {"$ref": "#/$defs/companions"}},
+            "description": "by factor and value: other fields that go with it, null where a phase is left out",
         },
         "baseline": {"$ref": "#/$defs/values"},
         "evaluate": {"type": "array", "items": {"enum": list(SUITES.names())}, "minItems": 1, "uniqueItems": True},
@@ -113,6 +113,12 @@ def grid_schema() -> Schema:
                 "type": "object",
                 "properties": values,
                 "patternProperties": _of_declarations(),
+                "additionalProperties": False,
+            },
+            "companions": {
+                "type": "object",
+                "properties": {**values, **dict.fromkeys(PHASES, {"type": "null"})},
+                "patternProperties": {**_of_declarations(), r"^execution\.resources\.[a-z]+\.[a-z_]+$": {}},
                 "additionalProperties": False,
             },
             "overlay": {"type": "object", "properties": sections, "additionalProperties": False},

