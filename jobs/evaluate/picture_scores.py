@@ -33,6 +33,9 @@ class Asked:
     intervention: str
 
 
+Row = tuple[tuple[int, ...], tuple[int, ...]]
+
+
 class PictureScorer:
     """Scores questions about pictures; `encoded` counts the pictures that went through the encoder."""
 
@@ -42,8 +45,12 @@ class PictureScorer:
         self.encoded = 0
 
     @torch.no_grad()
-    def outcomes(self, pixels_HWC: NDArray[np.uint8], questions: Sequence[Asked]) -> list[Outcome]:
-        """Return what the likelihoods of each question's choices mean; the picture is encoded once for all of them."""
+    def scores(self, pixels_HWC: NDArray[np.uint8], questions: Sequence[Asked]) -> list[list[float]]:
+        """Return the log-likelihoods of each question's choices behind the picture.
+
+        The picture is encoded once for all of them, a question that is asked twice is read once, and so is the
+        beginning that its answers share.
+        """
         assert self._model.vision is not None
         image = torch.from_numpy(np.array(pixels_HWC)).unsqueeze(0).to(self._device)
         features, _ = self._model.vision.encoder(image)
@@ -51,41 +58,79 @@ class PictureScorer:
         prompts = [one.prompt for one in questions for _ in one.choices]
         answers = [joined(one.prompt, choice) for one in questions for choice in one.choices]
         rows = [self._cut(*pair) for pair in self._vocabulary.encode_pairs(prompts, answers)]
-        scores = [
-            one for first in range(0, len(rows), ROWS) for one in self._scores(features, rows[first : first + ROWS])
-        ]
-        found, place = [], 0
-        for one in questions:
-            end = place + len(one.choices)
-            found.append(_outcome(one.label, scores[place:end], answers[place:end]))
-            place = end
-        return found
+        known: dict[Row, float] = {}
+        different = sorted(set(rows))
+        score = self._behind if self._model.cacheable else self._plain
+        for first in range(0, len(different), ROWS):
+            batch = different[first : first + ROWS]
+            known |= zip(batch, score(features, batch), strict=True)
+        found = iter([known[row] for row in rows])
+        return [[next(found) for _ in one.choices] for one in questions]
 
-    def _cut(self, prompt: list[int], answer: list[int]) -> tuple[list[int], int]:
-        """Return (ids, how many of them are the answer's): a long prompt loses its beginning."""
-        return (prompt + answer)[-self._max_length :], min(len(answer), self._max_length - 1)
+    def _cut(self, prompt: list[int], answer: list[int]) -> Row:
+        """Return (ids before the answer, the answer's): a long prompt loses its beginning."""
+        ids, own = (prompt + answer)[-self._max_length :], min(len(answer), self._max_length - 1)
+        return tuple(ids[: len(ids) - own]), tuple(ids[len(ids) - own :])
 
-    def _scores(self, features: Tensor, rows: Sequence[tuple[list[int], int]]) -> list[float]:
-        """Return the log-likelihood of each row's answer behind the picture, which the decoder reads once."""
-        longest = max(len(ids) for ids, _ in rows)
-        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows], device=self._device)
-        mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in rows], device=self._device)
-        if self._model.cacheable:
-            cache = self._model(padded[:1, :0], images=features, use_cache=True).past_key_values
-            cache.batch_repeat_interleave(len(rows))
-            whole = torch.cat([mask.new_ones(len(rows), cache.get_seq_length()), mask], 1)
-            logits = self._model(padded, attention_mask=whole, past_key_values=cache, use_cache=True).logits
-        else:
-            logits = self._model(padded, attention_mask=mask, images=features.expand(len(rows), -1, -1)).logits
-        logprobs = torch.log_softmax(logits[:, :-1].float(), -1).gather(-1, padded[:, 1:, None]).squeeze(-1)
-        return [
-            float(row[len(ids) - 1 - own : len(ids) - 1].double().sum())
-            for row, (ids, own) in zip(logprobs, rows, strict=True)
-        ]
+    def _behind(self, features: Tensor, rows: Sequence[Row]) -> list[float]:
+        """Return each row's log-likelihood of its answer: picture, questions and answers are read in turn, once."""
+        prompts = list(dict.fromkeys(prompt for prompt, _ in rows))
+        of_row = torch.tensor([prompts.index(prompt) for prompt, _ in rows], device=self._device)
+        asked, real = _padded(prompts, self._device)
+        cache = self._model(asked[:1, :0], images=features, use_cache=True).past_key_values
+        seen = cache.get_seq_length()
+        cache.batch_repeat_interleave(len(prompts))
+        mask = torch.cat([real.new_ones(len(prompts), seen), real], 1)
+        lengths = real.sum(1)
+        last = torch.arange(asked.shape[1], device=self._device)[None] == lengths[:, None] - 1
+        after = self._model(
+            asked, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=last
+        ).logits[of_row]
+        answers, own = _padded([answer for _, answer in rows], self._device)
+        logits = after.unsqueeze(1)
+        if answers.shape[1] > 1:
+            cache.batch_select_indices(of_row)
+            places = seen + lengths[of_row, None] + torch.arange(answers.shape[1] - 1, device=self._device)
+            rest = self._model(
+                answers[:, :-1],
+                attention_mask=torch.cat([mask[of_row], own[:, :-1]], 1),
+                position_ids=places,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            logits = torch.cat([logits, rest], 1)
+        return _summed(logits, answers, own)
+
+    def _plain(self, features: Tensor, rows: Sequence[Row]) -> list[float]:
+        """Return the same where later tokens may change what earlier ones do: every row is read as a whole."""
+        ids, mask = _padded([prompt + answer for prompt, answer in rows], self._device)
+        logits = self._model(ids, attention_mask=mask, images=features.expand(len(rows), -1, -1)).logits
+        answers, own = _padded([answer for _, answer in rows], self._device)
+        first = torch.tensor([len(prompt) - 1 for prompt, _ in rows], device=self._device)
+        places = (first[:, None] + torch.arange(answers.shape[1], device=self._device)).clamp(max=ids.shape[1] - 1)
+        picked = logits.gather(1, places[:, :, None].expand(-1, -1, logits.shape[-1]))
+        return _summed(picked, answers, own)
 
 
-def _outcome(label: int, scores: Sequence[float], answers: Sequence[str]) -> Outcome:
-    """Return an item's outcome; of equal scores the first choice counts, as in lm-eval."""
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids [B,S] with padding behind them, and 1 where they are real."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, (torch.arange(longest, device=device)[None] < lengths[:, None]).long()
+
+
+def _summed(logits_BSV: Tensor, answers_BS: Tensor, own_BS: Tensor) -> list[float]:
+    """Return each row's summed log-likelihood of its real answer tokens."""
+    logprobs = torch.log_softmax(logits_BSV.float(), -1).gather(-1, answers_BS[:, :, None]).squeeze(-1)
+    summed: list[float] = (logprobs.double() * own_BS).sum(1).tolist()
+    return summed
+
+
+def outcome_of(one: Asked, scores: Sequence[float]) -> Outcome:
+    """Return what the likelihoods of a question's choices mean; of equal ones the first counts, as in lm-eval."""
+    answers = [joined(one.prompt, choice) for choice in one.choices]
+    label = one.label
     by_length = [score / len(answer) for score, answer in zip(scores, answers, strict=True)]
     bits = -scores[label] / math.log(2) / len(answers[label].encode())
     right, right_by_length = (float(int(np.argmax(values)) == label) for values in (scores, by_length))

@@ -133,6 +133,7 @@ _OURS = (
         ("pictures",),
         (),
         columns_by="orchestrator.grid.columns:of_pictures",
+        ranked=True,
     ),
     SuiteKind(
         "seeing_probe",

@@ -122,7 +122,9 @@ class AxisReader:
                     message = f"with.{name}.{value} needs a mapping of factors to values, not {brief(others)}"
                     self.problems.add(message, place, f"with.{name}.{value}")
                 elif factor is not None:
-                    found = [(self._companion(str(other), section.place(name, value, other)), other) for other in others]
+                    found = [
+                        (self._companion(str(other), section.place(name, value, other)), other) for other in others
+                    ]
                     factors = [other for other, _ in found if other is not None]
                     row = [others[other] for known, other in found if known is not None]
                     choice = self.choice(tuple(factors), row, place)

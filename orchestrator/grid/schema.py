@@ -117,7 +117,7 @@ def grid_schema() -> Schema:
             },
             "companions": {
                 "type": "object",
-                "properties": {**values, **dict.fromkeys(PHASES, {"type": "null"})},
+                "properties": values | {phase: {"type": "null"} for phase in PHASES},
                 "patternProperties": {**_of_declarations(), r"^execution\.resources\.[a-z]+\.[a-z_]+$": {}},
                 "additionalProperties": False,
             },

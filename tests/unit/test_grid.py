@@ -61,7 +61,9 @@ def test_a_word_stands_for_settings_that_need_not_be_chosen(load: Load) -> None:
     assert short.cell.finetune.steps == 3 != first.cell.finetune.steps
     memory = [one.cell.execution.resources["finetune"].memory_gb for one in (first, short)]
     assert memory == [whole.cell.execution.resources["finetune"].memory_gb, 7.0]
-    assert [item.name for item in load(NAMED, overrides=["factors.size=short"], only=["size=short"]).cells] == ["seed=0"]
+    assert [item.name for item in load(NAMED, overrides=["factors.size=short"], only=["size=short"]).cells] == [
+        "seed=0"
+    ]
 
 
 @pytest.mark.parametrize(

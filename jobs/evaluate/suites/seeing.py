@@ -6,13 +6,16 @@ right then is what the words give away, and no answer that two pictures happen t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from jobs.data.images import BLOB, load_images, pixels
 from jobs.data.tokenizer import Vocabulary
-from jobs.evaluate.picture_scores import Asked, PictureScorer
+from jobs.evaluate.ledger import Ledger
+from jobs.evaluate.picture_scores import Asked, PictureScorer, outcome_of
 from jobs.evaluate.results import Mean, Scored, Table, items_parquet
 from jobs.evaluate.state import load_state
 from orchestrator.errors import MoegridError
@@ -22,31 +25,63 @@ if TYPE_CHECKING:
     from orchestrator.spec.work import EvaluateWork
 
 BLIND = "blind"
+# Few enough to lose little when a job is killed.
+PICTURES_A_PART = 16
 
 
 def run(context: StageContext, work: EvaluateWork) -> None:
-    """Score every question of one set, with its picture and with another's, and commit `items.parquet`."""
+    """Score every question of one set, with its picture and with another's, and commit `items.parquet`.
+
+    What a killed run has scored is taken as it is; the ranks of a job take parts in turn.
+    """
     if work.model.vision is None:
         raise MoegridError("a model that reads text alone cannot be asked about pictures", hint="set model.vision")
-    state = load_state(context, work)
+    state, size = load_state(context, work), work.model.vision.image_size
     encoded = load_images(context.fetch(work.items, BLOB))
     asked = [one for task in work.tasks for one in _questions(context, work, task.name, task.limit)]
     scorer = PictureScorer(state.model, Vocabulary.load(state.tokenizer_directory), work.max_length)
+    parts = list(parts_of(asked))
+
+    def scored(part: Sequence[Sequence[Asked]]) -> list[list[list[float]]]:
+        found = []
+        for questions in part:
+            context.check()
+            name = questions[0].picture
+            image = pixels(encoded[name], size, f"picture {name}")
+            found.append(scorer.scores(image, questions))
+        return found
+
+    ledger = Ledger(context)
+    values = ledger.scored(
+        [(_name(work, number, part), partial(scored, part)) for number, part in enumerate(parts)],
+        lambda done: context.progress(done, len(parts)),
+    )
+    rows = [
+        Scored(one.task, one.id, one.label, outcome_of(one, scores), one.intervention)
+        for part, value in zip(parts, values, strict=True)
+        for questions, of_picture in zip(part, value, strict=True)
+        for one, scores in zip(questions, of_picture, strict=True)
+    ]
+    table = summarise(rows, {one.task: len(one.choices) for one in asked})
+    told = {"pictures_encoded": sum(map(len, parts)), "questions_scored": len(asked)}
+    ledger.commit(
+        work, blobs={"items.parquet": items_parquet(rows)}, metrics=table.metrics, info={**table.info, **told}
+    )
+
+
+def parts_of(asked: Sequence[Asked]) -> Iterator[list[list[Asked]]]:
+    """Yield the questions by picture, in parts of pictures that are scored and stored together."""
     by_picture: dict[str, list[Asked]] = {}
     for one in asked:
         by_picture.setdefault(one.picture, []).append(one)
-    rows: list[Scored] = []
-    for done, (name, questions) in enumerate(by_picture.items()):
-        context.check()
-        context.progress(done, len(by_picture))
-        image = pixels(encoded[name], work.model.vision.image_size, f"picture {name}")
-        for one, outcome in zip(questions, scorer.outcomes(image, questions), strict=True):
-            rows.append(Scored(one.task, one.id, one.label, outcome, one.intervention))
-    table = summarise(rows, {one.task: len(one.choices) for one in asked})
-    told = {"pictures_encoded": scorer.encoded, "questions_scored": len(asked)}
-    context.commit(
-        work, blobs={"items.parquet": items_parquet(rows)}, metrics=table.metrics, info={**table.info, **told}
-    )
+    pictures = list(by_picture.values())
+    yield from (pictures[at : at + PICTURES_A_PART] for at in range(0, len(pictures), PICTURES_A_PART))
+
+
+def _name(work: EvaluateWork, number: int, part: Sequence[Sequence[Asked]]) -> str:
+    """Return set, number and what is asked: scores of other questions can never be taken for these."""
+    texts = [text for questions in part for one in questions for text in (one.picture, one.prompt, *one.choices)]
+    return f"{work.benchmark}-{number}-{hashlib.sha256(chr(0).join(texts).encode()).hexdigest()[:12]}"
 
 
 def summarise(rows: Sequence[Scored], choices: Mapping[str, int]) -> Table:
