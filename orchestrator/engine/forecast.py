@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.backends.local import Budget
 from orchestrator.engine.agenda import Agenda
+from orchestrator.engine.backfill import amounts
 from orchestrator.plan.plan import Plan
 from orchestrator.spec.cell import Resources
 
@@ -18,7 +19,7 @@ JOB_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds of what a plan still has to do, on so many cores."""
+    """Seconds of what a plan still has to do, on so many cores and GPUs."""
 
     cores: int
     work: float
@@ -26,19 +27,29 @@ class Forecast:
     path: float
     """The longest chain of stages, of which each needs the one before it."""
     makespan: float
-    """The expected end: simulated, or at worst (`work / cores + path`, Graham 1969) for a large plan."""
+    """The expected end: simulated, or at worst for a large plan."""
     simulated: bool
+    gpus: int = 0
+    gpu_work: float = 0.0
+    """GPU-seconds of all stages."""
+
+    @property
+    def load(self) -> tuple[float, str]:
+        """Seconds that the scarcer of cores and GPUs works, and which it is: core or GPU."""
+        return max((self.work / self.cores, "core"), (self.gpu_work / max(self.gpus, 1), "GPU"))
 
     @property
     def bound(self) -> float:
-        """What no schedule on these cores can be faster than: max(work / cores, longest chain)."""
-        return max(self.work / self.cores, self.path)
+        """What no schedule can be faster than: the load of the scarcer of cores and GPUs, or the longest chain."""
+        return max(self.load[0], self.path)
 
     def to_json(self) -> dict[str, float | int | bool]:
         """Return it as JSON types, in seconds."""
         return {
             "cores": self.cores,
             "work": round(self.work, 1),
+            "gpus": self.gpus,
+            "gpu_work": round(self.gpu_work, 1),
             "longest_chain": round(self.path, 1),
             "bound": round(self.bound, 1),
             "makespan": round(self.makespan, 1),
@@ -49,17 +60,23 @@ class Forecast:
 def forecast(plan: Plan, budget: Budget) -> Forecast:
     """Return how long the stages that a run would work on take under the budget of a machine."""
     pending = plan.pending
-    work, path = 0.0, 0.0
+    work, gpu_work, path = 0.0, 0.0, 0.0
+    widest, most = 1.0, 1.0
     chains: dict[str, float] = {}
     for key in reversed(pending):
         seconds = plan.seconds(key)
         after = max([chains.get(child, 0.0) for child in plan.graph.children(key)], default=0.0)
         chains[key] = seconds + after
         path = max(path, chains[key])
-        work += seconds * min(budget.demand(plan.graph.resources(key))[0], budget.cores)
-    few = len(pending) <= MOST_SIMULATED
-    worst = work / budget.cores + path
-    return Forecast(budget.cores, work, path, simulated(plan, budget) if few else worst, few)
+        cores, _, gpus = amounts(plan.graph.resources(key), budget)
+        work, gpu_work = work + seconds * cores, gpu_work + seconds * gpus
+        widest, most = max(widest, cores), max(most, gpus)
+    told = Forecast(budget.cores, work, path, 0.0, len(pending) <= MOST_SIMULATED, budget.gpus, gpu_work)
+    if told.simulated:
+        return replace(told, makespan=simulated(plan, budget))
+    # While the longest chain waits for a job of w of n cores, n - w + 1 of them work (Graham 1969, where w is 1).
+    busy = work / (budget.cores - widest + 1), gpu_work / max(budget.gpus - most + 1, 1.0)
+    return replace(told, makespan=sum(busy) + path)
 
 
 def simulated(plan: Plan, budget: Budget) -> float:
@@ -75,7 +92,7 @@ def simulated(plan: Plan, budget: Budget) -> float:
     held: list[Resources] = []
     now = 0.0
     while left:
-        agenda.look(budget.cores, left.copy, now)
+        agenda.look(budget, left.copy, now)
         for chain, resources in agenda.choose(
             {key for key in ready if not _waits(plan, key, left)} - busy,
             done,

@@ -62,8 +62,34 @@ def test_a_large_plan_says_how_late_it_ends_at_worst(
     monkeypatch.setattr(forecasts, "MOST_SIMULATED", 20)
     told = forecast(make_plan(graph, (), clock=clock), Budget(2, 64.0, 0))
     assert not told.simulated
-    assert told.makespan == told.work / 2 + told.path
+    assert told.makespan == told.work / 1 + told.path  # beside pretraining, which waits for both cores, one may idle
+    many = forecast(make_plan(graph, (), clock=clock), Budget(9, 64.0, 0))
+    assert many.makespan == many.work / 8 + many.path
     assert told.to_json()["bound"] == round(told.bound, 1)
+
+
+def test_where_gpus_are_scarcer_than_cores_they_are_the_bound() -> None:
+    asked = "set.execution.resources.finetune={cores: 2, gpus: 2, memory_gb: 8}"
+    graph = build_graph(load_grid("quickstart", overrides=[asked]))
+    clock = Clock()
+    for key, stage in graph.stages.items():
+        took = {"train_seconds": SECONDS[stage.phase], "steps_run": STEPS[stage.phase]} if stage.steps else {}
+        clock.learn(stage, graph.resources(key), took or {"seconds": SECONDS[stage.phase]})
+    trained = [key for key, stage in graph.stages.items() if stage.phase in ("prepare", "pretrain")]
+    plan = make_plan(graph, trained, clock=clock)
+    halves = [key for key in plan.pending if graph.resources(key).gpus]
+    assert len(halves) == 4
+    seconds = sum(plan.seconds(key) for key in halves)
+    for gpus, rounds in ((2, 1.0), (3, 2 / 3), (4, 0.5)):
+        told = forecast(plan, Budget(64, 640.0, gpus))
+        assert told.gpu_work == 2 * seconds
+        assert told.load[0] == pytest.approx(rounds * seconds)
+        assert told.load[1] == "GPU"
+        assert told.bound == max(told.load[0], told.path) <= told.makespan
+    stream = io.StringIO()
+    show_plan(plan, Console(stream), budget=Budget(64, 640.0, 2))
+    assert "on 64 cores and 2 GPUs: about" in stream.getvalue()
+    assert "of work a GPU, longest chain" in stream.getvalue()
 
 
 def test_what_is_done_or_blocked_takes_no_time(graph: StageGraph, clock: Clock) -> None:
