@@ -6,7 +6,7 @@ import argparse
 import gc
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,6 +144,17 @@ class Context:
         """Write JSON to stdout."""
         json.dump(value, sys.stdout, indent=2, allow_nan=False, default=str)
         sys.stdout.write("\n")
+
+    def emit_listed(self, head: Mapping[str, object], name: str, items: Iterable[object]) -> None:
+        """Write the JSON of `{**head, name: [*items]}` to stdout, of which no more than an item is held."""
+        opening = json.dumps(dict(head), indent=2, allow_nan=False, default=str).removesuffix("\n}")
+        sys.stdout.write(f"{opening},\n  {json.dumps(name)}: [")
+        before = "\n"
+        for item in items:
+            text = json.dumps(item, indent=2, allow_nan=False, default=str)
+            sys.stdout.write(f"{before}    " + text.replace("\n", "\n    "))
+            before = ",\n"
+        sys.stdout.write("]\n}\n" if before == "\n" else "\n  ]\n}\n")
 
 
 def split_cell(name: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.plan.cost import parameters
@@ -32,29 +33,7 @@ def root_document(graph: StageGraph) -> dict[str, Any]:
     """
     grid = graph.grid
     sections: dict[str, object] = {}
-    named: dict[int, str] = {}
-    cells = []
-    for item in grid.cells:
-        lowered = graph.cells[item.id]
-        count = parameters(item.cell.model, item.cell.tokenizer.vocab_size)
-        cells.append(
-            {
-                "id": item.id,
-                "name": item.name,
-                "setting": item.setting,
-                "factors": plain(item.factors),
-                "stages": list(lowered.keys),
-                "final": lowered.final,
-                "results": [{"key": r.key, "suite": r.suite, "at": r.at, "step": r.step} for r in lowered.results],
-                "parameters": {
-                    "total": count.total,
-                    "active": count.active,
-                    **by_component(item.cell.model, count.total),
-                },
-                "flops_per_token": count.flops_per_token,
-                "resolved": _resolved(item.cell, sections, named),
-            }
-        )
+    cells = list(root_cells(graph, sections))
     return {
         "format": FORMAT,
         "name": grid.name,
@@ -75,6 +54,30 @@ def root_document(graph: StageGraph) -> dict[str, Any]:
         "stages": _stages(graph),
         "keys": sorted(graph.stages),
     }
+
+
+def root_cells(graph: StageGraph, sections: dict[str, object]) -> Iterator[dict[str, Any]]:
+    """Yield the entry of each cell; the sections that it names are added to `sections`."""
+    named: dict[int, str] = {}
+    for item in graph.grid.cells:
+        lowered = graph.cells[item.id]
+        count = parameters(item.cell.model, item.cell.tokenizer.vocab_size)
+        yield {
+            "id": item.id,
+            "name": item.name,
+            "setting": item.setting,
+            "factors": plain(item.factors),
+            "stages": list(lowered.keys),
+            "final": lowered.final,
+            "results": [{"key": r.key, "suite": r.suite, "at": r.at, "step": r.step} for r in lowered.results],
+            "parameters": {
+                "total": count.total,
+                "active": count.active,
+                **by_component(item.cell.model, count.total),
+            },
+            "flops_per_token": count.flops_per_token,
+            "resolved": _resolved(item.cell, sections, named),
+        }
 
 
 def _resolved(cell: Cell, sections: dict[str, Any], named: dict[int, str]) -> dict[str, str]:

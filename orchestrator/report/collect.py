@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -189,26 +189,43 @@ def collect(grid: str | Mapping[str, object], store: Store) -> Results:
     Raises MoegridError when the store does not know the grid.
     """
     document = records.document(store, grid) if isinstance(grid, str) else records.with_sections(grid)
-    manifests = store.index.many(set(document["keys"]))
-    missing = set(document["keys"]) - manifests.keys()
-    failures = records.failures(store, missing) if missing else {}
-    live = {stage for stage, state in store.claims.of(missing).items() if state.live} if missing else set()
+    stages = document["stages"]
     users = Counter(key for cell in document["cells"] for key in cell["stages"])
-    view = _View(document, manifests, failures, live, users)
-    cells = tuple(_cell(cell, view) for cell in document["cells"])
-    return Results(store, document, cells, manifests, failures)
+    view = look(set(document["keys"]), store)
+    naming = Naming(lambda key: str(stages[key]["label"]), lambda key: users[key] > 1, str(document.get("seed", "")))
+    cells = tuple(cell_result(cell, view, naming) for cell in document["cells"])
+    return Results(store, document, cells, view.manifests, view.failures)
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
-    document: Mapping[str, Any]
+class View:
+    """What a store holds of a grid's stages: what is done, what failed, what is at work."""
+
     manifests: Mapping[str, Manifest]
     failures: Mapping[str, Failure]
-    live: set[str]
-    users: Mapping[str, int]
+    live: frozenset[str]
 
 
-def _cell(cell: Mapping[str, Any], view: _View) -> CellResult:
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How a grid calls a stage, whether several cells use it, and which of its seeds is plain."""
+
+    label: Callable[[str], str]
+    is_shared: Callable[[str], bool]
+    seed: str
+
+
+def look(keys: set[str], store: Store) -> View:
+    """Return what the store holds of these stages."""
+    manifests = store.index.many(keys)
+    missing = keys - manifests.keys()
+    failures = records.failures(store, missing) if missing else {}
+    live = {stage for stage, state in store.claims.of(missing).items() if state.live} if missing else set()
+    return View(manifests, failures, frozenset(live))
+
+
+def cell_result(cell: Mapping[str, Any], view: View, naming: Naming) -> CellResult:
+    """Return what is known of the cell of such an entry of a root document."""
     by_at: dict[float, dict[str, float]] = {}
     stderr: dict[str, float] = {}
     number: dict[str, int] = {}
@@ -222,14 +239,14 @@ def _cell(cell: Mapping[str, Any], view: _View) -> CellResult:
             chance |= manifest.info.get("chance", {})
     last = max((float(result["at"]) for result in cell["results"]), default=1.0)
     final = view.manifests.get(cell["final"])
-    state, reason = _state(cell, view)
+    state, reason = _state(cell, view, naming)
     seeds = cell.get("resolved", {}).get("seed", {})
     return CellResult(
         id=cell["id"],
         name=cell["name"],
         setting=cell["setting"],
         factors=cell["factors"],
-        seed=cell["factors"].get("seed", seeds.get(view.document.get("seed", ""), 0)),
+        seed=cell["factors"].get("seed", seeds.get(naming.seed, 0)),
         state=state,
         reason=reason,
         metrics=by_at.get(last, {}),
@@ -243,20 +260,19 @@ def _cell(cell: Mapping[str, Any], view: _View) -> CellResult:
     )
 
 
-def _state(cell: Mapping[str, Any], view: _View) -> tuple[str, str]:
+def _state(cell: Mapping[str, Any], view: View, naming: Naming) -> tuple[str, str]:
     """Return the cell's state and, unless it is done, the reason."""
     wanted = [cell["final"], *(result["key"] for result in cell["results"])]
     if all(key in view.manifests for key in wanted):
         return DONE, ""
-    stages = view.document["stages"]
     missing = [key for key in cell["stages"] if key not in view.manifests]
     for key in missing:
         failure = view.failures.get(key)
         if failure and key not in view.live:
-            text = f"{stages[key]['label']}: {failure.kind}: {failure.message}"
-            return (BLOCKED, f"blocked by {text}") if view.users[key] > 1 else (FAILED, text)
+            text = f"{naming.label(key)}: {failure.kind}: {failure.message}"
+            return (BLOCKED, f"blocked by {text}") if naming.is_shared(key) else (FAILED, text)
     running = next((key for key in missing if key in view.live), "")
-    return (RUNNING, f"running: {stages[running]['label']}") if running else (PENDING, "not run yet")
+    return (RUNNING, f"running: {naming.label(running)}") if running else (PENDING, "not run yet")
 
 
 def _by_item(columns: Mapping[str, Sequence[object]]) -> dict[str, dict[str, dict[str, float]]]:

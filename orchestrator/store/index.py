@@ -65,6 +65,16 @@ class Index:
         self._unsaved: set[str] = set()
         self._noted: set[str] = set()
         self._equal: dict[str, Mapping[str, Any]] = {}  # one object for all equal numerics and provenances
+        self._told: frozenset[str] | None = None  # words of `info` that are kept; None: all that a manifest says
+
+    def keep_only(self, told: Collection[str]) -> None:
+        """Keep of manifests what they are, their metrics and these words of `info`; nothing is saved from then on.
+
+        For a command that only reads, and of a large store few words of each artifact.
+        """
+        self._told = frozenset(told)
+        for known in (self._rows, self._segments, self._unsaved):
+            known.clear()
 
     def many(self, keys: Collection[str]) -> dict[str, Manifest]:
         """Return the manifests of those of `keys` that exist, without their specs.
@@ -94,6 +104,8 @@ class Index:
                 if now - entry.modified > SETTLED_SECONDS:
                     self._rows[key] = _Row(entry.size, entry.modified, found[key])
                     self._unsaved.add(key)
+        if self._told is not None:
+            self._unsaved.clear()
         return found
 
     def note(self, keys: Iterable[str]) -> None:
@@ -194,6 +206,9 @@ class Index:
 
     def _shared(self, manifest: Manifest) -> Manifest:
         """Return the manifest with numerics and provenance that it shares with others: most have the same."""
+        if self._told is not None:
+            info = {name: value for name, value in manifest.info.items() if name in self._told}
+            return Manifest(manifest.key, manifest.kind, _NOTHING, metrics=manifest.metrics, info=info or _NOTHING)
         made = [self._equal.setdefault(json.dumps(part), part) for part in (manifest.numerics, manifest.provenance)]
         return replace(manifest, numerics=made[0], provenance=made[1])
 

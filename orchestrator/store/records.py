@@ -39,12 +39,14 @@ def grid_names(store: Store) -> list[str]:
 def with_sections(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return a root document whose `cell["resolved"]["model"]` is the model, not the name of a shared section."""
     sections = document.get("sections", {})
-    cells = []
-    for cell in document["cells"]:
-        named = cell.get("resolved", {})
-        resolved = {part: sections.get(name, {}) if isinstance(name, str) else name for part, name in named.items()}
-        cells.append({**cell, "resolved": resolved})
-    return {**document, "cells": cells}
+    return {**document, "cells": [with_own_sections(cell, sections) for cell in document["cells"]]}
+
+
+def with_own_sections(cell: Mapping[str, Any], sections: Mapping[str, object]) -> dict[str, Any]:
+    """Return the entry of a cell with the sections that it names."""
+    named = cell.get("resolved", {})
+    resolved = {part: sections.get(name, {}) if isinstance(name, str) else name for part, name in named.items()}
+    return {**cell, "resolved": resolved}
 
 
 def versions(store: Store, name: str) -> list[tuple[str, float]]:

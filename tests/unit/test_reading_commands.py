@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from orchestrator import cli
 from orchestrator.backends.base import Handle
+from orchestrator.commands.context import Context
 from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DONE, EXIT_UNREACHABLE, EXIT_USAGE, StoreError
 from orchestrator.grid.load import load_grid
@@ -104,6 +106,25 @@ def test_the_newest_version_of_a_grid_is_the_one_that_was_run(begun: Store) -> N
         assert cli.main([command, "quickstart", OVERRIDE]) == EXIT_DONE
     assert records.document(begun, "quickstart")["digest"] == ran
     assert len(records.versions(begun, "quickstart")) == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_long_list_is_written_item_by_item_as_if_at_once(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    context = Context.open(cli.parse(["status", "quickstart", "--json"]))
+    drawn: list[int] = []
+
+    def items() -> Iterator[object]:
+        for number in range(count):
+            assert len(drawn) == number
+            yield {"id": number, "metrics": {"a": 0.5, "text": "two\nlines"}, "none": {}}
+            drawn.append(number)
+
+    capsys.readouterr()
+    context.emit_listed({"grid": "g", "scale": "tiny"}, "cells", items())
+    streamed = capsys.readouterr().out
+    cells = [{"id": n, "metrics": {"a": 0.5, "text": "two\nlines"}, "none": {}} for n in range(count)]
+    context.emit({"grid": "g", "scale": "tiny", "cells": cells})
+    assert streamed == capsys.readouterr().out
 
 
 def test_doctor_leaves_nothing_behind(begun: Store, own_places: Path, tmp_path: Path) -> None:

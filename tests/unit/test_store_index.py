@@ -7,6 +7,7 @@ import json
 import threading
 import uuid
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +97,19 @@ def test_a_manifest_comes_from_the_index_as_it_was(url: str) -> None:
     assert gets.take() == {"index": 1}
     assert later.index.many(store.artifacts.keys()) == truth(store)
     assert gets.take() == {}, "what was read is not read again"
+
+
+@pytest.mark.parametrize("made", [indexed, fill])
+def test_a_reader_that_wants_few_words_keeps_no_others(url: str, made: Callable[..., Store]) -> None:
+    store = made(url, *NAMES)
+    reader = Store.open(url)
+    reader.index.keep_only(["seconds"])
+    for _ in range(2):
+        found = reader.index.many(store.artifacts.keys())
+        assert {name: m.metrics for name, m in found.items()} == {k: m.metrics for k, m in truth(store).items()}
+        assert all((m.info, m.blobs, m.provenance) == ({"seconds": 2.5}, (), {}) for m in found.values())
+    reader.index.save()
+    assert Store.open(url).index.many(store.artifacts.keys()) == truth(store), "the index holds all words still"
 
 
 def test_only_what_is_new_is_read(url: str) -> None:
