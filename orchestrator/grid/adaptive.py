@@ -70,7 +70,8 @@ def read_adaptive(document: GridDocument, problems: Problems) -> Adaptive | None
         hint = "halfwidth: each mean known well enough; race: differences decided"
         problems.add("adaptive has both halfwidth and race", section.place("race"), "adaptive.race", hint)
     baseline = document.sections.get("baseline")
-    if section.data.get("race") == "baseline" and not (baseline and baseline.data):
+    wrong = any(problem.key == "baseline" for problem in problems.found)  # then it is one, and told
+    if section.data.get("race") == "baseline" and not wrong and not (baseline and baseline.data):
         hint = "add baseline: {FACTOR: value}, or race: pairs"
         problems.add("adaptive.race: baseline has no baseline", section.place("race"), "adaptive.race", hint)
     if "search" in document.sections:

@@ -23,7 +23,14 @@ from orchestrator.grid.vocabulary import meaning
 from orchestrator.resources import show
 from orchestrator.spec.fields import field_paths
 
-MERGED = ("factors", "baseline", "when", "with", "set")
+# Sections that are mappings, merged over those of other files -> how one is written.
+MERGED = {
+    "factors": "as in factors: {freeze: [none, router], seed: [0, 1]}",
+    "baseline": "as in baseline: {freeze: none}",
+    "when": "as in when: {adapter_targets: {adapter_rank: [8]}}",
+    "with": "as in with: {preset: {xmoe: {variant: libmoe_lm}}}",
+    "set": "as in set: {finetune.steps: 80}",
+}
 REPLACED = ("description", "also", "exclude", "priority", "evaluate", "at", "primary", "search", "adaptive", "runnable")
 TOP = ("name", "base", "include", "plugins", "scales")
 RECIPE = ("phase", "plain_seed")
@@ -210,7 +217,10 @@ class Loader:
         """Return the `scales` sections of one document by scale."""
         scales = document.data.get("scales", {})
         if not isinstance(scales, dict):
-            self.problems.add(f"scales must be a mapping, not {brief(scales)}", document.places[("scales",)], "scales")
+            hint = "as in scales: {tiny: {set: {finetune.steps: 80}}}"
+            self.problems.add(
+                f"scales must be a mapping, not {brief(scales)}", document.places[("scales",)], "scales", hint
+            )
             return []
         found = []
         for name in scales:
@@ -250,7 +260,7 @@ class Loader:
                 hint = self._section_hint(str(key), known)
                 self.problems.add(f"section {key!r} is unknown", place, str(key), hint)
             elif key in MERGED and not isinstance(value, dict):
-                self.problems.add(f"{key} must be a mapping, not {brief(value)}", place, key)
+                self.problems.add(f"{key} must be a mapping, not {brief(value)}", place, key, MERGED[key])
             elif key == "set":
                 section = _section(data, places, (key,))
                 self._layer(section.data, section.places)
