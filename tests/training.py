@@ -7,9 +7,11 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +129,10 @@ def make_job(store: Store, works: Sequence[Work], attempt: str = "a-0", **change
     for work in works:
         reporter.hold(store.claims.enter(work.key(), attempt))
     fields = {"execution": EXECUTION, "resources": Resources(cores=1), **changes}
-    return Job(store, attempt, scratch=Path(tempfile.mkdtemp()), signals=Signals(), reporter=reporter, **fields)
+    scratch = Path(tempfile.mkdtemp(prefix="moegrid-test-"))
+    job = Job(store, attempt, scratch=scratch, signals=Signals(), reporter=reporter, **fields)
+    weakref.finalize(job, shutil.rmtree, scratch, ignore_errors=True)
+    return job
 
 
 def run_chain(

@@ -188,12 +188,14 @@ def test_a_store_that_overwrites_instead_of_refusing_is_refused(
         Store(objects)
 
 
-def test_a_folder_store_needs_no_client_library() -> None:
+def test_a_folder_store_needs_no_client_library(tmp_path: Path) -> None:
     code = """
-import sys, tempfile
+import sys
 from orchestrator.store import Store
-Store.open(tempfile.mkdtemp())
+Store.open(sys.argv[1])
 print("obstore" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "store")], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
