@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Sequence
 
+from orchestrator.backends.local import Budget
+from orchestrator.engine.backfill import Amounts, Backfill, Reservation, amounts, everything
 from orchestrator.plan.cost import Clock
 from orchestrator.plan.graph import StageGraph
 from orchestrator.spec.cell import Resources
@@ -36,26 +38,30 @@ class Agenda:
         self._together: dict[str, set[str]] = {}  # cell -> evaluations listed that share a job
         self._near = False
         self._look_at = 0.0
+        self._now = 0.0
+        self._budget: Budget | None = None
+        self._backfill = Backfill()
 
     def rank(self) -> None:
         """Rank the stages by what the clock says now."""
         self._seconds, self._look_at = {}, 0.0
         self._ranks()
 
-    def look(self, cores: int, left: Callable[[], Collection[str]], now: float) -> None:
+    def look(self, budget: Budget, left: Callable[[], Collection[str]], now: float) -> None:
         """See whether the end is near: from then on training comes before evaluations, as the longer chain.
 
         Before that no core will idle whatever comes first, so results do, as they do where nobody knows the cores.
-        `left` are the stages to be done or at work, on a site of `cores`; what is far away at `now` seconds is looked
-        at again when it could be near.
+        `left` are the stages to be done or at work, on a site of that `budget`; what is far away at `now` seconds is
+        looked at again when it could be near.
         """
+        self._budget, self._now = budget, now
         if now < self._look_at:
             return
         seconds = self._ranks()
         keys = left()
         longest = max((seconds[key] for key in keys), default=0.0)
-        work = sum(self._own(key) * cores_of(self._graph.resources(key)) for key in keys)
-        slack = work / cores - HORIZON * longest
+        work = sum(self._own(key) * amounts(self._graph.resources(key), budget)[0] for key in keys)
+        slack = work / budget.cores - HORIZON * longest
         near = slack <= 0
         if near is not self._near:
             self._near, self._listed, self._sorted, self._together = near, frozenset(), {}, {}
@@ -75,6 +81,7 @@ class Agenda:
     ) -> Chosen:
         """Return the most urgent chains of `ready` that fit, at most `room`, each with its resources.
 
+        Under a budget that was looked at, what fits and would make the most urgent one that does not fit later waits.
         `done` and `taken` are as in `StageGraph.chains`; `resources` tells what a chain asks for, `admit` what of that
         may be submitted now. With `spread`, where a job starts at once, evaluations that wait together are several of
         them where cores would idle, and what needs torch is apart from what does not.
@@ -82,12 +89,13 @@ class Agenda:
         if not ready or room <= 0:
             return []
         self._list(frozenset(ready))
+        self._backfill.keep(taken)
         count = FIRST
         while True:
             found = self._graph.chains(self._first(count), done, taken, light=spread)
             chains = sorted(found, key=lambda chain: self._urgency(chain[0]))
             wanted = [resources(chain) for chain in chains]
-            answers = admit(wanted)
+            answers, reserved = self._admitted(chains, wanted, admit)
             chosen = [(c, w) for c, w, fits in zip(chains, wanted, answers, strict=True) if fits][:room]
             refused = {self._graph.resources(c[0]) for c, fits in zip(chains, answers, strict=True) if not fits}
             # Of what was refused once, more of the same would be refused as well.
@@ -95,11 +103,42 @@ class Agenda:
                 listed[count][0] for kind, listed in self._sorted.items() if len(listed) > count and kind not in refused
             ]
             if not unseen or (len(chosen) == room and self._urgency(chosen[-1][0][0]) < min(unseen)):
-                return self._spread(chosen, admit, room) if spread else chosen
+                return self._started(self._spread(chosen, admit, room, reserved) if spread else chosen)
             count *= 4
 
-    def _spread(self, chosen: Chosen, admit: Admit, room: int) -> Chosen:
-        """Halve the longest job of evaluations while the site takes one more."""
+    def _admitted(
+        self, chains: Sequence[Sequence[str]], wanted: Sequence[Resources], admit: Admit
+    ) -> tuple[Sequence[bool], Reservation | None]:
+        """Return what may be submitted, and what is reserved for the first of what does not fit."""
+        answers = admit(wanted)
+        first = next((number for number, fits in enumerate(answers) if not fits), None)
+        if first is None or self._budget is None or not any(answers[first:]):
+            return answers, None
+        budget = self._budget
+        ahead = [self._holds(chains[number], wanted[number], budget) for number in range(first)]
+        asked = amounts(wanted[first], budget)
+        reserved = self._backfill.reserve(asked, everything(budget), ahead, self._now)
+        if reserved is None:
+            return answers, None
+        fits = [number for number in range(first, len(chains)) if answers[number]]
+        allowed = {n for n in fits if reserved.allows(self._length(chains[n]), amounts(wanted[n], budget))}
+        return [number < first or number in allowed for number in range(len(chains))], reserved
+
+    def _started(self, chosen: Chosen) -> Chosen:
+        if self._budget is not None:
+            for chain, wanted in chosen:
+                self._backfill.started(chain[-1], *self._holds(chain, wanted, self._budget))
+        return chosen
+
+    def _holds(self, chain: Sequence[str], wanted: Resources, budget: Budget) -> tuple[float, Amounts]:
+        """Return the expected end of a job that starts now, and what it holds."""
+        return self._now + self._length(chain), amounts(wanted, budget)
+
+    def _length(self, chain: Sequence[str]) -> float:
+        return sum(map(self._own, chain))
+
+    def _spread(self, chosen: Chosen, admit: Admit, room: int, reserved: Reservation | None) -> Chosen:
+        """Halve the longest job of evaluations while the site takes one more, beside what is `reserved`."""
         while len(chosen) < room:
             halves = [(self._halves(chain), number) for number, (chain, _) in enumerate(chosen)]
             (least, parts), number = max(halves, key=lambda found: found[0][0], default=((0.0, ()), 0))
@@ -108,6 +147,10 @@ class Agenda:
             wanted = [asked for _, asked in chosen]
             if not admit([*wanted, wanted[number]])[-1]:
                 break
+            if reserved is not None and self._budget is not None:
+                seconds = max(map(self._length, parts))
+                if not reserved.allows(seconds, amounts(wanted[number], self._budget)):
+                    break
             chosen[number : number + 1] = [(part, wanted[number]) for part in parts]
         return chosen
 
@@ -206,8 +249,3 @@ def upward_ranks(graph: StageGraph, clock: Clock) -> dict[str, float]:
 def seconds_of(graph: StageGraph, clock: Clock, key: str) -> float:
     """Return the expected seconds of a whole stage."""
     return clock.seconds(graph.stages[key], graph.resources(key), graph.vocabulary(key))
-
-
-def cores_of(resources: Resources) -> int:
-    """Return the cores that a job of these resources holds."""
-    return resources.nodes * resources.processes * resources.cores

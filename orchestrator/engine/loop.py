@@ -295,7 +295,7 @@ class Engine:
         room = self.options.max_jobs - len(self.watch.mine) if self.options.max_jobs else len(ready)
         budget = getattr(self.backend, "budget", None)
         if budget is not None:
-            self._agenda.look(budget.cores, lambda: self._following.open, time.monotonic())
+            self._agenda.look(budget, lambda: self._following.open, time.monotonic())
         chosen = self._agenda.choose(
             ready,
             present,

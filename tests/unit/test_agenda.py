@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.backends.local import Budget
 from orchestrator.engine import agenda
 from orchestrator.engine.agenda import Agenda
 from orchestrator.grid.load import load_grid
@@ -100,7 +101,7 @@ def test_training_comes_first_where_the_end_is_near_and_results_do_before(graph:
     made, left = Agenda(graph, Clock()), graph.stages.keys() - done
     phases = {}
     for cores in (2, 10_000):
-        made.look(cores, lambda: left, now=1e9 * cores)
+        made.look(Budget(cores, 1e6, 0), lambda: left, now=1e9 * cores)
         phases[cores] = [graph.stages[chain[0]].phase for chain in chosen(graph, made, ready, done, Site(4))]
     assert phases == {2: ["evaluate"] * 4, 10_000: ["finetune"] * 2}
 
@@ -114,7 +115,7 @@ def test_the_end_is_looked_for_when_it_could_be_near(graph: StageGraph) -> None:
         return graph.stages.keys() - done
 
     for second in range(1000):
-        made.look(2, left, float(second))
+        made.look(Budget(2, 64.0, 0), left, float(second))
     assert 0 < len(looked) < 10
 
 
@@ -156,3 +157,85 @@ def test_evaluations_that_wait_together_are_shared_out_to_idle_cores_alone(graph
     assert [len(job) for job in jobs(2)] == [2, 2]
     assert {key for job in jobs(8) for key in job} == ready
     assert [len(job) for job in jobs(8)] == [1, 1, 1, 1]
+
+
+WIDE = """
+name: wide
+description: training on three of four cores, evaluations on one
+base: finetune
+factors: {freeze: [none, router], seed: [0, 1, 2]}
+baseline: {freeze: none}
+evaluate: [lm]
+at: [1.0]
+set: {execution: {resources: {evaluate: {cores: 1}, finetune: {cores: %d}}}}
+"""
+
+
+class Afternoon:
+    """Six cells trained by half on four cores: each evaluation takes `seconds`, each second half 100."""
+
+    def __init__(self, folder: Path, wide: int, seconds: float = 20.0) -> None:
+        path = folder / f"wide{wide}.yaml"
+        path.write_text(WIDE % wide)
+        self.graph, self.clock = build_graph(load_grid(str(path))), Clock()
+        self.budget = Budget(4, 64.0, 0)
+        self.agenda = Agenda(self.graph, self.clock)
+        for key, stage in self.graph.stages.items():
+            told = {"train_seconds": 100.0, "steps_run": stage.steps} if stage.steps else {"seconds": seconds}
+            self.clock.learn(stage, self.graph.resources(key), told)
+        stages = self.graph.stages.items()
+        self.done = {key for key, stage in stages if stage.phase != "evaluate"}
+        self.training = next(key for key, stage in stages if stage.phase == "finetune")
+        self.done -= {self.training, *self.graph.children(self.training)}
+        self.evaluations = [k for k, s in stages if s.phase == "evaluate" and set(s.parents) <= self.done]
+
+    def start(self, now: float, ready: Sequence[str], taken: Sequence[str]) -> list[str]:
+        """Return what of `ready` is started at a time, beside what is at work."""
+        self.agenda.look(self.budget, lambda: [self.training], now)  # the end is near: training comes first
+        held = [self.graph.resources(key) for key in taken]
+        found = self.agenda.choose(
+            ready,
+            self.done,
+            set(taken),
+            lambda chain: self.graph.resources(chain[0]),
+            lambda wanted: self.budget.admits(held, wanted),
+            99,
+            spread=True,
+        )
+        return [chain[0] for chain, _ in found]
+
+
+def test_small_jobs_do_not_keep_apart_the_cores_that_a_wide_one_waits_for(tmp_path: Path) -> None:
+    day = Afternoon(tmp_path, wide=4)
+    one, two, *rest = day.evaluations
+    assert day.start(0.0, [one], []) == [one]
+    # The wide one starts when the first evaluation is over; one more would be over ten seconds later.
+    assert day.start(10.0, [day.training, two, *rest], [one]) == []
+    assert day.start(20.0, [day.training, two, *rest], []) == [day.training]
+
+
+def test_what_is_over_before_a_wide_job_could_start_goes_ahead(tmp_path: Path) -> None:
+    day = Afternoon(tmp_path, wide=4)
+    one, two, *rest = day.evaluations
+    assert day.start(0.0, [one], []) == [one]
+    assert len(day.start(0.0, [day.training, two, *rest], [one])) == 3
+    late = Afternoon(tmp_path, wide=4)
+    late.start(0.0, [one], [])
+    assert late.start(30.0, [late.training, two, *rest], [one]) == []  # it is late, and may end at any time
+
+
+def test_what_a_wide_job_leaves_free_is_used_meanwhile_and_no_more(tmp_path: Path) -> None:
+    day = Afternoon(tmp_path, wide=3)
+    one, two, *rest = day.evaluations
+    assert day.start(0.0, [one, two], []) == [one, two]
+    # Of two free cores one is left beside the wide job from second 20 on.
+    (third,) = day.start(10.0, [day.training, *rest], [one, two])
+    # What was started meanwhile is no reason to start one more.
+    assert day.start(11.0, [day.training, *rest], [one, two, third]) == []
+    assert day.start(20.0, [day.training, *rest], [third]) == [day.training]
+
+
+def test_jobs_of_other_drivers_hold_nothing_back(tmp_path: Path) -> None:
+    day = Afternoon(tmp_path, wide=4)
+    one, two, *rest = day.evaluations
+    assert len(day.start(10.0, [day.training, two, *rest], [one])) == 3  # nobody here knows when it ends

@@ -1,0 +1,87 @@
+"""What may go ahead of the most urgent job that does not fit yet: only what does not make it later.
+
+EASY backfilling (Lifka 1995): the first job that waits has a start reserved, when enough of those at work should have
+ended; others start before it where they should be over by then, or take what it leaves free. Without that, small jobs
+would keep the cores apart that a wide one waits for, as long as there are any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from orchestrator.backends.local import Budget
+from orchestrator.spec.cell import Resources
+
+Amounts = tuple[float, ...]  # cores, GiB, GPUs
+
+
+@dataclass(slots=True)
+class Reservation:
+    """The start of a job that waits, in seconds from now, and what is free beside it from then on."""
+
+    seconds: float
+    free: Amounts
+
+    def allows(self, seconds: float, wanted: Amounts) -> bool:
+        """Say whether a job of so many `seconds` may start now; what it holds beyond the reserved start is taken."""
+        if seconds <= self.seconds:
+            return True
+        left = _less(self.free, wanted)
+        if min(left) < 0:
+            return False
+        self.free = left
+        return True
+
+
+class Backfill:
+    """The jobs that were started under a budget, with the ends that are expected of them."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[float, Amounts]] = {}  # the last stage of a job -> its end, and what it holds
+
+    def started(self, last: str, end: float, held: Amounts) -> None:
+        """Note a job by its last stage."""
+        self._held[last] = end, held
+
+    def keep(self, taken: Collection[str]) -> None:
+        """Forget the jobs whose last stage is none of those at work."""
+        for last in self._held.keys() - taken:
+            del self._held[last]
+
+    def reserve(
+        self, asked: Amounts, whole: Amounts, ahead: Sequence[tuple[float, Amounts]], now: float
+    ) -> Reservation | None:
+        """Return when a job that does not fit `now` should, None where others than those started here hold its place.
+
+        `whole` is what there is, `ahead` are the ends and amounts of jobs that start before it. A job that is at work
+        for longer than expected ends now, as far as anybody knows.
+        """
+        at_work = [*self._held.values(), *ahead]
+        free = whole
+        for _, held in at_work:
+            free = _less(free, held)
+        if min(_less(free, asked)) >= 0:
+            return None
+        start = None
+        for end, held in sorted((max(end, now), held) for end, held in at_work):
+            if start is not None and end > start:
+                break
+            free = tuple(a + b for a, b in zip(free, held, strict=True))
+            if start is None and min(_less(free, asked)) >= 0:
+                start = end
+        return None if start is None else Reservation(start - now, _less(free, asked))
+
+
+def everything(budget: Budget) -> Amounts:
+    """Return all that a budget gives."""
+    return float(budget.cores), budget.memory_gb, float(budget.gpus)
+
+
+def amounts(wanted: Resources, budget: Budget) -> Amounts:
+    """Return what a job holds of a budget: what is larger than everything runs alone."""
+    return tuple(min(float(one), most) for one, most in zip(budget.demand(wanted), everything(budget), strict=True))
+
+
+def _less(ours: Amounts, theirs: Amounts) -> Amounts:
+    return tuple(a - b for a, b in zip(ours, theirs, strict=True))
