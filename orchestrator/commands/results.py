@@ -162,7 +162,11 @@ def show_results(context: Context, graph: StageGraph, results: Any = None) -> No
         console.print(f"tracker: {context.tracking_uri}")
     elif context.tracking_uri:
         look = shlex.join(["moegrid", "ui", graph.grid.name, *again.place_words(context.arguments)])
-        console.print(f"MLflow: experiment {graph.grid.name!r} in {context.tracking_uri}   (look at it with: {look})")
+        where, how = f"MLflow: experiment {graph.grid.name!r} in {context.tracking_uri}", f"look at it with: {look}"
+        if console.width and len(where) + len(how) + 5 > console.width:
+            console.print(f"{where}\n    {how}")  # the command in one piece
+        else:
+            console.print(f"{where}   ({how})")
 
 
 def try_report(context: Context, results: object) -> Path | None:

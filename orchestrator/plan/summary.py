@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from orchestrator.grid.idle import idle_words
 from orchestrator.plan.cost import flops, parameters, tokens_of
 from orchestrator.plan.needs import gates, missing_benchmarks, packages
 from orchestrator.plan.plan import ACTIONS, STAGE_PHASES, Plan
@@ -150,6 +151,15 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "gated": [{"name": gate.name, "stages": gate.stages, "hint": gate.hint} for gate in gates(plan)],
         "left_out": [
             {"suite": left.suite, "tasks": list(left.tasks), "hint": left.hint} for left in missing_benchmarks(grid)
+        ],
+        "idle": [
+            {
+                "field": f"model.moe.{one.field}",
+                "cells": one.cells,
+                "same": [list(pair) for pair in one.same],
+                "told": str(one),
+            }
+            for one in idle_words(grid.cells)
         ],
         "blocked": [
             {"stage": key, "label": plan.graph.stages[key].label, "reason": plan.actions[key].reason}

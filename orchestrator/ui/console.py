@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from typing import TextIO
 from orchestrator.ui.typed import as_typed
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "dim": "2", "bold": "1"}
+_WORDS = re.compile(r"(\s*)(\S+)")
+_COLOUR = re.compile("\033\\[[0-9]*m")
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -34,6 +37,11 @@ class Console:
                 os.dup2(nothing.fileno(), self.stream.fileno())
             self.stream = nothing
 
+    def tell(self, text: str) -> None:
+        """Write a sentence: what is longer than a line goes on below, indented."""
+        for line in wrapped(text, self.width):
+            self.print(line)
+
     @property
     def width(self) -> int:
         """How many characters a line holds: of COLUMNS, else of the terminal, 0 (any number) where there is none."""
@@ -44,6 +52,22 @@ class Console:
     def style(self, text: str, name: str) -> str:
         """Return `text` in a colour, where colours are shown."""
         return f"\033[{_CODES[name]}m{text}\033[0m" if self.colour else text
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Return `text` as lines of at most `width` characters (0: any number), broken at spaces, the later ones indented.
+
+    A word that is longer than a line stays whole, as paths and commands must.
+    """
+    margin = text[: len(text) - len(text.lstrip())]
+    lines, line, used = [], margin, len(margin)
+    for gap, word in _WORDS.findall(text[len(margin) :]):
+        length = len(_COLOUR.sub("", word))
+        if width and used + len(gap) + length > width and line.strip():
+            lines.append(line)
+            line, used, gap = f"{margin}    ", len(margin) + 4, ""
+        line, used = f"{line}{gap}{word}", used + len(gap) + length
+    return [*lines, line]
 
 
 def duration(seconds: float) -> str:

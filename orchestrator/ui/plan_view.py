@@ -20,7 +20,7 @@ def show_plan(plan: Plan, console: Console, *, budget: Budget | None = None, ada
     """
     grid = plan.graph.grid
     data = to_json(plan)
-    console.print(
+    console.tell(
         f"{console.style(grid.name, 'bold')} at scale {grid.scale}: {plural(len(grid.cells), 'cell')}"
         + (f"  {console.style(grid.description, 'dim')}" if grid.description else "")
     )
@@ -28,17 +28,17 @@ def show_plan(plan: Plan, console: Console, *, budget: Budget | None = None, ada
         segments, factors = block["segments"], ", ".join(block["factors"]) or "one cell"
         actions = "  ".join(_mark(console, name, block["actions"].get(name, 0)) for name in _MARKS)
         shared = segments["unshared"] - segments["shared"]
-        console.print(f"  {actions}  {console.style(f'. shared {shared}', 'cyan')}  {factors}")
+        console.tell(f"  {actions}  {console.style(f'. shared {shared}', 'cyan')}  {factors}")
         seeds = block["seeds"]
         each = ""
         if seeds > 1 and segments["shared"] % seeds == 0:
             each = f" ({segments['shared'] // seeds} and {segments['unshared'] // seeds} a seed)"
-        console.print(
+        console.tell(
             f"      {plural(block['cells'], 'cell')} over {plural(seeds, 'seed')}: "
             f"{segments['shared']} training segments instead of {segments['unshared']} without sharing{each}"
         )
         if block["reason"] and block["actions"].get("run", 0) != sum(block["actions"].values()):
-            console.print(f"      {block['reason']}")
+            console.tell(f"      {block['reason']}")
     rows = [["phase", "stages", "without sharing", "steps", "without sharing"]]
     for row in data["phases"]:
         stages, steps = row["stages"], row["steps"]
@@ -54,71 +54,75 @@ def show_plan(plan: Plan, console: Console, *, budget: Budget | None = None, ada
     for line in columns(rows, right=(1, 2, 3, 4)):
         console.print("  " + line)
     for model in data["models"]:
-        console.print(
+        console.tell(
             f"  model {model['backbone']} {model['preset']} {model['experts']}: {quantity(model['total'])} parameters, "
             f"{quantity(model['active'])} active, {quantity(model['flops_per_token'])} FLOPs a token forward"
         )
-        console.print(
+        console.tell(
             "      "
             + " + ".join(f"{phase} {quantity(tokens)}" for phase, tokens in model["tokens"].items())
             + f" tokens a cell ({plural(model['cells'], 'cell')})"
         )
     for mesh in data["meshes"]:
-        console.print(f"  mesh of {mesh['phase']}: {mesh['ranks']} ranks = {mesh['mesh']}")
+        console.tell(f"  mesh of {mesh['phase']}: {mesh['ranks']} ranks = {mesh['mesh']}")
     kinds = {kind: size for kind, size in data["store_bytes"].items() if size}
-    console.print(
+    console.tell(
         f"  store: {quantity(sum(kinds.values()))}B ("
         + ", ".join(f"{kind} {quantity(size)}B" for kind, size in kinds.items())
         + "), states on the way not counted"
     )
     for plugin in data["plugins"]:
-        console.print(f"  plugins: {plugin['shown']}")
+        console.tell(f"  plugins: {plugin['shown']}")
     if adaptive:
-        console.print(f"  {adaptive}")
+        console.tell(f"  {adaptive}")
     for left in data["left_out"]:
         tasks = ", ".join(left["tasks"])
-        console.print(f"  {console.style('!', 'yellow')} {left['suite']} without {tasks}: no source")
-        console.print(f"      {left['hint']}")
+        console.tell(f"  {console.style('!', 'yellow')} {left['suite']} without {tasks}: no source")
+        console.tell(f"      {left['hint']}")
+    for idle in data["idle"]:
+        console.tell(f"  {console.style('!', 'yellow')} {idle['told']}")
     for package in data["packages"]:
         size = f"{package['megabytes']} MB, fetched once"
-        console.print(f"  package: {package['url']} ({package['licence']}; {size})")
+        console.tell(f"  package: {package['url']} ({package['licence']}; {size})")
     for gate in data["gated"]:
         mark, token = ("yellow", "") if has_hub_token() else ("red", ", and this machine has no HF_TOKEN")
-        console.print(f"  {console.style('!', mark)} hub://{gate['name']} is gated{token}")
-        console.print(f"      {gate['hint']}")
+        console.tell(f"  {console.style('!', mark)} hub://{gate['name']} is gated{token}")
+        console.tell(f"      {gate['hint']}")
     for lacking in (missing_keys(plan), missing_devices(plan, budget.gpus if budget else None)):
         if lacking is not None:
-            console.print(f"  {console.style('!', 'red')} {lacking.error}: {lacking.cause}")
-            console.print(f"      {lacking.hint}")
+            console.tell(f"  {console.style('!', 'red')} {lacking.error}: {lacking.cause}")
+            console.tell(f"      {lacking.hint}")
     for blocked in data["blocked"][:5]:
-        console.print(f"  {console.style('!', 'red')} {blocked['label']}: {blocked['reason']}")
+        console.tell(f"  {console.style('!', 'red')} {blocked['label']}: {blocked['reason']}")
     if len(data["blocked"]) > 5:
-        console.print(f"  ... and {len(data['blocked']) - 5} more blocked")
+        console.tell(f"  ... and {len(data['blocked']) - 5} more blocked")
     counts = data["actions"]
-    console.print("  " + "  ".join(_mark(console, name, counts[name]) for name in _MARKS) + "  stages")
+    console.tell("  " + "  ".join(_mark(console, name, counts[name]) for name in _MARKS) + "  stages")
     if plan.pending:
         gpu = data["gpu_hours"] > 0
         kind, whole = ("GPU", data["gpu_hours_of_grid"]) if gpu else ("core", _core_hours(plan))
         left = data["gpu_hours"] if gpu else data["core_hours"]
-        console.print(
+        console.tell(
             f"  estimated: {left:.2f} {kind}-hours left; whole grid {whole['shared']:.2f} with sharing, "
             f"{whole['unshared']:.2f} without"
         )
         if (spec := plan.graph.grid.search) is not None:
             ends = "" if spec.scheduler.name == "fifo" else f", which {spec.scheduler.name} makes less"
-            console.print(
+            console.tell(
                 f"  this is one trial of {spec.trials}: at most {spec.trials * left:.2f} {kind}-hours for the search"
                 f"{ends}; what trials share is made once"
             )
         if budget is not None and missing_devices(plan, budget.gpus) is None:
-            console.print(f"  {_times(forecast(plan, budget))}")
+            console.tell(f"  {_times(forecast(plan, budget))}")
 
 
 def _times(told: Forecast) -> str:
     """Say how long a plan takes, and what no schedule could be faster than."""
     about = "about" if told.simulated else "at most about"
-    chain = f"{duration(told.work / told.cores)} of work a core, longest chain {duration(told.path)}"
-    return f"on {plural(told.cores, 'core')}: {about} {duration(told.makespan)}; bound {duration(told.bound)} ({chain})"
+    load, scarce = told.load
+    chain = f"{duration(load)} of work a {scarce}, longest chain {duration(told.path)}"
+    place = plural(told.cores, "core") + (f" and {plural(told.gpus, 'GPU')}" if told.gpu_work else "")
+    return f"on {place}: {about} {duration(told.makespan)}; bound {duration(told.bound)} ({chain})"
 
 
 def _mark(console: Console, action: str, count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from orchestrator.errors import MoegridError
 from orchestrator.report import formats, html, tables
 from orchestrator.report.collect import collect
 from orchestrator.store import Store
+from orchestrator.ui.console import wrapped
 from tests.grid_store import GridStore
 
 
@@ -73,6 +75,25 @@ def test_tables_fit_the_terminal_and_keep_every_value(width: int) -> None:
     assert max(map(len, whole.splitlines())) > 200
     assert all(entry.text in text for _, entries in table.rows for entry in entries)
     assert all(column in text for column in table.columns)
+
+
+@pytest.mark.parametrize("width", [0, 20, 80, 120])
+def test_a_sentence_is_broken_at_spaces_and_loses_nothing(width: int) -> None:
+    text = "  \033[33m!\033[0m model.moe.z_after_temperature: true  changes nothing: " + "a few words " * 20
+    lines = wrapped(text, width)
+    assert " ".join(" ".join(lines).split()) == " ".join(text.split())
+    bare = [re.sub("\033\\[[0-9]*m", "", line) for line in lines]
+    assert all(len(line) <= width or len(line.split()) == 1 for line in bare) or not width
+    assert lines[0].startswith("  \033[33m!")
+    assert all(line.startswith("      ") for line in lines[1:])
+    assert len(lines) == 1 or width
+    assert wrapped("", width) == [""]
+
+
+def test_a_plan_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["plan", "libmoe_algorithms"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_two_grids_without_a_common_cell_are_compared_by_their_first(capsys: pytest.CaptureFixture[str]) -> None:
