@@ -18,7 +18,7 @@ from orchestrator.files.yaml_positions import Document, Path, parse_yaml, read_m
 from orchestrator.grid.factors import short_names
 from orchestrator.grid.files import COMMAND_LINE, GRIDS, NAME
 from orchestrator.grid.plugin_files import PluginReader
-from orchestrator.grid.renamed import renew, renewed
+from orchestrator.grid.renamed import renew, renewed, renewed_value
 from orchestrator.grid.vocabulary import meaning
 from orchestrator.resources import show
 from orchestrator.spec.fields import field_paths
@@ -348,6 +348,7 @@ class Loader:
             self.problems.add(f"override {text!r} has no value", COMMAND_LINE, key, hint)
         if len(self.problems.found) > before:
             return
+        value = renewed_value(key, value, COMMAND_LINE)
         if section in REPLACED and rest:
             old = self.sections.get(section, Section({}, {}))
             data = {**old.data, rest: value} if isinstance(old.data, dict) else {rest: value}

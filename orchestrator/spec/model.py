@@ -200,9 +200,6 @@ class Moe(MoESpec):
     temperature: float = 1.0
 
 
-_RENAMED = {old: f"it is called {new!r} now, after the architecture" for new, old in FORMERLY.items()}
-
-
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A causal language model: the shape of its backbone and its MoE block.
@@ -212,7 +209,7 @@ class ModelSpec:
     `foreign_tokenizer` lets a checkpoint be trained with a tokenizer that is not its own.
     """
 
-    backbone: Annotated[str, Rule(choices=tuple(BACKBONES), refused=_RENAMED)] = field(
+    backbone: Annotated[str, Rule(choices=tuple(BACKBONES))] = field(
         default=DEFAULT_BACKBONE, metadata=named_before(FORMERLY)
     )
     """Architecture around the MoE blocks."""

@@ -66,3 +66,43 @@ def test_what_is_wrong_with_it_is_told_at_its_line_and_without_a_row_it_is_unkno
     monkeypatch.setattr(renamed, "RENAMED", {})
     with pytest.raises(GridError, match=r"'finetune.rate' is not a field"):
         load("factors: {seed: [0]}\nset:\n  finetune.rate: 1.0\n")
+
+
+OLD_VALUES = """baseline: {{backbone: {llama}}}
+exclude:
+  - {{backbone: {llama}, freeze: none}}
+set:
+  model: {{backbone: {llama}}}
+scales:
+  tiny:
+    set: {{model.backbone: {llama}}}
+factors:
+  freeze: [none, expert]
+"""
+A_LIST = """  backbone: [olmoe, {llama}]
+with:
+  backbone:
+    {llama}: {{finetune.clip: 0.5}}
+"""
+PAIRS = '  "[backbone, seed]": [[{llama}, 0], [olmoe, 1]]\n'
+
+
+@pytest.mark.parametrize("axis", [A_LIST, PAIRS])
+def test_an_old_value_means_the_new_one_everywhere_and_is_told(
+    load: Load, axis: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = OLD_VALUES + axis
+    new = load(text.format(llama="llama"))
+    assert not caplog.records
+    old = load(text.format(llama="smollm2"))
+    assert science(old) == science(new) != []
+    assert [item.factors for item in old.cells] == [item.factors for item in new.cells]
+    lines = [number for number, row in enumerate(text.splitlines(), 2) if "{llama}" in row]
+    assert all(f"grid.yaml:{line})" in caplog.text for line in lines)
+    assert "smollm2 is called llama now" in caplog.text
+
+
+def test_an_old_value_on_the_command_line_is_told_too(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    (item,) = load("set: {finetune.clip: 0.5}", overrides=["set.model.backbone=smollm2"]).cells
+    assert item.cell.model.backbone == "llama"
+    assert "smollm2 is called llama now (command line)" in caplog.text
