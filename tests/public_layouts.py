@@ -31,6 +31,14 @@ YARN = {
     "beta_fast": 2.0,
     "beta_slow": 0.5,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 6.0,
+    "low_freq_factor": 0.5,
+    "high_freq_factor": 2.0,
+    "original_max_position_embeddings": 16,
+}
 DEEPSEEK = {
     "intermediate_size": 56,
     "moe_intermediate_size": 24,
@@ -131,6 +139,48 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
             "n_group": 4,
             "topk_group": 2,
             "rope_parameters": {**YARN, "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+    ),
+    "llama (stretched as Llama 3.1)": ("Llama", {"intermediate_size": 80, "rope_parameters": LLAMA3}),
+    "glm4_moe (stretched as Llama 3.1)": (
+        "Glm4Moe",
+        {**DEEPSEEK, "head_dim": 20, "rope_parameters": {**LLAMA3, "partial_rotary_factor": 0.4}},
+    ),
+    "mixtral (stretched evenly)": (
+        "Mixtral",
+        {
+            "intermediate_size": 40,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 3.0},
+        },
+    ),
+    # Beyond its context the base of the positions grows.
+    "qwen2 (longer than its context)": (
+        "Qwen2",
+        {
+            "intermediate_size": 80,
+            "max_position_embeddings": 13,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 5000.0, "factor": 3.0},
+        },
+    ),
+    "olmoe (biases)": (
+        "Olmoe",
+        {"intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 1, "attention_bias": True},
+    ),
+    "qwen3 (biases)": ("Qwen3", {"intermediate_size": 80, "head_dim": 20, "attention_bias": True}),
+    "qwen3_moe (biases)": (
+        "Qwen3Moe",
+        {"moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2, "attention_bias": True},
+    ),
+    "qwen2_moe (a shared expert of any width)": (
+        "Qwen2Moe",
+        {
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 41,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "qkv_bias": False,
         },
     ),
     "mistral (windows)": ("Mistral", {"intermediate_size": 80, "head_dim": 20, "sliding_window": 6}),

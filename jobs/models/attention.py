@@ -1,10 +1,6 @@
-"""Self-attention with rotary positions: grouped heads, causal mask and cache, the rotation in few passes."""
+"""Self-attention with rotary positions: grouped heads, causal mask, cache, window and sinks."""
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,105 +8,9 @@ from torch import Tensor, nn
 
 from jobs.models.key_values import KeyValues, behind
 from jobs.models.norm import RMSNorm
-from jobs.moe.host import is_fake, visible
-from orchestrator.spec.attention import RopeSpec
+from jobs.models.rotary import Angles
+from jobs.moe.host import is_fake
 from orchestrator.spec.model import Model
-
-
-class _Rotary(torch.autograd.Function):
-    """x * cos + rotate_half(x) * sin (RoFormer, eq. 34); its gradient is the rotation by the opposite angle."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin, 1)
-
-    @staticmethod
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _rotate(d_y, cos, sin, -1), None, None
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    half = x.shape[-1] // 2
-    # Contiguous, whatever the layout of x.
-    y = torch.mul(x, cos, out=x.new_empty(x.shape))
-    y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
-    y[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
-    return y
-
-
-@dataclass(frozen=True)  # no slots: DeepSpeed's hooks read what a module returns from its __dict__
-class Angles:
-    """Cosines and sines [B or 1,S,head_dim] of the positions of one forward pass, each angle twice: for both halves."""
-
-    cos: Tensor
-    sin: Tensor
-    _rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def turn(self, x_BSD: Tensor) -> Tensor:
-        """Return the heads [B,H,S,d] of [B,S,H d], turned by their positions."""
-        batch, length, width = x_BSD.shape
-        heads = width // self.cos.shape[-1]
-        if not visible(x_BSD):
-            x_BSHd = x_BSD.view(batch, length, heads, -1)
-            turned: Tensor = _Rotary.apply(x_BSHd, self.cos.unsqueeze(2), self.sin.unsqueeze(2))  # type: ignore[no-untyped-call]
-            return turned.transpose(1, 2)
-        rows = x_BSD.reshape(batch, length * heads, -1)
-        turned = _Rotary.apply(rows, *self._of_heads(heads))  # type: ignore[no-untyped-call]
-        return turned.view(batch, length, heads, -1).transpose(1, 2)
-
-    def _of_heads(self, heads: int) -> tuple[Tensor, Tensor]:
-        """Return a table row for each head of each position: a CPU runs over whole rows faster than over heads."""
-        if heads not in self._rows:
-            cos, sin = (table.unsqueeze(2).expand(-1, -1, heads, -1).flatten(1, 2) for table in (self.cos, self.sin))
-            self._rows[heads] = cos, sin
-        return self._rows[heads]
-
-
-class RotaryTables(nn.Module):
-    """Cosines and sines of the angles of rotary positions: position * theta^(-2i/d) (RoFormer, eq. 15)."""
-
-    inv_freq: Tensor
-
-    def __init__(self, width: int, theta: float, rope: RopeSpec | None = None) -> None:
-        """`width` is what turns of a head; `rope` says how its frequencies are stretched."""
-        super().__init__()
-        frequencies = 1.0 / (theta ** (torch.arange(0, width, 2, dtype=torch.float) / width))
-        if rope is not None and rope.scaling:
-            frequencies = stretched(frequencies, theta, rope)
-        self.factor = rope.table_factor if rope is not None else 1.0
-        self.register_buffer("inv_freq", frequencies, persistent=False)
-
-    @torch.no_grad()
-    def forward(self, positions_BS: Tensor, dtype: torch.dtype) -> Angles:
-        """Return the angles of positions [B,S] in a type."""
-        angles = positions_BS[..., None].float() * self.inv_freq.to(device=positions_BS.device, dtype=torch.float)
-        twice = torch.cat((angles, angles), dim=-1)
-        cos, sin = twice.cos(), twice.sin()
-        if self.factor != 1.0:
-            cos, sin = cos * self.factor, sin * self.factor
-        return Angles(cos.to(dtype), sin.to(dtype))
-
-
-def stretched(frequencies_d: Tensor, theta: float, rope: RopeSpec) -> Tensor:
-    """Return the frequencies of a longer context by YaRN (Peng et al. 2024, eq. 17 and 23).
-
-    Those that turn more than `beta_fast` times in the original context stay, those below `beta_slow` are divided by
-    `factor`, and between the two by a ramp over the dimensions.
-    """
-    pairs = len(frequencies_d)
-
-    def dimension(rotations: float) -> float:
-        return pairs * math.log(rope.original_context / (rotations * 2 * math.pi)) / math.log(theta)
-
-    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
-    if rope.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, 2 * pairs - 1)
-    # Where both bounds are one dimension, the ramp is a step.
-    ramp = ((torch.arange(pairs, dtype=torch.float) - low) / ((high - low) or 0.001)).clamp(0, 1)
-    return frequencies_d / rope.factor * ramp + frequencies_d * (1 - ramp)
 
 
 def causal_mask(given: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor | None:

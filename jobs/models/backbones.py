@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from jobs.models.attention import Angles, Attention, RotaryTables, causal_mask, windowed_mask
+from jobs.models.attention import Attention, causal_mask, windowed_mask
 from jobs.models.key_values import KeyValues
 from jobs.models.latent import LatentAttention
 from jobs.models.loss import linear_cross_entropy
 from jobs.models.norm import RMSNorm
+from jobs.models.rotary import Angles, RotaryTables
 from jobs.models.vision.sight import Vision
 from jobs.moe.block import DenseBlock, MoEBlock, block_of
 from jobs.moe.routing import Routing

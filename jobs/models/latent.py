@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jobs.models.attention import Angles, behind_prefix, mixed
+from jobs.models.attention import behind_prefix, mixed
 from jobs.models.key_values import KeyValues, behind
 from jobs.models.norm import RMSNorm
+from jobs.models.rotary import Angles
 from orchestrator.spec.model import Model
 
 # Of the latents' norms, whatever the others' is: no public config says it.

@@ -76,6 +76,7 @@ _OURS = (
 _PARTS = tuple(name for name in PARTS if name != "shared_gate")  # which one has, and others refuse below
 _BLOCKS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
     "gpt_oss": {"gate": ("affine",), "expert": ("swiglu_shifted_bias",)},
+    "qwen2_moe": {"shared_width": ()},
     "deepseek_v2": {"n_group": ()},
     "deepseek_v3": {"score": ("sigmoid",), "balance_bias": (True,), "n_group": ()},
     "glm4_moe": {"score": ("sigmoid",), "balance_bias": (True,), "n_group": ()},
@@ -91,8 +92,11 @@ _AROUND: Mapping[str, tuple[str, ...]] = {
 # Layouts that have projections with biases (without any, unless one is said here).
 _BIASES = {
     "llama": ("", "all"),
+    "olmoe": ("", "all"),
     "qwen2": ("qkv",),
+    "qwen3": ("", "all"),
     "qwen2_moe": ("", "qkv"),
+    "qwen3_moe": ("", "all"),
     "gpt_oss": ("", "all"),
     "granitemoe": ("", "all"),
     "flex_olmo": ("", "all"),

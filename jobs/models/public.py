@@ -15,12 +15,13 @@ from jobs.models.backbones import CausalLM
 from jobs.models.layouts import CLASSES, DEEPSEEK, DENSE, HEADS, MIXTRALS, OLMOES, going, public_layout
 from jobs.models.tensor_file import TensorFile
 from jobs.models.weights import canonical_state
-from jobs.moe.block import dense_width
+from jobs.moe.block import dense_width, shared_width
 from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.parameters import made
 from orchestrator.errors import MoegridError
+from orchestrator.spec.attention import SCALINGS
 from orchestrator.spec.model import Model
-from orchestrator.spec.public_config import UNGATED
+from orchestrator.spec.public_blocks import UNGATED
 
 
 @torch.no_grad()
@@ -59,6 +60,10 @@ def export_checkpoint(
             file.put(name, tensor.to(announced[name].dtype))
 
 
+# Layouts whose projections may all have biases or none, as one field says.
+_ANY_BIAS = ("llama", "olmoe", "qwen3", "qwen3_moe", "gpt_oss", "granitemoe", "flex_olmo", "glm4_moe")
+
+
 def _config(model: CausalLM, layout: str) -> dict[str, Any]:
     # Imported by an export alone: a process that trains or evaluates has no use for the package.
     import transformers
@@ -70,7 +75,8 @@ def _config(model: CausalLM, layout: str) -> dict[str, Any]:
         "num_hidden_layers": spec.num_layers,
         "num_attention_heads": spec.num_heads,
         "num_key_value_heads": spec.num_kv_heads,
-        "max_position_embeddings": spec.context,
+        # Beyond it, where the base grows with a sequence, transformers lets it grow.
+        "max_position_embeddings": spec.rope.original_context if spec.rope.scaling == "dynamic" else spec.context,
         "initializer_range": spec.init_std,
         "rms_norm_eps": spec.norm_eps,
         "tie_word_embeddings": spec.tie_embeddings,
@@ -81,7 +87,7 @@ def _config(model: CausalLM, layout: str) -> dict[str, Any]:
     }
     if layout in HEADS and not spec.latent.kv_rank:
         shape["head_dim"] = spec.head_width
-    if layout in ("llama", "gpt_oss", "granitemoe", "flex_olmo", "glm4_moe"):
+    if layout in _ANY_BIAS:
         shape["attention_bias"] = bool(spec.attention_bias)
     if layout in ("mistral", "mixtral", "gpt_oss"):
         shape["sliding_window"] = spec.attention_window or None
@@ -104,7 +110,7 @@ def _config(model: CausalLM, layout: str) -> dict[str, Any]:
         }
     if layout == "qwen2_moe":
         shape |= {
-            "shared_expert_intermediate_size": moe.expert_width * moe.shared_experts,
+            "shared_expert_intermediate_size": shared_width(moe) * moe.shared_experts,
             "qkv_bias": bool(spec.attention_bias),
             UNGATED: not moe.shared_gate,
         }
@@ -121,11 +127,11 @@ def _rope(spec: Model) -> dict[str, object]:
     fields: dict[str, object] = {"rope_type": rope.scaling or "default", "rope_theta": spec.rope_theta}
     if rope.fraction != 1.0:
         fields["partial_rotary_factor"] = rope.fraction
-    if rope.scaling:
-        fields |= {name: getattr(rope, name) for name in ("factor", "beta_fast", "beta_slow", "truncate")}
-        fields["original_max_position_embeddings"] = rope.original_context
-        scales = {name: getattr(rope, name) for name in ("attention_factor", "mscale", "mscale_all_dim")}
-        fields |= {name: value for name, value in scales.items() if value}
+    # Zeros stand for what a config.json leaves out.
+    said = {name: getattr(rope, name) for name in SCALINGS[rope.scaling]}
+    fields |= {name: value for name, value in said.items() if value or isinstance(value, bool)}
+    if "original_context" in fields:
+        fields["original_max_position_embeddings"] = fields.pop("original_context")
     return fields
 
 

@@ -118,7 +118,9 @@ def _gguf_name(name: str) -> str:
     stem = name.removesuffix(".weight")
     if stem in _GGUF_TOP:
         return f"{_GGUF_TOP[stem]}.weight"
-    _, layer, part = stem.split(".")
+    _, layer, part = stem.split(".", 2)
+    if part not in _GGUF_LAYER:
+        raise SourceError("the GGUF file cannot be imported", cause=f"its tensor {name} is no part of a Llama")
     return f"model.layers.{layer}.{_GGUF_LAYER[part]}.weight"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
 
@@ -12,34 +12,33 @@ class BackboneKind:
     """One architecture.
 
     `query_key_norm`: queries and keys are normed, as whole projections, before the rotary embedding. `public` are the
-    `model_type`s of transformers whose checkpoints it computes, with the epsilon of their norms where a config.json
-    leaves that to its class.
+    `model_type`s of transformers whose checkpoints it computes.
     """
 
     name: str
     query_key_norm: bool = False
-    public: Mapping[str, float] = field(default_factory=dict)
+    public: tuple[str, ...] = ()
 
 
 _OURS = (
-    BackboneKind("olmoe", query_key_norm=True, public={"olmoe": 1e-5, "flex_olmo": 1e-6}),
+    BackboneKind("olmoe", query_key_norm=True, public=("olmoe", "flex_olmo")),
     BackboneKind(
         "deepseek_moe",
-        public={"deepseek": 1e-6, "qwen2_moe": 1e-6, "deepseek_v2": 1e-6, "deepseek_v3": 1e-6, "glm4_moe": 1e-5},
+        public=("deepseek", "qwen2_moe", "deepseek_v2", "deepseek_v3", "glm4_moe"),
     ),
     BackboneKind(
         "llama",
-        public={
-            "llama": 1e-6,
-            "llama_moe": 1e-6,
-            "mistral": 1e-6,
-            "qwen2": 1e-6,
-            "qwen3": 1e-6,
-            "mixtral": 1e-5,
-            "qwen3_moe": 1e-6,
-            "granitemoe": 1e-6,
-            "gpt_oss": 1e-5,
-        },
+        public=(
+            "llama",
+            "llama_moe",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "mixtral",
+            "qwen3_moe",
+            "granitemoe",
+            "gpt_oss",
+        ),
     ),
 )
 # What a backbone was called when the first results were made: their keys hold that name, and stay. It is told of.

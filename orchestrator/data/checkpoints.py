@@ -268,6 +268,14 @@ def gguf_config(path: Path) -> dict[str, Any]:
     architecture = fields.get("general.architecture")
     if architecture != "llama":
         raise SourceError(f"{path} is no Llama model", cause=f"its architecture is {architecture}")
+    tensors = {tensor.name for tensor in reader.tensors}
+    scaling = fields.get("llama.rope.scaling.type") or "none"
+    # Llama 3 has a table of factors, others a kind of scaling.
+    if "rope_freqs.weight" in tensors or scaling != "none":
+        cause = "its positions are stretched" + ("" if scaling == "none" else f" (llama.rope.scaling.type {scaling!r})")
+        raise SourceError(f"{path} cannot be imported", cause=cause, hint="take the checkpoint that it was made from")
+    if experts := fields.get("llama.expert_count"):
+        raise SourceError(f"{path} cannot be imported", cause=f"llama.expert_count is {experts}: it is no dense model")
     return {
         "model_type": "llama",
         "vocab_size": int(fields["llama.vocab_size"]),
@@ -279,5 +287,5 @@ def gguf_config(path: Path) -> dict[str, Any]:
         "max_position_embeddings": int(fields["llama.context_length"]),
         "rms_norm_eps": round(float(fields["llama.attention.layer_norm_rms_epsilon"]), 10),
         "rope_theta": float(fields["llama.rope.freq_base"]),
-        "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
+        "tie_word_embeddings": "output.weight" not in tensors,
     }

@@ -25,6 +25,7 @@ from orchestrator.grid.phase_rules import Finding as Finding
 from orchestrator.grid.phase_rules import adapter_findings, data_findings, stopping_findings
 from orchestrator.grid.seeing import seeing_findings
 from orchestrator.grid.tokenizers import tokenizer_findings
+from orchestrator.spec.attention import SCALINGS
 from orchestrator.spec.cell import ONE_COPY, Cell, EvaluateSpec, Resources, TrainSpec, seed_name
 from orchestrator.spec.data import unread
 from orchestrator.spec.fields import Path
@@ -342,8 +343,9 @@ def why_not(cell: Cell, path: Path) -> str:
         return no_router
     if path[:2] == ("model", "moe") and len(path) > 3:
         return ""  # a parameter that the kind does not have is refused
-    if path[:2] == ("model", "rope") and name not in _ROPE_ALWAYS and not cell.model.rope.scaling:
-        return "rope.scaling is empty"
+    if path[:2] == ("model", "rope") and name not in _ROPE_ALWAYS:
+        scaling = cell.model.rope.scaling
+        return "" if name in SCALINGS[scaling] else f"rope.scaling is {repr(scaling) if scaling else 'empty'}"
     if path[0] == "model" and path[1] != "vision":
         holds, reason = _MODEL_RULES.get(name, (None, ""))
         return "" if holds is None or holds(cell) else reason

@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated
 
+from orchestrator.spec.identity import NEUTRAL
 from orchestrator.spec.rules import ABOVE_ZERO, NATURAL, NOT_NEGATIVE, Rule, one_of
+
+# How frequencies are stretched for a longer context -> the fields of `RopeSpec` that say it in full, the first of which
+# it needs. YaRN: Peng et al. 2024; `linear`: all are divided (Chen et al. 2023); `llama3`: slow ones are (Llama 3.1);
+# `dynamic`: the base grows with sequences beyond the context (NTK-aware scaling).
+SCALINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "": (),
+        "yarn": (
+            "original_context",
+            "factor",
+            "beta_fast",
+            "beta_slow",
+            "truncate",
+            "attention_factor",
+            "mscale",
+            "mscale_all_dim",
+        ),
+        "linear": ("factor",),
+        "llama3": ("original_context", "factor", "low_freq_factor", "high_freq_factor"),
+        "dynamic": ("original_context", "factor"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +42,10 @@ class RopeSpec:
     """Share of a head's width that is turned (GLM4-MoE: 0.5)."""
     interleaved: bool = False
     """Whether pairs that turn together lie side by side (DeepSeek V2, V3), not half a head apart."""
-    scaling: Annotated[str, one_of("", "yarn")] = ""
-    """How frequencies are stretched for a longer context: YaRN (Peng et al. 2024), "" = not."""
+    scaling: Annotated[str, one_of(*SCALINGS)] = ""
+    """How frequencies are stretched for a longer context: `yarn`, `linear`, `llama3` or `dynamic`, "" = not."""
     factor: Annotated[float, ABOVE_ZERO] = 1.0
-    """By how much the context is longer than `original_context`."""
+    """By how much the context is longer than `original_context`; what stretched frequencies are divided by."""
     original_context: Annotated[int, NATURAL] = 0
     """Context before it was stretched."""
     beta_fast: Annotated[float, ABOVE_ZERO] = 32.0
@@ -35,11 +60,15 @@ class RopeSpec:
     """DeepSeek's scale of that factor, 0 = none."""
     mscale_all_dim: Annotated[float, NOT_NEGATIVE] = 0.0
     """The scale that divides it, and that of the attention's logits, 0 = none."""
+    low_freq_factor: Annotated[float, ABOVE_ZERO] = field(default=1.0, metadata=NEUTRAL)
+    """Llama 3: rotations in the original context below which a frequency is divided by `factor`."""
+    high_freq_factor: Annotated[float, ABOVE_ZERO] = field(default=4.0, metadata=NEUTRAL)
+    """Llama 3: rotations above which it stays as it is."""
 
     @property
     def table_factor(self) -> float:
         """Factor of cosines and sines (YaRN, section 3.4; DeepSeek divides by the second scale)."""
-        if not self.scaling:
+        if self.scaling != "yarn":
             return 1.0
         if self.attention_factor:
             return self.attention_factor

@@ -10,6 +10,7 @@ from orchestrator.catalog.experts import EXPERTS
 from orchestrator.catalog.routers import OWNERS, RouterKind, kind_of
 from orchestrator.catalog.scores import SCORES
 from orchestrator.files.problems import Fault, Mistake
+from orchestrator.spec.attention import SCALINGS
 from orchestrator.spec.model import CHOICES, DEFAULTS, NAMED, PARTS, UPCYCLES, ModelSpec, Moe, MoESpec
 from orchestrator.spec.parameters import typed_parameters
 from orchestrator.spec.part_validity import copied_faults, part_faults
@@ -273,8 +274,23 @@ def _attention_faults(model: ModelSpec) -> Iterator[Fault]:
         if rope.fraction != 1.0 and (model.rotary_width < 2 or model.rotary_width % 2):
             message = f"rope.fraction {rope.fraction} of a head of {model.head_width} must be an even width above 0"
             yield Fault("rope.fraction", message)
-    if rope.scaling and not rope.original_context:
+    yield from _scaling_faults(model)
+
+
+def _scaling_faults(model: ModelSpec) -> Iterator[Fault]:
+    """Yield what a longer context than that of its rotary positions does not go with."""
+    rope, needed = model.rope, "original_context" in SCALINGS.get(model.rope.scaling, ())
+    if needed and not rope.original_context:
         yield Fault("rope.original_context", f"rope.scaling {rope.scaling!r} needs rope.original_context")
+    if rope.scaling == "llama3" and not rope.low_freq_factor < rope.high_freq_factor:
+        message = f"rope.high_freq_factor {rope.high_freq_factor} must be above low_freq_factor {rope.low_freq_factor}"
+        yield Fault("rope.high_freq_factor", message)
+    if rope.scaling == "dynamic" and model.rotary_width <= 2:
+        yield Fault("rope.scaling", "rope.scaling 'dynamic' needs heads of which more than two dimensions turn")
+    if rope.scaling == "dynamic" and needed and 0 < rope.original_context < model.context:
+        message = f"context {model.context} beyond the {rope.original_context} of rope.scaling 'dynamic'"
+        cause = "there a later token changes what came before it"
+        yield Fault("context", f"{message}: {cause}", "take rope.scaling linear, llama3 or yarn")
 
 
 def _shared_start_faults(model: ModelSpec) -> Iterator[Fault]:

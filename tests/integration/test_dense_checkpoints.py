@@ -15,7 +15,7 @@ from jobs.models.convert import import_checkpoint
 from jobs.models.sources import open_checkpoint
 from jobs.models.upcycle import initial_model, upcycle
 from orchestrator.data.pinning import pin_checkpoint
-from orchestrator.errors import MoegridError
+from orchestrator.errors import MoegridError, SourceError
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.public_config import spec_of
 from tests.public_models import IDS, VOCAB, llama_in, olmoe_in
@@ -158,3 +158,38 @@ def test_a_gguf_file_gives_the_logits_of_the_model_that_it_holds(llama: tuple[Ll
 
     model = import_checkpoint(path).eval()
     torch.testing.assert_close(model(IDS).logits, reference(input_ids=IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "tensor", "said"),
+    [
+        ("llama.rope.scaling.type", "linear", "", "llama.rope.scaling.type 'linear'"),
+        ("", "", "rope_freqs.weight", "its positions are stretched"),
+        ("", "", "blk.0.attn_q.bias", "blk.0.attn_q.bias is no part of a Llama"),
+    ],
+)
+def test_a_gguf_file_that_would_compute_something_else_is_refused(
+    tmp_path: Path, key: str, value: str, tensor: str, said: str
+) -> None:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(str(tmp_path / "model.gguf"), "llama")
+    writer.add_vocab_size(VOCAB)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    if key:
+        writer.add_string(key, value)
+    writer.add_tensor(tensor or "output_norm.weight", np.ones(4, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(SourceError) as raised:
+        open_checkpoint(tmp_path / "model.gguf")
+    assert said in str(raised.value)

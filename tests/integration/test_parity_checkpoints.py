@@ -90,8 +90,17 @@ def test_the_whole_model_has_the_gradients_of_transformers(olmoe: Olmoe) -> None
     [
         ("olmoe", "hidden_act", "gelu"),
         ("olmoe", "clip_qkv", 0.0),
-        ("olmoe", "attention_bias", True),
-        ("olmoe", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+        ("deepseek", "attention_bias", True),
+        ("olmoe", "rope_scaling", {"rope_type": "longrope", "factor": 2.0}),
+        ("olmoe", "rope_scaling", {"type": "linear"}),
+        ("olmoe", "rope_scaling", {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}),
+        ("olmoe", "rope_scaling", {"rope_type": "yarn", "factor": "4"}),
+        ("olmoe", "rope_scaling", {"full_attention": {"rope_type": "default"}}),
+        ("olmoe", "partial_rotary_factor", 0.5),
+        ("qwen3_moe", "decoder_sparse_step", 2),
+        ("qwen3_moe", "mlp_only_layers", [1]),
+        ("qwen2", "use_sliding_window", True),
+        ("mixtral", "router_jitter_noise", 0.1),
         ("llama", "hidden_act", "relu"),
         ("llama", "mlp_bias", True),
         ("deepseek", "scoring_func", "sigmoid"),
@@ -112,13 +121,18 @@ def test_a_config_that_we_would_compute_otherwise_is_refused(kind: str, field: s
         "num_experts": 8,
         "n_routed_experts": 8,
         "num_experts_per_tok": 2,
-        "rope_scaling": {"rope_type": "default"},
     }
     spec_of(config)
     with pytest.raises(SourceError, match="cannot be imported") as raised:
         spec_of({**config, field: value})
-    named = "rope scaling" if field == "rope_scaling" else field
-    assert named in str(raised.value)
+    assert field in str(raised.value)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("jetmoe", "MoA"), ("phimoe", "LongRoPE"), ("gpt2", "known types are")])
+def test_a_type_that_we_have_not_says_why(kind: str, said: str) -> None:
+    with pytest.raises(SourceError, match="cannot be imported") as raised:
+        spec_of({"model_type": kind, **SHAPE})
+    assert said in str(raised.value)
 
 
 @pytest.mark.parametrize(

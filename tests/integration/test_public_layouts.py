@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import transformers
 
 from jobs.models.convert import export_checkpoint, import_checkpoint
 from jobs.models.weights import weights_sha256
+from orchestrator.errors import SourceError
 from orchestrator.plan.cost import parameters
 from orchestrator.spec.public_config import spec_of
 from orchestrator.spec.resolve import resolve_model
-from tests.public_layouts import LAYOUTS, written
+from tests.public_layouts import COMMON, LAYOUTS, written
 from tests.public_models import IDS, VOCAB
 
 
@@ -42,6 +44,24 @@ def test_a_public_checkpoint_comes_in_and_goes_back(name: str, tmp_path: Path) -
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     assert difference(again(input_ids=IDS).logits, expected) <= 1e-5
     assert weights_sha256(import_checkpoint(tmp_path / "ours")) == weights_sha256(model)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_a_config_leaves_out_is_what_its_class_takes(name: str, tmp_path: Path) -> None:
+    family, own = LAYOUTS[name]
+    kind = getattr(transformers, f"{family}Config")
+    kind(**copy.deepcopy({**COMMON, **own})).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    compared = 0
+    for left_out in set(written) - {"model_type"}:
+        given = {key: value for key, value in written.items() if key != left_out}
+        try:
+            ours = spec_of(given)
+        except SourceError:  # a size that every config.json has
+            continue
+        assert ours == spec_of(kind(**copy.deepcopy(given)).to_dict()), left_out
+        compared += 1
+    assert compared > 10
 
 
 @pytest.mark.parametrize(

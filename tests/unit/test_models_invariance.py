@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.models.attention import Angles, Attention, RotaryTables, behind_prefix, causal_mask
+from jobs.models.attention import Attention, behind_prefix, causal_mask
 from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
 from jobs.models.key_values import KeyValues
 from jobs.models.roles import parameter_roles
+from jobs.models.rotary import Angles, RotaryTables
 from jobs.models.weights import weights_sha256
 from jobs.moe.interventions import random_routing
 from orchestrator.spec.model import ModelSpec, MoESpec
