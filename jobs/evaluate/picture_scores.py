@@ -45,16 +45,20 @@ class PictureScorer:
         self.encoded = 0
 
     @torch.no_grad()
-    def scores(self, pixels_HWC: NDArray[np.uint8], questions: Sequence[Asked]) -> list[list[float]]:
-        """Return the log-likelihoods of each question's choices behind the picture.
-
-        The picture is encoded once for all of them, a question that is asked twice is read once, and so is the
-        beginning that its answers share.
-        """
+    def features(self, pixels_BHWC: NDArray[np.uint8]) -> Tensor:
+        """Return what the encoder makes of pictures that go through it side by side, [B,P,D]."""
         assert self._model.vision is not None
-        image = torch.from_numpy(np.array(pixels_HWC)).unsqueeze(0).to(self._device)
-        features, _ = self._model.vision.encoder(image)
-        self.encoded += 1
+        made: Tensor = self._model.vision.encoder(torch.from_numpy(pixels_BHWC).to(self._device))[0]
+        self.encoded += len(pixels_BHWC)
+        return made
+
+    @torch.no_grad()
+    def scores(self, features_PD: Tensor, questions: Sequence[Asked]) -> list[list[float]]:
+        """Return the log-likelihoods of each question's choices behind one picture.
+
+        A question that is asked twice is read once, and so is the beginning that its answers share.
+        """
+        features = features_PD.unsqueeze(0)
         prompts = [one.prompt for one in questions for _ in one.choices]
         answers = [joined(one.prompt, choice) for one in questions for choice in one.choices]
         rows = [self._cut(*pair) for pair in self._vocabulary.encode_pairs(prompts, answers)]

@@ -39,6 +39,12 @@ def questions(number: int = 20) -> list[Asked]:
     ]
 
 
+def scored(model: CausalLM, picture: np.ndarray, asked: list[Asked]) -> list[list[float]]:
+    tokenizer: Any = Letters()
+    scorer = PictureScorer(model, tokenizer, 64)
+    return scorer.scores(scorer.features(picture[None])[0], asked)
+
+
 @pytest.mark.parametrize("language", ["dense", "experts"])
 def test_scores_are_those_of_the_plain_path(language: str) -> None:
     spec = SEES if language == "dense" else dataclasses.replace(SEES, dense_layers=0, dense_width=0)
@@ -47,8 +53,9 @@ def test_scores_are_those_of_the_plain_path(language: str) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     tokenizer: Any = Letters()
     scorer = PictureScorer(model, tokenizer, 64)
-    found = scorer.scores(picture, questions())
-    assert scorer.encoded == 1
+    others = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    found = scorer.scores(scorer.features(np.stack([*others, picture]))[2], questions())
+    assert scorer.encoded == 3
     pixels = torch.from_numpy(picture).unsqueeze(0)
     for one, scores in zip(questions(), found, strict=True):
         outcome = outcome_of(one, scores)
@@ -87,7 +94,7 @@ def test_one_picture_with_twenty_questions_is_encoded_once() -> None:
 
     rows = sum(len(one.choices) for one in questions())
     apart = encoder_flops(alone)
-    together = encoder_flops(lambda: PictureScorer(model, tokenizer, 64).scores(picture, questions()))
+    together = encoder_flops(lambda: scored(model, picture, questions()))
     assert apart == rows * together > 0
     assert 20 * together * 5 <= 5 * apart, "at least five times fewer than twenty questions one at a time"
     # By hand: patches, and in each layer four projections and a feed-forward of 16 patches and the class. Of a CPU's
@@ -101,12 +108,11 @@ def test_one_picture_with_twenty_questions_is_encoded_once() -> None:
 def test_what_is_asked_twice_is_read_once(language: str) -> None:
     spec = SEES if language == "dense" else dataclasses.replace(SEES, dense_layers=0, dense_width=0)
     model = build_model(spec, 64).eval()
-    tokenizer: Any = Letters()
     picture = np.zeros((8, 8, 3), np.uint8)
     fed: list[int] = []
     model.backbone.model.embed_tokens.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].numel()))
     same = [dataclasses.replace(one, prompt="what is it?", choices=("a", "bc"), label=0) for one in questions(2)]
-    first, second = PictureScorer(model, tokenizer, 64).scores(picture, same)
+    first, second = scored(model, picture, same)
     assert first == second
     # The picture, the prompt of twelve ids behind it, and of two answers all but the last id.
     assert fed == [SEES.vision.tokens, 12, 2 * 2]
@@ -117,18 +123,16 @@ def test_routers_that_look_ahead_take_the_plain_path() -> None:
     vision = dataclasses.replace(SEES.vision, upcycle="")  # type: ignore[type-var]
     model = build_model(dataclasses.replace(SEES, dense_layers=0, dense_width=0, moe=moe, vision=vision), 64).eval()
     assert not model.cacheable
-    tokenizer: Any = Letters()
-    assert len(PictureScorer(model, tokenizer, 64).scores(np.zeros((8, 8, 3), np.uint8), questions(2))) == 2
+    assert len(scored(model, np.zeros((8, 8, 3), np.uint8), questions(2))) == 2
 
 
 def test_the_plain_path_scores_as_the_shared_one() -> None:
     model = build_model(SEES, 64).eval()
-    tokenizer: Any = Letters()
     picture = np.random.default_rng(1).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    shared = PictureScorer(model, tokenizer, 64).scores(picture, questions())
+    shared = scored(model, picture, questions())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CausalLM, "cacheable", property(lambda self: False))
-        plain = PictureScorer(model, tokenizer, 64).scores(picture, questions())
+        plain = scored(model, picture, questions())
     for one, other in zip(shared, plain, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 

@@ -11,7 +11,7 @@ import torch
 
 from jobs.data.packing import InstructionBatches
 from jobs.evaluate.suites.disturbed import interventions
-from jobs.evaluate.suites.seeing_probe import Questions, _observed, components
+from jobs.evaluate.suites.seeing_probe import Questions, _disturbed, _observed, components
 from jobs.models.backbones import CausalLM
 from jobs.probe.sets import routings_of
 from orchestrator.errors import GridError
@@ -41,8 +41,11 @@ def greedy(model: CausalLM, prompt: list[int], picture: np.ndarray) -> list[int]
 
 @pytest.fixture(scope="module")
 def asked(model: CausalLM, tmp_path_factory: pytest.TempPathFactory) -> Questions:
-    """Held-out questions of differing lengths: the answers of every second row are those that the model gives."""
-    folder = tmp_path_factory.mktemp("questions")
+    return questions_about(model, tmp_path_factory.mktemp("questions"))
+
+
+def questions_about(model: CausalLM, folder: Path) -> Questions:
+    """Return held-out questions of differing lengths: every second row's answer is the one that the model gives."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (PICTURES, 8, 8, 3), dtype=np.uint8)
     pictures = generator.integers(0, PICTURES, ROWS)
@@ -96,8 +99,74 @@ def test_what_a_component_does_is_what_its_records_say_pass_by_pass(model, asked
                 entropy = -sum(share * math.log2(share) for share in shares) / math.log2(6)
                 found = collector.per_layer(name)
                 assert found["expert_allocation_entropy"][layer] == pytest.approx(entropy)
+                weights = np.concatenate([record.weights.double().numpy() for record in records])
+                share = weights / weights.sum(1, keepdims=True)
+                spread = -(share * np.log2(share)).sum(1).mean() / math.log2(weights.shape[1])
+                assert found["expert_weight_entropy"][layer] == pytest.approx(spread, abs=1e-6)
                 best = np.concatenate([np.sort(record.scores.numpy(), 1)[:, -2:] for record in records])
                 assert found["router_margin"][layer] == pytest.approx((best[:, 1] - best[:, 0]).mean(), abs=1e-6)
+
+
+def connected(model: CausalLM, features_PD: np.ndarray, drop: int, tau: float) -> torch.Tensor:
+    """Return the connector's tokens of one picture, by plain loops over the stored weights.
+
+    Scores are softmax(logits / tau); the ranks drop + 1 to drop + k serve with their scores, brought to a sum of 1.
+    """
+    block, moe = model.vision.connector.block, model.spec.moe
+    weights = {name: tensor.double().numpy() for name, tensor in block.state_dict().items()}
+    square = features_PD.astype(np.float64).reshape(4, 4, -1)
+    tokens = []
+    for row, column in ((0, 0), (0, 2), (2, 0), (2, 2)):
+        x = square[row : row + 2, column : column + 2].mean((0, 1))
+        logits = weights["router.weight"] @ x / tau
+        scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        chosen = sorted(range(moe.num_experts), key=lambda expert: -scores[expert])[drop : drop + moe.top_k]
+        y = 0.0
+        for expert in chosen:
+            hidden = weights["experts.up"][expert] @ x + weights["experts.up_bias"][expert]
+            hidden = np.array([h * 0.5 * (1 + math.erf(h / math.sqrt(2))) for h in hidden])
+            made = weights["experts.down"][expert] @ hidden + weights["experts.down_bias"][expert]
+            y = y + scores[expert] / scores[chosen].sum() * made
+        tokens.append(y)
+    return torch.tensor(np.array(tokens)[None], dtype=torch.float32)
+
+
+@torch.inference_mode()
+def test_disturbed_accuracies_are_those_of_plain_loops_over_stored_weights(tmp_path, monkeypatch):
+    model = upcycled(preset="smoe", router_init_std=2.0)[1]
+    experts = model.vision.connector.block.experts
+    for matrix in (experts.up, experts.down):  # no longer copies of one another
+        matrix += 4 * matrix.std() * torch.randn(matrix.shape, generator=torch.Generator().manual_seed(5))
+    questions = questions_about(model, tmp_path)
+    pixels = np.load(tmp_path / "pixels.npy")
+    pictures, tokens = np.load(tmp_path / "heldout_pictures.npy"), np.load(tmp_path / "heldout_tokens.npy")
+    offsets = np.load(tmp_path / "heldout_offsets.npy")
+    (component,) = [part for part in components(model) if part.name == "connector"]
+    encoded = questions.encoded(model, "cpu")
+    base = float(questions.answered(model, "cpu", encoded).mean())
+
+    def answered(switched, name):
+        with switched:
+            return questions.answered(model, "cpu", encoded)
+
+    found = _disturbed(component, answered, base)
+    features = model.vision.encoder(torch.from_numpy(pixels))[0].numpy()
+    plain: dict[tuple[int, float], float] = {}
+    for drop, tau in ((0, 1.0), (1, 1.0), (2, 1.0), (0, 0.1), (0, 10.0)):
+        right = []
+        for row, picture in enumerate(pictures):
+            ids = tokens[offsets[row] : offsets[row + 1]].tolist()
+            made = connected(model, features[picture], drop, tau)
+            with monkeypatch.context() as patch:
+                patch.setattr(model.vision.connector, "forward", lambda features, made=made: (made, None))
+                right.append(greedy(model, ids[:-ANSWER], pixels[picture]) == ids[-ANSWER:])
+        plain[drop, tau] = float(np.mean(right))
+    assert found["connector/temperature_1"] == base == plain[0, 1.0] == 0.5
+    assert found["connector/drop_top1"] == pytest.approx(plain[1, 1.0] - plain[0, 1.0])
+    assert found["connector/drop_top12"] == pytest.approx(plain[2, 1.0] - plain[0, 1.0])
+    assert found["connector/temperature_0.1"] == pytest.approx(plain[0, 0.1])
+    assert found["connector/temperature_10"] == pytest.approx(plain[0, 10.0])
+    assert len(set(plain.values())) > 2, "disturbances that change nothing would prove nothing"
 
 
 @torch.inference_mode()

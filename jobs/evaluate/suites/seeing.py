@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jobs.data.images import BLOB, load_images, pixels
 from jobs.data.tokenizer import Vocabulary
 from jobs.evaluate.ledger import Ledger
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.spec.work import EvaluateWork
 
 BLIND = "blind"
-# Few enough to lose little when a job is killed.
+# Encoded side by side, and stored together: few enough to lose little when a job is killed.
 PICTURES_A_PART = 16
 
 
@@ -43,12 +45,12 @@ def run(context: StageContext, work: EvaluateWork) -> None:
     parts = list(parts_of(asked))
 
     def scored(part: Sequence[Sequence[Asked]]) -> list[list[list[float]]]:
+        names = [questions[0].picture for questions in part]
+        features = scorer.features(np.stack([pixels(encoded[name], size, f"picture {name}") for name in names]))
         found = []
-        for questions in part:
+        for seen, questions in zip(features, part, strict=True):
             context.check()
-            name = questions[0].picture
-            image = pixels(encoded[name], size, f"picture {name}")
-            found.append(scorer.scores(image, questions))
+            found.append(scorer.scores(seen, questions))
         return found
 
     ledger = Ledger(context)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from jobs.data.packing import IGNORED, InstructionBatches
 from jobs.evaluate.state import load_state
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from orchestrator.spec.work import EvaluateWork
 
 ROWS_A_BATCH = 16
+ENCODER = "encoder"
 Bools = NDArray[np.bool_]
 
 
@@ -60,7 +61,7 @@ def components(model: CausalLM) -> list[Component]:
     """Return the parts of a model's vision side that have experts."""
     assert model.vision is not None, "the plan asks models that see"
     encoder, connector = model.vision.encoder, model.vision.connector.block
-    found = [Component("encoder", encoder, encoder.moe_blocks, 0)]
+    found = [Component(ENCODER, encoder, encoder.moe_blocks, 0)]
     if isinstance(connector, MoEBlock):
         found.append(Component("connector", connector, [connector], len(encoder.moe_blocks)))
     return [component for component in found if component.blocks]
@@ -84,14 +85,22 @@ class Questions:
         assert batch.images is not None
         return TokenBatch(batch.input_ids.to(device), batch.attention_mask.to(device), None, batch.images.to(device))
 
-    def answered(self, model: CausalLM, device: str) -> Bools:
-        """Return for each row whether every token of its answer is the model's likeliest one."""
+    def encoded(self, model: CausalLM, device: str) -> list[Tensor]:
+        """Return what the encoder makes of the pictures, batch by batch [B,P,D]."""
+        assert model.vision is not None
+        return [model.vision.encoder(self.tokens(rows, device).images)[0] for _, rows in self.chunks()]
+
+    def answered(self, model: CausalLM, device: str, encoded: Sequence[Tensor] | None = None) -> Bools:
+        """Return for each row whether every token of its answer is the model's likeliest one.
+
+        `encoded` is what the encoder makes of the pictures, where that is known.
+        """
         found = np.zeros(self._number, dtype=bool)
-        for _, rows in self.chunks():
+        for number, (_, rows) in enumerate(self.chunks()):
             batch = self._batches.of_rows(rows)
             assert batch.images is not None
-            labels = batch.labels.to(device)
-            mask, images = batch.attention_mask.to(device), batch.images.to(device)
+            labels, mask = batch.labels.to(device), batch.attention_mask.to(device)
+            images = batch.images.to(device) if encoded is None else encoded[number]
             logits = model(batch.input_ids.to(device), attention_mask=mask, images=images).logits
             found[rows] = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1).cpu().numpy()
         return found
@@ -103,10 +112,12 @@ def run(context: StageContext, work: EvaluateWork) -> None:
     model, device = load_state(context, work).model, context.execution.device
     questions = _questions(context, work)
 
-    def answered(switched: AbstractContextManager[None]) -> Bools:
+    encoded = questions.encoded(model, device)
+
+    def answered(switched: AbstractContextManager[None], component: str = "") -> Bools:
         context.check()
-        with switched:
-            return questions.answered(model, device)
+        with switched:  # of the encoder alone it changes what the encoder makes
+            return questions.answered(model, device, None if component == ENCODER else encoded)
 
     base = answered(nullcontext())
     metrics: dict[str, float] = {}
@@ -167,13 +178,13 @@ def _of_heldout(collector: Collector) -> dict[str, float]:
 
 
 def _disturbed(
-    component: Component, answered: Callable[[AbstractContextManager[None]], Bools], base: float
+    component: Component, answered: Callable[[AbstractContextManager[None], str], Bools], base: float
 ) -> dict[str, float]:
     """Return the accuracy changes and accuracies when this component's routers alone are disturbed."""
     found = {f"{component.name}/temperature_1": base}
     for name, switched in interventions(component.module, component.blocks):
         if name != "base":
-            value = _mean(answered(switched))
+            value = _mean(answered(switched, component.name))
             found[f"{component.name}/{name}"] = drop_top(base, value) if name in DROPS else value
     return found
 
