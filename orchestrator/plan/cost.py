@@ -29,6 +29,8 @@ DATA_SECONDS = 25.0
 UNKNOWN_ITEMS = 1000
 UNKNOWN_TOKENS = 100
 TOKENS_PER_PROMPT = 30
+# How often `seeing_probe` reads a question: as it is, twice to look at the routing, and under four disturbances.
+PROBE_PASSES = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ def _trained(work: TrainWork, stage: Stage) -> float:
 
 
 def _scored(work: EvaluateWork, stage: Stage) -> float:
+    if stage.shown:
+        return float(stage.shown * PROBE_PASSES * TOKENS_PER_PROMPT)
     passes = 2 + work.routing_seeds if work.routing_seeds else 1
     return passes * sum(_task_tokens(task, work) for task in (*work.tasks, *work.clean)) + work.val_tokens
 
@@ -209,6 +213,8 @@ def flops(stage: Stage, vocab_size: int) -> float:
 
 def _pictures(work: TrainWork | EvaluateWork | GenerateWork, stage: Stage) -> int:
     """Return the pictures that a stage shows the model."""
+    if stage.shown:
+        return stage.shown * PROBE_PASSES
     if isinstance(work, EvaluateWork) and "pictures" in SUITES.get(work.suite).reads:
         return sum(items_of(task, work) for task in work.tasks)
     if not isinstance(work, TrainWork) or work.conditions.train.data.format != "vision":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from orchestrator.catalog.freezing import freezes_part
 from orchestrator.catalog.routers import kind_of
+from orchestrator.plan.cost import UNKNOWN_ITEMS
 from orchestrator.spec.cell import Cell
 from orchestrator.spec.model import Model
 from orchestrator.spec.resolve import before_upcycling, encoder_block, text_part
@@ -66,6 +68,13 @@ def reads_features(cell: Cell, phase: str) -> bool:
         if name in SEEING and not all(frozen):
             return False
     return False
+
+
+def held_questions(cell: Cell) -> int:
+    """Return about how many questions the last phase that shows pictures holds out; unknown sets have 1,000 rows."""
+    shown = [train.data for phase, train in cell.phases.items() if phase in SEEING]
+    rows = [one.rows or UNKNOWN_ITEMS for data in shown[-1:] for one in data.corpora or (data,)]
+    return math.ceil(sum(rows) * shown[-1].holdout) if shown else 0
 
 
 def encoder_of(vision: VisionSpec) -> EncoderSpec:

@@ -36,6 +36,11 @@ class Stage:
         return self.made.work if isinstance(self.made, Form) else self.made
 
     @property
+    def shown(self) -> int:
+        """The held-out questions about pictures that the stage reads."""
+        return self.made.shown if isinstance(self.made, Form) else 0
+
+    @property
     def suite(self) -> str:
         """The suite that a stage's metrics belong to, else ""."""
         form = self.form

@@ -18,6 +18,7 @@ from orchestrator.plan.phases import (
     before_finetuning,
     begins,
     encoder_of,
+    held_questions,
     model_in,
     reads_features,
 )
@@ -311,7 +312,7 @@ class Lowering:
 def _forms(cell: Cell, train: TrainSpec, base: _Base) -> dict[int, tuple[tuple[str, float, Form, str], ...]]:
     """Return what a cell asks of its states, by the step of the state."""
     evaluate, text = cell.evaluate, next(iter(base.tokens.values()))
-    shown = next((key for phase, key in reversed(list(base.tokens.items())) if phase in SEEING), "")
+    seen = next((key for phase, key in reversed(list(base.tokens.items())) if phase in SEEING), "")
     found: dict[int, list[tuple[str, float, Form, str]]] = {}
     forms: dict[str, list[tuple[Form, str]]] = {}
     fractions = sorted(evaluate.at)
@@ -327,9 +328,11 @@ def _forms(cell: Cell, train: TrainSpec, base: _Base) -> dict[int, tuple[tuple[s
             if (kind.final or kind.routed) and not kind_of(cell.model.moe).routes:
                 continue
             if suite not in forms:
-                tokens = shown if "shown" in kind.reads else text
+                sees = "shown" in kind.reads
+                tokens, questions = (seen, held_questions(cell)) if sees else (text, 0)
                 if not {"benchmarks", "pictures"}.intersection(kind.reads):
-                    forms[suite] = [(Form(evaluation(cell, suite, "", base.tokenizer, base.items, tokens)), suite)]
+                    asked_of = evaluation(cell, suite, "", base.tokenizer, base.items, tokens)
+                    forms[suite] = [(Form(asked_of, questions), suite)]
                 else:
                     forms[suite] = [
                         (Form(work), label)

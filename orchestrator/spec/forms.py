@@ -18,13 +18,16 @@ _OPEN = f"open-{secrets.token_hex(16)}"
 
 
 class Form:
-    """An evaluation, generation or judgement whose state (of a judge: whose responses) is left open."""
+    """An evaluation, generation or judgement whose state (of a judge: whose responses) is left open.
 
-    __slots__ = ("_after", "_begun", "_parents", "work")
+    `shown` are the held-out questions about pictures that it reads, as far as they are known beforehand.
+    """
 
-    def __init__(self, work: EvaluateWork | GenerateWork | JudgeWork) -> None:
+    __slots__ = ("_after", "_begun", "_parents", "shown", "work")
+
+    def __init__(self, work: EvaluateWork | GenerateWork | JudgeWork, shown: int = 0) -> None:
         """`work` with any state or responses: they are replaced."""
-        self.work = _filled(work, "")
+        self.work, self.shown = _filled(work, ""), shown
         opened = _filled(work, _OPEN)
         before, _, self._after = science_text(*opened.content()).partition(_OPEN)
         if _OPEN in self._after or not self._after:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from jobs.models.backbones import CausalLM
 from jobs.probe.sets import routings_of
 from orchestrator.errors import GridError
 from orchestrator.grid.load import load_grid
+from orchestrator.plan.cost import PROBE_PASSES, flops, picture_flops
 from orchestrator.plan.graph import build_graph
+from orchestrator.plan.phases import held_questions
 from orchestrator.spec.work import EvaluateWork, TrainWork
 from tests.unit.test_vision_training import upcycled
 
@@ -134,7 +137,7 @@ def connected(model: CausalLM, features_PD: np.ndarray, drop: int, tau: float) -
 @torch.inference_mode()
 def test_disturbed_accuracies_are_those_of_plain_loops_over_stored_weights(tmp_path, monkeypatch):
     model = upcycled(preset="smoe", router_init_std=2.0)[1]
-    experts = model.vision.connector.block.experts
+    experts: Any = model.vision.connector.block.experts
     for matrix in (experts.up, experts.down):  # no longer copies of one another
         matrix += 4 * matrix.std() * torch.randn(matrix.shape, generator=torch.Generator().manual_seed(5))
     questions = questions_about(model, tmp_path)
@@ -198,5 +201,12 @@ def test_a_plan_asks_about_what_the_last_phase_held_out_and_only_models_that_see
     assert len(probes) == len(routed), "what is dense routes nothing"
     trained = [work.conditions for work in works if isinstance(work, TrainWork)]
     assert {work.tokens for work in probes} == {one.tokens for one in trained if one.phase == "instruct"}
+    stages = [stage for stage in graph.stages.values() if stage.suite == "seeing_probe"]
+    held = load_grid("quickstart_vlm", overrides=["set.instruct.data.rows=500", "set.instruct.data.holdout=0.1"])
+    assert {stage.shown for stage in stages} == {20}, "of a set whose rows are not known"
+    assert held_questions(held.cells[0].cell) == 50
+    model = stages[0].form.model
+    per_picture = picture_flops(model, 4096)
+    assert flops(stages[0], 4096) > 20 * PROBE_PASSES * per_picture > 0
     with pytest.raises(GridError, match="this model reads text alone"):
         load_grid("quickstart", overrides=["evaluate=[lm, seeing_probe]"])
