@@ -6,7 +6,7 @@ reduced in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from jobs.data.spans import Spans
 from jobs.evaluate.dola import Contrast
+from jobs.evaluate.packed_pass import PackedPass, passes
 from jobs.evaluate.prefix_tree import Schedule, Scored, Tree, Trunk
+from jobs.moe.host import visible
 from jobs.moe.routing import Routing
 
 # Logits of so many entries may be held at once (2**27 in fp32: half a GB).
@@ -25,6 +27,9 @@ LARGEST_LOGITS = 2**27
 # What a batch feeds: more only adds padding on a CPU, and keeps an accelerator busy.
 TOKENS_PER_BATCH = {"cpu": 2048}
 TOKENS_PER_ACCELERATOR_BATCH = 16384
+PACKED_TOKENS = 2048
+# Logits are reduced so many at a time (in fp32: 1 MB): what one pass over them writes the next reads from the cache.
+LOGITS_AT_ONCE = 2**18
 
 
 def batch_tokens(vocabulary: int, device: torch.device) -> int:
@@ -84,6 +89,11 @@ class Model:
         heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
         width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
         return int(2 * shape.num_hidden_layers * heads * width * self.dtype.itemsize)
+
+    @property
+    def packs(self) -> bool:
+        """Whether sequences may lie behind one another in one row: on a CPU nothing is then padded or masked."""
+        return self.ours and self.cacheable and visible(next(self.module.parameters()))
 
     @property
     def cacheable(self) -> bool:
@@ -151,11 +161,38 @@ class Scorer:
     def run(self, schedule: Schedule) -> Scores:
         """Return the scores of every request of `schedule`."""
         tally = _Tally(schedule.requests)
+        if self.model.packs:
+            self._packed(passes(schedule, PACKED_TOKENS), tally)
+            return tally.scores()
         for batch in schedule.trees:
             self._trees(batch, tally)
         for trunks in schedule.trunks:
             self._trunks(trunks, tally)
         return tally.scores()
+
+    def _packed(self, passes: Iterable[PackedPass], tally: _Tally) -> None:
+        """Score passes of one row; who watches records sees the last layer's of all tokens."""
+        cache = None
+        for one in passes:
+            if cache is not None:
+                cache.crop(one.past - cache.get_seq_length())
+            ids, positions = (torch.from_numpy(row)[None].to(self.model.device) for row in (one.ids, one.positions))
+            few = None
+            if self.observer is None and self.model.contrast is None:
+                # Where nothing is scored the last layer still has keys and values to leave.
+                places = one.scored.position if len(one.scored.position) else np.zeros(1, dtype=np.int64)
+                few = torch.from_numpy(np.unique(places)).to(self.model.device)
+            cache = self._forward(
+                ids,
+                torch.ones_like(ids, dtype=torch.bool),
+                [one.scored],
+                tally,
+                packing=one.packing(self._dtype, self.model.device, few),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=one.trunk > 0,
+            )
+            cache = cache if one.trunk else None
 
     def _trees(self, trees: Sequence[Tree], tally: _Tally) -> None:
         ids, real = _padded([tree.ids for tree in trees], self.model.device)
@@ -222,17 +259,24 @@ class Scorer:
         if self.observer is not None and routings:
             self.observer(routings, real)
         if len(places):
-            values, best = _reduce(logits, torch.from_numpy(slot), torch.from_numpy(targets))
-            tally.add(requests, values, best == targets)
+            tally.add(requests, *_reduce(logits, torch.from_numpy(slot), torch.from_numpy(targets)))
         return cache
 
 
-def _reduce(logits_nV: Tensor, slot_m: Tensor, target_m: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the log-probability of each target and the greedy choice at its slot, [m] each."""
+def _reduce(logits_nV: Tensor, slot_m: Tensor, target_m: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return the log-probability of each target, and whether it is the greedy choice at its slot, [m] each."""
     slot_m, target_m = slot_m.to(logits_nV.device), target_m.to(logits_nV.device)
-    best = logits_nV.argmax(-1)
-    values = torch.log_softmax(logits_nV.float(), dim=-1)[slot_m, target_m]
-    return values.cpu().numpy(), best[slot_m].cpu().numpy()
+    largest, sums = [], []
+    for part in logits_nV.split(max(1, LOGITS_AT_ONCE // logits_nV.shape[1])):
+        largest.append(part.amax(-1).float())
+        # A softmax and its largest take half the time of a logarithm of a sum.
+        sums.append(largest[-1] - part.softmax(-1, dtype=torch.float).amax(-1).log())
+    largest_n, sums_n = torch.cat(largest), torch.cat(sums)
+    chosen = logits_nV[slot_m, target_m].float()
+    greedy = chosen == largest_n[slot_m]
+    # Of equal ones the first is the greedy choice; a search for its place is slow and rarely needed.
+    greedy[greedy.clone()] = logits_nV[slot_m[greedy]].argmax(-1) == target_m[greedy]
+    return (chosen - sums_n[slot_m]).cpu().numpy(), greedy.cpu().numpy()
 
 
 def _padded(rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:

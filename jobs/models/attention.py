@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from jobs.models.key_values import KeyValues, behind
 from jobs.models.norm import RMSNorm
+from jobs.models.packing import Packing
 from jobs.models.rotary import Angles
 from jobs.moe.host import is_fake
 from orchestrator.spec.model import Model
@@ -67,13 +68,17 @@ def behind_prefix(
     return whole.to(q.dtype).flatten(1, 2).unsqueeze(2)
 
 
-def windowed_mask(mask: Tensor | None, window: int, queries_BS: Tensor, keys_BK: Tensor) -> Tensor | None:
+def windowed_mask(
+    mask: Tensor | Packing | None, window: int, queries_BS: Tensor, keys_BK: Tensor
+) -> Tensor | Packing | None:
     """Return `mask` with no key that lies `window` positions or more before its query: of queries and of all keys.
 
     None as it came in, where everything lies within the window.
     """
     if keys_BK.shape[1] <= window:
         return mask
+    if isinstance(mask, Packing):
+        return mask.within(window, queries_BS[0], keys_BK[0])
     distance = queries_BS[:, None, :, None] - keys_BK[:, None, None, :]
     near = distance < window
     if mask is None:
@@ -89,6 +94,13 @@ class Sinks(nn.Module):
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(heads))
+
+
+def asked(x_BSD: Tensor, angles: Angles, mask: Tensor | Packing | None) -> tuple[Tensor, Angles]:
+    """Return what queries are made of, and their angles: of all tokens, or of those that a packing keeps."""
+    if not isinstance(mask, Packing) or not mask.last or mask.kept is None:
+        return x_BSD, angles
+    return x_BSD[:, mask.kept], angles.at(mask.kept)
 
 
 class Attention(nn.Module):
@@ -112,18 +124,21 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (RMSNorm(size, spec.norm_eps) if spec.normed else nn.Identity() for size in sizes)
         self.sinks = Sinks(spec.num_heads) if spec.attention_sinks else None
 
-    def forward(self, x_BSD: Tensor, angles: Angles, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, angles: Angles, mask: Tensor | Packing | None, cache: KeyValues | None) -> Tensor:
         """Return the mixed hidden states [B,S,D]; `angles` are those of the positions."""
-        q, k = self._normed(self.q_norm, self.q_proj(x_BSD)), self._normed(self.k_norm, self.k_proj(x_BSD))
+        asking, turns = asked(x_BSD, angles, mask)
+        q, k = self._normed(self.q_norm, self.q_proj(asking)), self._normed(self.k_norm, self.k_proj(x_BSD))
         v = self.v_proj(x_BSD)
-        q, k = self._turned(q, angles), self._turned(k, angles)
+        q, k = self._turned(q, turns), self._turned(k, angles)
         v = v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         prefix = None
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
             prefix = cache.prefix(self.layer)
         sinks = None if self.sinks is None else self.sinks.weight
-        if prefix is not None and q.shape[2] == 1:
+        if isinstance(mask, Packing):
+            heads = mask.mixed(q, k, v, self.scale, sinks)
+        elif prefix is not None and q.shape[2] == 1:
             heads = behind_prefix(q, prefix, k, v, mask, self.scale, sinks)
         else:
             if prefix is not None:

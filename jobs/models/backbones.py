@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from jobs.models.key_values import KeyValues
 from jobs.models.latent import LatentAttention
 from jobs.models.loss import linear_cross_entropy
 from jobs.models.norm import RMSNorm
+from jobs.models.packing import Packing
 from jobs.models.rotary import Angles, RotaryTables
 from jobs.models.vision.sight import Vision
 from jobs.moe.block import DenseBlock, MoEBlock, block_of
@@ -38,14 +39,25 @@ class Given:
     """What every layer of one forward pass is given beside the hidden states: for the attention, and for the blocks."""
 
     angles: Angles  # of the positions
-    mask: Tensor | None
-    windowed: Tensor | None  # the mask of layers that see the latest tokens alone
+    mask: Tensor | Packing | None
+    windowed: Tensor | Packing | None  # the mask of layers that see the latest tokens alone
     cache: KeyValues | None
     spans: Tensor | None
     padding: Tensor | None
     keys: Tensor | None  # of random routing
     tokens: Tensor | None  # ids of hashed layers
     recompute: str  # none, block or layer: of it the inputs alone are kept for the backward pass (Chen et al. 2016)
+
+    def of_kept(self, kept: Tensor) -> Given:
+        """Return what the last layer is given, whose output is wanted of the `kept` tokens of a packing alone."""
+        mask, windowed = (one.of_kept() if isinstance(one, Packing) else None for one in (self.mask, self.windowed))
+        return replace(
+            self,
+            mask=mask,
+            windowed=windowed,
+            keys=None if self.keys is None else self.keys[kept],
+            tokens=None if self.tokens is None else self.tokens[:, kept],
+        )
 
 
 class FeedForward(nn.Module):
@@ -107,6 +119,8 @@ class DecoderLayer(nn.Module):
         mask = given.windowed if self.windowed else given.mask
         read = x_BSD if self.post else self.input_layernorm(x_BSD)
         added = self.self_attn(read, given.angles, mask, given.cache)
+        if isinstance(mask, Packing) and mask.last:
+            x_BSD = x_BSD[:, mask.kept]
         x_BSD = x_BSD + self._scaled(self.post_attention_layernorm(added) if self.post else added)
         normed = x_BSD if self.post else self.post_attention_layernorm(x_BSD)
         if given.recompute == "block":
@@ -199,6 +213,7 @@ class CausalLM(nn.Module):
         use_cache: bool = False,
         logits_to_keep: int | Tensor = 0,
         padding: Tensor | None = None,
+        packing: Packing | None = None,
         labels: Tensor | None = None,
         shifted: bool = False,
         images: Tensor | None = None,
@@ -209,6 +224,9 @@ class CausalLM(nn.Module):
         alone, then `padding` [B,S], True = padding, says which tokens are not routed. `spans` [B,S] are for word and
         sentence routing. With `labels` [B,S] (aligned with `input_ids`, or `shifted`: what follows each of them; -100 =
         none) the summed next-token loss is computed without keeping logits.
+
+        `packing` is what the tokens of one row see of each other, instead of a mask. Logits [n,V] are then those of the
+        tokens it keeps, and so is the last layer's record; where it keeps none in particular, both are as ever.
 
         `images` [B,H,W,3] (uint8 pixels) or [B,P,D] (features of a frozen encoder) are one picture a row, whose tokens
         stand before its text: positions and cache count them, logits and labels are those of the text. `attention_mask`
@@ -230,7 +248,7 @@ class CausalLM(nn.Module):
         hidden = decoder.embed_tokens(input_ids)
         if self.spec.multipliers.embedding != 1.0:
             hidden = hidden * self.spec.multipliers.embedding
-        mask = causal_mask(attention_mask, len(input_ids), length, past, input_ids.device)
+        mask = packing or causal_mask(attention_mask, len(input_ids), length, past, input_ids.device)
         windowed = mask
         if self.spec.attention_window:
             placed = position_ids if cache is None else cache.place(position_ids, len(input_ids))
@@ -257,7 +275,9 @@ class CausalLM(nn.Module):
             hidden, labels = (hidden, labels) if shifted else (hidden[:, :-1], labels[:, 1:])
             loss, tokens = linear_cross_entropy(hidden, head, labels)
             return Output(None, cache, routings, loss, tokens)
-        if isinstance(logits_to_keep, Tensor):
+        if packing is not None and packing.kept is not None:
+            hidden = hidden[0]
+        elif isinstance(logits_to_keep, Tensor):
             # A [B,S] mask picks positions one by one, in row order: logits are then [n,V].
             hidden = hidden[logits_to_keep] if logits_to_keep.dim() == 2 else hidden[:, logits_to_keep]
         elif logits_to_keep:
@@ -268,7 +288,9 @@ class CausalLM(nn.Module):
         """Return the normed hidden states after the last layer, and the records of the layers that route."""
         routings: list[Routing] = []
         previous: Tensor | None = None
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, 1):
+            if number == len(self.layers) and (kept := _kept(given.mask)) is not None:
+                given, previous = given.of_kept(kept), None if previous is None else previous[kept]
             hidden, routing = layer(hidden, given, previous)
             if routing is not None:
                 routings.append(routing)
@@ -283,6 +305,11 @@ class CausalLM(nn.Module):
         if not any(block.router.switches.random_seed is not None for block in self.language_blocks):
             return None
         return (position_ids * 1_000_003 + input_ids).reshape(-1)
+
+
+def _kept(mask: Tensor | Packing | None) -> Tensor | None:
+    """Return the tokens whose output the last layer is asked for, None: all."""
+    return mask.kept if isinstance(mask, Packing) else None
 
 
 def _behind(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jobs.models.attention import behind_prefix, mixed
+from jobs.models.attention import asked, behind_prefix, mixed
 from jobs.models.key_values import KeyValues, behind
 from jobs.models.norm import RMSNorm
+from jobs.models.packing import Packing
 from jobs.models.rotary import Angles
 from orchestrator.spec.model import Model
 
@@ -40,19 +41,22 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = nn.Linear(latent.kv_rank, self.heads * (latent.plain_dim + latent.value_dim), bias=False)
         self.o_proj = nn.Linear(self.heads * latent.value_dim, width, bias=False)
 
-    def forward(self, x_BSD: Tensor, angles: Angles, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, angles: Angles, mask: Tensor | Packing | None, cache: KeyValues | None) -> Tensor:
         """Return the mixed hidden states [B,S,D]; `angles` are those of the positions."""
         plain, turning = self.latent.plain_dim, self.latent.rotary_dim
-        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BSD))) if self.latent.q_rank else self.q_proj(x_BSD)
+        asking, turns = asked(x_BSD, angles, mask)
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(asking))) if self.latent.q_rank else self.q_proj(asking)
         q_plain, q_turning = q.unflatten(-1, (self.heads, self.head_dim)).split((plain, turning), dim=-1)
-        q = torch.cat([q_plain.transpose(1, 2), self._turned(q_turning.flatten(-2), angles)], dim=-1)
+        q = torch.cat([q_plain.transpose(1, 2), self._turned(q_turning.flatten(-2), turns)], dim=-1)
         latent, shared = self.kv_a_proj_with_mqa(x_BSD).split((self.latent.kv_rank, turning), dim=-1)
         latent, shared = self.kv_a_layernorm(latent).unsqueeze(1), self._turned(shared, angles)
         prefix = None
         if cache is not None:
             latent, shared = cache.update(latent, shared, self.layer)
             prefix = cache.prefix(self.layer)
-        if prefix is not None and q.shape[2] == 1:
+        if isinstance(mask, Packing):
+            heads = mask.mixed(q, *self._made(latent, shared), self.scale)
+        elif prefix is not None and q.shape[2] == 1:
             heads = behind_prefix(q, self._made(*prefix), *self._made(latent, shared), mask, self.scale)
         else:
             if prefix is not None:

@@ -56,6 +56,10 @@ class Angles:
         turned = _Rotary.apply(rows, *self._of_heads(heads))  # type: ignore[no-untyped-call]
         return turned.view(batch, length, heads, -1).transpose(1, 2)
 
+    def at(self, places: Tensor) -> Angles:
+        """Return the angles of some of one row's tokens."""
+        return Angles(self.cos[:, places], self.sin[:, places])
+
     def _of_heads(self, heads: int) -> tuple[Tensor, Tensor]:
         """Return a table row for each head of each position: a CPU runs over whole rows faster than over heads."""
         if heads not in self._rows:

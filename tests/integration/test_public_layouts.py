@@ -6,10 +6,13 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
+from jobs.evaluate.prefix_tree import cut, plan
+from jobs.evaluate.scoring import Model, Scorer
 from jobs.models.convert import export_checkpoint, import_checkpoint
 from jobs.models.weights import weights_sha256
 from orchestrator.errors import SourceError
@@ -104,6 +107,22 @@ def test_rows_behind_a_shared_prefix_are_as_alone(name: str, tmp_path: Path) -> 
     cache.batch_repeat_interleave(2)
     parts = [model(both[:, cut], past_key_values=cache, use_cache=True).logits for cut in (slice(0, 3), [3], [4])]
     assert difference(torch.cat(parts, 1), alone[:, 9:]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@torch.no_grad()
+def test_packed_scores_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    reference = written(name, tmp_path)
+    generator = np.random.default_rng(0)
+    shots = generator.integers(VOCAB, size=50)
+    ends = [generator.integers(VOCAB, size=size) for size in (4, 4, 9, 30)]
+    requests = [cut(np.concatenate([shots, end]), end[::-1][:3], 90) for end in ends]
+    callee = Model(import_checkpoint(tmp_path).eval())
+    assert callee.packs
+    found = Scorer(callee).run(plan(requests)).loglikelihood
+    for value, (fed, targets) in zip(found, requests, strict=True):
+        logprobs = reference(input_ids=torch.from_numpy(fed)[None]).logits[0, -len(targets) :].log_softmax(-1)
+        assert value == pytest.approx(float(logprobs[torch.arange(len(targets)), targets].sum()), abs=1e-4)
 
 
 @torch.no_grad()
