@@ -168,8 +168,7 @@ def test_the_models_of_shipped_grids_are_known_without_a_network(monkeypatch: py
         for grid in ("finetune_freeze", "rbench_robustness", "upcycle_smollm2")
         for item in load_grid(grid, scale="paper").cells
     }
-    # LLaMA-MoE's own layout is none of transformers: it has to be converted first.
-    assert named - {"hub://llama-moe/LLaMA-MoE-v1-3_5B-2_8"} == set(PUBLIC_MODELS)
+    assert named == set(PUBLIC_MODELS)
     assert all(spec_of(config).num_layers for config in PUBLIC_MODELS.values())
 
 
