@@ -280,7 +280,7 @@ def command_function(name: str) -> Callable[..., int]:
         from orchestrator.commands.run import tick
 
         return tick
-    if name in ("plan", "simulate", "status", "logs", "cancel", "dashboard"):
+    if name in ("plan", "simulate", "status", "logs", "cancel", "dashboard", "paper"):
         return _function(importlib.import_module(f"orchestrator.commands.{name}"), name)
     if name in ("explain", "diff"):
         from orchestrator.commands import explain
@@ -302,7 +302,7 @@ def command_function(name: str) -> Callable[..., int]:
         from orchestrator.commands.export import export
 
         return export
-    if name in ("compare", "effects", "paper"):
+    if name in ("compare", "effects"):
         from orchestrator.commands import compare
 
         return _function(compare, name)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from orchestrator.grid.files import grid_names as own_grids
 from orchestrator.report import formats, html, svg
-from orchestrator.report.collect import Results, collect
+from orchestrator.report.collect import DONE, Results, collect
 from orchestrator.report.papers import drawn, forms
 from orchestrator.report.papers.declared import Declared, Exhibit, declared
 from orchestrator.report.papers.forms import Made
@@ -61,12 +61,8 @@ def write(store: Store, folder: Path) -> list[Shown]:
 
     Returns what became of every exhibit, in the papers' order; where nothing can be made nothing is written.
     """
-    catalogue, known = declared(), set(grid_names(store)) if store.exists else set()
-    results = {
-        name: found
-        for name in dict.fromkeys(one.grid for exhibit in catalogue.exhibits for one in exhibit.variants)
-        if name in known and (found := collect(name, store)).metrics
-    }
+    catalogue, known = declared(), _known(store)
+    results = _results(store, known)
     for name, found in results.items():
         html.write(found, folder / name / "index.html")
     shown, parts = [], []
@@ -95,16 +91,31 @@ def _made(results: Mapping[str, Results], exhibit: Exhibit) -> Made:
 
 
 def to_run(store: Store) -> list[str]:
-    """Return the grids of this project that make exhibits which the store has no results for."""
-    known, ours = set(grid_names(store)) if store.exists else set(), set(own_grids())
-    finished = {name for name in known if (found := collect(name, store)).metrics and all(_done(found))}
-    every = (one for exhibit in declared().exhibits for one in exhibit.variants)
-    wanted = dict.fromkeys(one.grid for one in every if one.kind != "none")
-    return [name for name in wanted if name in ours and name not in finished]
+    """Return the grids of this project, in the papers' order, whose results exhibits wait for.
+
+    A grid is to run when an exhibit that needs no data of the user's is not made of it, or a cell of it is not done.
+    """
+    known, ours = _known(store), set(own_grids())
+    results = _results(store, known)
+    wanted: dict[str, None] = {}
+    for exhibit in declared().exhibits:
+        for one in exhibit.variants:
+            if one.kind == "none" or one.needs or one.grid not in ours:
+                continue
+            found = results.get(one.grid)
+            if not _made(results, one) or found is None or any(cell.state != DONE for cell in found.cells):
+                wanted.setdefault(one.grid)
+    return list(wanted)
 
 
-def _done(results: Results) -> list[bool]:
-    return [cell.state == "done" for cell in results.cells]
+def _known(store: Store) -> set[str]:
+    return set(grid_names(store)) if store.exists else set()
+
+
+def _results(store: Store, known: Collection[str]) -> dict[str, Results]:
+    """Return the results of the grids that exhibits are made of, as far as there are any."""
+    names = dict.fromkeys(one.grid for exhibit in declared().exhibits for one in exhibit.variants)
+    return {name: found for name in names if name in known and (found := collect(name, store)).metrics}
 
 
 def _missing(catalogue: Declared, exhibit: Exhibit, known: set[str], results: Results | None) -> tuple[str, str]:
@@ -119,7 +130,9 @@ def _missing(catalogue: Declared, exhibit: Exhibit, known: set[str], results: Re
         return f"the grid {grid} was never run in this store{needs}", command
     if results is None:
         return f"the grid {grid} has no results yet", command
-    scale = str(results.document["scale"])
+    scale, done = str(results.document["scale"]), sum(cell.state == DONE for cell in results.cells)
+    if done < len(results.cells):
+        return f"of the grid {grid} {done} of {len(results.cells)} cells are done", catalogue.command(exhibit, scale)
     why = f"it needs {exhibit.needs}" if exhibit.needs else "they hold none of its settings and columns"
     return f"the results of {grid} do not make it: {why}", catalogue.command(exhibit, scale)
 
