@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.node.numerics import set_threads
-from orchestrator.spec.cell import Resources
+from orchestrator.spec.cell import HUGE_PAGES, Resources
 
 
 def job_environment(threads: int) -> dict[str, str]:
     """Return the environment that our jobs give themselves."""
     before = dict(os.environ)
     set_threads(Resources(cores=threads))
-    environment = dict(os.environ)
+    environment = {**dict([HUGE_PAGES]), **os.environ}
     os.environ.clear()
     os.environ.update(before)
     return environment
@@ -27,7 +27,7 @@ def job_environment(threads: int) -> dict[str, str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what a side's process is told: which one it is, a folder of its own, and where its answers go."""
-    parser.add_argument("--side", choices=["ours", "transformers"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["ours", "transformers", "compiled"], help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
     parser.add_argument("--answers", type=int, help=argparse.SUPPRESS)
 

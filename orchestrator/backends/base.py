@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from orchestrator.errors import EXIT_UNREACHABLE, MoegridError
 from orchestrator.resources import ROOT
-from orchestrator.spec.cell import THREADS, Resources
+from orchestrator.spec.cell import HUGE_PAGES, THREADS, Resources
 from orchestrator.spec.launchers import outside
 
 # Settings of a site file that are the driver's business, not the backend's.
@@ -109,6 +109,7 @@ def node_environment(job: Job) -> dict[str, str]:
     environment = outside(os.environ)
     inherited = environment.get("PYTHONPATH", "")
     return {
+        **dict([HUGE_PAGES]),
         **environment,
         **dict.fromkeys(THREADS, str(job.resources.cores)),
         "PYTHONPATH": os.pathsep.join(part for part in (str(ROOT), inherited) if part),

@@ -20,7 +20,7 @@ from typing import Any
 
 from orchestrator.backends import host
 from orchestrator.errors import EXIT_DONE, EXIT_PREEMPTED
-from orchestrator.spec.cell import THREADS
+from orchestrator.spec.cell import HUGE_PAGES, THREADS
 from orchestrator.spec.launchers import outside
 
 # Seconds that the other ranks get after the first one has ended: they may still be saving, unless it failed.
@@ -94,6 +94,7 @@ class Processes:
     def _start(self, local_rank: int, output: int) -> subprocess.Popen[bytes]:
         job = self._job
         environment = {
+            **dict([HUGE_PAGES]),
             **outside(os.environ),
             **dict.fromkeys(THREADS, str(job.cores)),
             "PYTHONUNBUFFERED": "1",

@@ -15,7 +15,7 @@ from orchestrator.catalog.backends import BACKENDS
 from orchestrator.errors import MoegridError
 from orchestrator.grid.site_fields import asked, settings_of, variables
 from orchestrator.resources import ROOT
-from orchestrator.spec.cell import THREADS, Resources
+from orchestrator.spec.cell import HUGE_PAGES, THREADS, Resources
 
 # Seconds that the other ranks of a job get after the first one has ended: they may still be saving.
 RANK_PATIENCE = 300
@@ -198,6 +198,8 @@ def _setup(site: SlurmSite, resources: Resources) -> list[str]:
     if site.scratch:  # in double quotes: it may name variables of the job, such as $SLURM_JOB_ID
         lines += [f'export TMPDIR="{site.scratch}"', 'mkdir -p "$TMPDIR"']
     lines += [f"export {name}={resources.cores}" for name in THREADS]
+    name, tunables = HUGE_PAGES
+    lines.append(f"export {name}=${{{name}:-{tunables}}}")
     path = shlex.quote(site.project or str(ROOT)) + "${PYTHONPATH:+:$PYTHONPATH}"
     lines += ["export PYTHONUNBUFFERED=1", "export PYTHONSAFEPATH=1", f"export PYTHONPATH={path}"]
     if not resources.gpus:

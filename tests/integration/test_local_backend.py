@@ -24,6 +24,7 @@ behaviour = os.environ["BEHAVIOUR"]
 if behaviour == "stop":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 print("threads", os.environ["OMP_NUM_THREADS"], "session", os.getsid(0) == os.getpid(), flush=True)
+print("heap", os.environ["GLIBC_TUNABLES"], flush=True)
 if behaviour == "fail":
     sys.exit(3)
 if behaviour == "family":
@@ -68,13 +69,19 @@ def wait(of: LocalBackend, handle: Handle, phase: str = ENDED, seconds: float = 
     raise AssertionError(f"still {state}")
 
 
-def test_exit_code_and_log(program: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("own", ["", "glibc.malloc.arena_max=1"])
+def test_exit_code_log_and_what_libraries_read_at_the_start(
+    program: tuple[str, ...], own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if own:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
     local = backend(program)
     handle = local.submit(batch("fail"))["b1-0"]
     assert wait(local, handle).exit_code == 3
     log = local.log(handle)
     assert log is not None
-    assert log.read_text() == "threads 1 session True\n"
+    assert log.read_text() == f"threads 1 session True\nheap {own or 'glibc.malloc.hugetlb=1'}\n"
 
 
 def test_another_driver_finds_polls_and_stops_a_job(program: tuple[str, ...]) -> None:

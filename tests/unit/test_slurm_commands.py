@@ -122,6 +122,7 @@ def test_the_script_holds_the_command_and_the_site_and_no_secret(
         "module load 'cuda/12 8'",
         'export TMPDIR="/scratch/$SLURM_JOB_ID"',
         "export OMP_NUM_THREADS=3",
+        "export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}",
         "ulimit -n 65536",
     ):
         assert line in script.splitlines()
