@@ -1,9 +1,10 @@
-"""Speed of a whole training step at scale tiny, ours against transformers' Trainer: `python benchmarks/train_step.py`.
+"""Speed of a whole training step at scale tiny, ours against transformers': `python benchmarks/train_step.py`.
 
 Same weights, batches, balance loss, AdamW (fused), clipping. Each side has a process of its own: ours the training loop
-of our jobs with their settings (threads, memory, determinism), the Trainer as it comes. After the losses were found
-equal, they train in turns; setting up is not counted. The ratio is the median of the rounds' own. The last line says
-where our step's time goes: what is no matrix product is all that could still be saved.
+of our jobs with their settings (threads, memory, determinism), the Trainer as it comes, and where it is asked for
+transformers' model compiled in a plain loop with our settings. After the losses were found equal, they train in turns;
+setting up is not counted. A ratio is the median of the rounds' own. The last line says where our step's time goes on
+one thread, and what its matrix products take alone.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
 from jobs.models.convert import export_checkpoint
 from jobs.moe.balance import balance_loss
-from jobs.node.numerics import prepare_torch
+from jobs.node.numerics import keep_freed_memory, prepare_torch
 from jobs.train.engines.torch import TorchEngine
 from jobs.train.loop import Trainer as OurTrainer
 from orchestrator.spec.cell import BalanceSpec, DataSpec, Execution, Resources, TrainSpec
@@ -111,15 +112,38 @@ def train_ours(trainer: OurTrainer, rows: Rows, batches: list[torch.Tensor], clo
 KINDS = {"matrix products": ("mm",), "attention": ("scaled_dot_product",), "optimizer": ("adamw", "foreach")}
 
 
-def shares(trainer: OurTrainer, rows: Rows, batch: torch.Tensor) -> dict[str, float]:
-    """Return the share of each kind of kernel in the time of three of our steps on one thread: a profile sees one."""
+def parts_of(trainer: OurTrainer, rows: Rows, batch: torch.Tensor) -> dict[str, Any]:
+    """Return of our step on one thread: CPU seconds, those of its products alone, and each kind of kernel's share."""
     torch.set_num_threads(1)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        train_ours(trainer, rows, [batch] * 3, time.perf_counter)
+    steps = [train_ours(trainer, rows, [batch], time.process_time) for _ in range(5)]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        train_ours(trainer, rows, [batch], time.perf_counter)
     times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
     found = {kind: sum(t for key, t in times.items() if any(n in key for n in names)) for kind, names in KINDS.items()}
     total = sum(times.values())
-    return {**{kind: t / total for kind, t in found.items()}, "the rest": 1 - sum(found.values()) / total}
+    shares = {kind: t / total for kind, t in found.items()}
+    return {
+        "step": statistics.median(steps),
+        "products": products_alone(profile),
+        "shares": {**shares, "the rest": 1 - sum(shares.values())},
+    }
+
+
+def products_alone(profile: torch.profiler.profile) -> float:
+    """Return the CPU seconds of a step's matrix products, those of attention aside, one after another and no more."""
+    # What is added to comes first, what is written to last.
+    firsts = {"aten::mm": 0, "aten::addmm_": 1}
+    events = [event for event in profile.events() or () if event.name in firsts]
+    shapes = [tuple(tuple(shape) for shape in event.input_shapes[firsts[event.name] :][:2]) for event in events]
+    made = {pair: (torch.randn(pair[0]), torch.randn(pair[1]), torch.empty(pair[0][0], pair[1][1])) for pair in shapes}
+    seconds = []
+    for _ in range(5):
+        start = time.process_time()
+        for shape in shapes:
+            left, right, out = made[shape]
+            torch.mm(left, right, out=out)
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds)
 
 
 def train_theirs(model: OlmoeForCausalLM, batches: list[torch.Tensor], clock: Any, directory: str) -> float:
@@ -144,6 +168,27 @@ def train_theirs(model: OlmoeForCausalLM, batches: list[torch.Tensor], clock: An
     timer = Clock(clock)
     Trainer(model, arguments, train_dataset=rows, callbacks=[timer]).train()
     return timer.stop - timer.start
+
+
+class Compiled:
+    """transformers' model, compiled, in a plain loop."""
+
+    def __init__(self, model: OlmoeForCausalLM) -> None:
+        self.loss = torch.compile(lambda ids: model(input_ids=ids, labels=ids, use_cache=False).loss)
+        self.parameters = list(model.train().parameters())
+        decayed = {decay: [p for p in self.parameters if (p.ndim >= 2) == bool(decay)] for decay in (DECAY, 0.0)}
+        groups = [{"params": found, "weight_decay": decay} for decay, found in decayed.items()]
+        self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.999), fused=True)
+
+    def train(self, batches: list[torch.Tensor], clock: Any) -> float:
+        """Return the seconds of one step per batch."""
+        start = clock()
+        for ids in batches:
+            self.loss(ids).backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return float(clock() - start)
 
 
 def tiny_model(args: argparse.Namespace) -> CausalLM:
@@ -174,7 +219,7 @@ def run_side(args: argparse.Namespace) -> None:
             args,
             float(loss.detach()),
             lambda number: train_ours(trainer, rows, batches_of(number, args.steps), clock),
-            lambda: shares(trainer, rows, probe),
+            lambda: parts_of(trainer, rows, probe),
         )
         return
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -182,9 +227,15 @@ def run_side(args: argparse.Namespace) -> None:
     theirs = OlmoeForCausalLM.from_pretrained(Path(args.directory) / "model", output_router_logits=True)
     theirs.config.router_aux_loss_coef = theirs.router_aux_loss_coef = COEFFICIENT
     theirs.set_experts_implementation("grouped_mm")
+    loss = float(theirs(input_ids=probe, labels=probe).loss)
+    if args.side == "compiled":
+        keep_freed_memory()
+        compiled = Compiled(theirs)
+        serve(args, loss, lambda number: compiled.train(batches_of(number, args.steps), clock), lambda: None)
+        return
     serve(
         args,
-        float(theirs(input_ids=probe, labels=probe).loss),
+        loss,
         lambda number: train_theirs(theirs, batches_of(number, args.steps), clock, args.directory),
         lambda: None,
     )
@@ -199,30 +250,44 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=2)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: on a busy machine")
+    parser.add_argument(
+        "--compiled", action="store_true", help="transformers' model compiled as well: needs a compiler"
+    )
     add_arguments(parser)
     args = parser.parse_args()
     if args.side:
         run_side(args)
         return
     with tempfile.TemporaryDirectory() as directory:
-        ours = Side("ours", directory, job_environment(args.threads))
-        theirs = Side("transformers", directory, dict(os.environ))
-        if abs(ours.first - theirs.first) > 1e-5 * abs(theirs.first):
-            sys.exit(f"the losses differ: {ours.first} and {theirs.first}")
-        times: dict[str, list[float]] = {"ours": [], "transformers": []}
+        environment = job_environment(args.threads)
+        sides = {
+            "ours": Side("ours", directory, environment),
+            "transformers": Side("transformers", directory, dict(os.environ)),
+        }
+        if args.compiled:
+            sides["compiled"] = Side("compiled", directory, environment)
+        for name, side in sides.items():
+            if abs(side.first - sides["ours"].first) > 1e-5 * abs(side.first):
+                sys.exit(f"the losses differ: ours {sides['ours'].first}, {name} {side.first}")
+        rates: dict[str, list[float]] = {name: [] for name in sides}
         for i in range(args.rounds + 1):
-            seconds = ours.work(i), theirs.work(i)
-            if i:
-                for name, value in zip(times, seconds, strict=True):
-                    times[name].append(args.steps * BATCH * LENGTH / value)
-        theirs.end()
-        parts = ours.end()
-    rates = {name: statistics.median(values) for name, values in times.items()}
+            for name, side in sides.items():
+                seconds = side.work(i)
+                if i:  # the first round warms up, and compiles
+                    rates[name].append(args.steps * BATCH * LENGTH / seconds)
+        parts = {name: side.end() for name, side in sides.items()}["ours"]
     print(f"experts {args.experts}, top-k {args.top_k}, width {args.width}; {args.threads} threads, {args.clock} time")
-    print(", ".join(f"{name} {rate:.0f} tokens/s" for name, rate in rates.items()), end="; ")
-    ratio = statistics.median(a / b for a, b in zip(times["ours"], times["transformers"], strict=True))
-    print(f"ours / transformers' Trainer {ratio:.2f}")
-    print("our step: " + ", ".join(f"{kind} {share:.0%}" for kind, share in parts.items()))
+    print(", ".join(f"{name} {statistics.median(found):.0f} tokens/s" for name, found in rates.items()))
+    for name, called in (("transformers", "transformers' Trainer"), ("compiled", "transformers compiled")):
+        if name in rates:
+            ratios = [a / b for a, b in zip(rates["ours"], rates[name], strict=True)]
+            print(f"ours / {called} {statistics.median(ratios):.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
+    step, products = parts["step"], parts["products"]
+    print(
+        f"our step on one thread: {step * 1e3:.0f} ms of CPU, {step / products:.2f}x its matrix products alone; ",
+        end="",
+    )
+    print(", ".join(f"{kind} {share:.0%}" for kind, share in parts["shares"].items()))
 
 
 if __name__ == "__main__":
