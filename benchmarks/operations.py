@@ -3,8 +3,9 @@
 Ours against transformers'. A model of OLMoE's form with its balance loss, forward and backward, eager, on the path that
 a GPU takes: what a third layer adds to two. Every operation counts that reaches torch's kernels, inside our autograd
 functions too; views and memory that is only reserved do not. Nothing is compiled on either side. Without a GPU no
-values are computed, and our RMS norms are then made of several operations: on CUDA torch has a fused kernel for them,
-and one is KERNELS operations. Both counts are printed; with `--device cuda` all is counted on the device itself.
+values are computed, and our RMS norms are then made of several operations. torch's list of its operators, which comes
+with it, says which of them have a kernel on CUDA: a norm is then one operation forward and one backward, counted as
+KERNELS. Both counts are printed; with `--device cuda` all is counted on the device itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -38,6 +40,7 @@ VOCAB, HIDDEN, WIDTH, HEADS, EXPERTS, TOP_K, BATCH, LENGTH = 512, 256, 64, 4, 64
 BALANCE = BalanceSpec(aux_coef=0.01, aux_variant="olmoe_hf", z_coef=0.0)
 NORMS = 4  # of a layer: before attention and experts, of queries and keys
 KERNELS = 3  # of a fused norm: the output forward, the gradients of input and weight backward
+FUSED = ("_fused_rms_norm", "_fused_rms_norm_backward")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # They reserve memory, or give it another shape without saying that it is a view.
 NOTHING_WRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view")
@@ -124,6 +127,17 @@ def norm_step(dtype: torch.dtype, device: str) -> Step:
     return lambda: norm(x).backward(gradient)
 
 
+def kernels_on(device: str) -> frozenset[str]:
+    """Return the operators for which torch declares a kernel of its own on a device (`CUDA`)."""
+    declared = (files("torchgen") / "packaged/ATen/native/native_functions.yaml").read_text("utf-8")
+    found = set()
+    for operator in declared.split("\n- func: ")[1:]:
+        dispatch = [line.split(":")[0] for line in operator.split("\n") if line.startswith("    ")]
+        if any(device in keys.replace(",", " ").split() for keys in dispatch):
+            found.add(operator.split("(", 1)[0])
+    return frozenset(found)
+
+
 def without_values(device: str) -> AbstractContextManager[object]:
     return nullcontext() if device == "cuda" else FakeTensorMode()
 
@@ -176,6 +190,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--by-name", action="store_true", help="list the operations of both sides")
     args = parser.parse_args()
+    declares = "declares" if kernels_on("CUDA").issuperset(FUSED) else "does NOT declare"
+    print(f"torch {torch.__version__} {declares} kernels of {' and '.join(FUSED)} for CUDA")
     for name, dtype in TYPES.items():
         counts = measure(dtype, args.device)
         ours, theirs = counts.ours.total(), counts.theirs.total()

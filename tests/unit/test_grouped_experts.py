@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from benchmarks.operations import measure
+from benchmarks.operations import FUSED, kernels_on, measure
 from jobs.models.building import build_model
 from jobs.models.norm import RMSNorm
 from jobs.moe.balance import balance_loss
@@ -118,3 +118,7 @@ def test_a_layer_writes_less_often_than_transformers() -> None:
     counts = measure(torch.bfloat16)
     assert counts.theirs.total() > 150
     assert counts.fused <= 0.6 * counts.theirs.total()
+    # What is counted as fused is what torch has kernels for, of its CPU's it has none.
+    assert kernels_on("CUDA").issuperset(FUSED)
+    assert kernels_on("CPU").isdisjoint(FUSED)
+    assert "bmm.out" in kernels_on("CPU")
