@@ -170,7 +170,16 @@ def overview(shown: Sequence[Shown]) -> str:
 
 def _page(shown: Sequence[Shown], parts: Sequence[str]) -> str:
     made = sum(bool(item.files) for item in shown)
-    links = "".join(f'<a href="#{item.exhibit.slug}">{escape(item.exhibit.name)}</a>' for item in shown if item.files)
+    papers = dict.fromkeys(item.exhibit.paper for item in shown if item.files)
+    links = "".join(
+        f"<span>{escape(paper)}:</span>"
+        + "".join(
+            f'<a href="#{item.exhibit.slug}">{escape(item.exhibit.name)}</a>'
+            for item in shown
+            if item.files and item.exhibit.paper == paper
+        )
+        for paper in papers
+    )
     opening = (
         f"<p>{made} of {len(shown)} tables and figures of MoE-Bench, LibMoE and MoE-RBench, made from the results of"
         " this store. Printed values stand beside ours only where the same was measured in the same way.</p>"

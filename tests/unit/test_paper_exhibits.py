@@ -16,8 +16,9 @@ import pytest
 from orchestrator.grid.files import grid_names
 from orchestrator.grid.load import load_grid
 from orchestrator.report import charts, html, paper, routing
-from orchestrator.report.collect import CellResult, Results, collect
+from orchestrator.report.collect import CellResult, Results, Setting, collect
 from orchestrator.report.papers import drawn, forms, layers, measured
+from orchestrator.report.papers.choice import short_names
 from orchestrator.report.papers.declared import Column, Exhibit, declared
 from orchestrator.report.routing import changed_share
 from orchestrator.store import Store
@@ -179,6 +180,31 @@ def test_columns_find_their_own_metric_and_rows_their_own_size(store: Store) -> 
     assert by_scale == {"158m": "60.00", "679m": ""}
 
 
+def test_the_dense_twins_of_two_sizes_are_one_row_of_ours_and_a_reason_is_told_once(store: Store) -> None:
+    results = libmoe(finished(store, "libmoe_algorithms"), 0.7e6)
+    dense = replace(results, cells=tuple(replace(cell, factors={"preset": "dense"}) for cell in results.cells))
+    made = forms.table(dense, exhibit("LibMoE", "Table 2"))
+    assert [row[0] for row in made.tables[0].rows] == ["Dense"]
+    assert made.tables[0].caption == "ours at scale tiny"
+    (told,) = [note.partition(": ")[2] for note in made.lacks if note.startswith("printed values stand apart")]
+    reasons = told.split("; ")
+    assert len(reasons) == len(set(reasons))
+    assert "0.7 M parameters here, 36 M there" in reasons
+
+
+def test_a_head_is_as_wide_as_it_is_where_no_width_is_set(store: Store) -> None:
+    results = finished(store, "libmoe_algorithms")
+    cells = []
+    for cell in results.cells:
+        model = {"hidden_size": 512, "num_heads": 4, "head_dim": 82 if cell.factors["freeze"] == "none" else 0}
+        resolved = {**cell.document["resolved"], "model": model}
+        document = {**cell.document, "resolved": resolved}
+        cells.append(replace(cell, document=document, factors={"preset": cell.factors["freeze"]}))
+    made = forms.settings(replace(results, cells=tuple(cells)), exhibit("LibMoE", "Table 5"))
+    row = next(row for row in made.tables[0].rows if row[0] == "head width")
+    assert row[2:4] == ("82", "128")
+
+
 def test_the_mean_of_other_tasks_is_no_average_of_the_papers(store: Store) -> None:
     results = libmoe(finished(store, "libmoe_algorithms"), 158e6)
     cells = []
@@ -203,6 +229,32 @@ def test_probes_make_curves_maps_and_panels(store: Store) -> None:
     maps = layers.coactivation(results, replace(exhibit("LibMoE", "Figure 12"), where={"preset": ("none",)}))
     assert len(maps.figures) >= 2
     assert layers.loads(results, replace(exhibit("LibMoE", "Figure 17"), where={})).figures
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor", "told"),
+    [
+        (
+            [{"preset": "smoe", "granularity": "4/18"}, {"preset": "v2", "granularity": "2/16+2"}],
+            "preset",
+            ["smoe", "v2"],
+        ),
+        ([{"preset": "v2", "top": 2, "start": "x"}, {"preset": "v2", "top": 2, "start": ""}], "start", ["x, v2", "v2"]),
+        ([{"rate": 0.1}, {"rate": 0.2}], "", ["0.1", "0.2"]),
+        ([{"rate": 0.1}], "rate", ["0.1"]),
+        ([{}], "", ["s0"]),
+        (
+            [{"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 1}, {"a": 2, "b": 2}],
+            "b",
+            ["1, 1", "2, 1", "1, 2", "2, 2"],
+        ),
+    ],
+)
+def test_legends_have_the_fewest_words_that_tell_settings_apart(
+    settings: list[dict[str, object]], factor: str, told: list[str]
+) -> None:
+    made = [Setting(f"s{number}", factors, ()) for number, factors in enumerate(settings)]
+    assert short_names(made, factor) == {f"s{number}": text for number, text in enumerate(told)}
 
 
 def test_the_share_of_tokens_with_another_set_is_not_the_share_of_choices() -> None:

@@ -1,8 +1,9 @@
-"""The settings that an exhibit is made of, and its panels."""
+"""The settings that an exhibit is made of, their names in its legend, and its panels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 
 from orchestrator.report.collect import Results, Setting
 from orchestrator.report.papers.declared import Exhibit
@@ -16,6 +17,23 @@ def chosen(results: Results, exhibit: Exhibit, factors: Iterable[str] = ()) -> l
         if all(str(setting.factors.get(name, "")) in values for name, values in exhibit.where.items())
         and all(name in setting.factors for name in factors if name)
     ]
+
+
+def short_names(settings: Sequence[Setting], factor: str = "") -> dict[str, str]:
+    """Return setting -> its name in a legend: the value of `factor`, with as few others as tell the settings apart."""
+    names = dict.fromkeys(name for setting in settings for name in setting.factors)
+    values = {name: {_value(setting, name) for setting in settings} for name in names}
+    ordered = sorted(names, key=lambda name: (name != factor, len(values[name]) == 1))
+    for count in range(1, len(ordered) + 1):
+        for chosen_names in combinations(ordered, count):
+            told = [", ".join(filter(None, (_value(s, name) for name in chosen_names))) for s in settings]
+            if all(told) and len(set(told)) == len(told):
+                return {setting.name: text for setting, text in zip(settings, told, strict=True)}
+    return {setting.name: setting.name for setting in settings}
+
+
+def _value(setting: Setting, name: str) -> str:
+    return str(setting.factors.get(name, ""))
 
 
 def split(results: Results, exhibit: Exhibit, settings: Sequence[Setting], drawn: str) -> dict[str, list[Setting]]:

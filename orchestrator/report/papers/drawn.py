@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from orchestrator.report import charts, plots
 from orchestrator.report.collect import Results, Setting
 from orchestrator.report.differences import direction
-from orchestrator.report.papers.choice import chosen, split
+from orchestrator.report.papers.choice import chosen, short_names, split
 from orchestrator.report.papers.declared import Exhibit
 from orchestrator.report.papers.forms import Made
 from orchestrator.report.statistics import summary
@@ -142,7 +142,7 @@ def _bars_of(counts: Mapping[str, int]) -> list[charts.Bar]:
 
 def _series(results: Results, members: Sequence[Setting], exhibit: Exhibit, factor: str) -> list[plots.Line]:
     rows = results.series([cell for setting in members for cell in setting.cells])
-    lines = []
+    lines, called = [], short_names(members, factor)
     for setting in members:
         by_step: dict[int, list[float]] = {}
         for cell in setting.cells:
@@ -152,12 +152,12 @@ def _series(results: Results, members: Sequence[Setting], exhibit: Exhibit, fact
                 if isinstance(value, (int, float)) and math.isfinite(value) and not late:
                     by_step.setdefault(step, []).append(float(value))
         if by_step:
-            lines.append(plots.band(str(setting.factors.get(factor, setting.name)), by_step))
+            lines.append(plots.band(called[setting.name], by_step))
     return lines
 
 
 def _over_run(settings: Sequence[Setting], metric: str, factor: str) -> list[plots.Line]:
-    lines = []
+    lines, called = [], short_names(settings, factor)
     for setting in settings:
         by_at: dict[float, list[float]] = {}
         for cell in setting.cells:
@@ -165,7 +165,7 @@ def _over_run(settings: Sequence[Setting], metric: str, factor: str) -> list[plo
                 if metric in metrics:
                     by_at.setdefault(at, []).append(metrics[metric])
         if by_at:
-            lines.append(plots.band(str(setting.factors.get(factor, setting.name)), by_at))
+            lines.append(plots.band(called[setting.name], by_at))
     return lines
 
 

@@ -11,6 +11,8 @@ from orchestrator.report.collect import Results, Setting
 from orchestrator.report.papers import measured
 from orchestrator.report.papers.declared import Entry, Exhibit
 
+DENSE = "Dense"
+
 
 @dataclass(frozen=True, slots=True)
 class Lines:
@@ -20,6 +22,11 @@ class Lines:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     labels: int
+
+    @property
+    def caption(self) -> str:
+        """What its title says beyond the exhibit's, below whose heading it stands."""
+        return self.title.partition("; ")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ def table(results: Results, exhibit: Exhibit) -> Made:
     seen = set()
     for row in exhibit.rows:
         texts = [measured.text(results, exhibit, row, column) for column in exhibit.columns]
-        named = tuple(row[name] for name in labels)
+        named = tuple(_label(exhibit, row, name) for name in labels)
         if any(texts) and named not in seen:
             seen.add(named)
             ours.append((*named, *texts))
@@ -52,8 +59,7 @@ def table(results: Results, exhibit: Exhibit) -> Made:
             both += [row[column.name], "" if reason else text]
             if text:
                 empty.pop(column.name, None)
-            if reason:
-                reasons[reason] = None
+            reasons.update(dict.fromkeys(filter(None, reason.split("; "))))
         beside.append((*(row[name] for name in exhibit.labels), *both))
     if not ours:
         return Made()
@@ -72,6 +78,12 @@ def table(results: Results, exhibit: Exhibit) -> Made:
     lacks = [f"not measured here: {', '.join(empty)}"] if empty else []
     told = [f"printed values stand apart where ours were measured otherwise: {'; '.join(list(reasons)[:8])}"]
     return Made(tables=(own, printed), lacks=(*lacks, *(told if reasons else [])))
+
+
+def _label(exhibit: Exhibit, row: Mapping[str, str], name: str) -> str:
+    """Return how a row is called; the dense twins of the paper's sizes are one of ours."""
+    dense = exhibit.dense_size and name == "method" and row[name].startswith(DENSE)
+    return DENSE if dense else row[name]
 
 
 def settings(results: Results, exhibit: Exhibit) -> Made:
@@ -138,6 +150,9 @@ def _count(cell: Entry, name: str) -> str:
         for part in ("steps", "micro_batch", "accumulation", "sequence_length"):
             number *= float(train.get(part, 0))
         return f"{number / 1e6:.4g} M"
+    if name == "head_dim":
+        model = cell.get("resolved", {}).get("model") or {}
+        return str(model.get("head_dim") or model.get("hidden_size", 0) // max(model.get("num_heads", 1), 1))
     return f"{cell.get('parameters', {}).get(name, 0) / 1e6:.4g} M"
 
 
@@ -156,7 +171,5 @@ def as_html(lines: Lines) -> str:
         + "</tr>"
         for row in lines.rows
     )
-    return (
-        f"<p class='quiet'>{escape(lines.title)}</p><div class='scroll'><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    caption = f"<p class='quiet'>{escape(lines.caption)}</p>" if lines.caption else ""
+    return f"{caption}<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator.report import charts, plots, routing
 from orchestrator.report.collect import CellResult, Results
 from orchestrator.report.loads import counts_of, load_map
-from orchestrator.report.papers.choice import chosen
+from orchestrator.report.papers.choice import chosen, short_names
 from orchestrator.report.papers.declared import Exhibit
 from orchestrator.report.papers.forms import Made
 
@@ -23,10 +23,12 @@ SHOWN_DEPTHS = (0.25, 0.75)
 def probed(results: Results, exhibit: Exhibit) -> Made:
     """Return router saturation or the share of changed choices over training, one curve a setting."""
     names = {"saturation": ("all", "best"), "changed": ("changed", "changed_share")}[exhibit.probe]
-    figures = []
+    figures, called = [], short_names(chosen(results, exhibit), str(exhibit.lines))
     for component in exhibit.components or ("",):
         found, start = routing.over_training(results, component), f"{component}: " if component else ""
-        figures += [routing.curves_of(found[name], start + routing.OVER_TRAINING[name]) for name in names]
+        for name in names:
+            short = {called[setting]: points for setting, points in found[name].items() if setting in called}
+            figures.append(routing.curves_of(short, start + routing.OVER_TRAINING[name]))
     return Made(figures=tuple(filter(None, figures)))
 
 
@@ -34,13 +36,15 @@ def layers(results: Results, exhibit: Exhibit) -> Made:
     """Return one curve a setting over the layers, one panel a token set."""
     factor = str(exhibit.lines)
     panels: dict[str, list[plots.Line]] = {}
-    for setting in chosen(results, exhibit, (factor,)):
+    settings = chosen(results, exhibit, (factor,))
+    called = short_names(settings, factor)
+    for setting in settings:
         for name, by_cell in _by_layer(results, setting.cells, exhibit).items():
             by_layer: dict[int, list[float]] = {}
             for values_L in by_cell:
                 for layer, value in enumerate(values_L):
                     by_layer.setdefault(layer, []).append(float(value))
-            panels.setdefault(name, []).append(plots.band(str(setting.factors[factor]) or setting.name, by_layer))
+            panels.setdefault(name, []).append(plots.band(called[setting.name], by_layer))
     figures = [
         plots.curves(lines, f"{exhibit.layer_metric}: {name}", axis_x="layer")
         for name, lines in panels.items()
