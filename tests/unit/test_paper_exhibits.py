@@ -100,33 +100,6 @@ def test_a_run_grid_makes_its_exhibits_in_their_own_forms(store: Store, tmp_path
     assert not any(name.endswith("(ours)") for name in printed[0])
 
 
-def test_what_is_to_run_is_what_an_exhibit_waits_for(store: Store, tmp_path: Path) -> None:
-    every = paper.to_run(store)
-    assert every[:2] == ["finetune_freeze", "pretrain_router"]
-    assert "libmoe_vlm" in every
-    assert "rbench_robustness" not in every, "all of its exhibits need data of the user's"
-    finished(store, "libmoe_router_init")  # of other factors: its figure cannot be made of them
-    assert "libmoe_router_init" in paper.to_run(store)
-    half = GridStore(Store.open(f"memory://{uuid.uuid4().hex}"), name="pretrain_router")
-    half.commit_all(half.cell("none", 0)["stages"])
-    item = next(i for i in paper.write(half.store, tmp_path) if i.exhibit.grid == "pretrain_router")
-    assert item.reason == "of the grid pretrain_router 1 of 12 cells are done"
-    assert item.command == "moegrid run pretrain_router --scale tiny"
-
-
-def test_a_grid_that_makes_all_that_waits_for_it_is_not_run_again(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    finished(store, "finetune_freeze")
-    assert "finetune_freeze" in paper.to_run(store)  # Tables 5 and 8 are of the other backbone
-    mine = [e for e in declared().exhibits if e.grid != "finetune_freeze" or e.backbone == "olmoe"]
-    mine = [e for e in mine if e.name not in ("Figure 7",)]
-    monkeypatch.setattr(paper, "declared", lambda: replace(declared(), exhibits=tuple(mine)))
-    assert "finetune_freeze" not in paper.to_run(store)
-    GridStore(store, name="finetune_freeze", seeds=(0, 1, 2, 3)).commit_all([])
-    assert "finetune_freeze" in paper.to_run(store), "a cell of its newest version is not done"
-
-
 @pytest.mark.parametrize(
     ("parameters", "shots", "limit", "stands"),
     [(6919, 25, 0, True), (3.9, 25, 0, False), (6919, 3, 0, False), (6919, 25, 80, False)],

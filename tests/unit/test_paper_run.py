@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,10 @@ import pytest
 from orchestrator import cli
 from orchestrator.commands import paper
 from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, EXIT_USAGE
+from orchestrator.report import paper as exhibits
+from orchestrator.report.papers.declared import declared
+from orchestrator.store import Store
+from tests.grid_store import GridStore
 
 ROOT = Path(cli.__file__).resolve().parents[1]
 RUN = """
@@ -128,3 +134,37 @@ def test_where_nothing_is_to_run_it_says_so(
     monkeypatch.setattr("orchestrator.report.paper.to_run", lambda store: [])
     assert cli.main(["paper", "--run", "tiny"]) == EXIT_DONE
     assert "nothing to run" in capsys.readouterr().err
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store.open(f"memory://{uuid.uuid4().hex}")
+
+
+def test_what_is_to_run_is_what_an_exhibit_waits_for(store: Store, tmp_path: Path) -> None:
+    every = exhibits.to_run(store)
+    assert every[:2] == ["finetune_freeze", "pretrain_router"]
+    assert "libmoe_vlm" in every
+    assert "rbench_robustness" not in every, "all of its exhibits need data of the user's"
+    GridStore(
+        store, name="libmoe_router_init", probes=True
+    ).commit_all()  # of other factors: its figure cannot be made of them
+    assert "libmoe_router_init" in exhibits.to_run(store)
+    half = GridStore(Store.open(f"memory://{uuid.uuid4().hex}"), name="pretrain_router")
+    half.commit_all(half.cell("none", 0)["stages"])
+    item = next(i for i in exhibits.write(half.store, tmp_path) if i.exhibit.grid == "pretrain_router")
+    assert item.reason == "of the grid pretrain_router 1 of 12 cells are done"
+    assert item.command == "moegrid run pretrain_router --scale tiny"
+
+
+def test_a_grid_that_makes_all_that_waits_for_it_is_not_run_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    GridStore(store, name="finetune_freeze", probes=True).commit_all()
+    assert "finetune_freeze" in exhibits.to_run(store)  # Tables 5 and 8 are of the other backbone
+    mine = [e for e in declared().exhibits if e.grid != "finetune_freeze" or e.backbone == "olmoe"]
+    mine = [e for e in mine if e.name not in ("Figure 7",)]
+    monkeypatch.setattr(exhibits, "declared", lambda: replace(declared(), exhibits=tuple(mine)))
+    assert "finetune_freeze" not in exhibits.to_run(store)
+    GridStore(store, name="finetune_freeze", seeds=(0, 1, 2, 3)).commit_all([])
+    assert "finetune_freeze" in exhibits.to_run(store), "a cell of its newest version is not done"
