@@ -16,8 +16,8 @@ from weakref import finalize
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from jobs.simulate.products import products
 
@@ -28,6 +28,15 @@ HOST = "host"
 COMMUNICATING = ("FSDP::",)
 _ENTER, _EXIT = "profiler::_record_function_enter_new", "profiler::_record_function_exit"
 _LOOK = "aten::_local_scalar_dense"
+_DEVICE = torch.ops.prim.device.default
+
+# What runs an operation.
+Call = Callable[[OpOverload, Sequence[object], Mapping[str, object]], object]
+
+
+def _run(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
+    result: object = func(*args, **kwargs)
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +64,10 @@ class Ledger(TorchDispatchMode):
     entries.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, call: Call = _run) -> None:
+        """Watch operations, each of which `call` runs."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self._call = call
         self.truth = False
         self.chosen = 0
         self.kind = "activations"
@@ -122,6 +133,8 @@ class Ledger(TorchDispatchMode):
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         """Run one operation and note what it did."""
+        if func is _DEVICE and _fake(args[0]):  # asked before every operation
+            return args[0].fake_device  # type: ignore[attr-defined]
         name = func._schema.name
         if name.startswith("prim::"):
             return func(*args, **(kwargs or {}))
@@ -132,20 +145,24 @@ class Ledger(TorchDispatchMode):
         if name == _LOOK and _fake(args[0]):
             self.looks += 1
             return _zero(args[0], self.truth)
-        if name == _ENTER:
-            self._ranges.append(str(args[0]))
-        elif name == _EXIT and self._ranges:
-            self._ranges.pop()
+        if name in (_ENTER, _EXIT):
+            if name == _ENTER:
+                self._ranges.append(str(args[0]))
+            elif self._ranges:
+                self._ranges.pop()
+            with torch._C._DisableTorchDispatch():  # of no tensor
+                return func(*args)
         mask = _mask(args) if name == "aten::index" else None
-        result: object = func(*args, **(kwargs or {})) if mask is None else self._masked(args[0], mask)
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and not leaf.is_meta]
+        result = self._call(func, args, kwargs or {}) if mask is None else self._masked(args[0], mask)
+        outputs: list[Tensor] = []
         if not _is_view(func):
+            outputs = [tensor for tensor in _tensors(result) if not tensor.is_meta]
             for tensor in outputs:
                 self._known(tensor)
         if name.startswith(("c10d::", "_c10d_functional::")):
             self._collective(name.partition("::")[2], args)
-        elif name.startswith(("aten::", "fsdp::")) and outputs and not _is_view(func):
-            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        elif outputs and name.startswith(("aten::", "fsdp::")):
+            inputs = _tensors((args, kwargs))
             moved = sum(_bytes(tensor) for tensor in (*inputs, *outputs))
             self.operations[Operation(products(name, args, outputs), moved, str(outputs[0].dtype))] += 1
         return result
@@ -185,7 +202,7 @@ class Ledger(TorchDispatchMode):
 
     def _collective(self, name: str, args: Sequence[object]) -> None:
         """Count a collective by the bytes of its whole buffer: what all ranks together gather, or what is reduced."""
-        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        tensors = list(_tensors(args))
         if tensors:
             self.collectives[name.strip("_"), max(_bytes(tensor) for tensor in tensors)] += 1
 
@@ -208,9 +225,19 @@ def following_resizes(ledger: Ledger) -> Iterator[None]:
 
 
 def _fake(value: object) -> bool:
-    from torch._subclasses.fake_tensor import FakeTensor
-
     return isinstance(value, FakeTensor)
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Yield the tensors of nested arguments or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _tensors(one)
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _tensors(one)
 
 
 def _mask(args: Sequence[object]) -> Tensor | None:

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed import device_mesh
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from jobs.models.backbones import CausalLM
 from jobs.models.weights import canonical_state
 from jobs.simulate.ledger import Ledger, following_resizes
+from jobs.simulate.replay import Replay
 from jobs.train.engines import fsdp, mesh
 
 
-class _Zeros(TorchFunctionMode):
-    """Gives zeros where a fake tensor would become an array."""
+@contextmanager
+def _zeros() -> Iterator[None]:
+    """Give zeros meanwhile where a fake tensor would become an array."""
+    real = Tensor.numpy
 
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        """Run one function of torch."""
-        if func is Tensor.numpy and isinstance(args[0], FakeTensor):
-            kind = torch.zeros((), dtype=args[0].dtype, device="meta").dtype
-            return np.zeros(tuple(args[0].shape), dtype=str(kind).removeprefix("torch."))
-        return func(*args, **(kwargs or {}))
+    def array(tensor: Tensor, *, force: bool = False) -> NDArray[np.generic]:
+        if not isinstance(tensor, FakeTensor):
+            return real(tensor, force=force)
+        return np.zeros(tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
+
+    Tensor.numpy = array  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del Tensor.numpy  # the real one is a base class's
 
 
 @contextmanager
@@ -54,7 +55,8 @@ def _variable(name: str, value: str) -> Iterator[None]:
 @contextmanager
 def simulated(ranks: int) -> Iterator[Ledger]:
     """Be rank 0 of `ranks`; tensors that are made meanwhile have shapes and no values."""
-    ledger = Ledger()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    ledger = Ledger(Replay(mode))
 
     def seeing(real: Callable[..., object]) -> Callable[..., object]:
         def seen(*args: object, **kwargs: object) -> object:
@@ -73,10 +75,10 @@ def simulated(ranks: int) -> Iterator[Ledger]:
         for module, real in ((device_mesh, device_mesh.init_device_mesh), (fsdp, mesh.lay_out)):
             setattr(module, real.__name__, seeing(real))
             stack.callback(setattr, module, real.__name__, real)
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(mode)
         stack.enter_context(following_resizes(ledger))
         stack.enter_context(ledger)
-        stack.enter_context(_Zeros())
+        stack.enter_context(_zeros())
         yield ledger
 
 
