@@ -179,6 +179,11 @@ class CausalLM(nn.Module):
         return self.backbone.model.layers
 
     @property
+    def all_layers(self) -> list[nn.Module]:
+        """The layers of a vision encoder, and those of the decoder."""
+        return [*([] if self.vision is None else self.vision.encoder.layers), *self.layers]
+
+    @property
     def moe_blocks(self) -> list[MoEBlock]:
         """The MoE blocks, those of a vision side first, then in layer order; dense layers are not among them.
 

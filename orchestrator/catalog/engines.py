@@ -30,6 +30,7 @@ class EngineKind:
     `scales`: the factor of its `step` alone decides what is applied, so that gradients may come multiplied (fp16).
     `recomputes`: a part of the model may run again in the backward pass (`execution.recompute`).
     `same_world`: what it keeps of an optimizer is for one number of processes, and training goes on with that alone.
+    `sees`: it trains models that see, of whose encoder a phase may run nothing.
     `tidy`: it leaves nothing behind in a process, which may simulate the next shape as well.
     `shares`: of which of HELD each process holds its share alone. In bf16 it has fp32 `masters` beside weights in bf16
     (else its weights are fp32), and gradients in fp32 unless they are `half_gradients`.
@@ -46,6 +47,7 @@ class EngineKind:
     scales: bool = False
     recomputes: bool = True
     same_world: bool = False
+    sees: bool = False
     tidy: bool = False
     shares: tuple[str, ...] = ()
     masters: bool = True
@@ -68,7 +70,9 @@ class EngineKind:
 BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
     {
         # One process, or data parallel.
-        "torch": EngineKind("torch", "jobs.train.engines.torch:TorchEngine", plain_model=True, scales=True, tidy=True),
+        "torch": EngineKind(
+            "torch", "jobs.train.engines.torch:TorchEngine", plain_model=True, scales=True, sees=True, tidy=True
+        ),
         # Everything sharded.
         "fsdp": EngineKind(
             "fsdp",
@@ -79,6 +83,7 @@ BUILTINS: Mapping[str, EngineKind] = MappingProxyType(
             reads_weights=True,
             meshes=True,
             scales=True,
+            sees=True,
             tidy=True,
             shares=HELD,
             masters=False,
@@ -132,3 +137,8 @@ def sharing_all() -> tuple[str, ...]:
 def of_any_world() -> tuple[str, ...]:
     """Return our engines of several processes whose states go on with any number of them."""
     return tuple(name for name, kind in BUILTINS.items() if kind.cuts and not kind.same_world)
+
+
+def that_see() -> tuple[str, ...]:
+    """Return our engines that train models that see."""
+    return tuple(name for name, kind in BUILTINS.items() if kind.sees)

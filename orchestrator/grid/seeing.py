@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from orchestrator.catalog.engines import ENGINES, that_see
 from orchestrator.catalog.pictures import VISION_TASKS
 from orchestrator.catalog.pins import package_of
 from orchestrator.catalog.routers import kind_of
@@ -39,9 +40,10 @@ def seeing_findings(cell: Cell) -> Iterator[Finding]:
     if vision.upcycle and kind_of(cell.model.moe).routes and UPCYCLED not in phases:
         message = f"vision.upcycle {vision.upcycle!r} has no effect: experts begin with the phase {UPCYCLED}"
         yield ("model", "vision", "upcycle"), message, f'set {UPCYCLED}, or vision.upcycle: ""'
-    if cell.execution.engine != "torch":
-        message = f"engine {cell.execution.engine!r} does not train models that see"
-        yield ("execution", "engine"), message, "set engine: torch"
+    engine = ENGINES.get(cell.execution.engine)
+    if not engine.sees:
+        message = f"engine {engine.name!r} does not train models that see"
+        yield ("execution", "engine"), message, f"set engine: {' or '.join(that_see())}"
     for kind in kinds(cell.evaluate.suites):
         if (kind.final or kind.routed) and "shown" not in kind.reads:
             message = f"the suite {kind.name} measures the routing of text, and this model's experts may see"

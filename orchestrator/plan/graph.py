@@ -13,6 +13,7 @@ from orchestrator.plan.stage import CellStages, Stage
 from orchestrator.plan.stages import Lowering
 from orchestrator.spec.cell import Execution, Resources
 from orchestrator.spec.providers import Use, of_all, uses_of
+from orchestrator.spec.work import TrainWork
 
 # One process runs the segments of a chain; longer chains only delay the other branches' scheduling.
 MAX_CHAIN = 16
@@ -134,13 +135,18 @@ class StageGraph:
         """Return the stage that the process at the end of `chain` should go on with, or ""."""
         tail = chain[-1]
         light = light and not any(computes(self.stages[key].kind) for key in chain)
+        # Weights are made by the first process alone: those beside it would train before there are any.
+        asked = self.resources(tail)
+        alone = self.stages[tail].kind != TrainWork.kind and asked.nodes * asked.processes > 1
         # Training continues its own state; preparation continues anything it has made possible.
         sources = [tail] if self.stages[tail].kind == "train" else chain
         for source in sources:
             for child in self.children(source):
                 if child in done or child in taken or self.stages[child].phase != self.stages[tail].phase:
                     continue
-                if self.resources(child) != self.resources(tail) or (light and computes(self.stages[child].kind)):
+                if self.resources(child) != asked or (light and computes(self.stages[child].kind)):
+                    continue
+                if alone and self.stages[child].kind == TrainWork.kind:
                     continue
                 if all(parent in done or parent in chain for parent in self.stages[child].parents):
                     return child

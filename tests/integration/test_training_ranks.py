@@ -7,6 +7,7 @@ import importlib.util
 import json
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from jobs.train.meter import load_entropy
 from orchestrator.catalog.engines import ENGINES
 from orchestrator.spec.cell import BalanceSpec, Execution, Parallel, Resources
 from orchestrator.spec.model import ModelSpec
-from orchestrator.spec.work import TrainWork
+from orchestrator.spec.work import TrainWork, Work
 from orchestrator.store import Store
 from tests import training
 from tests.lion import LION, NAMES
@@ -84,7 +85,7 @@ def executed(engine: str, **more: Any) -> Execution:
 
 def run(
     store: Store,
-    works: list[TrainWork],
+    works: Sequence[Work],
     name: str,
     engine: str,
     resources: Resources = TWO,

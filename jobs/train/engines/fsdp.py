@@ -71,7 +71,7 @@ class FsdpEngine:
                 fully_shard(block.experts, mesh=self._mesh.experts, mp_policy=policy)
         # FSDP2 cuts no scalar: each rank holds it, and sums its gradient once a step.
         scalars = {parameter for parameter in model.parameters() if not parameter.dim()}
-        for layer in model.layers:
+        for layer in model.all_layers:
             fully_shard(layer, mesh=self._mesh.whole, mp_policy=policy, ignored_params=scalars)
         fully_shard(model, mesh=self._mesh.whole, mp_policy=policy, ignored_params=scalars)
         for module in self._modules():
