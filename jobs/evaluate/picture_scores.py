@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.data.tokenizer import Vocabulary
 from jobs.evaluate.results import Outcome
+from jobs.evaluate.scoring import LARGEST_LOGITS
 from jobs.models.backbones import CausalLM
 from orchestrator.data.local_data import joined
 
-# Rows of one pass of the decoder.
+# Rows of one pass of the decoder, as far as their logits may be held at once.
 ROWS = 64
 
 
@@ -33,13 +34,24 @@ class Asked:
     intervention: str
 
 
+def rows_of_pass(length: int, vocabulary: int) -> int:
+    """Return how many rows of so many tokens the decoder reads at a time."""
+    return max(1, min(ROWS, LARGEST_LOGITS // (length * vocabulary)))
+
+
+class Pairs(Protocol):
+    """What gives the ids of questions and answers, as `jobs.data.tokenizer.Vocabulary` does."""
+
+    def encode_pairs(self, prompts: list[str], responses: list[str]) -> list[tuple[list[int], list[int]]]: ...
+
+
 Row = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class PictureScorer:
     """Scores questions about pictures; `encoded` counts the pictures that went through the encoder."""
 
-    def __init__(self, model: CausalLM, vocabulary: Vocabulary, max_length: int) -> None:
+    def __init__(self, model: CausalLM, vocabulary: Pairs, max_length: int) -> None:
         self._model, self._vocabulary, self._max_length = model, vocabulary, max_length
         self._device = next(model.parameters()).device
         self.encoded = 0
@@ -65,8 +77,9 @@ class PictureScorer:
         known: dict[Row, float] = {}
         different = sorted(set(rows))
         score = self._behind if self._model.cacheable else self._plain
-        for first in range(0, len(different), ROWS):
-            batch = different[first : first + ROWS]
+        size = rows_of_pass(max(len(prompt) + len(answer) for prompt, answer in different), self._model.vocab_size)
+        for first in range(0, len(different), size):
+            batch = different[first : first + size]
             known |= zip(batch, score(features, batch), strict=True)
         found = iter([known[row] for row in rows])
         return [[next(found) for _ in one.choices] for one in questions]

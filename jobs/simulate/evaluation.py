@@ -21,9 +21,11 @@ from jobs.moe.block import dense_width
 from jobs.probe.sets import TOKENS_A_BATCH, TokenBatch, routings_of
 from jobs.simulate.answer import Answer, counted
 from jobs.simulate.ledger import HOST, Ledger
+from jobs.simulate.sight import asked_about_pictures, made_sight, probed_with_pictures
 from jobs.simulate.training import without_values
 from jobs.simulate.world import Weights, simulated
 from orchestrator.spec.model import Model
+from orchestrator.spec.resolve import text_part
 
 # A request of a task: several answers of so many tokens after a context that fills the window.
 ANSWERS, ANSWER_TOKENS = 4, 32
@@ -45,10 +47,11 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What decides the memory of making the initial weights."""
+    """What decides the memory of making the initial weights; `carried` is what the state has in which they begin."""
 
     model: Model
     vocab_size: int
+    carried: str = ""
 
 
 class _Counting(Scorer):
@@ -78,6 +81,7 @@ def simulate_evaluation(asked: Evaluation) -> Answer:
         model.eval()
         answer.moments["start"] = ledger.peak()
         scorer = _Counting(Callee(model, _spans(model)), ledger)
+        answered = min(ANSWER_TOKENS, asked.max_length - 1)
         room = batch_tokens(asked.model.vocab_size or asked.vocab_size, torch.device(asked.device))
         if "text" in asked.reads:
             rows = max(1, room // asked.max_length)
@@ -87,15 +91,24 @@ def simulate_evaluation(asked: Evaluation) -> Answer:
             begin = ledger.mark()
             _probed(model, asked.max_length)
             answer.add("routing", ledger.peak(begin))
-        if set(asked.reads) - {"text"}:
+        if set(asked.reads) & {"tasks", "benchmarks"}:
             rows = max(1, room // asked.max_length)
             requests = []
             for row in range(rows):
-                context = _ids(asked.max_length - ANSWER_TOKENS) + row
-                pairs = ((context, _ids(ANSWER_TOKENS) + choice) for choice in range(ANSWERS))
+                context = _ids(asked.max_length - answered) + row
+                pairs = ((context, _ids(answered) + choice) for choice in range(ANSWERS))
                 requests += [cut(before, after, asked.max_length) for before, after in pairs]
             share = Callee(model).cacheable
             _scored(ledger, scorer, plan(requests, share=share, tokens_per_batch=room), answer, "tasks")
+        if "pictures" in asked.reads:
+            ledger.forget_operations()
+            begin = ledger.mark()
+            tokens = asked_about_pictures(model, asked.max_length, answered)
+            _noted(ledger, answer, "pictures", begin, tokens)
+        if "shown" in asked.reads:
+            begin = ledger.mark()
+            probed_with_pictures(model, asked.max_length)
+            answer.add("shown", ledger.peak(begin))
     return counted(answer)
 
 
@@ -108,9 +121,13 @@ def _scored(ledger: Ledger, scorer: Scorer, schedule: Schedule, answer: Answer, 
     ledger.forget_operations()
     begin, before = ledger.mark(), scorer.tokens
     scorer.run(schedule)
+    _noted(ledger, answer, moment, begin, scorer.tokens - before)
+
+
+def _noted(ledger: Ledger, answer: Answer, moment: str, begin: int, tokens: int) -> None:
     answer.add(moment, ledger.peak(begin))
     if not answer.operations:
-        answer.operations, answer.tokens = ledger.operations.copy(), scorer.tokens - before
+        answer.operations, answer.tokens = ledger.operations.copy(), tokens
 
 
 @torch.inference_mode()
@@ -128,18 +145,24 @@ def _spans(model: CausalLM) -> Spans | None:
 
 
 def simulate_start(asked: Start) -> Answer:
-    """Make initial weights in host memory, one module at a time and without values."""
+    """Make initial weights in host memory, one module at a time (a vision side whole) and without values."""
     answer = Answer()
     model = empty_model(asked.model, asked.vocab_size)
-    sizes = [parameter.numel() for parameter in model.parameters()]
-    answer.parameters = sum(sizes)
-    imported = bool(asked.model.checkpoint) and not asked.model.upcycle
-    with simulated(1) as ledger, ledger.allocating(HOST):
-        for _ in () if imported else drawn_weights(model):
-            pass
-    if imported:
+    answer.parameters = sum(parameter.numel() for parameter in model.parameters())
+    spec = asked.model if asked.model.vision is None else text_part(asked.model)
+    language = empty_model(spec, asked.vocab_size)
+    sizes = [parameter.numel() for parameter in language.parameters()]
+    read = bool(asked.carried or (spec.checkpoint and not spec.upcycle))
+    with simulated(1) as ledger:
+        with ledger.allocating(HOST):
+            for _ in () if read else drawn_weights(language):
+                pass
+        most, sight = ledger.peak().host, 0
+        if asked.model.vision is not None:
+            sight = made_sight(ledger, asked.model, asked.vocab_size, carried=asked.carried == "vision")
+    if read:
         answer.host = 4 * 2 * max(sizes)  # a tensor, and the checkpoint's that it is put together from
-    elif asked.model.upcycle:
-        answer.host = 4 * 3 * asked.model.hidden_size * dense_width(asked.model.moe)  # a layer's feed-forward
-    answer.host += ledger.peak().host
+    elif spec.upcycle:
+        answer.host = 4 * 3 * spec.hidden_size * dense_width(spec.moe)  # a layer's feed-forward
+    answer.host = max(answer.host + most, sight)
     return counted(answer)

@@ -30,6 +30,7 @@ from orchestrator.catalog.freezing import freezes
 from orchestrator.spec.cell import ONE_COPY, Parallel
 from orchestrator.spec.model import Model
 from orchestrator.spec.training import TrainSpec
+from orchestrator.spec.vision import FEATURES, PIXELS, EncoderSpec
 from orchestrator.spec.work import Conditions
 
 # Micro-batches of a rank that are run: the second meets the gradients of the first, and so does every later one.
@@ -51,18 +52,30 @@ class Training:
     words: tuple[str, ...] = ("",)
     parallel: Parallel = ONE_COPY
     recompute: str = "none"
+    images: str = ""  # of a model that sees: PIXELS or FEATURES (orchestrator.spec.vision), "" where text alone is read
 
 
 @dataclass(frozen=True, slots=True)
 class NoText:
-    """A source of micro-batches without values, `length` tokens a sequence."""
+    """A source of micro-batches without values, `length` tokens a sequence, behind `images` for a vision side."""
 
     length: int
+    vision: EncoderSpec | None = None
+    images: str = ""
 
     def micro_batch(self, step: int, index: int, size: int) -> Batch:
         """Return a micro-batch of `size` sequences."""
-        text = [item.name for item in dataclasses.fields(Batch) if item.name != "images"]
-        return Batch(**{name: torch.zeros(size, self.length, dtype=torch.long) for name in text})
+        names = [item.name for item in dataclasses.fields(Batch) if item.name != "images"]
+        text = {name: torch.zeros(size, self.length, dtype=torch.long) for name in names}
+        seen = no_pictures(self.vision, size, self.images) if self.vision is not None and self.images else None
+        return Batch(**text, images=seen)
+
+
+def no_pictures(vision: EncoderSpec, number: int, images: str = PIXELS) -> Tensor:
+    """Return pictures without values: pixels [n, H, W, 3], or the features [n, P, D] of a frozen encoder."""
+    if images == FEATURES:
+        return torch.zeros(number, vision.patches, vision.hidden_size)
+    return torch.zeros(number, vision.image_size, vision.image_size, 3, dtype=torch.uint8)
 
 
 class _Trainer(Trainer):
@@ -85,6 +98,8 @@ def simulate_training(asked: Training) -> Answer:
     begun = add_adapters(model, asked.train.adapter, 0)
     del begun
     model.recompute = asked.recompute
+    for block in model.moe_blocks:
+        block.expert_dropout = asked.train.expert_dropout
     turns = -(-asked.train.accumulation // asked.ranks)
     train = dataclasses.replace(asked.train, accumulation=min(asked.train.accumulation, TURNS * asked.ranks))
     answer = Answer(parameters=sum(parameter.numel() for parameter in model.parameters()))
@@ -97,7 +112,7 @@ def simulate_training(asked: Training) -> Answer:
             engine.freeze(word)
             answer.add("switch", ledger.peak(begin))
             conditions = Conditions(asked.phase, dataclasses.replace(train, freeze=word), "", 0)
-            trainer = _Trainer(engine, conditions, NoText(train.sequence_length))
+            trainer = _Trainer(engine, conditions, NoText(train.sequence_length, asked.model.vision, asked.images))
             trainer.ledger = ledger
             for _ in range(1 if answer.operations else 2):
                 ledger.forget_operations()

@@ -15,6 +15,7 @@ from functools import cache
 from typing import TypeAlias
 
 from orchestrator import __version__, resources
+from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.suites import SUITES
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.stage import Stage
@@ -23,11 +24,14 @@ from orchestrator.spec.data import DataSpec
 from orchestrator.spec.identity import canonical_text, plain
 from orchestrator.spec.model import Model, MoESpec
 from orchestrator.spec.rebuilding import build
-from orchestrator.spec.training import TrainSpec
+from orchestrator.spec.training import BalanceSpec, TrainSpec
+from orchestrator.spec.vision import FEATURES, PIXELS
 from orchestrator.spec.work import EvaluateWork, GenerateWork, InitWork, TrainWork
 
 Question: TypeAlias = Mapping[str, object]
 TRAINING, EVALUATION, START = "training", "evaluation", "start"
+# What the state has in which a model that sees begins.
+TEXT, VISION = "text", "vision"
 
 
 @dataclass(slots=True)
@@ -106,19 +110,23 @@ def _shape(graph: StageGraph, stage: Stage, vocabulary: int) -> Shape | None:
     work, resources, execution = stage.form, graph.resources(stage.key), graph.execution(stage.key)
     if not isinstance(work, (TrainWork, EvaluateWork, GenerateWork, InitWork)):
         return None
-    if work.model.vision is not None:  # of pictures the simulated batches have none
-        return None
     asked: dict[str, object] = {"model": plain(_of_shape(work.model)), "vocab_size": vocabulary}
     device, train = execution.device, None
     if isinstance(work, TrainWork):
         train = work.conditions.train
         asked |= {"kind": TRAINING, "phase": work.conditions.phase, "train": plain(_of_memory(train))}
         asked |= {"engine": execution.engine, "ranks": resources.nodes * resources.processes, "words": [train.freeze]}
+        if work.model.vision is not None and train.data.format == "vision":
+            asked["images"] = FEATURES if work.conditions.features else PIXELS
         if execution.parallel != ONE_COPY:
             asked["parallel"] = plain(execution.parallel)
         asked["recompute"] = execution.recompute
     elif isinstance(work, InitWork):
         asked |= {"kind": START}
+        if work.state:
+            before = graph.stages[work.state].form
+            assert isinstance(before, (TrainWork, InitWork))
+            asked["carried"] = TEXT if before.model.vision is None else VISION
         device = "cpu"
     else:
         reads = SUITES.get(work.suite).reads if isinstance(work, EvaluateWork) else ("benchmarks",)
@@ -134,15 +142,42 @@ def _of_shape(model: Model) -> Model:
     moe = dataclasses.replace(model.moe, router_init_std=MoESpec().router_init_std)
     model = dataclasses.replace(model, moe=moe, init_std=0.02, rope_theta=10000.0, norm_eps=1e-5)
     start = "any" if model.checkpoint else ""
-    return dataclasses.replace(model, checkpoint=start, checkpoint_digest="", foreign_tokenizer=False)
+    vision = model.vision
+    if vision is not None:
+        first = "any" if vision.checkpoint else ""
+        vision = dataclasses.replace(vision, checkpoint=first, checkpoint_digest="", init_std=0.02, norm_eps=1e-6)
+    return dataclasses.replace(model, checkpoint=start, checkpoint_digest="", foreign_tokenizer=False, vision=vision)
 
 
 def _of_memory(train: TrainSpec) -> TrainSpec:
-    """Return a phase without what no byte depends on."""
+    """Return a phase without what no byte depends on: of most numbers it counts whether they are 0."""
     neutral = TrainSpec(DataSpec("", format=train.data.format))
-    sizes = ("micro_batch", "accumulation", "sequence_length", "precision", "expert_dropout")
-    kept = (*sizes, "balance", "optimizer", "optimizer_parameters", "adapter")
-    return dataclasses.replace(neutral, **{name: getattr(train, name) for name in kept}, freeze="")
+    kept = ("micro_batch", "accumulation", "sequence_length", "precision", "optimizer", "optimizer_parameters")
+    return dataclasses.replace(
+        neutral,
+        **{name: getattr(train, name) for name in kept},
+        freeze="",
+        expert_dropout=0.5 if train.expert_dropout else 0.0,
+        adapter=dataclasses.replace(train.adapter, alpha=1.0),
+        balance=_some(train.balance),
+    )
+
+
+def _some(balance: BalanceSpec) -> BalanceSpec:
+    """Return the losses with coefficients of 0 and 1: what a schedule begins or ends with takes no more."""
+    return dataclasses.replace(
+        balance,
+        aux_coef=float(balance.aux_coef != 0),
+        z_coef=float(balance.z_coef != 0),
+        bias_rate=float(balance.bias_rate != 0),
+        entropy_coef=float(balance.entropy_coef != 0),
+        null_coef=float(balance.null_coef != 0),
+        mutual_information_coef=float(balance.mutual_information_coef != 0),
+        aux_schedule="constant",
+        z_schedule="constant",
+        aux_schedule_parameters=Parameters(),
+        z_schedule_parameters=Parameters(),
+    )
 
 
 def digest_of(question: Question) -> str:

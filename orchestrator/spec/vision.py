@@ -9,6 +9,9 @@ from orchestrator.catalog.encoders import ENCODERS
 from orchestrator.spec.identity import NEUTRAL
 from orchestrator.spec.rules import ABOVE_ZERO, POSITIVE, Rule, one_of
 
+# What a micro-batch holds of its pictures: pixels, or what a frozen encoder made of them.
+PIXELS, FEATURES = "pixels", "features"
+
 
 @dataclass(frozen=True, slots=True)
 class EncoderSpec:

@@ -14,14 +14,14 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs.data.packing import IGNORED, InstructionBatches
+from jobs.data.packing import IGNORED, Batch, InstructionBatches
 from jobs.evaluate.state import load_state
 from jobs.evaluate.suites.disturbed import DROPS, interventions
 from jobs.moe.block import MoEBlock
@@ -67,10 +67,16 @@ def components(model: CausalLM) -> list[Component]:
     return [component for component in found if component.blocks]
 
 
+class Rows(Protocol):
+    """What gives rows of held-out questions as a batch, as `jobs.data.packing.InstructionBatches` does."""
+
+    def of_rows(self, rows: Sequence[int]) -> Batch: ...
+
+
 class Questions:
     """The held-out questions of a tokens artifact, in batches of rows of one subtask."""
 
-    def __init__(self, batches: InstructionBatches, subtasks: Sequence[str]) -> None:
+    def __init__(self, batches: Rows, subtasks: Sequence[str]) -> None:
         self._batches, self._number = batches, len(subtasks)
         self.groups = {name: [n for n, one in enumerate(subtasks) if one == name] for name in dict.fromkeys(subtasks)}
 
