@@ -1,8 +1,9 @@
-"""TensorBoard and wandb show every run and point once; wandb by its documented interface, which is made up here."""
+"""TensorBoard and wandb show every run and point once; wandb by its documented interface, and itself where it is."""
 
 from __future__ import annotations
 
 import errno
+import json
 import struct
 import sys
 import types
@@ -119,6 +120,44 @@ def test_wandb_gets_every_run_and_point_once(tmp_path: Path, runs: list[FakeRun]
     assert all(run.axes == [("*", "step")] and run.ended == [0] and run.values for run in runs)
     (second,) = sync(grid.store, grid.name, "wandb://team/moe")
     assert (second.points, second.created) == (0, 0)
+
+
+def logged_offline(path: Path) -> list[tuple[float, str]]:
+    """Read the file of an offline run by its format: blocks of pieces of records, as LevelDB's log has them."""
+    from wandb.proto import wandb_internal_pb2
+
+    found, data, at, whole = list[tuple[float, str]](), path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole, at = whole + data[at + 7 : at + 7 + size], at + 7 + size
+        if kind not in (1, 4):  # more of it follows
+            continue
+        items = wandb_internal_pb2.Record.FromString(whole).history.item
+        values = {one.key or "/".join(one.nested_key): json.loads(one.value_json) for one in items}
+        found += [(values["step"], name) for name in values if name != "step" and not name.startswith("_")]
+        whole = b""
+    return found
+
+
+def test_wandb_offline_keeps_every_point_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "here"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    grid = grid_store(tmp_path)
+    try:
+        (first,) = sync(grid.store, grid.name, "wandb://team/moe")
+        (second,) = sync(grid.store, grid.name, "wandb://team/moe")
+    finally:
+        wandb.teardown()
+    assert (second.points, second.created) == (0, 0)
+    files = sorted((tmp_path / "here").rglob("*.wandb"))
+    assert len(files) == first.created
+    points = [(path.name, *point) for path in files for point in logged_offline(path)]
+    assert len(points) == len(set(points)) == first.points
 
 
 def test_what_refuses_is_a_tracker_that_is_away(tmp_path: Path, runs: list[FakeRun]) -> None:
