@@ -59,7 +59,7 @@ LATENT = {
 LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"intermediate_size": 80, "head_dim": 16, "attention_bias": True}),
     "mistral": ("Mistral", {"intermediate_size": 80, "head_dim": 20, "sliding_window": None}),
-    "qwen2": ("Qwen2", {"intermediate_size": 80, "tie_word_embeddings": True}),
+    "qwen2": ("Qwen2", {"intermediate_size": 80, "head_dim": 10, "tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"intermediate_size": 80, "head_dim": 16, "tie_word_embeddings": True}),
     "mixtral": (
         "Mixtral",
@@ -100,6 +100,17 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": 5,
             "rope_parameters": {**YARN, "factor": 8.0, "truncate": False},
             "swiglu_limit": 1.5,
+        },
+    ),
+    "gpt_oss (without windows)": (
+        "GptOss",
+        {
+            "intermediate_size": 40,
+            "head_dim": 16,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "layer_types": ["full_attention", "full_attention"],
+            "attention_bias": False,
         },
     ),
     "glm4_moe": ("Glm4Moe", {**DEEPSEEK, "head_dim": 16, "use_qk_norm": True, "attention_bias": True}),
@@ -181,6 +192,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts": 6,
             "num_experts_per_tok": 2,
             "qkv_bias": False,
+            "head_dim": 8,
         },
     ),
     "mistral (windows)": ("Mistral", {"intermediate_size": 80, "head_dim": 20, "sliding_window": 6}),

@@ -101,6 +101,8 @@ class PublicWeights(Mapping[str, Tensor]):
                 continue  # what predicts tokens after the next one; transformers leaves it out, too
             if name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and spec.tie_embeddings):
                 continue
+            if 0 in shape:
+                continue  # of shared experts that are none
             if not spec.moe.shared_gate and _SHARED_GATE.fullmatch(name):
                 if checkpoint.read(name).any():
                     raise MoegridError(

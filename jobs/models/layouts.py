@@ -54,7 +54,7 @@ DEEPSEEK = ("glm4_moe", "deepseek_v2", "deepseek_v3")
 OLMOES = ("olmoe", "flex_olmo")
 MIXTRALS = ("mixtral", "granitemoe", "gpt_oss")
 # Those that have heads of any width.
-HEADS = ("llama", "mistral", "qwen3", "qwen3_moe", *MIXTRALS, "flex_olmo", "glm4_moe", "deepseek_v2", "deepseek_v3")
+HEADS = ("llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", *MIXTRALS, "flex_olmo", *DEEPSEEK)
 # What our block may do that no layout holds, unless it is said below; other fields change nothing without one of these.
 _OURS = (
     "score",

@@ -90,7 +90,8 @@ def _config(model: CausalLM, layout: str) -> dict[str, Any]:
     if layout in _ANY_BIAS:
         shape["attention_bias"] = bool(spec.attention_bias)
     if layout in ("mistral", "mixtral", "gpt_oss"):
-        shape["sliding_window"] = spec.attention_window or None
+        # GPT-OSS's class makes the mask of windows even where no layer has one.
+        shape["sliding_window"] = spec.attention_window or (spec.context if layout == "gpt_oss" else None)
     if layout in DENSE:
         shape["intermediate_size"] = spec.dense_width if spec.dense_layers else dense_width(moe)
     else:

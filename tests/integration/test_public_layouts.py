@@ -49,6 +49,16 @@ def test_a_public_checkpoint_comes_in_and_goes_back(name: str, tmp_path: Path) -
     assert weights_sha256(import_checkpoint(tmp_path / "ours")) == weights_sha256(model)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v3", "glm4_moe"])
+@torch.no_grad()
+def test_without_shared_experts_their_empty_matrices_are_passed_over(name: str, tmp_path: Path) -> None:
+    expected = written(name, tmp_path, n_shared_experts=0)(input_ids=IDS).logits
+    model = import_checkpoint(tmp_path).eval()
+    assert all(block.shared is None for block in model.moe_blocks)
+    assert difference(model(IDS).logits, expected) <= 1e-5
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_what_a_config_leaves_out_is_what_its_class_takes(name: str, tmp_path: Path) -> None:
     family, own = LAYOUTS[name]
