@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from orchestrator import resources
 from orchestrator.store import Blob
 
 CACHE_BYTES = 20 * 2**30
+# What was used since is not deleted: a job fetches all files of a state before it opens the first one.
+USED_SECONDS = 3600.0
 
 
 def cache_directory() -> Path:
@@ -28,9 +34,32 @@ def _is_whole(path: Path, blob: Blob) -> bool:
         return False
 
 
-def prune_cache(root: Path, keep: Path, limit: int = CACHE_BYTES) -> None:
-    """Delete the longest unused blobs until `root` holds at most `limit` bytes; `keep` stays."""
-    files = []
+Stamp = tuple[int, int, int]
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Return what tells a file from one that takes its place, None when there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_ctime_ns
+
+
+@contextlib.contextmanager
+def alone(root: Path, blob: Blob) -> Iterator[None]:
+    """Let one process of this node after the other come to a blob; where files cannot be locked, all at once."""
+    folder = root.with_name("locks")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / blob.sha256[:3]).open("w") as file:  # so many files at most, whatever the cache has held
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def prune_cache(root: Path, keep: Path, limit: int = CACHE_BYTES, used: float = USED_SECONDS) -> None:
+    """Delete the longest unused blobs until `root` holds at most `limit` bytes; `keep` and what is in use stay."""
+    files, newest = [], time.time() - used
     for path in root.glob("*/*"):
         try:
             status = path.stat()
@@ -38,9 +67,9 @@ def prune_cache(root: Path, keep: Path, limit: int = CACHE_BYTES) -> None:
             continue
         files.append((status.st_mtime, status.st_size, path))
     total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
+    for modified, size, path in sorted(files):
         if total <= limit:
             return
-        if path != keep:
+        if path != keep and modified <= newest:
             path.unlink(missing_ok=True)
             total -= size

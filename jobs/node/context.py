@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.node import code, numerics
-from jobs.node.cache import _is_whole, cache_directory, prune_cache
+from jobs.node.cache import _is_whole, alone, cache_directory, prune_cache, stamp
 from jobs.node.patience import patiently
 from jobs.node.preemption import Signals
 from jobs.node.provenance import provenance
@@ -146,9 +146,18 @@ class StageContext:
     def _cached(self, manifest: Manifest, blob: Blob) -> Path:
         root = cache_directory()
         path = root / blob.sha256 / Path(blob.name).name
-        if _is_whole(path, blob):
-            os.utime(path)
-            return path
+        while True:
+            before = stamp(path)
+            if _is_whole(path, blob):
+                os.utime(path)
+                return path
+            with alone(root, blob):
+                if stamp(path) == before:
+                    return self._downloaded(manifest, blob, root, path)
+            # Another process of this node has put it there meanwhile.
+
+    def _downloaded(self, manifest: Manifest, blob: Blob, root: Path, path: Path) -> Path:
+        """Download a blob to its place in the cache."""
         fresh = self.job.scratch / "downloads" / blob.sha256
         fresh.mkdir(parents=True, exist_ok=True)
         fetched = patiently(lambda: self.store.artifacts.fetch(manifest, blob.name, fresh), f"blob {blob.name}")

@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from jobs.node.cache import prune_cache
+from jobs.node.context import StageContext
 from orchestrator.errors import CorruptBlob, LeaseLost, StoreError
 from orchestrator.store import Manifest, Store, index
 from orchestrator.store.opening import open_objects
 from tests.processes import race
 from tests.s3_lab import Proxy, S3Lab
+from tests.training import init_work, make_job, prepare, put
 
 KEY = "a" * 64
 
@@ -261,3 +267,35 @@ def test_the_index_of_a_bucket_is_believed_only_for_the_manifests_it_was_read_fr
     (entry,) = store.objects.list("index")
     store.objects.put(entry.path, b"damaged")
     assert Store.peek(store.url).index.many(names).keys() == set(names[1:])
+
+
+def test_a_node_downloads_a_blob_once_for_all_its_ranks(
+    s3: S3Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOEGRID_CACHE", str(tmp_path / "cache"))
+    store, body = prepare(s3.fresh_url()), os.urandom(9_000_000)
+    state = put(store, "large", "data", {"weights.safetensors": body}, {})
+    jobs = [make_job(store, [replace(init_work(), seed=seed)], f"a-{seed}") for seed in range(4)]
+    received: list[int] = []
+    chunks = store.objects.chunks
+
+    def counting(path: str) -> Iterator[bytes]:
+        for piece in chunks(path) or ():
+            received.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr(store.objects, "chunks", counting)
+    with ThreadPoolExecutor(len(jobs)) as ranks:
+        fetched = list(ranks.map(lambda job: StageContext(job, "stage").fetch(state, "weights.safetensors"), jobs))
+    assert {path.read_bytes() for path in fetched} == {body}
+    assert sum(received) == len(body)
+    prune_cache(tmp_path / "cache" / "blobs", keep=tmp_path, limit=0)
+    assert fetched[0].exists(), "a job may be about to open it"
+    # A cached file that is damaged is none: it is downloaded once more, and once alone.
+    fetched[0].write_bytes(body[:-1] + b"x")
+    for job in jobs:
+        job.files.clear()
+    with ThreadPoolExecutor(len(jobs)) as ranks:
+        fetched = list(ranks.map(lambda job: StageContext(job, "stage").fetch(state, "weights.safetensors"), jobs))
+    assert {path.read_bytes() for path in fetched} == {body}
+    assert sum(received) == 2 * len(body)

@@ -305,7 +305,7 @@ def test_blobs_of_a_remote_store_are_cached_by_checksum(tmp_path: Path, monkeypa
     cached = context.fetch(TOKENIZER, "special.json")
     assert cached.is_relative_to(tmp_path)
     assert cached.read_bytes() == b"{}"
-    prune_cache(tmp_path / "blobs", keep=cached, limit=0)
+    prune_cache(tmp_path / "blobs", keep=cached, limit=0, used=0.0)
     assert list((tmp_path / "blobs").glob("*/*")) == [cached]
 
 
