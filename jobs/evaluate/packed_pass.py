@@ -13,7 +13,10 @@ from jobs.evaluate.prefix_tree import Ints, Schedule, Scored, Tree, Trunk
 from jobs.models.packing import Packing, Read
 
 # Branches of up to so many tokens are read whole, with a mask: their parts are too small for products of their own.
-BRANCH = 64
+BRANCH = 96
+# A longer run is read in steps of so many tokens, each of which sees those before it in one product: under a causal
+# mask the kernel computes whole blocks.
+STEP = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,11 @@ class _Reading:
             self.branches(stop, high)
 
     def _causal(self, low: int, high: int) -> None:
-        self.own.append(Read(low, high, low + self._past, high + self._past, causal=True))
+        for first in range(low, high, STEP):
+            last = min(first + STEP, high)
+            self.own.append(Read(first, last, first + self._past, last + self._past, causal=True))
+            if first > low:
+                self.before.append(Read(first, last, low + self._past, first + self._past))
 
     def _masked(self, low: int, high: int) -> None:
         """Read the branches [low, high) as one: a token sees itself and what it descends from."""

@@ -19,6 +19,9 @@ from jobs.data.spans import Spans
 from jobs.evaluate.dola import Contrast
 from jobs.evaluate.packed_pass import PackedPass, passes
 from jobs.evaluate.prefix_tree import Schedule, Scored, Tree, Trunk
+from jobs.evaluate.reduction import reduced, rows_at_once
+from jobs.models.backbones import CausalLM, Output
+from jobs.models.key_values import KeyValues
 from jobs.moe.host import visible
 from jobs.moe.routing import Routing
 
@@ -28,8 +31,6 @@ LARGEST_LOGITS = 2**27
 TOKENS_PER_BATCH = {"cpu": 2048}
 TOKENS_PER_ACCELERATOR_BATCH = 16384
 PACKED_TOKENS = 2048
-# Logits are reduced so many at a time (in fp32: 1 MB): what one pass over them writes the next reads from the cache.
-LOGITS_AT_ONCE = 2**18
 
 
 def batch_tokens(vocabulary: int, device: torch.device) -> int:
@@ -93,7 +94,7 @@ class Model:
     @property
     def packs(self) -> bool:
         """Whether sequences may lie behind one another in one row: on a CPU nothing is then padded or masked."""
-        return self.ours and self.cacheable and visible(next(self.module.parameters()))
+        return isinstance(self.module, CausalLM) and self.cacheable and visible(next(self.module.parameters()))
 
     @property
     def cacheable(self) -> bool:
@@ -171,28 +172,47 @@ class Scorer:
         return tally.scores()
 
     def _packed(self, passes: Iterable[PackedPass], tally: _Tally) -> None:
-        """Score passes of one row; who watches records sees the last layer's of all tokens."""
-        cache = None
+        """Score passes of one row: who watches layers or their records sees all tokens, else the last sees few."""
+        device, whole = self.model.device, self.observer is not None or self.model.contrast is not None
+        cache: KeyValues | None = None
         for one in passes:
             if cache is not None:
                 cache.crop(one.past - cache.get_seq_length())
-            ids, positions = (torch.from_numpy(row)[None].to(self.model.device) for row in (one.ids, one.positions))
-            few = None
-            if self.observer is None and self.model.contrast is None:
-                # Where nothing is scored the last layer still has keys and values to leave.
-                places = one.scored.position if len(one.scored.position) else np.zeros(1, dtype=np.int64)
-                few = torch.from_numpy(np.unique(places)).to(self.model.device)
-            cache = self._forward(
-                ids,
-                torch.ones_like(ids, dtype=torch.bool),
-                [one.scored],
-                tally,
-                packing=one.packing(self._dtype, self.model.device, few),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=one.trunk > 0,
-            )
+            ids = torch.from_numpy(one.ids)[None].to(device)
+            if whole:
+                cache = self._forward(
+                    ids,
+                    torch.ones_like(ids, dtype=torch.bool),
+                    [one.scored],
+                    tally,
+                    packing=one.packing(self._dtype, device, None),
+                    position_ids=torch.from_numpy(one.positions)[None].to(device),
+                    past_key_values=cache,
+                    use_cache=one.trunk > 0,
+                )
+            else:
+                cache = self._few(one, ids, tally, cache)
             cache = cache if one.trunk else None
+
+    def _few(self, one: PackedPass, ids: Tensor, tally: _Tally, cache: KeyValues | None) -> KeyValues | None:
+        """Score a pass whose last layer and head compute what is scored alone; return the cache."""
+        places, slot = np.unique(one.scored.position, return_inverse=True)
+        # Where nothing is scored the last layer still has keys and values to leave.
+        kept = torch.from_numpy(places if len(places) else np.zeros(1, dtype=np.int64)).to(ids.device)
+        module = self.model.module
+        assert isinstance(module, CausalLM)
+        output: Output = module(
+            ids,
+            packing=one.packing(self._dtype, ids.device, kept),
+            position_ids=torch.from_numpy(one.positions)[None].to(ids.device),
+            past_key_values=cache,
+            use_cache=one.trunk > 0,
+        )
+        self.tokens += ids.numel()
+        if len(places) and output.hidden is not None:
+            parts = (module.head(part) for part in output.hidden.split(rows_at_once(module.vocab_size)))
+            tally.add(one.scored.request, *reduced(parts, slot, one.scored.target))
+        return output.past_key_values
 
     def _trees(self, trees: Sequence[Tree], tally: _Tally) -> None:
         ids, real = _padded([tree.ids for tree in trees], self.model.device)
@@ -259,24 +279,8 @@ class Scorer:
         if self.observer is not None and routings:
             self.observer(routings, real)
         if len(places):
-            tally.add(requests, *_reduce(logits, torch.from_numpy(slot), torch.from_numpy(targets)))
+            tally.add(requests, *reduced(logits.split(rows_at_once(logits.shape[1])), slot, targets))
         return cache
-
-
-def _reduce(logits_nV: Tensor, slot_m: Tensor, target_m: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return the log-probability of each target, and whether it is the greedy choice at its slot, [m] each."""
-    slot_m, target_m = slot_m.to(logits_nV.device), target_m.to(logits_nV.device)
-    largest, sums = [], []
-    for part in logits_nV.split(max(1, LOGITS_AT_ONCE // logits_nV.shape[1])):
-        largest.append(part.amax(-1).float())
-        # A softmax and its largest take half the time of a logarithm of a sum.
-        sums.append(largest[-1] - part.softmax(-1, dtype=torch.float).amax(-1).log())
-    largest_n, sums_n = torch.cat(largest), torch.cat(sums)
-    chosen = logits_nV[slot_m, target_m].float()
-    greedy = chosen == largest_n[slot_m]
-    # Of equal ones the first is the greedy choice; a search for its place is slow and rarely needed.
-    greedy[greedy.clone()] = logits_nV[slot_m[greedy]].argmax(-1) == target_m[greedy]
-    return (chosen - sums_n[slot_m]).cpu().numpy(), greedy.cpu().numpy()
 
 
 def _padded(rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:

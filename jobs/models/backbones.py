@@ -32,6 +32,7 @@ class Output:
     routings: tuple[Routing, ...]
     loss: Tensor | None = None
     tokens: Tensor | None = None
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +231,9 @@ class CausalLM(nn.Module):
         sentence routing. With `labels` [B,S] (aligned with `input_ids`, or `shifted`: what follows each of them; -100 =
         none) the summed next-token loss is computed without keeping logits.
 
-        `packing` is what the tokens of one row see of each other, instead of a mask. Logits [n,V] are then those of the
-        tokens it keeps, and so is the last layer's record; where it keeps none in particular, both are as ever.
+        `packing` is what the tokens of one row see of each other, instead of a mask. Of the tokens that it keeps the
+        hidden states [n,D] are returned, for `head`, and the last layer's record; where it keeps none in particular,
+        everything is as ever.
 
         `images` [B,H,W,3] (uint8 pixels) or [B,P,D] (features of a frozen encoder) are one picture a row, whose tokens
         stand before its text: positions and cache count them, logits and labels are those of the text. `attention_mask`
@@ -281,13 +283,17 @@ class CausalLM(nn.Module):
             loss, tokens = linear_cross_entropy(hidden, head, labels)
             return Output(None, cache, routings, loss, tokens)
         if packing is not None and packing.kept is not None:
-            hidden = hidden[0]
-        elif isinstance(logits_to_keep, Tensor):
+            return Output(None, cache, routings, hidden=hidden[0])
+        if isinstance(logits_to_keep, Tensor):
             # A [B,S] mask picks positions one by one, in row order: logits are then [n,V].
             hidden = hidden[logits_to_keep] if logits_to_keep.dim() == 2 else hidden[:, logits_to_keep]
         elif logits_to_keep:
             hidden = hidden[:, -logits_to_keep:]
-        return Output(torch.nn.functional.linear(hidden, head), cache, routings)
+        return Output(self.head(hidden), cache, routings)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the logits [..., V] of hidden states [..., D] after the last norm."""
+        return torch.nn.functional.linear(hidden, self.backbone.lm_head.weight)
 
     def _layers(self, hidden: Tensor, given: Given) -> tuple[Tensor, tuple[Routing, ...]]:
         """Return the normed hidden states after the last layer, and the records of the layers that route."""

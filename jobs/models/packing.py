@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +31,15 @@ class Read:
     causal: bool = False
     mask: Tensor | None = None
 
-    def bias(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return what is added to the logits [n,m]."""
+    def bias(self, dtype: torch.dtype, device: torch.device, rows: Tensor | None = None) -> Tensor:
+        """Return what is added to the logits [n,m] of the queries, or of some of their `rows`."""
         if self.mask is not None:
-            return self.mask
-        bias = torch.zeros(self.last - self.first, self.end - self.start, dtype=dtype, device=device)
+            return self.mask if rows is None else self.mask[rows]
+        rows = torch.arange(self.last - self.first, device=device) if rows is None else rows
+        bias = torch.zeros(len(rows), self.end - self.start, dtype=dtype, device=device)
         if self.causal:
-            bias.masked_fill_(torch.ones_like(bias, dtype=torch.bool).triu_(1), torch.finfo(dtype).min)
+            later = torch.arange(self.end - self.start, device=device) > rows[:, None]
+            bias.masked_fill_(later, torch.finfo(dtype).min)
         return bias
 
 
@@ -82,7 +85,7 @@ class Packing:
                 fewer = replace(read, first=first, last=last)
                 if last - first < read.last - read.first and (read.causal or read.mask is not None):
                     rows = kept[first:last] - read.first
-                    fewer = replace(fewer, causal=False, mask=read.bias(self.dtype, kept.device)[rows])
+                    fewer = replace(fewer, causal=False, mask=read.bias(self.dtype, kept.device, rows))
                 found.append(fewer)
             return tuple(found)
 
@@ -100,31 +103,33 @@ class Packing:
         q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
         q = q[0].unflatten(0, (groups, heads // groups))
         k, v = (x[0].unsqueeze(1).expand(-1, heads // groups, -1, -1) for x in (k, v))
-        y_SHd = q.new_empty(length, heads, width, dtype=torch.float)
-        sums_SH = q.new_empty(length, heads, dtype=torch.float)
-        for read in self.own:
-            y, sums = _read(read, q, k, v, scale)
-            y_SHd[read.first : read.last] = y
-            sums_SH[read.first : read.last] = sums
+        y = q.new_empty(q.shape, dtype=torch.float)
+        sums = q.new_empty(q.shape[:3], dtype=torch.float)
+        asking, asked = ([(read.first, read.last) for read in self.own], [(read.start, read.end) for read in self.own])
+        parts = (_parts(q, asking), _parts(k, asked), _parts(v, asked), _parts(y, asking), _parts(sums, asking))
+        for read, own_q, own_k, own_v, own_y, own_sums in zip(self.own, *parts, strict=True):
+            for whole, part in zip((own_y, own_sums), _read(read, own_q, own_k, own_v, scale), strict=True):
+                whole.copy_(part)
         for read in self.before:
-            y, sums = _read(read, q, k, v, scale)
-            known = sums_SH[read.first : read.last]
-            y_SHd[read.first : read.last].lerp_(y, torch.sigmoid(sums - known).unsqueeze(-1))
-            torch.logaddexp(known, sums, out=known)
+            rows, keys = slice(read.first, read.last), slice(read.start, read.end)
+            more, more_sums = _read(read, q[:, :, rows], k[:, :, keys], v[:, :, keys], scale)
+            known = sums[:, :, rows]
+            y[:, :, rows].lerp_(more.float(), torch.sigmoid(more_sums - known).unsqueeze(-1))
+            torch.logaddexp(known, more_sums, out=known)
         if sinks_H is not None:
-            y_SHd.mul_(torch.sigmoid(sums_SH - sinks_H.float()).unsqueeze(-1))
-        return y_SHd[..., :wide].to(q.dtype).unsqueeze(0).transpose(1, 2)
+            y.mul_(torch.sigmoid(sums - sinks_H.float().view(groups, -1, 1)).unsqueeze(-1))
+        return y.view(1, heads, length, width)[..., :wide].to(q.dtype)
+
+
+def _parts(x: Tensor, bounds: Sequence[tuple[int, int]]) -> Sequence[Tensor]:
+    """Return stretches of the third dimension, at once where each begins at the end of the one before."""
+    if all(one[1] == other[0] for one, other in pairwise(bounds)):
+        whole = x[:, :, bounds[0][0] : bounds[-1][1]]
+        return torch.split(whole, [end - start for start, end in bounds], dim=2)
+    return [x[:, :, start:end] for start, end in bounds]
 
 
 def _read(read: Read, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the attention [n,H,d] of a read's queries over its keys, and the log of the sum of exponentials [n,H]."""
-    y, sums = _kernel(
-        q[:, :, read.first : read.last],
-        k[:, :, read.start : read.end],
-        v[:, :, read.start : read.end],
-        0.0,
-        read.causal,
-        attn_mask=read.mask,
-        scale=scale,
-    )
-    return y.flatten(0, 1).transpose(0, 1).float(), sums.flatten(0, 1).transpose(0, 1)
+    """Return the attention [G,h,n,d] of queries over keys, and the log of the sum of exponentials [G,h,n]."""
+    y, sums = _kernel(q, k, v, 0.0, read.causal, attn_mask=read.mask, scale=scale)
+    return y, sums
