@@ -1,7 +1,7 @@
 """Batched generation with a KV cache: greedy, or sampled from a seeded generator of each request's own.
 
 Contexts that begin alike (few shots before every question) are generated side by side: their common prefix is computed
-once, and its keys and values are held once for all rows.
+once, and its keys and values are held once for all rows. So is a picture that stands before all of them.
 """
 
 from __future__ import annotations
@@ -49,25 +49,35 @@ class Generation:
 
 
 def generate(
-    model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Generation]], tokens_per_batch: int
+    model: Model,
+    tokenizer: Any,
+    requests: Sequence[tuple[list[int], Generation]],
+    tokens_per_batch: int,
+    picture: Tensor | None = None,
 ) -> list[str]:
-    """Return the text that follows each context, cut at its first stop sequence; 0 tokens a batch: each text alone."""
+    """Return the text that follows each context, cut at its first stop sequence; 0 tokens a batch: each text alone.
+
+    `picture` [1,P,D] (features) or [1,H,W,3] (pixels) stands before every context.
+    """
     texts = [""] * len(requests)
-    for batch in _batches(model, requests, tokens_per_batch):
+    for batch in _batches(model, requests, tokens_per_batch, apart=picture is None):
         run = _cached if model.cacheable else _uncached
         # Sampling is seeded by the request's own number: batches may be of any size.
         chosen = [(requests[i][0], replace(requests[i][1], seed=seed_of(requests[i][1].seed, i))) for i in batch]
-        for number, ids in zip(batch, run(model, tokenizer, chosen), strict=True):
+        for number, ids in zip(batch, run(model, tokenizer, chosen, picture), strict=True):
             texts[number] = _cut(tokenizer.decode(ids, skip_special_tokens=False), requests[number][1].stops)
     return texts
 
 
 def _batches(
-    model: Model, requests: Sequence[tuple[list[int], Generation]], tokens_per_batch: int
+    model: Model, requests: Sequence[tuple[list[int], Generation]], tokens_per_batch: int, *, apart: bool
 ) -> Iterator[list[int]]:
-    """Yield the numbers of requests that run side by side: those of one prefix, the longest first."""
+    """Yield the numbers of requests that run side by side: those of one prefix, the longest first.
+
+    Not `apart`: they have one in common already.
+    """
     contexts = [context for context, _ in requests]
-    groups = _alike(contexts) if model.cacheable and tokens_per_batch else [(list(range(len(requests))), 0)]
+    groups = _alike(contexts) if model.cacheable and tokens_per_batch and apart else [(list(range(len(requests))), 0)]
     for group, shared in groups:
         order = sorted(group, key=lambda i: (requests[i][1].new_tokens, len(contexts[i])), reverse=True)
         while order:
@@ -166,10 +176,12 @@ def _rows(contexts: Sequence[list[int]], device: torch.device) -> tuple[Tensor, 
 
 
 @torch.inference_mode()
-def _cached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Generation]]) -> list[list[int]]:
+def _cached(
+    model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Generation]], picture: Tensor | None
+) -> list[list[int]]:
     progress = _Progress(tokenizer, [settings for _, settings in requests])
-    logits, cache, seen = _read(model, [context for context, _ in requests])
-    lengths = torch.tensor([len(context) for context, _ in requests], device=model.device)
+    logits, cache, seen = _read(model, [context for context, _ in requests], picture)
+    lengths = seen.sum(1)
     rows = list(range(len(requests)))  # of the batch as it is now
     step = 0
     while True:
@@ -197,11 +209,17 @@ def _cached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Ge
         step += 1
 
 
-def _read(model: Model, contexts: Sequence[list[int]]) -> tuple[Tensor, Any, Tensor]:
+def _read(model: Model, contexts: Sequence[list[int]], picture: Tensor | None = None) -> tuple[Tensor, Any, Tensor]:
     """Return logits [B,V] after each context, the cache, and which of its places are tokens [B,L]."""
     shared = min((_common(contexts[0], context) for context in contexts[1:]), default=0)
     cached: dict[str, object] = {}
-    if shared >= SHORTEST_TRUNK:
+    if picture is not None:
+        nothing = torch.zeros(1, 0, dtype=torch.long, device=model.device)
+        cache = model.module(nothing, images=picture, use_cache=True).past_key_values
+        shared = cache.get_seq_length()
+        cache.batch_repeat_interleave(len(contexts))
+        cached["past_key_values"] = cache
+    elif shared >= SHORTEST_TRUNK:
         ids, _ = _rows([contexts[0][:shared]], model.device)
         one = torch.ones_like(ids, dtype=torch.bool)
         last = torch.arange(shared, device=ids.device)[None, :] == shared - 1
@@ -223,7 +241,9 @@ def _read(model: Model, contexts: Sequence[list[int]]) -> tuple[Tensor, Any, Ten
 
 
 @torch.inference_mode()
-def _uncached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Generation]]) -> list[list[int]]:
+def _uncached(
+    model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], Generation]], picture: Tensor | None
+) -> list[list[int]]:
     """Generate with the whole text fed again for every token: for routers whose choice depends on other tokens."""
     progress = _Progress(tokenizer, [settings for _, settings in requests])
     rows = list(range(len(requests)))
@@ -233,7 +253,7 @@ def _uncached(model: Model, tokenizer: Any, requests: Sequence[tuple[list[int], 
         place = torch.arange(ids.shape[1], device=ids.device)
         real = place[None, :] < lengths[:, None]
         keep = place[None, :] == lengths[:, None] - 1
-        extra = {}
+        extra = {} if picture is None else {"images": picture.expand(len(rows), *picture.shape[1:])}
         if model.spans is not None:
             spans = [model.spans(np.array(text)).tolist() for text in texts]
             extra["spans"] = _rows(spans, model.device)[0]

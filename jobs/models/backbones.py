@@ -244,6 +244,8 @@ class CausalLM(nn.Module):
             assert self.vision is not None, "a model without a vision side sees no pictures"
             seen, routed = self.vision(images)
             attention_mask, input_ids, labels = _behind(seen, attention_mask, input_ids, labels)
+            if padding is not None:
+                padding = torch.cat([padding.new_zeros(seen.shape[:2]), padding], 1)
         length = input_ids.shape[1]
         if padding is None and attention_mask is not None and attention_mask.dim() == 2:
             padding = attention_mask[:, -length:] == 0
