@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from orchestrator.catalog.benchmarks import BENCHMARKS, SAFETY, SAFETY_SETS
+from orchestrator.catalog.lmms import LMMS_EVAL
 from orchestrator.catalog.metrics import EFFICIENCY, LANGUAGE_MODEL
 from orchestrator.registry import Registry
 
@@ -51,7 +52,8 @@ class SuiteKind:
     with the questions that it held out; "benchmarks" are read from files or hubs of their own; `judged` says
     how responses are generated and judged; `contrasted` ones are changed by `dola`; `columns_by` is the dotted path
     of (evaluate) -> columns where these follow from its tasks; `arrays`: it leaves the arrays of routing that a
-    report draws; `removes`: it takes experts away; `generates`: it takes tasks whose answers are generated as well.
+    report draws; `removes`: it takes experts away; `generates`: it takes tasks whose answers are generated as well;
+    `protocol`: that of the sets of questions about pictures that it asks.
     """
 
     name: str
@@ -71,6 +73,7 @@ class SuiteKind:
     arrays: bool = False
     removes: bool = False
     generates: bool = False
+    protocol: str = ""
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -134,6 +137,15 @@ _OURS = (
         (),
         columns_by="orchestrator.grid.columns:of_pictures",
         ranked=True,
+    ),
+    SuiteKind(
+        "lmms_eval",
+        "jobs.evaluate.suites.lmms_eval:run",
+        ("pictures",),
+        (),
+        columns_by="orchestrator.grid.columns:of_lmms",
+        ranked=True,
+        protocol=LMMS_EVAL,
     ),
     SuiteKind(
         "seeing_probe",

@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.catalog.benchmarks import BENCHMARKS, COLUMNS
 from orchestrator.catalog.judges import JUDGES
+from orchestrator.catalog.lmms import LMMS_EVAL, LMMS_TASKS
 from orchestrator.catalog.metrics import DISTURBED, OF_PICTURES, OF_TOKENS, ROUTING, SIMILARITY
 from orchestrator.catalog.routers import kind_of
 from orchestrator.catalog.suites import SUITES, Judging
@@ -116,7 +117,16 @@ def of_seeing_probe(evaluate: EvaluateSpec) -> Iterator[str]:
 def of_pictures(evaluate: EvaluateSpec) -> Iterator[str]:
     """Yield the columns of the suite `seeing`."""
     for one in evaluate.pictures:
-        yield from (f"{one.name}/{task}/{column}" for task in one.tasks for column in OF_PICTURES)
+        if one.protocol != LMMS_EVAL:
+            yield from (f"{one.name}/{task}/{column}" for task in one.tasks for column in OF_PICTURES)
+
+
+def of_lmms(evaluate: EvaluateSpec) -> Iterator[str]:
+    """Yield the columns of the suite `lmms_eval`."""
+    for one in evaluate.pictures:
+        if one.protocol == LMMS_EVAL:
+            known = (LMMS_TASKS[task] for task in one.tasks if task in LMMS_TASKS)
+            yield from (f"{one.name}/{task.name}/{score}" for task in known for score in task.scores)
 
 
 def of_routing_shift(evaluate: EvaluateSpec) -> Iterator[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.catalog.engines import ENGINES, that_see
+from orchestrator.catalog.lmms import LMMS_EVAL, LMMS_TASKS
 from orchestrator.catalog.pictures import VISION_TASKS
 from orchestrator.catalog.pins import package_of
 from orchestrator.catalog.routers import kind_of
-from orchestrator.catalog.suites import kinds, read
+from orchestrator.catalog.suites import SUITES, kinds, read
 from orchestrator.errors import did_you_mean
 from orchestrator.grid.phase_rules import Finding
 from orchestrator.spec.cell import Cell
@@ -58,15 +59,26 @@ def _of_questions(cell: Cell) -> Iterator[Finding]:
     path = ("evaluate", "pictures")
     if cell.model.vision is None:
         yield ("evaluate", "suites"), "questions about pictures are for models that see", "set model.vision"
-    if not cell.evaluate.pictures:
-        yield path, "there are no questions about pictures to ask", "name sets, each with source and tasks"
+    asked = {kind.protocol for kind in kinds(cell.evaluate.suites) if "pictures" in kind.reads}
+    suite_of = {kind.protocol: kind.name for kind in SUITES.builtins.values() if "pictures" in kind.reads}
+    for protocol in asked - {one.protocol for one in cell.evaluate.pictures}:
+        message = f"there are no questions about pictures for the suite {suite_of[protocol]} to ask"
+        what = f", tasks and protocol: {protocol}" if protocol else " and tasks"
+        yield path, message, f"name sets, each with source{what}"
     for one in cell.evaluate.pictures:
+        if one.protocol not in asked:
+            message = f"set {one.name!r} has protocol {one.protocol!r}, whose suite is not asked"
+            yield (*path, one.name, "protocol"), message, f"add {suite_of[one.protocol]} to evaluate, or remove the set"
         if not one.source or not one.tasks:
             yield (*path, one.name), f"set {one.name!r} has no {'tasks' if one.source else 'source'}", "name them"
-        for task in one.tasks if package_of(one.source) else ():
-            if task not in VISION_TASKS:
+        elif one.protocol == LMMS_EVAL and package_of(one.source):
+            message = f"{one.source} holds questions of ours, none of lmms-eval's"
+            yield (*path, one.name, "source"), message, "name a folder or a hub set with its rows"
+        known = LMMS_TASKS if one.protocol == LMMS_EVAL else VISION_TASKS if package_of(one.source) else one.tasks
+        for task in one.tasks:
+            if task not in known:
                 message = f"task {task!r} is no question about pictures"
-                yield (*path, one.name, "tasks"), message, did_you_mean(task, VISION_TASKS, "tasks")
+                yield (*path, one.name, "tasks"), message, did_you_mean(task, known, "tasks")
 
 
 def _of_phases(cell: Cell, phases: list[str], tokens: int) -> Iterator[Finding]:

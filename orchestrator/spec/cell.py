@@ -12,6 +12,7 @@ from typing import Annotated
 from orchestrator.catalog.benchmarks import BENCHMARKS
 from orchestrator.catalog.engines import ENGINES, REFUSED
 from orchestrator.catalog.judges import JUDGES
+from orchestrator.catalog.lmms import PROTOCOLS
 from orchestrator.catalog.metrics import METRICS
 from orchestrator.catalog.parameters import Parameters
 from orchestrator.catalog.suites import DEFAULT_SUITES, SUITES
@@ -109,7 +110,9 @@ class PicturesSpec:
     tasks: tuple[str, ...] = ()
     """Which of its tasks are asked."""
     limit: Annotated[int, NATURAL] = 0
-    """Questions of a task, spread over the whole set; 0 = all."""
+    """Questions of a task, spread over the whole set (of lmms-eval's the first ones); 0 = all."""
+    protocol: Annotated[str, one_of(*PROTOCOLS)] = field(default="", metadata=NEUTRAL)
+    """How it is asked: "" by the likeliest of its choices, `lmms_eval` as that package does, with its own data sets."""
     revision: str = ""
     """Commit of a hub source."""
     digest: str = ""

@@ -37,8 +37,10 @@ class LeftOut:
 
 def uses(evaluate: EvaluateSpec, suite: str) -> Iterator[Use]:
     """Yield the benchmarks of `suite` that have a source, or the sets of questions that it asks about pictures."""
-    if "pictures" in SUITES.get(suite).reads:
+    if "pictures" in (kind := SUITES.get(suite)).reads:
         for one in evaluate.pictures:
+            if one.protocol != kind.protocol:
+                continue
             data = DataSpec(one.source, format="items", revision=one.revision, digest=one.digest, holdout=0.0)
             yield Use(one.name, data, tuple(TaskSpec(task, limit=one.limit) for task in one.tasks))
     for name, benchmark in BENCHMARKS.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jobs.data.corpora import VisionExample
@@ -48,20 +48,27 @@ def kept(value: object, source: str, where: str, images: dict[str, bytes]) -> st
 def by_digest(row: Row, source: str, where: str, images: dict[str, bytes]) -> dict[str, object]:
     """Return an evaluation item with its pictures as digests; they go into `images`.
 
-    Encoded bytes in any column are a picture, and a path is one in the columns `images` and `image`.
+    Encoded bytes in any column are a picture. Where no column holds any, a path in the columns `images` and `image` is
+    one: beside bytes it is the name that the picture had elsewhere (MathVista).
     """
-    return {name: _replaced(name, value, source, where, images) for name, value in row.items()}
+    beside = any(_is_picture(False, one) for value in row.values() for one in _each(value))
+    named: tuple[str, ...] = () if beside else COLUMNS
+    return {name: _replaced(name in named, value, source, where, images) for name, value in row.items()}
 
 
-def _replaced(name: str, value: object, source: str, where: str, images: dict[str, bytes]) -> object:
-    if isinstance(value, list | tuple) and value and all(_is_picture(name, one) for one in value):
+def _each(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _replaced(named: bool, value: object, source: str, where: str, images: dict[str, bytes]) -> object:
+    if isinstance(value, list | tuple) and value and all(_is_picture(named, one) for one in value):
         return [kept(one, source, where, images) for one in value]
-    return kept(value, source, where, images) if _is_picture(name, value) else value
+    return kept(value, source, where, images) if _is_picture(named, value) else value
 
 
-def _is_picture(name: str, value: object) -> bool:
+def _is_picture(named: bool, value: object) -> bool:
     if isinstance(value, str):
-        return name in COLUMNS
+        return named
     return isinstance(value, bytes) or (isinstance(value, Mapping) and set(value) == {"bytes", "path"})
 
 
