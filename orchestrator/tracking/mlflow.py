@@ -208,9 +208,10 @@ def _newest_version() -> str:
 
 def _view(columns: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return a shared view of MLflow's table of runs: the cells, with their start and these columns."""
-    shown = [("attributes", "Created"), *columns]
+    shown = [f"{kind}.`{name}`" for kind, name in (("attributes", "Created"), *columns)]
     return {
-        "selectedColumns": [f"{kind}.`{name}`" for kind, name in shown],
+        "selectedColumns": shown,
+        "columnOrder": shown,  # else parameters, which the factors are, come behind all metrics
         "searchFilter": 'tags.kind = "cell"',
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
@@ -223,7 +224,7 @@ def _view(columns: Sequence[tuple[str, str]]) -> dict[str, Any]:
         "hideEmptyCharts": True,
         "autoRefreshEnabled": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-        **{key: [] for key in ("columnOrder", "runsPinned", "runsHidden")},
+        **{key: [] for key in ("runsPinned", "runsHidden")},
         **{key: {} for key in ("columnWidths", "runsExpanded", "runsVisibilityMap", "groupsExpanded")},
     }
 

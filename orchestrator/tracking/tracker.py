@@ -122,6 +122,11 @@ class Tracker(Protocol):
         """Set the run's status."""
 
 
+def four_digits(value: float) -> float:
+    """Return a result as a tracker shows it: four decimals, of what is less than 0.1 four digits. The store has all."""
+    return float(f"{value:.4f}" if abs(value) >= 0.1 else f"{value:.4g}")
+
+
 def safe_name(name: str) -> str:
     """Return `name` with what trackers do not allow in metric and param names replaced by `_`."""
     return re.sub(r"[^\w\-. :/]", "_", name)
@@ -287,7 +292,7 @@ class _View:
             return []
         at = self._step_of(self.stages[key]) if step is None else step
         return [
-            Point(safe_name(f"eval/{n}"), float(v), int(at), manifest.created)
+            Point(safe_name(f"eval/{n}"), four_digits(float(v)), int(at), manifest.created)
             for n, v in sorted(manifest.metrics.items())
         ]
 

@@ -127,6 +127,8 @@ def test_sqlite_is_rebuilt_from_the_store_alone(tmp_path: Path) -> None:
     assert artifacts(uri, run_id(uri, "demo/report")) >= {"index.html", "table.csv", "figures"}
     view = json.loads(experiment_tags(uri, "demo")["mlflow.sharedViewState.cells"])
     assert {"params.`freeze`", "metrics.`eval/answer_bpb`"} <= set(view["selectedColumns"])
+    kinds = [column.partition(".")[0] for column in view["columnOrder"]]
+    assert kinds == sorted(kinds, key=["attributes", "params", "metrics"].index), "factors stand before metrics"
     assert sync(store, "demo", uri)[0].points == 0
     assert published(store, "demo", uri)
     cell = grid.cell("router", 1)

@@ -25,6 +25,7 @@ from orchestrator.tracking.tracker import (
     Recorded,
     Run,
     TrackerAway,
+    four_digits,
 )
 from tests.grid_store import FINETUNE_STEPS, LOG_EVERY, GridStore
 
@@ -156,6 +157,34 @@ def test_a_cell_is_a_run_and_a_shared_stage_has_one_of_its_own(store: Store) -> 
     assert ("eval/answer_bpb", 10) in evaluated
     assert ("eval/answer_bpb", 20) in evaluated
     tracker.assert_one_point_a_step()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1.21450880, 1.2145),
+        (25.123456, 25.1235),
+        (0.1, 0.1),
+        (0.00123456, 0.001235),
+        (-3.21987e-7, -3.22e-7),
+        (0.0, 0.0),
+    ],
+)
+def test_a_tracker_shows_four_digits_of_a_result(value: float, shown: float) -> None:
+    assert four_digits(value) == shown
+
+
+def test_results_are_shown_as_tables_show_them_and_stay_whole_in_the_store(store: Store) -> None:
+    grid, tracker = GridStore(store), FakeTracker()
+    grid.commit_all()
+    sync(store, "demo", URI, tracker=tracker)
+    cell = grid.cell("router", 1)
+    run = tracker.runs[f"demo/cell/{cell['id']}"]
+    shown = {(p.metric, p.step): p.value for p in tracker.points[run.id]}
+    keys = [result["key"] for result in cell["results"] if (result["suite"], result["at"]) == ("lm", 1.0)]
+    (whole,) = (manifest.metrics["val_loss"] for manifest in store.artifacts.many(keys).values())
+    assert whole != round(whole, 4)
+    assert shown["eval/val_loss", FINETUNE_STEPS] == round(whole, 4)
 
 
 def test_a_second_sync_adds_nothing_and_a_rebuilt_tracker_is_equal(store: Store) -> None:
