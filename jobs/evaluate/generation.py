@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.evaluate.prefix_tree import SHORTEST_TRUNK
+from jobs.evaluate.packed_pass import PackedPass
+from jobs.evaluate.prefix_tree import SHORTEST_TRUNK, Scored
 from jobs.evaluate.scoring import Model
+from jobs.models.backbones import CausalLM, Output
+from jobs.models.key_values import KeyValues
 
 # Keys and values of the rows that generate side by side may take so many bytes.
 CACHE_BYTES = {"cpu": 2**28}
@@ -212,6 +215,8 @@ def _cached(
 def _read(model: Model, contexts: Sequence[list[int]], picture: Tensor | None = None) -> tuple[Tensor, Any, Tensor]:
     """Return logits [B,V] after each context, the cache, and which of its places are tokens [B,L]."""
     shared = min((_common(contexts[0], context) for context in contexts[1:]), default=0)
+    if model.packs and model.contrast is None:
+        return _read_packed(model, contexts, shared if shared >= SHORTEST_TRUNK else 0)
     cached: dict[str, object] = {}
     if picture is not None:
         nothing = torch.zeros(1, 0, dtype=torch.long, device=model.device)
@@ -238,6 +243,35 @@ def _read(model: Model, contexts: Sequence[list[int]], picture: Tensor | None = 
     # Padding lies behind the real tokens: without a prefix the causal mask already hides it.
     logits, cache, _ = model(ids, place[None, :] == lengths[:, None] - 1, real, use_cache=True, **cached)
     return logits, cache, seen
+
+
+def _read_packed(model: Model, contexts: Sequence[list[int]], shared: int) -> tuple[Tensor, KeyValues, Tensor]:
+    """Do as `_read` in one row without padding, whose last layer computes the last token of each context alone."""
+    module, device = model.module, model.device
+    assert isinstance(module, CausalLM)
+    lengths = np.array([len(context) - shared for context in contexts])
+    lasts = shared + np.cumsum(lengths)
+    firsts = lasts - lengths
+    whole = PackedPass(
+        np.concatenate([contexts[0][:shared], *(context[shared:] for context in contexts)]).astype(np.int64),
+        np.concatenate([np.arange(shared), *(shared + np.arange(length) for length in lengths)]),
+        np.concatenate([np.full(shared, lasts[-1]), np.repeat(lasts, lengths)]),
+        Scored.of([]),
+    )
+    output: Output = module(
+        torch.from_numpy(whole.ids)[None].to(device),
+        packing=whole.packing(model.dtype, device, torch.from_numpy(lasts - 1).to(device)),
+        position_ids=torch.from_numpy(whole.positions)[None].to(device),
+        use_cache=True,
+    )
+    cache = output.past_key_values
+    assert output.hidden is not None
+    assert cache is not None
+    place = np.arange(lengths.max())
+    real = place[None, :] < lengths[:, None]
+    cache.deal(torch.from_numpy(np.where(real, firsts[:, None] + place, 0)).to(device), shared)
+    seen = np.concatenate([np.ones((len(contexts), shared), dtype=bool), real], axis=1)
+    return module.head(output.hidden), cache, torch.from_numpy(seen).to(device)
 
 
 @torch.inference_mode()

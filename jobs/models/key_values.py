@@ -90,6 +90,19 @@ class KeyValues:
         if self._positions is not None:
             self._positions = self._positions[:, : self._positions.shape[1] + change]
 
+    def deal(self, places_BL: Tensor, shared: int) -> None:
+        """Lay the tokens of one row out as rows [B,L] by their places; all of them go on from the first `shared`."""
+        if shared:
+            self._shared = [(keys[..., :shared, :], values[..., :shared, :]) for keys, values in self._filled()]
+        dealt = [[held[0][:, places_BL].transpose(0, 1).contiguous() for held in layer] for layer in self._filled()]
+        self._layers = [_Layer(keys, values, places_BL.shape[1]) for keys, values in dealt]
+        if self._positions is not None:
+            front = self._positions[:, :shared].expand(len(places_BL), -1)
+            self._positions = torch.cat([front, self._positions[0][places_BL]], dim=-1)
+
+    def _filled(self) -> list[tuple[Tensor, Tensor]]:
+        return [layer.filled() for layer in self._layers]
+
     def batch_select_indices(self, rows: Tensor) -> None:
         """Keep these rows of the batch."""
         for layer in self._layers:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from jobs.evaluate import scoring
+from jobs.evaluate.generation import _read
 from jobs.evaluate.packed_pass import BRANCH, PackedPass, passes
 from jobs.evaluate.prefix_tree import Ints, Schedule, cut, plan
 from jobs.evaluate.scoring import Model, Scorer
@@ -177,3 +178,22 @@ def test_what_a_token_reads_is_itself_what_it_descends_from_and_the_past(past: i
         wanted = (place[None, :] <= place[:, None]) & (place[:, None] < one.ends[None, :])
         assert counted[:, :past].eq(1).all()
         assert np.array_equal(counted[:, past:].numpy(), wanted)
+
+
+@pytest.mark.parametrize("shared", [0, 40])
+@pytest.mark.parametrize("name", ATTENTION)
+@torch.inference_mode()
+def test_texts_go_on_from_contexts_that_were_read_in_one_row(name: str, shared: int) -> None:
+    model, drawn = _model(**ATTENTION[name]), random.Random(0)
+    front = [drawn.randrange(VOCABULARY) for _ in range(shared)]
+    contexts = [front + [drawn.randrange(VOCABULARY) for _ in range(count)] for count in (140, 3, 60)]
+    logits, cache, seen = _read(Model(model), contexts)
+    wanted = torch.cat([model(torch.tensor([one])).logits[:, -1] for one in contexts])
+    torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
+    assert seen.sum(1).tolist() == [len(one) for one in contexts]
+    token = torch.tensor([[5], [6], [7]])
+    mask = torch.cat([seen, torch.ones_like(token, dtype=torch.bool)], 1).long()
+    places = torch.tensor([[len(one)] for one in contexts])
+    after = model(token, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True).logits
+    wanted = torch.cat([model(torch.tensor([[*one, 5 + row]])).logits[:, -1:] for row, one in enumerate(contexts)])
+    torch.testing.assert_close(after, wanted, atol=1e-4, rtol=0)
