@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator import resources
 from orchestrator.commands.context import Context
 from orchestrator.errors import EXIT_DONE, MoegridError, did_you_mean, nearest
-from orchestrator.grid.files import grid_names as own_grids
 from orchestrator.store.records import grid_names
 from orchestrator.ui.console import Console
 
@@ -67,7 +67,7 @@ def _were_run(context: Context, names: Sequence[str]) -> None:
         if name in known:
             continue
         hint = nearest(name, known)
-        if not hint and name in own_grids():
+        if not hint and name in resources.files("grid"):
             hint = f"run it first: moegrid run {name}"
         raise MoegridError(
             f"the store has no grid {name!r}",

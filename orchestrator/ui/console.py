@@ -13,7 +13,9 @@ from typing import TextIO
 from orchestrator.ui.typed import as_typed
 
 _CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "dim": "2", "bold": "1"}
-_WORDS = re.compile(r"(\s*)(\S+)")
+# Words with the space before them; a number and its unit of time, and two of those, are one word.
+_TIME = r"\d+ (?:s|min|h|d)\b"
+_WORDS = re.compile(rf"(\s*)(\(?{_TIME}(?: {_TIME})?\S*|\S+)")
 _COLOUR = re.compile("\033\\[[0-9]*m")
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 

@@ -90,6 +90,13 @@ def test_a_sentence_is_broken_at_spaces_and_loses_nothing(width: int) -> None:
     assert wrapped("", width) == [""]
 
 
+def test_a_number_is_not_parted_from_its_unit() -> None:
+    assert wrapped("  the longest chain takes 7 min 20 s of it", 34) == [
+        "  the longest chain takes",
+        "      7 min 20 s of it",
+    ]
+
+
 def test_a_plan_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["plan", "libmoe_algorithms"]) == 0
@@ -186,3 +193,7 @@ def test_comparing_a_grid_that_nobody_ran_names_those_that_were(capsys: pytest.C
     err = capsys.readouterr().err
     assert "moegrid run" not in err
     assert "grids that were run" in err
+    Path("grids").mkdir()
+    Path("grids/my_own.yaml").write_text("base: finetune\n")
+    assert cli.main(["compare", "demo", "my_own"]) == 2
+    assert "hint: run it first: moegrid run my_own" in capsys.readouterr().err
