@@ -125,14 +125,16 @@ def _missing(catalogue: Declared, exhibit: Exhibit, known: set[str], results: Re
         return exhibit.lacks, ""
     if grid not in set(own_grids()):
         return f"its {'vision-language ' * exhibit.vision}grid {grid} is not one of this project's", ""
+    needs = f"; it needs {exhibit.needs}" if exhibit.needs else ""
     if grid not in known:
-        needs = f"; it needs {exhibit.needs}" if exhibit.needs else ""
         return f"the grid {grid} was never run in this store{needs}", command
     if results is None:
         return f"the grid {grid} has no results yet", command
     scale, done = str(results.document["scale"]), sum(cell.state == DONE for cell in results.cells)
     if done < len(results.cells):
-        return f"of the grid {grid} {done} of {len(results.cells)} cells are done", catalogue.command(exhibit, scale)
+        return f"of the grid {grid} {done} of {len(results.cells)} cells are done{needs}", catalogue.command(
+            exhibit, scale
+        )
     why = f"it needs {exhibit.needs}" if exhibit.needs else "they hold none of its settings and columns"
     return f"the results of {grid} do not make it: {why}", catalogue.command(exhibit, scale)
 

@@ -155,6 +155,10 @@ def test_what_is_to_run_is_what_an_exhibit_waits_for(store: Store, tmp_path: Pat
     item = next(i for i in exhibits.write(half.store, tmp_path) if i.exhibit.grid == "pretrain_router")
     assert item.reason == "of the grid pretrain_router 1 of 12 cells are done"
     assert item.command == "moegrid run pretrain_router --scale tiny"
+    harmful = GridStore(Store.open(f"memory://{uuid.uuid4().hex}"), name="safety_freeze")
+    harmful.commit_all(harmful.cell("none", 0)["stages"])
+    item = next(i for i in exhibits.write(harmful.store, tmp_path) if i.exhibit.name == "Table 9")
+    assert item.reason.startswith("of the grid safety_freeze 1 of 12 cells are done; it needs harmful prompts")
 
 
 def test_a_grid_that_makes_all_that_waits_for_it_is_not_run_again(
