@@ -56,9 +56,9 @@ class PrefixLM(LM):  # type: ignore[misc]  # lm-eval is read without types
         self.tokenizer = tokenizer
         self._callee = Model(model, spans, Contrast(model, dola) if dola else None)
         self._generator = Model(model, spans, Contrast(model, dola, ALPHA)) if dola else self._callee
-        self._scorer = Scorer(self._callee, observer)
         self._max_length = max_length or window(model, tokenizer)
         self._tokens_per_batch = tokens_per_batch or batch_tokens(len(tokenizer), self.device)
+        self._scorer = Scorer(self._callee, observer, self._tokens_per_batch)
         self._share = share and self._callee.cacheable
         self._encoder = Encoder(tokenizer, self.prefix_token_id)
 

@@ -30,7 +30,6 @@ LARGEST_LOGITS = 2**27
 # What a batch feeds: more only adds padding on a CPU, and keeps an accelerator busy.
 TOKENS_PER_BATCH = {"cpu": 2048}
 TOKENS_PER_ACCELERATOR_BATCH = 16384
-PACKED_TOKENS = 2048
 
 
 def batch_tokens(vocabulary: int, device: torch.device) -> int:
@@ -150,11 +149,17 @@ class _Tally:
 
 
 class Scorer:
-    """Scores schedules with one model; `tokens` counts what was fed, with padding."""
+    """Scores schedules with one model; `tokens` counts what was fed, with padding.
 
-    def __init__(self, model: Model, observer: Observer | None = None) -> None:
+    `tokens_per_batch` are those of a packed pass: padded batches are the schedule's own.
+    """
+
+    def __init__(
+        self, model: Model, observer: Observer | None = None, tokens_per_batch: int = TOKENS_PER_BATCH["cpu"]
+    ) -> None:
         self.model = model
         self.observer = observer
+        self._tokens_per_batch = tokens_per_batch
         self.tokens = 0
         self._dtype = model.dtype
 
@@ -163,7 +168,7 @@ class Scorer:
         """Return the scores of every request of `schedule`."""
         tally = _Tally(schedule.requests)
         if self.model.packs:
-            self._packed(passes(schedule, PACKED_TOKENS), tally)
+            self._packed(passes(schedule, self._tokens_per_batch), tally)
             return tally.scores()
         for batch in schedule.trees:
             self._trees(batch, tally)

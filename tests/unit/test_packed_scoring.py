@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from jobs.evaluate import scoring
 from jobs.evaluate.generation import _read
 from jobs.evaluate.packed_pass import BRANCH, PackedPass, passes
 from jobs.evaluate.prefix_tree import Ints, Schedule, cut, plan
@@ -62,12 +61,11 @@ def _alone(model: nn.Module, requests: Sequence[Request]) -> list[float]:
     return found
 
 
-def _packed(model: nn.Module, requests: Sequence[Request], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def _packed(model: nn.Module, requests: Sequence[Request]) -> list[float]:
     """Return the scores that packed passes give, of few tokens so that a trunk takes several."""
-    monkeypatch.setattr(scoring, "PACKED_TOKENS", 200)
     callee = Model(model)
     assert callee.packs
-    return list(Scorer(callee).run(plan(requests)).loglikelihood)
+    return list(Scorer(callee, tokens_per_batch=200).run(plan(requests)).loglikelihood)
 
 
 def _model(moe: MoESpec | None = None, **fields: Any) -> CausalLM:
@@ -101,9 +99,9 @@ ATTENTION: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_packed_scores_are_those_of_whole_sequences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_scores_are_those_of_whole_sequences(name: str) -> None:
     model, requests = _model(**ATTENTION[name]), _requests()
-    assert _packed(model, requests, monkeypatch) == pytest.approx(_alone(model, requests), abs=1e-4)
+    assert _packed(model, requests) == pytest.approx(_alone(model, requests), abs=1e-4)
 
 
 # One of each router and variant, and what may be combined with them.
@@ -112,43 +110,42 @@ ROUTED += [block_spec({**MOE_SIZES, **parts}) for parts in PARTS]
 
 
 @pytest.mark.parametrize("moe", ROUTED, ids=lambda moe: f"{moe.preset}-{moe.variant}-{moe.choice}")
-def test_packed_scores_do_not_depend_on_the_router(moe: MoESpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_scores_do_not_depend_on_the_router(moe: MoESpec) -> None:
     model, requests = _model(moe, num_layers=2), _requests(1)[:12]
     if not Model(model).packs:
         pytest.skip("its choice depends on other tokens: nothing is shared")
-    assert _packed(model, requests, monkeypatch) == pytest.approx(_alone(model, requests), abs=1e-4)
+    assert _packed(model, requests) == pytest.approx(_alone(model, requests), abs=1e-4)
     with random_routing(model, 3):
-        assert _packed(model, requests, monkeypatch) == pytest.approx(_alone(model, requests), abs=1e-4)
+        assert _packed(model, requests) == pytest.approx(_alone(model, requests), abs=1e-4)
 
 
 @pytest.mark.parametrize("intervene", [partial(pruned, experts={0: 1, 2: [0, 2]}), partial(temperature, tau=3.0)])
-def test_packed_scores_under_an_intervention(intervene: Intervention, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_scores_under_an_intervention(intervene: Intervention) -> None:
     model, requests = _model(), _requests(2)
-    before = _packed(model, requests, monkeypatch)
+    before = _packed(model, requests)
     with intervene(model):
-        after = _packed(model, requests, monkeypatch)
+        after = _packed(model, requests)
         assert after == pytest.approx(_alone(model, requests), abs=1e-4)
     assert max(abs(a - b) for a, b in zip(before, after, strict=True)) > 1e-3
 
 
-def test_who_watches_records_sees_every_token_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_watches_records_sees_every_token_in_every_layer() -> None:
     model, requests = _model(), _requests()
-    monkeypatch.setattr(scoring, "PACKED_TOKENS", 200)
     schedule = plan(requests)
     seen = []
-    watched = Scorer(Model(model), lambda routings, real: seen.append([len(one.mask) for one in routings]))
+    watched = Scorer(Model(model), lambda routings, real: seen.append([len(one.mask) for one in routings]), 200)
     scores = watched.run(schedule).loglikelihood
     assert np.array(seen).sum(0).tolist() == [schedule.tokens] * 3
-    assert list(scores) == pytest.approx(_packed(model, requests, monkeypatch), abs=1e-4)
+    assert list(scores) == pytest.approx(_packed(model, requests), abs=1e-4)
 
 
-def test_each_token_is_computed_once_and_in_the_last_layer_where_it_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_token_is_computed_once_and_in_the_last_layer_where_it_is_scored() -> None:
     model, requests = _model(), _requests()
     rows: list[list[int]] = [[], [], []]
     for layer, counts in zip(model.moe_blocks, rows, strict=True):
         layer.register_forward_pre_hook(lambda _, args, counts=counts: counts.append(args[0].shape[:-1].numel()))
     schedule = plan(requests)
-    _packed(model, requests, monkeypatch)
+    _packed(model, requests)
     trunks = [trunk for batch in schedule.trunks for trunk in batch]
     trees = [tree for batch in (*schedule.trees, *(trunk.trees for trunk in trunks)) for tree in batch]
     asked = [tree.scored for tree in trees] + [trunk.scored for trunk in trunks]
