@@ -84,7 +84,7 @@ def _commit_corpora(context: StageContext, work: DataWork) -> None:
     blobs = {**tables(trained, heldout), **pictures(images, trained, heldout)}
     read = read_at(*(corpus.source for corpus in work.data.corpora))
     counts = {"train": sum(rows.values()), "heldout": len(heldout), "mixed": 0}
-    context.commit(work, blobs=blobs, info={"rows": counts, "corpora": rows, **read})
+    context.commit(work, blobs=blobs, info={"rows": counts, "corpora": rows, **_subtasks(trained), **read})
 
 
 def tables(train: Sequence[AnyRow], heldout: Sequence[AnyRow]) -> dict[str, bytes]:
