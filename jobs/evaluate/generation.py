@@ -215,7 +215,7 @@ def _cached(
 def _read(model: Model, contexts: Sequence[list[int]], picture: Tensor | None = None) -> tuple[Tensor, Any, Tensor]:
     """Return logits [B,V] after each context, the cache, and which of its places are tokens [B,L]."""
     shared = min((_common(contexts[0], context) for context in contexts[1:]), default=0)
-    if model.packs and model.contrast is None:
+    if picture is None and model.packs and model.contrast is None:
         return _read_packed(model, contexts, shared if shared >= SHORTEST_TRUNK else 0)
     cached: dict[str, object] = {}
     if picture is not None:
