@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Sequence
 
 from orchestrator.backends.local import Budget
-from orchestrator.engine.backfill import Amounts, Backfill, Reservation, amounts, everything
+from orchestrator.engine.backfill import Backfill, Reservation, amounts, everything
 from orchestrator.plan.cost import Clock
 from orchestrator.plan.graph import StageGraph
 from orchestrator.spec.cell import Resources
@@ -28,7 +28,8 @@ Admit = Callable[[Sequence[Resources]], Sequence[bool]]
 class Agenda:
     """The ready stages of a graph that no job has, sorted, by the resources that they ask for."""
 
-    def __init__(self, graph: StageGraph, clock: Clock) -> None:
+    def __init__(self, graph: StageGraph, clock: Clock, backfill: Backfill | None = None) -> None:
+        """`backfill` knows of jobs that were started before the graph had all its stages."""
         self._graph = graph
         self._clock = clock
         self._seconds: dict[str, float] = {}
@@ -40,21 +41,22 @@ class Agenda:
         self._look_at = 0.0
         self._now = 0.0
         self._budget: Budget | None = None
-        self._backfill = Backfill()
+        self.backfill = backfill or Backfill()
 
     def rank(self) -> None:
         """Rank the stages by what the clock says now."""
         self._seconds, self._look_at = {}, 0.0
         self._ranks()
 
-    def look(self, budget: Budget, left: Callable[[], Collection[str]], now: float) -> None:
+    def look(self, budget: Budget, left: Callable[[], Collection[str]], at_work: Collection[str], now: float) -> None:
         """See whether the end is near: from then on training comes before evaluations, as the longer chain.
 
         Before that no core will idle whatever comes first, so results do, as they do where nobody knows the cores.
-        `left` are the stages to be done or at work, on a site of that `budget`; what is far away at `now` seconds is
-        looked at again when it could be near.
+        `left` are the stages to be done or at work, on a site of that `budget`, those `at_work` hold a part of it; what
+        is far away at `now` seconds is looked at again when it could be near.
         """
         self._budget, self._now = budget, now
+        self.backfill.keep(at_work)
         if now < self._look_at:
             return
         seconds = self._ranks()
@@ -89,7 +91,6 @@ class Agenda:
         if not ready or room <= 0:
             return []
         self._list(frozenset(ready))
-        self._backfill.keep(taken)
         count = FIRST
         while True:
             found = self._graph.chains(self._first(count), done, taken, light=spread)
@@ -115,9 +116,10 @@ class Agenda:
         if first is None or self._budget is None or not any(answers[first:]):
             return answers, None
         budget = self._budget
-        ahead = [self._holds(chains[number], wanted[number], budget) for number in range(first)]
+        starting = zip(chains[:first], wanted[:first], strict=True)
+        ahead = [(self._now + self._length(chain), amounts(its, budget)) for chain, its in starting]
         asked = amounts(wanted[first], budget)
-        reserved = self._backfill.reserve(asked, everything(budget), ahead, self._now)
+        reserved = self.backfill.reserve(asked, everything(budget), ahead, self._now)
         if reserved is None:
             return answers, None
         fits = [number for number in range(first, len(chains)) if answers[number]]
@@ -127,12 +129,8 @@ class Agenda:
     def _started(self, chosen: Chosen) -> Chosen:
         if self._budget is not None:
             for chain, wanted in chosen:
-                self._backfill.started(chain[-1], *self._holds(chain, wanted, self._budget))
+                self.backfill.started(chain[-1], self._now, self._length(chain), amounts(wanted, self._budget))
         return chosen
-
-    def _holds(self, chain: Sequence[str], wanted: Resources, budget: Budget) -> tuple[float, Amounts]:
-        """Return the expected end of a job that starts now, and what it holds."""
-        return self._now + self._length(chain), amounts(wanted, budget)
 
     def _length(self, chain: Sequence[str]) -> float:
         return sum(map(self._own, chain))

@@ -2,11 +2,14 @@
 
 EASY backfilling (Lifka 1995): the first job that waits has a start reserved, when enough of those at work should have
 ended; others start before it where they should be over by then, or take what it leaves free. Without that, small jobs
-would keep the cores apart that a wide one waits for, as long as there are any.
+would keep the cores apart that a wide one waits for, as long as there are any. A job that is at work for much longer
+than expected is given a later end, by doubling (as Tsafrir et al. 2007 correct predictions): else one wrong guess would
+keep cores idle as long as it is wrong.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +17,9 @@ from orchestrator.backends.local import Budget
 from orchestrator.spec.cell import Resources
 
 Amounts = tuple[float, ...]  # cores, GiB, GPUs
+
+# A job may end at any time until it is at work for this many times what was expected.
+LATE = 2.0
 
 
 @dataclass(slots=True)
@@ -35,18 +41,19 @@ class Reservation:
 
 
 class Backfill:
-    """The jobs that were started under a budget, with the ends that are expected of them."""
+    """The jobs that were started under a budget, and how long each is expected to take."""
 
     def __init__(self) -> None:
-        self._held: dict[str, tuple[float, Amounts]] = {}  # the last stage of a job -> its end, and what it holds
+        # The last stage of a job -> when it began, its seconds, and what it holds.
+        self._held: dict[str, tuple[float, float, Amounts]] = {}
 
-    def started(self, last: str, end: float, held: Amounts) -> None:
+    def started(self, last: str, began: float, seconds: float, held: Amounts) -> None:
         """Note a job by its last stage."""
-        self._held[last] = end, held
+        self._held[last] = began, seconds, held
 
-    def keep(self, taken: Collection[str]) -> None:
+    def keep(self, at_work: Collection[str]) -> None:
         """Forget the jobs whose last stage is none of those at work."""
-        for last in self._held.keys() - taken:
+        for last in self._held.keys() - at_work:
             del self._held[last]
 
     def reserve(
@@ -54,23 +61,35 @@ class Backfill:
     ) -> Reservation | None:
         """Return when a job that does not fit `now` should, None where others than those started here hold its place.
 
-        `whole` is what there is, `ahead` are the ends and amounts of jobs that start before it. A job that is at work
-        for longer than expected ends now, as far as anybody knows.
+        `whole` is what there is, `ahead` are the ends and amounts of jobs that start before it.
         """
-        at_work = [*self._held.values(), *ahead]
+        at_work = [*((expected_end(began, seconds, now), held) for began, seconds, held in self._held.values()), *ahead]
         free = whole
         for _, held in at_work:
             free = _less(free, held)
         if min(_less(free, asked)) >= 0:
             return None
         start = None
-        for end, held in sorted((max(end, now), held) for end, held in at_work):
+        for end, held in sorted(at_work):
             if start is not None and end > start:
                 break
             free = tuple(a + b for a, b in zip(free, held, strict=True))
             if start is None and min(_less(free, asked)) >= 0:
                 start = end
         return None if start is None else Reservation(start - now, _less(free, asked))
+
+
+def expected_end(began: float, seconds: float, now: float) -> float:
+    """Return when a job should end that was to take so many `seconds`.
+
+    It ends now, as far as anybody knows, where it is late; from `LATE` times its seconds on these are doubled until
+    they reach beyond `now`.
+    """
+    end = began + seconds
+    if now < end:
+        return end
+    times = (now - began) / seconds if seconds > 0 else 0.0
+    return began + seconds * 2.0 ** (math.floor(math.log2(times)) + 1) if times >= LATE else now
 
 
 def everything(budget: Budget) -> Amounts:

@@ -92,7 +92,7 @@ def simulated(plan: Plan, budget: Budget) -> float:
     held: list[Resources] = []
     now = 0.0
     while left:
-        agenda.look(budget, left.copy, now)
+        agenda.look(budget, left.copy, busy & left, now)
         for chain, resources in agenda.choose(
             {key for key in ready if not _waits(plan, key, left)} - busy,
             done,

@@ -135,7 +135,8 @@ class Engine:
     def extend(self, graph: StageGraph) -> None:
         """Go on with a version of the grid that has more cells."""
         self.graph, self._stages = graph, frozenset(graph.stages)
-        self._following, self._agenda = Following(graph, self.clock), Agenda(graph, self.clock)
+        self._following = Following(graph, self.clock)
+        self._agenda = Agenda(graph, self.clock, self._agenda.backfill)
         self._damaged = self.store.artifacts.damaged(self._stages)
 
     def tick(self) -> Snapshot:
@@ -164,7 +165,7 @@ class Engine:
         submitted: list[str] = []
         if not self._stopping:
             ready = self._following.ready - busy.keys() - waiting.keys()
-            submitted = self._submit(ready, present, {*busy, *waiting, *failed}, decisions)
+            submitted = self._submit(ready, present, busy.keys(), {*busy, *waiting, *failed}, decisions)
         news = [f for own in failures.values() for f in own if (f.stage, f.attempt) not in self._told]
         self._told.update((failure.stage, failure.attempt) for failure in news)
         finished = tuple(sorted(arrived, key=self._following.order.__getitem__))
@@ -289,13 +290,18 @@ class Engine:
         self._signalled.update((handle.attempt, self._now) for handle in asked)
 
     def _submit(
-        self, ready: Collection[str], present: set[str], taken: set[str], decisions: Mapping[str, Decision]
+        self,
+        ready: Collection[str],
+        present: set[str],
+        at_work: Collection[str],
+        taken: set[str],
+        decisions: Mapping[str, Decision],
     ) -> list[str]:
         """Claim and submit the most urgent of the ready chains that fit; return their labels."""
         room = self.options.max_jobs - len(self.watch.mine) if self.options.max_jobs else len(ready)
         budget = getattr(self.backend, "budget", None)
         if budget is not None:
-            self._agenda.look(budget, lambda: self._following.open, time.monotonic())
+            self._agenda.look(budget, lambda: self._following.open, at_work, time.monotonic())
         chosen = self._agenda.choose(
             ready,
             present,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.local import Budget
+from orchestrator.backends.local import Budget, LocalBackend
 from orchestrator.engine import agenda
 from orchestrator.engine.agenda import Agenda
+from orchestrator.engine.loop import Engine
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.cost import Clock
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.spec.cell import Resources
+from orchestrator.store import Store
 
 GRID = """
 name: many
@@ -101,7 +104,7 @@ def test_training_comes_first_where_the_end_is_near_and_results_do_before(graph:
     made, left = Agenda(graph, Clock()), graph.stages.keys() - done
     phases = {}
     for cores in (2, 10_000):
-        made.look(Budget(cores, 1e6, 0), lambda: left, now=1e9 * cores)
+        made.look(Budget(cores, 1e6, 0), lambda: left, (), now=1e9 * cores)
         phases[cores] = [graph.stages[chain[0]].phase for chain in chosen(graph, made, ready, done, Site(4))]
     assert phases == {2: ["evaluate"] * 4, 10_000: ["finetune"] * 2}
 
@@ -115,7 +118,7 @@ def test_the_end_is_looked_for_when_it_could_be_near(graph: StageGraph) -> None:
         return graph.stages.keys() - done
 
     for second in range(1000):
-        made.look(Budget(2, 64.0, 0), left, float(second))
+        made.look(Budget(2, 64.0, 0), left, (), float(second))
     assert 0 < len(looked) < 10
 
 
@@ -189,14 +192,14 @@ class Afternoon:
         self.done -= {self.training, *self.graph.children(self.training)}
         self.evaluations = [k for k, s in stages if s.phase == "evaluate" and set(s.parents) <= self.done]
 
-    def start(self, now: float, ready: Sequence[str], taken: Sequence[str]) -> list[str]:
-        """Return what of `ready` is started at a time, beside what is at work."""
-        self.agenda.look(self.budget, lambda: [self.training], now)  # the end is near: training comes first
-        held = [self.graph.resources(key) for key in taken]
+    def start(self, now: float, ready: Sequence[str], at_work: Sequence[str], failed: Sequence[str] = ()) -> list[str]:
+        """Return what of `ready` is started at a time, beside what is at work and what failed for good."""
+        self.agenda.look(self.budget, lambda: [self.training], at_work, now)  # the end is near: training comes first
+        held = [self.graph.resources(key) for key in at_work]
         found = self.agenda.choose(
             ready,
             self.done,
-            set(taken),
+            {*at_work, *failed},
             lambda chain: self.graph.resources(chain[0]),
             lambda wanted: self.budget.admits(held, wanted),
             99,
@@ -239,3 +242,34 @@ def test_jobs_of_other_drivers_hold_nothing_back(tmp_path: Path) -> None:
     day = Afternoon(tmp_path, wide=4)
     one, two, *rest = day.evaluations
     assert len(day.start(10.0, [day.training, two, *rest], [one])) == 3  # nobody here knows when it ends
+
+
+def test_what_failed_for_good_holds_nothing_any_more(tmp_path: Path) -> None:
+    day = Afternoon(tmp_path, wide=4, seconds=1000.0)
+    one, two, *rest = day.evaluations
+    assert day.start(0.0, [one], []) == [one]
+    assert day.start(900.0, [two], [one]) == [two]
+    # Were the second one at work still, what takes as long could go ahead of the wide job.
+    assert day.start(900.0, [day.training, *rest], [one], failed=[two]) == []
+
+
+def test_a_job_that_takes_many_times_what_was_expected_keeps_no_cores_idle(tmp_path: Path) -> None:
+    day = Afternoon(tmp_path, wide=4)
+    one, two, *rest = day.evaluations
+    assert day.start(0.0, [one], []) == [one]
+    assert day.start(39.0, [day.training, two, *rest], [one]) == []
+    # Of 20 s expected it is at work for 65: 80 are taken to be its end, and at 45 what takes 20 is over before.
+    assert day.start(65.0, [day.training, two, *rest], [one]) == []
+    assert len(day.start(45.0, [day.training, two, *rest], [one])) == 3
+
+
+def test_a_grid_that_grows_knows_of_the_jobs_that_are_at_work(tmp_path: Path) -> None:
+    day = Afternoon(tmp_path, wide=4)
+    one, two, *rest = day.evaluations
+    store = Store.open(f"memory://{uuid.uuid4().hex}")
+    engine = Engine(day.graph, store, LocalBackend(budget=day.budget), clock=day.clock)
+    day.agenda = engine._agenda
+    assert day.start(0.0, [one], []) == [one]
+    engine.extend(build_graph(load_grid(str(tmp_path / "wide4.yaml"), overrides=["factors.seed=[0, 1, 2, 3]"])))
+    day.agenda = engine._agenda
+    assert day.start(10.0, [day.training, two, *rest], [one]) == []
