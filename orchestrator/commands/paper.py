@@ -21,6 +21,7 @@ from orchestrator.engine.journal import Journal
 from orchestrator.errors import EXIT_DETACHED, EXIT_DONE, MoegridError
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.graph import build_graph
+from orchestrator.plan.needs import missing_devices, missing_keys
 from orchestrator.settings import load_site, module_environment, open_backend
 from orchestrator.ui.console import Console, columns, duration, plural, wrapped
 
@@ -40,7 +41,7 @@ class ToRun:
     cells: int
     stages: int
     done: int
-    seconds: float | None  # None: this machine has not what it asks for
+    seconds: float | None  # None: a scheduler takes its jobs
 
 
 def paper(context: Context) -> int:
@@ -155,6 +156,8 @@ def _planned(context: Context, grid: str) -> ToRun:
             f" --scale {context.arguments.run} --site slurm",
         )
     plan = context.plan(graph, Journal(context.store))
+    if lacking := missing_keys(plan) or missing_devices(plan, budget.gpus if budget is not None else None):
+        raise lacking
     seconds = forecast(plan, budget).makespan if budget is not None else None
     return ToRun(grid, words, len(graph.grid.cells), len(plan.pending), plan.counts()["done"], seconds)
 

@@ -128,6 +128,18 @@ def test_a_scale_that_this_machine_cannot_run_is_told_before_anything_runs(
     assert "did you mean 'tiny'?" in capsys.readouterr().err
 
 
+def test_gpus_that_this_machine_lacks_are_told_before_anything_runs(
+    short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = "base: finetune\nfactors: {seed: [0]}\nevaluate: [lm]\nset: {execution.resources.finetune.gpus: 2}\n"
+    (short / "wide.yaml").write_text(f"name: wide\ndescription: of two GPUs\n{asked}")
+    monkeypatch.setattr("orchestrator.report.paper.to_run", lambda store: ["finetune_epochs", str(short / "wide.yaml")])
+    monkeypatch.setattr(paper, "_run", lambda words: pytest.fail("it ran"))
+    monkeypatch.setenv("MOEGRID_GPUS", "1")
+    assert cli.main(["paper", "--run", "tiny"]) == EXIT_USAGE
+    assert "error: this machine has 1 GPUs, and the grid asks for 2" in capsys.readouterr().err
+
+
 def test_where_nothing_is_to_run_it_says_so(
     short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
