@@ -64,19 +64,17 @@ class Backfill:
         `whole` is what there is, `ahead` are the ends and amounts of jobs that start before it.
         """
         at_work = [*((expected_end(began, seconds, now), held) for began, seconds, held in self._held.values()), *ahead]
-        free = whole
-        for _, held in at_work:
-            free = _less(free, held)
-        if min(_less(free, asked)) >= 0:
-            return None
-        start = None
-        for end, held in sorted(at_work):
-            if start is not None and end > start:
+        free, found = whole, None
+        for end, held in sorted(at_work, reverse=True):  # `free` is what there is from `end` on
+            if min(_less(free, asked)) < 0:
                 break
-            free = tuple(a + b for a, b in zip(free, held, strict=True))
-            if start is None and min(_less(free, asked)) >= 0:
-                start = end
-        return None if start is None else Reservation(start - now, _less(free, asked))
+            if found is None or end < found[0]:
+                found = end, free
+            free = _less(free, held)
+        if found is None or min(_less(free, asked)) >= 0:
+            return None
+        start, left = found
+        return Reservation(start - now, _less(left, asked))
 
 
 def expected_end(began: float, seconds: float, now: float) -> float:

@@ -11,6 +11,7 @@ import pytest
 from orchestrator.backends.local import Budget, LocalBackend
 from orchestrator.engine import agenda
 from orchestrator.engine.agenda import Agenda
+from orchestrator.engine.backfill import Backfill, Reservation
 from orchestrator.engine.loop import Engine
 from orchestrator.grid.load import load_grid
 from orchestrator.plan.cost import Clock
@@ -273,3 +274,15 @@ def test_a_grid_that_grows_knows_of_the_jobs_that_are_at_work(tmp_path: Path) ->
     engine.extend(build_graph(load_grid(str(tmp_path / "wide4.yaml"), overrides=["factors.seed=[0, 1, 2, 3]"])))
     day.agenda = engine._agenda
     assert day.start(10.0, [day.training, two, *rest], [one]) == []
+
+
+def test_what_asks_for_all_the_memory_there_is_has_its_start_reserved() -> None:
+    jobs = Backfill()
+    whole = (4.0, 23.3, 0.0)
+    for name, end, memory in (("a", 20.0, 5.9), ("b", 30.0, 5.9), ("c", 30.0, 5.9)):
+        jobs.started(name, 0.0, end, (1.0, memory, 0.0))
+    reserved = jobs.reserve((1.0, 23.3, 0.0), whole, [], 10.0)
+    assert reserved == Reservation(20.0, (3.0, 0.0, 0.0)), "sums of memory are rounded"
+    jobs.keep(["a"])
+    assert jobs.reserve((3.0, 1.0, 0.0), whole, [], 10.0) is None
+    assert jobs.reserve((4.0, 1.0, 0.0), whole, [], 10.0) == Reservation(10.0, (0.0, 23.3 - 1.0, 0.0))
