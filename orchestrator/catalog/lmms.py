@@ -37,7 +37,6 @@ LMMS_WHEEL = Package(
 )
 
 _POPE = ("pope_accuracy", "pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio")
-_HALLUSION, _MATHVISTA = ("aAcc", "qAcc", "fAcc"), ("llm_as_judge_eval",)
 LMMS_TASKS: Mapping[str, LmmsTask] = MappingProxyType(
     {
         task.name: task
