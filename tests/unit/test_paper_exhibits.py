@@ -213,6 +213,8 @@ def test_probes_make_curves_maps_and_panels(store: Store) -> None:
             ["smoe", "v2"],
         ),
         ([{"preset": "v2", "top": 2, "start": "x"}, {"preset": "v2", "top": 2, "start": ""}], "start", ["x, v2", "v2"]),
+        ([{"a": 1, "b": 1}, {"a": 2, "b": 2}, {"a": 1, "b": 3}], "a", ["1, 1", "2, 2", "1, 3"]),  # b alone would do
+        ([{"preset": "v2", "rate": 1}, {"preset": "v2", "rate": 2}], "preset", ["1", "2"]),
         ([{"rate": 0.1}, {"rate": 0.2}], "", ["0.1", "0.2"]),
         ([{"rate": 0.1}], "rate", ["0.1"]),
         ([{}], "", ["s0"]),

@@ -20,12 +20,17 @@ def chosen(results: Results, exhibit: Exhibit, factors: Iterable[str] = ()) -> l
 
 
 def short_names(settings: Sequence[Setting], factor: str = "") -> dict[str, str]:
-    """Return setting -> its name in a legend: the value of `factor`, with as few others as tell the settings apart."""
+    """Return setting -> its name in a legend: the value of `factor`, with as few others as tell the settings apart.
+
+    Where `factor` has one value alone, it is one of the others.
+    """
     names = dict.fromkeys(name for setting in settings for name in setting.factors)
     values = {name: {_value(setting, name) for setting in settings} for name in names}
-    ordered = sorted(names, key=lambda name: (name != factor, len(values[name]) == 1))
-    for count in range(1, len(ordered) + 1):
-        for chosen_names in combinations(ordered, count):
+    first = [factor] if len(values.get(factor, ())) > 1 else []
+    others = sorted((name for name in names if name not in first), key=lambda name: len(values[name]) == 1)
+    for count in range(not first, len(others) + 1):
+        for more in combinations(others, count):
+            chosen_names = (*first, *more)
             told = [", ".join(filter(None, (_value(s, name) for name in chosen_names))) for s in settings]
             if all(told) and len(set(told)) == len(told):
                 return {setting.name: text for setting, text in zip(settings, told, strict=True)}
