@@ -164,29 +164,45 @@ def _planned(context: Context, grid: str) -> ToRun:
 
 def _run(words: Sequence[str]) -> tuple[int, bool]:
     """Run a grid in a process of its own; return its exit code, and whether this one was told to stop meanwhile."""
-    process = subprocess.Popen([sys.executable, "-m", "orchestrator", "run", *words], env=module_environment())
-    with _passing_on(process) as got:
+    with _passing_on() as signals:
+        process = subprocess.Popen([sys.executable, "-m", "orchestrator", "run", *words], env=module_environment())
+        signals.follow(process)
         code = process.wait()
-    return (code if code >= 0 else 128 - code), bool(got)
+    return (code if code >= 0 else 128 - code), bool(signals.got)
+
+
+class _Signals:
+    """The signals that came, which a run is told of: it ends by itself.
+
+    A terminal sends Ctrl-C to both, all other signals come here alone. A second one ends running stages at once, so
+    each must arrive once. What comes before the run is there waits for it.
+    """
+
+    def __init__(self) -> None:
+        self.got: list[int] = []
+        self._early: list[int] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def follow(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        for number in self._early:
+            process.send_signal(number)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.got.append(number)
+        if self._process is None:
+            self._early.append(number)
+        elif number != signal.SIGINT or not _in_foreground():
+            self._process.send_signal(number)
 
 
 @contextmanager
-def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Let a run end by itself when this process is told to stop; yields the signals that came.
-
-    A terminal sends Ctrl-C to both, all other signals come here alone. A second one ends running stages at once, so
-    each must arrive once.
-    """
-    got: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        got.append(number)
-        if number != signal.SIGINT or not _in_foreground():
-            process.send_signal(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+def _passing_on() -> Iterator[_Signals]:
+    """Let a run hear of the signals that tell this process to stop, in place of ending here."""
+    signals = _Signals()
+    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield got
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

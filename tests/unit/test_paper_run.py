@@ -61,6 +61,24 @@ def test_a_signal_reaches_the_run_once_and_its_end_is_awaited(number: signal.Sig
     assert process.communicate(timeout=30)[0] == f"got {int(number)}\ncode 130 True\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_while_the_run_is_started_reaches_it(number: signal.Signals) -> None:
+    early = RUN.replace(
+        "Popen = lambda words, **more: ", f"Popen = lambda words, **more: signal.raise_signal({number:d}) or "
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", early],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+        timeout=60,
+    )
+    assert process.returncode == 0
+    assert process.stdout.endswith("True\n")
+
+
 def test_where_a_terminal_sends_ctrl_c_to_both_it_is_not_sent_again() -> None:
     """The kernel's own way: a session with a terminal, whose foreground group gets what is typed."""
     import pty
