@@ -2,7 +2,7 @@
 
 FakeTensorMode finds out anew, or in a slow cache of its own, what every operation returns. A model's layers and steps
 repeat a few hundred of them thousands of times. Remembered are operations that return new tensors, views of an
-argument, or the argument that they write to; every other is run.
+argument, or the argument that they write to; every other is run, and so is one whose answer is of two arguments.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Replay:
     def __call__(self, func: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
         """Return what an operation returns."""
         tensors: list[FakeTensor] = []
-        parts: list[Hashable] = [func]
+        parts: list[Hashable] = [func, torch.get_default_dtype()]
         if not _replayable(func) or not _added(parts, tensors, (*args, *kwargs.items())):
             return func(*args, **kwargs)
         key = tuple(parts)
@@ -119,21 +119,26 @@ def _recipe(tensors: Sequence[FakeTensor], result: object) -> Recipe | None:
     """Return how a result is made again from tensor arguments of the same shapes, None if it is not known how."""
     if result is None:
         return Recipe()
-    for place, tensor in enumerate(tensors):
-        if tensor is result:
-            return Recipe(place)
+    same = [place for place, tensor in enumerate(tensors) if tensor is result]
+    if same:
+        return Recipe(same[0]) if len(same) == 1 else None
     several: Callable[[list[FakeTensor]], Sequence[FakeTensor]] | None = None
     outputs: Sequence[object] = [result]
     if isinstance(result, (list, tuple)):
         several, outputs = (tuple if isinstance(result, tuple) else list), result
-    places = {tensor.untyped_storage()._cdata: place for place, tensor in enumerate(tensors)}
+    places: dict[int, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        places.setdefault(tensor.untyped_storage()._cdata, []).append(place)
     made: list[Made] = []
     fresh: set[int] = set()
     for output in outputs:
         if not isinstance(output, FakeTensor) or output.constant is not None or output.layout is not torch.strided:
             return None
         storage, offset = output.untyped_storage(), int(output.storage_offset())
-        of = places.get(storage._cdata, -1)
+        viewed = places.get(storage._cdata, [])
+        if len(viewed) > 1:
+            return None
+        of = viewed[0] if viewed else -1
         if of < 0 and (storage._cdata in fresh or offset or storage.nbytes() != _bytes(output)):
             return None
         fresh.add(storage._cdata)

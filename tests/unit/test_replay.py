@@ -67,3 +67,29 @@ def test_what_is_remembered_is_new_memory_a_view_or_the_argument():
             assert again(aten.sum.dim_IntList, x, [0], True).shape == (1, 6)
             assert again(aten.sum.dim_IntList, x, [0], False).shape == (6,)
             assert again(aten.cumsum.default, x, 1).shape == (4, 6)
+
+
+def test_what_shapes_do_not_say_is_never_taken_from_memory():
+    mode = FakeTensorMode()
+    replay, aten = Replay(mode), torch.ops.aten
+    with mode:
+        x, y = torch.empty(5, 7), torch.empty(5, 7)
+        # The first time the result is written over an argument, then to a tensor of its own.
+        assert replay(aten.add.out, (x, x), {"out": x}) is x
+        assert replay(aten.add.out, (x, x), {"out": y}) is y
+
+
+def test_the_default_type_is_part_of_what_is_remembered():
+    mode = FakeTensorMode()
+    replay, empty = Replay(mode), torch.ops.aten.empty.memory_format
+
+    def made() -> Any:
+        return replay(empty, ([13],), {})
+
+    with mode:
+        assert made().dtype is torch.float32
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert made().dtype is torch.float64
+        finally:
+            torch.set_default_dtype(torch.float32)
