@@ -49,12 +49,25 @@ def stamp(path: Path) -> Stamp | None:
 @contextlib.contextmanager
 def alone(root: Path, blob: Blob) -> Iterator[None]:
     """Let one process of this node after the other come to a blob; where files cannot be locked, all at once."""
-    folder = root.with_name("locks")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / blob.sha256[:3]).open("w") as file:  # so many files at most, whatever the cache has held
+    with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
+            folder = root.with_name("locks")
+            folder.mkdir(parents=True, exist_ok=True)
+            # So many files at most, whatever the cache has held.
+            file = stack.enter_context((folder / blob.sha256[:3]).open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def use(path: Path) -> bool:
+    """Note that a cached file is used now; False when another process has deleted it meanwhile."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    except OSError:  # another user's: it serves all the same
+        pass
+    return True
 
 
 def prune_cache(root: Path, keep: Path, limit: int = CACHE_BYTES, used: float = USED_SECONDS) -> None:

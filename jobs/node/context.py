@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.node import code, numerics
-from jobs.node.cache import _is_whole, alone, cache_directory, prune_cache, stamp
+from jobs.node.cache import _is_whole, alone, cache_directory, prune_cache, stamp, use
 from jobs.node.patience import patiently
 from jobs.node.preemption import Signals
 from jobs.node.provenance import provenance
@@ -148,8 +148,7 @@ class StageContext:
         path = root / blob.sha256 / Path(blob.name).name
         while True:
             before = stamp(path)
-            if _is_whole(path, blob):
-                os.utime(path)
+            if _is_whole(path, blob) and use(path):
                 return path
             with alone(root, blob):
                 if stamp(path) == before:
