@@ -269,10 +269,15 @@ def gguf_config(path: Path) -> dict[str, Any]:
     if architecture != "llama":
         raise SourceError(f"{path} is no Llama model", cause=f"its architecture is {architecture}")
     tensors = {tensor.name for tensor in reader.tensors}
-    scaling = fields.get("llama.rope.scaling.type") or "none"
-    # Llama 3 has a table of factors, others a kind of scaling.
-    if "rope_freqs.weight" in tensors or scaling != "none":
-        cause = "its positions are stretched" + ("" if scaling == "none" else f" (llama.rope.scaling.type {scaling!r})")
+    scaling, linear = "llama.rope.scaling.type", "llama.rope.scale_linear"
+    # A kind of scaling, in older files a factor; Llama 3 has a table of factors.
+    said = [
+        f"{name} {fields[name]!r}"
+        for name, plain in ((scaling, "none"), (linear, 1.0))
+        if fields.get(name) not in (None, "", plain)
+    ]
+    if said or "rope_freqs.weight" in tensors:
+        cause = "its positions are stretched" + (f" ({said[0]})" if said else "")
         raise SourceError(f"{path} cannot be imported", cause=cause, hint="take the checkpoint that it was made from")
     if experts := fields.get("llama.expert_count"):
         raise SourceError(f"{path} cannot be imported", cause=f"llama.expert_count is {experts}: it is no dense model")

@@ -164,12 +164,13 @@ def test_a_gguf_file_gives_the_logits_of_the_model_that_it_holds(llama: tuple[Ll
     ("key", "value", "tensor", "said"),
     [
         ("llama.rope.scaling.type", "linear", "", "llama.rope.scaling.type 'linear'"),
+        ("llama.rope.scale_linear", 4.0, "", "llama.rope.scale_linear 4.0"),
         ("", "", "rope_freqs.weight", "its positions are stretched"),
         ("", "", "blk.0.attn_q.bias", "blk.0.attn_q.bias is no part of a Llama"),
     ],
 )
 def test_a_gguf_file_that_would_compute_something_else_is_refused(
-    tmp_path: Path, key: str, value: str, tensor: str, said: str
+    tmp_path: Path, key: str, value: str | float, tensor: str, said: str
 ) -> None:
     from gguf import GGUFWriter
 
@@ -183,7 +184,9 @@ def test_a_gguf_file_that_would_compute_something_else_is_refused(
     writer.add_head_count_kv(2)
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
-    if key:
+    if isinstance(value, float):
+        writer.add_float32(key, value)
+    elif key:
         writer.add_string(key, value)
     writer.add_tensor(tensor or "output_norm.weight", np.ones(4, dtype=np.float32))
     writer.write_header_to_file()
