@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.errors import did_you_mean
 from orchestrator.files.problems import Mistake, Problems, brief
+from orchestrator.files.yaml_positions import parse_yaml
 from orchestrator.grid.document import GridDocument, Section
 from orchestrator.grid.factors import Assignments, Factor, companion, find_factor
 from orchestrator.spec.fields import Path
@@ -74,6 +75,18 @@ def show_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def written(factor: Factor, text: str) -> str:
+    """Return a value that is written on the command line or as a key as names show it: 1e-4 is 0.0001."""
+    value = parse_yaml(text, "", Problems()).data
+    if not factor.paths:
+        return show_value(value) if isinstance(value, int | float) else text
+    try:
+        assigned = factor.assign(value, 0)
+    except Mistake:
+        return text
+    return show_value(plain_value(assigned[0][1])) if len(assigned) == 1 else text
+
+
 class AxisReader:
     """Reads products; what is wrong goes to `problems`.
 
@@ -98,7 +111,7 @@ class AxisReader:
         found = {}
         for name, by_value in sections.get("with", Section({}, {})).data.items():
             if name in axes and isinstance(by_value, Mapping) and not self._is_field(str(name)):
-                found[str(name)] = [show_value(value) for value in by_value]
+                found[str(name)] = [written(Factor(str(name), ()), str(value)) for value in by_value]
         return found
 
     def _is_field(self, name: str) -> bool:
@@ -134,7 +147,7 @@ class AxisReader:
                             for known, other in found
                             for path in (known.paths if known is not None else ())
                         }
-                        self.companions[str(name), show_value(value)] = choice.assignments, places
+                        self.companions[str(name), written(factor, str(value))] = choice.assignments, places
 
     def check_companions(self, products: list[list[Axis]]) -> None:
         """Report what `with` says about a value that no axis has."""
@@ -230,11 +243,13 @@ class AxisReader:
             choice = self.choice(known, row, where)
             if choice is None:
                 continue
-            if choice.assignments in choices:
+            # Named settings may say the same: that is told of their cells.
+            mark = choice.assignments, tuple(part for part in choice.values if part[0] in self.named)
+            if mark in choices:
                 self.problems.add(
                     f"factor {key!r} has the value {show_value(value)} twice", where, key, "remove one of them"
                 )
-            choices[choice.assignments] = choice
+            choices[mark] = choice
         return Axis(known, tuple(choices.values()), place) if choices else None
 
     def choice(self, factors: tuple[Factor, ...], row: list[Any], place: str) -> Choice | None:

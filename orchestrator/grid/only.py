@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.errors import did_you_mean
 from orchestrator.files.problems import Mistake, Problems
-from orchestrator.files.yaml_positions import parse_yaml
-from orchestrator.grid.axes import plain_value, show_value
+from orchestrator.grid.axes import show_value, written
 from orchestrator.grid.expand import GridCell
 from orchestrator.grid.factors import Factor, find_factor
 
@@ -34,7 +33,7 @@ def select(
             except Mistake as mistake:
                 problems.add(mistake.message, "command line", name, mistake.hint)
             else:
-                wanted.setdefault(factor.name, (factor, []))[1].append(_written(factor, value.strip()))
+                wanted.setdefault(factor.name, (factor, []))[1].append(written(factor, value.strip()))
     for name, (factor, values) in wanted.items():
         shown = [_shown(factor, item) for item in kept]
         for value in values:
@@ -53,16 +52,6 @@ def _found(name: str, phase: str, plain_seed: str, named: bool) -> Factor:
         if named:
             return Factor(name, ())
         raise
-
-
-def _written(factor: Factor, text: str) -> str:
-    """Return a value of the command line as names show it: 1e-4 is 0.0001."""
-    if not factor.paths:
-        return text
-    try:
-        return show_value(plain_value(factor.assign(parse_yaml(text, "", Problems()).data, 0)[0][1]))
-    except Mistake:
-        return text
 
 
 def _shown(factor: Factor, item: GridCell) -> str:
