@@ -9,6 +9,7 @@ from orchestrator.files.problems import Mistake, Problems
 from orchestrator.grid.axes import show_value, written
 from orchestrator.grid.expand import GridCell
 from orchestrator.grid.factors import Factor, find_factor
+from orchestrator.grid.renamed import renewed_value
 
 
 def select(
@@ -25,7 +26,7 @@ def select(
         kept = [item for item in kept if item.id.startswith(tuple(ids))]
     wanted: dict[str, tuple[Factor, list[str]]] = {}  # factor -> its values, written as in names
     for text in only:
-        name, equals, value = text.partition("=")
+        name, equals, said = text.partition("=")
         if equals:
             try:
                 named = any(name.strip() in item.factors for item in cells)
@@ -33,7 +34,8 @@ def select(
             except Mistake as mistake:
                 problems.add(mistake.message, "command line", name, mistake.hint)
             else:
-                wanted.setdefault(factor.name, (factor, []))[1].append(written(factor, value.strip()))
+                value = renewed_value(f"factors.{factor.name}", said.strip(), "command line")
+                wanted.setdefault(factor.name, (factor, []))[1].append(written(factor, str(value)))
     for name, (factor, values) in wanted.items():
         shown = [_shown(factor, item) for item in kept]
         for value in values:

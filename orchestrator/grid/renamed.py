@@ -46,6 +46,10 @@ def renewed_value(key: str, value: object, where: str) -> object:
     section, _, rest = key.partition(".")
     for words, index in _values_of((section,), rest):
         value = _new_value(value, words, index, where)
+    above = (section, rest)
+    for at, name, words, index in list(_valued(value, above)) if isinstance(value, dict) else ():
+        data = _inside(value, at[len(above) :])
+        data[name] = _new_value(data[name], words, index, where)
     return value
 
 
@@ -79,13 +83,19 @@ def _values_of(at: Path, key: str) -> Iterator[tuple[Mapping[str, str], int | No
     for path, words in VALUES.items():
         if section == ("set",):
             inside = at[at.index("set") + 1 :]
-            if (*(part for name in inside for part in str(name).split(".")), *key.split(".")) == path:
+            if _split((*inside, key)) == path:
                 yield words, None
+        elif _split((*at, key)) == path:  # of a recipe
+            yield words, None
         elif section and section[0] in _OF_FACTORS:
             names = [name.strip() for name in key.strip("[] ").split(",")]
             for index, name in enumerate(names):
                 if name in (path[-1], ".".join(path)):
                     yield words, index if len(names) > 1 else None
+
+
+def _split(names: Path) -> tuple[str, ...]:
+    return tuple(part for name in names for part in str(name).split("."))
 
 
 def _new_value(value: object, words: Mapping[str, str], index: int | None, where: str) -> object:

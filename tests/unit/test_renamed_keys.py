@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import GridError
+from orchestrator.files.problems import Problems
+from orchestrator.files.yaml_positions import parse_yaml
 from orchestrator.grid import renamed
 from orchestrator.grid.load import Grid
 from tests.unit.conftest import Load
@@ -106,3 +108,16 @@ def test_an_old_value_on_the_command_line_is_told_too(load: Load, caplog: pytest
     (item,) = load("set: {finetune.clip: 0.5}", overrides=["set.model.backbone=smollm2"]).cells
     assert item.cell.model.backbone == "llama"
     assert "smollm2 is called llama now (command line)" in caplog.text
+
+
+def test_an_old_value_inside_a_setting_of_the_command_line_and_after_only(load: Load) -> None:
+    (item,) = load("factors: {seed: [0]}", overrides=["set.model={backbone: smollm2, num_layers: 2}"]).cells
+    assert (item.cell.model.backbone, item.cell.model.num_layers) == ("llama", 2)
+    (item,) = load("factors: {backbone: [olmoe, llama]}", only=["backbone=smollm2"]).cells
+    assert item.cell.model.backbone == "llama"
+
+
+def test_an_old_value_in_a_recipe_is_the_new_one() -> None:
+    recipe = parse_yaml("model:\n  backbone: smollm2\n  moe: {preset: smoe}\n", "recipe.yaml", Problems())
+    renamed.renew(recipe)
+    assert recipe.data == {"model": {"backbone": "llama", "moe": {"preset": "smoe"}}}
