@@ -92,13 +92,14 @@ class KeyValues:
 
     def deal(self, places_BL: Tensor, shared: int) -> None:
         """Lay the tokens of one row out as rows [B,L] by their places; all of them go on from the first `shared`."""
-        if shared:
-            self._shared = [(keys[..., :shared, :], values[..., :shared, :]) for keys, values in self._filled()]
+        if shared:  # copied, so that the row itself is not held beside what is dealt
+            front = [[held[..., :shared, :].clone() for held in layer] for layer in self._filled()]
+            self._shared = [(keys, values) for keys, values in front]
         dealt = [[held[0][:, places_BL].transpose(0, 1).contiguous() for held in layer] for layer in self._filled()]
         self._layers = [_Layer(keys, values, places_BL.shape[1]) for keys, values in dealt]
         if self._positions is not None:
-            front = self._positions[:, :shared].expand(len(places_BL), -1)
-            self._positions = torch.cat([front, self._positions[0][places_BL]], dim=-1)
+            before = self._positions[:, :shared].expand(len(places_BL), -1)
+            self._positions = torch.cat([before, self._positions[0][places_BL]], dim=-1)
 
     def _filled(self) -> list[tuple[Tensor, Tensor]]:
         return [layer.filled() for layer in self._layers]

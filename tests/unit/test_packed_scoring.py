@@ -188,6 +188,8 @@ def test_texts_go_on_from_contexts_that_were_read_in_one_row(name: str, shared: 
     wanted = torch.cat([model(torch.tensor([one])).logits[:, -1] for one in contexts])
     torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
     assert seen.sum(1).tolist() == [len(one) for one in contexts]
+    for held in cache.prefix(0) or ():
+        assert held.untyped_storage().nbytes() == held.nbytes, "of the row the prefix alone is held"
     token = torch.tensor([[5], [6], [7]])
     mask = torch.cat([seen, torch.ones_like(token, dtype=torch.bool)], 1).long()
     places = torch.tensor([[len(one)] for one in contexts])
