@@ -117,6 +117,14 @@ def test_an_old_value_inside_a_setting_of_the_command_line_and_after_only(load: 
     assert item.cell.model.backbone == "llama"
 
 
+def test_an_old_value_in_a_search_is_the_new_one() -> None:
+    said = "search: {space: {backbone: {choice: [olmoe, smollm2]}, freeze: {choice: [none, smollm2]}}}"
+    document = parse_yaml(said, "grid.yaml", Problems())
+    renamed.renew(document)
+    found = document.data["search"]["space"]
+    assert found == {"backbone": {"choice": ["olmoe", "llama"]}, "freeze": {"choice": ["none", "smollm2"]}}
+
+
 def test_an_old_value_in_a_recipe_is_the_new_one() -> None:
     recipe = parse_yaml("model:\n  backbone: smollm2\n  moe: {preset: smoe}\n", "recipe.yaml", Problems())
     renamed.renew(recipe)
