@@ -85,9 +85,8 @@ def _values_of(at: Path, key: str) -> Iterator[tuple[Mapping[str, str], int | No
             inside = at[at.index("set") + 1 :]
             if _split((*inside, key)) == path:
                 yield words, None
-        elif (section == ("search",) and at[-1] in (path[-1], ".".join(path))) or _split(
-            (*at, key)
-        ) == path:  # the list of a distribution
+        elif _split((*at, key)) == path or (section == ("search",) and at[-1] in (path[-1], ".".join(path))):
+            # Of a recipe, or the list of a distribution.
             yield words, None
         elif section and section[0] in _OF_FACTORS:
             names = [name.strip() for name in key.strip("[] ").split(",")]
