@@ -10,6 +10,8 @@ import pytest
 # Two cores run the whole suite: libraries that spawn a thread per core only get in each other's way.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
+# What a command says is compared as it is said without a terminal: lines of any length.
+os.environ.pop("COLUMNS", None)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -201,7 +201,8 @@ class CausalLM(nn.Module):
     @property
     def causal(self) -> bool:
         """True when no later token can change an earlier token's logits in the current mode (train or eval)."""
-        return all(block.causal for block in self.language_blocks)
+        # Dynamic positions stretch all frequencies with the length of the sequence.
+        return self.spec.rope.scaling != "dynamic" and all(block.causal for block in self.language_blocks)
 
     @property
     def cacheable(self) -> bool:
