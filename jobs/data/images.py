@@ -110,7 +110,8 @@ def load_images(path: Path | BinaryIO) -> dict[str, bytes]:
     """Return the encoded pictures of a data artifact's `images.parquet` by digest."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    # Its threads may still start when a short process ends, which is then aborted (pyarrow 25).
+    table = pq.read_table(path, use_threads=False)
     return dict(zip(table["digest"].to_pylist(), table["image"].to_pylist(), strict=True))
 
 

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -155,4 +156,8 @@ def _pictures(blob: bytes | None) -> dict[str, bytes]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # pyarrow's threads may still be starting, and would abort a process that tidies up (25.0.1, on a busy machine).
+    os._exit(code)

@@ -172,7 +172,9 @@ def picture_arrays(context: StageContext, work: TokensWork) -> tuple[NDArray[np.
     places = {name: place for place, name in enumerate(encoded)}
     found: Arrays = {}
     for split in ("train", "heldout"):
-        rows = pq.read_table(context.fetch(work.data, f"{split}.parquet"), columns=["id", "images"]).to_pylist()
+        rows = pq.read_table(
+            context.fetch(work.data, f"{split}.parquet"), columns=["id", "images"], use_threads=False
+        ).to_pylist()
         for row in rows:
             if len(row["images"]) != 1:
                 raise SourceError(

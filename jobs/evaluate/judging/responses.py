@@ -100,5 +100,5 @@ def read_responses(blob: bytes) -> list[Row]:
     """Return the rows of `responses.parquet`."""
     import pyarrow.parquet as pq
 
-    rows: list[Row] = pq.read_table(io.BytesIO(blob)).to_pylist()
+    rows: list[Row] = pq.read_table(io.BytesIO(blob), use_threads=False).to_pylist()
     return rows

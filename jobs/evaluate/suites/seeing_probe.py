@@ -157,7 +157,9 @@ def _questions(context: StageContext, work: EvaluateWork) -> Questions:
     directory, manifest = context.directory(work.tokens), context.manifest(work.tokens)
     made = work_from_json(manifest.spec)
     assert isinstance(made, TokensWork)
-    rows = pq.read_table(context.fetch(made.data, "heldout.parquet"), columns=["subtask"])["subtask"].to_pylist()
+    rows = pq.read_table(context.fetch(made.data, "heldout.parquet"), columns=["subtask"], use_threads=False)[
+        "subtask"
+    ].to_pylist()
     if not rows:
         raise SourceError("no question about pictures is held out", hint="raise data.holdout of the last phase")
     pad = int(manifest.info.get("pad", 0))
