@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from orchestrator.backends import host
+from tests.lab_slurm import eventually
 
 # The published freeze schedules, in the papers' order.
 SCHEDULES = (
@@ -78,15 +85,21 @@ def weights(grid: Path, store: Path, *words: str) -> dict[str, Any]:
 
 
 def jobs_of(store: Path) -> list[int]:
-    """Return the pids of the jobs that work on `store`."""
+    """Return the pids of the jobs that work on `store` here, and of what they started.
+
+    By their records: a job that a warm process forked bears that process' command line.
+    """
     found = []
-    for entry in Path("/proc").iterdir():
+    for path in (host.run_directory(make=False) / "jobs").glob("*.json"):
         try:
-            line = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-        except OSError:
-            continue
-        if b"jobs.run" in line and str(store).encode() in line:
-            found.append(int(entry.name))
+            if json.loads(path.read_text())["store"] != str(store):
+                continue
+            stat = path.with_suffix(".pid").read_text()
+            job = psutil.Process(int(stat.split(maxsplit=1)[0]))
+            if host.alive(job.pid, stat.rpartition(")")[2].split()[19]) and not host.is_zombie(job.pid):
+                found += [job.pid, *(child.pid for child in job.children(recursive=True))]
+        except (OSError, IndexError, psutil.NoSuchProcess):
+            continue  # it has ended meanwhile
     return found
 
 
@@ -101,3 +114,26 @@ def wait_for_training(store: Path, driver: subprocess.Popen[bytes]) -> None:
         assert driver.poll() is None, "the run ended before it could be killed"
         time.sleep(0.05)
     pytest.fail("no fine-tuning began")
+
+
+def states(store: Path, phase: str) -> list[int]:
+    """Return the steps of a phase's committed states."""
+    manifests = [json.loads(path.read_text()) for path in store.glob("artifacts/*.json")]
+    return [m["info"]["step"] for m in manifests if m["info"].get("phase") == phase]
+
+
+def lose_power(grid: Path, store: Path, phase: str, steps: int, *words: str, later: float = 0.0) -> None:
+    """Run the grid here until `phase` has a state and `later` seconds more, lose driver and jobs before `steps`."""
+    command = [sys.executable, "-m", "orchestrator", "run", str(grid), "--store", str(store), "--tracking", "none"]
+    driver = subprocess.Popen([*command, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: states(store, phase) or driver.poll() is not None, 900, pause=0.02)
+        time.sleep(later)
+    finally:
+        driver.kill()
+        driver.wait()
+        while pids := jobs_of(store):  # one may have been forked a moment ago
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    assert steps not in states(store, phase)

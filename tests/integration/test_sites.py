@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.lab_slurm import SlurmLab, eventually
-from tests.small_grid import GRID, jobs_of, made_up_text, moegrid, weights
+from tests.lab_slurm import SlurmLab
+from tests.small_grid import GRID, lose_power, made_up_text, moegrid, weights
 
 STEPS = 60
 CUT = GRID.replace("[none, none->router]", "[none->router]").replace("baseline: {{freeze: none}}\n", "")
@@ -35,27 +31,6 @@ def run(grid: Path, store: Path, site: str, *words: str, code: int = 0, resume: 
     command = "resume" if resume else "run"
     words = ("--store", str(store), "--tracking", "none", "--site", site, "--no-report", *words)
     return moegrid(command, str(grid), *words, code=code)
-
-
-def begin(grid: Path, store: Path, *words: str) -> None:
-    """Run the grid on this machine until its fine-tuning is at work, then lose driver and jobs to a power cut."""
-    command = [sys.executable, "-m", "orchestrator", "run", str(grid), "--store", str(store), "--tracking", "none"]
-    driver = subprocess.Popen([*command, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        eventually(lambda: states(store) or driver.poll() is not None, 900, pause=0.02)
-    finally:
-        driver.kill()
-        driver.wait()
-        for pid in jobs_of(store):
-            os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not jobs_of(store))
-    assert STEPS not in states(store)
-
-
-def states(store: Path) -> list[int]:
-    """Return the steps of the fine-tuning's committed states."""
-    manifests = [json.loads(path.read_text()) for path in store.glob("artifacts/*.json")]
-    return [m["info"]["step"] for m in manifests if m["info"].get("phase") == "finetune"]
 
 
 def assert_logs_of_both_ranks(grid: Path, store: Path) -> None:
@@ -88,7 +63,7 @@ def test_a_cell_begun_here_ends_on_slurm_with_equal_bits_and_only_with_equal_num
 ) -> None:
     monkeypatch.setenv("MOEGRID_SLURM_LOGS", str(tmp_path / "logs"))
     grid, half, other = folder / "small.yaml", tmp_path / "half", tmp_path / "other"
-    begin(grid, half, *TWO_RANKS["local"])
+    lose_power(grid, half, "finetune", STEPS, *TWO_RANKS["local"])
     shutil.copytree(half, other)
     run(grid, half, "slurm", *TWO_RANKS["slurm"], resume=True)
     assert weights(grid, half) == straight

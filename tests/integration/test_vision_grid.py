@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.store import Store
+from tests.lab_slurm import SlurmLab
 from tests.picture_samples import picture
-from tests.small_grid import made_up_text, moegrid, weights
+from tests.small_grid import lose_power, made_up_text, moegrid, weights
 
 GRID = """
 name: seeing
@@ -72,6 +75,22 @@ def test_cells_share_all_before_their_experts_and_end_with_equal_bits_anywhere(g
     assert {name: digest for name, (digest, _) in weights(grid, tmp_path / "b", "--no-share").items()} == {
         name: digest for name, (digest, _) in first.items()
     }
+
+
+def test_align_killed_at_any_moment_ends_here_and_on_slurm_with_equal_bits(
+    grid: Path, tmp_path: Path, slurm_lab: SlurmLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOEGRID_SLURM_LOGS", str(tmp_path / "logs"))
+    longer = ("set.align.steps=60", "set.execution.checkpoint_steps=1", "--tracking", "none", "--no-report")
+    moegrid("run", str(grid), "--store", str(tmp_path / "straight"), *longer)
+    straight = weights(grid, tmp_path / "straight", *longer[:2])
+    here, there = tmp_path / "here", tmp_path / "there"
+    # Another moment in each run of this test: the promise holds for all of them.
+    lose_power(grid, here, "align", 60, *longer[:2], later=random.uniform(0, 0.2))
+    shutil.copytree(here, there)
+    moegrid("resume", str(grid), "--store", str(here), *longer)
+    moegrid("resume", str(grid), "--store", str(there), "--site", "slurm", *longer)
+    assert weights(grid, here, *longer[:2]) == weights(grid, there, *longer[:2]) == straight
 
 
 @pytest.mark.parametrize(
