@@ -57,8 +57,9 @@ def _list(*, as_json: bool) -> int:
         return EXIT_DONE
     console = Console(sys.stdout)
     head = ("set", "format", "licence of the content")
-    for line in columns([head, *((row["source"], row["format"], row["licence"]) for row in rows)]):
-        console.print(line.rstrip())
+    told = [head, *((row["source"], row["format"], row["licence"]) for row in rows)]
+    for line in columns(told, width=console.width):
+        console.print(line)
     console.print("docs/data.md has the licences; hub:// and file:// sets are shown too")
     return EXIT_DONE
 

@@ -56,14 +56,14 @@ def explain(context: Context) -> int:
         context.emit({"grid": graph.grid.name, "cells": answers})
         return EXIT_DONE
     for answer in answers:
-        context.console.print(f"{context.console.style(answer['name'], 'bold')} ({answer['id']}): {answer['why']}")
+        context.console.tell(f"{context.console.style(answer['name'], 'bold')} ({answer['id']}): {answer['why']}")
         for change in answer["changes"]:
-            context.console.print(f"  {change['field']}: {change['old']} -> {change['new']}")
+            context.console.tell(f"  {change['field']}: {change['old']} -> {change['new']}")
         if answer["new"]:
             for stage in answer["stages"]:
                 reason = f" ({stage['reason']})" if stage["reason"] not in ("", "new") else ""
                 same = ", as before" if stage["action"] == "done" and stage["existed_before"] else ""
-                context.console.print(f"  {stage['action']:<8} {stage['key'][:12]}  {stage['label']}{reason}{same}")
+                context.console.tell(f"  {stage['action']:<8} {stage['key'][:12]}  {stage['label']}{reason}{same}")
     return EXIT_DONE
 
 
@@ -106,11 +106,11 @@ def diff(context: Context) -> int:
         return EXIT_DONE
     for change in changes:
         cell = f"{change['cell']}  " if "cell" in change else ""
-        context.console.print(f"{cell}{change['field']}: {change['a']} -> {change['b']}")
+        context.console.tell(f"{cell}{change['field']}: {change['a']} -> {change['b']}")
     for lone in alone:
-        context.console.print(f"{lone['cell']}  only in {lone['only_in']}")
+        context.console.tell(f"{lone['cell']}  only in {lone['only_in']}")
     if not changes and not alone:
-        context.console.print("no difference")
+        context.console.tell("no difference")
     return EXIT_DONE
 
 
@@ -121,9 +121,9 @@ def _of_baselines(context: Context, first: dict[str, Any], second: dict[str, Any
     if context.arguments.json:
         context.emit([{"cell": f"{a} / {b}", "field": field, "a": old, "b": new} for field, old, new in changes])
         return EXIT_DONE
-    context.console.print(f"no cell is in both; {a!r} of {context.arguments.a}, {b!r} of {context.arguments.b}:")
+    context.console.tell(f"no cell is in both; {a!r} of {context.arguments.a}, {b!r} of {context.arguments.b}:")
     for field, old, new in changes:
-        context.console.print(f"  {field}: {old} -> {new}")
+        context.console.tell(f"  {field}: {old} -> {new}")
     return EXIT_DONE
 
 

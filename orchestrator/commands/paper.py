@@ -117,7 +117,7 @@ def _run_missing(context: Context, grids: Sequence[str]) -> int:
         ]
         for one in planned
     ]
-    for line in columns(rows):
+    for line in columns(rows, width=max(0, console.width - 2)):
         console.print(f"  {line}")
     times = [one.seconds for one in planned if one.seconds is not None]
     if times:

@@ -16,7 +16,7 @@ from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.root import root_cells
 from orchestrator.store import ClaimState, records
 from orchestrator.store.manifest import WEIGHTS
-from orchestrator.ui.console import columns, duration
+from orchestrator.ui.console import Console, columns, duration, table
 from orchestrator.ui.live import Pace, Running, running
 
 if TYPE_CHECKING:
@@ -160,24 +160,29 @@ def _lines(watched: Watched, view: View, rows: Sequence[Row], *, most: int = 0) 
     states = Counter(row.state for row in rows)
     summary = ", ".join(f"{count} {state}" for state, count in states.items())
     lines = [f"{grid.name} at scale {grid.scale}: {summary}"]
+    console = watched.context.console
     if at_work:
-        head = ["running", "site", "step", "", "", "", "attempt", "job", "heartbeat"]
+        names = ["running", "site", "step", "", "", "", "attempt", "job", "heartbeat"]
         body = [[*job.words(), job.attempt, job.job, f"{duration(job.age)} ago"] for job in at_work]
-        lines += ["", *columns([head, *body])]
-    lines.append("")
-    shown, room = rows, most - len(lines) - 2
-    if most and len(rows) > room:
-        shown = sorted(rows, key=lambda row: _ORDER.index(row.state))[: max(1, room)]
+        lines += ["", *columns([names, *body], width=console.width)]
     told = [["cell", "state", "attempts", ""]]
-    told += [[row.name, row.state, str(row.attempts), row.reason] for row in shown]
-    table = columns(told, right=(2,))
-    for index, row in enumerate(shown, start=1):
-        if colour := _COLOURS.get(row.state):
-            state = f"  {row.state}"
-            table[index] = table[index].replace(state, f"  {watched.context.console.style(row.state, colour)}", 1)
-    if len(shown) < len(rows):
-        table.append(f"... and {len(rows) - len(shown)} more")
-    return lines + table
+    told += [[row.name, _coloured(console, row.state), str(row.attempts), row.reason] for row in rows]
+    head, *cells = table(told, right=(2,), width=console.width)
+    lines += ["", *head]
+    room = most - len(lines)
+    if not most or sum(map(len, cells)) < room:
+        return [*lines, *(line for cell in cells for line in cell)]
+    shown = 0
+    for _, cell in sorted(zip(rows, cells, strict=True), key=lambda pair: _ORDER.index(pair[0].state)):
+        if shown and len(cell) >= room:
+            break
+        lines += cell
+        room, shown = room - len(cell), shown + 1
+    return [*lines, f"... and {len(rows) - shown} more"] if shown < len(rows) else lines
+
+
+def _coloured(console: Console, state: str) -> str:
+    return console.style(state, _COLOURS[state]) if state in _COLOURS else state
 
 
 def _at_work(watched: Watched, view: View) -> list[Running]:

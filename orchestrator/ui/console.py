@@ -92,16 +92,48 @@ def quantity(value: float) -> str:
     return f"{value:.3g}"
 
 
-def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), width: int = 0) -> list[str]:
     """Return `rows` as lines with aligned columns; those in `right` are right-aligned."""
+    return [line for lines in table(rows, right=right, width=width) for line in lines]
+
+
+def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), width: int = 0) -> list[list[str]]:
+    """Return the lines of each row: columns are aligned, and go below where a line of `width` (0: any) is full.
+
+    A row's later lines are indented. A last column of sentences longer than a line is broken at spaces.
+    """
     if not rows:
         return []
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
+    widths = [max(_shown(row[i]) for row in rows) for i in range(len(rows[0]))]
+    made = []
     for row in rows:
-        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+        told = [c.rjust(w + _hidden(c)) if i in right else c.ljust(w + _hidden(c))
+                for i, (c, w) in enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        lines = ["    " * bool(first) + "  ".join(told[first:last]).rstrip() for first, last in _grouped(widths, width)]
+        made.append([part for line in lines if line.strip() for part in wrapped(line, width)])
+    return made
+
+
+def _grouped(widths: Sequence[int], width: int) -> list[tuple[int, int]]:
+    """Return which columns stand on a line together: as many as it holds, the first one above the others."""
+    found, first, used = [], 0, 0
+    for at, own in enumerate(widths):
+        sentences = at == len(widths) - 1 and own > width - 4
+        if width and at > first and used + 2 + own > width and not sentences:
+            found.append((first, at))
+            first, used = at, 4 + own
+        else:
+            used += own + 2 * (at > first)
+    return [*found, (first, len(widths))]
+
+
+def _shown(text: str) -> int:
+    """Return how many characters a text takes on a terminal."""
+    return len(text) - _hidden(text)
+
+
+def _hidden(text: str) -> int:
+    return sum(map(len, _COLOUR.findall(text)))
 
 
 def plural(count: int, noun: str) -> str:

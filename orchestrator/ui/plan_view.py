@@ -51,7 +51,7 @@ def show_plan(plan: Plan, console: Console, *, budget: Budget | None = None, ada
                 str(steps["unshared"]) if steps["unshared"] else "",
             ]
         )
-    for line in columns(rows, right=(1, 2, 3, 4)):
+    for line in columns(rows, right=(1, 2, 3, 4), width=max(0, console.width - 2)):
         console.print("  " + line)
     for model in data["models"]:
         console.tell(

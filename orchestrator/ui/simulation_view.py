@@ -14,7 +14,7 @@ from orchestrator.ui.console import Console, columns, plural, quantity
 
 def show_simulation(grid: Grid, found: Sequence[Simulation], gpu: Gpu, console: Console) -> None:
     """Print what was found."""
-    console.print(
+    console.tell(
         f"{console.style(grid.name, 'bold')} at scale {grid.scale} on {gpu.name}: {plural(len(found), 'shape')}"
     )
     rows = [["", "shape", "engine", "ranks", "stages", "moment", "device GB", "of", "host GB", "of", "a step", "sent"]]
@@ -40,19 +40,19 @@ def show_simulation(grid: Grid, found: Sequence[Simulation], gpu: Gpu, console: 
                 f"{one.time.sent / 1e9:.2f} GB" if one.time.sent else "",
             ]
         )
-    for line in columns(rows, right=(3, 4, 6, 7, 8, 9, 10, 11)):
+    for line in columns(rows, right=(3, 4, 6, 7, 8, 9, 10, 11), width=max(0, console.width - 2)):
         console.print("  " + line)
     for one in found:
         for name, held in one.answer.moments.items():
             kinds = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in held.kinds.items() if size >= 50_000_000)
-            console.print(f"  {one.shape.label}, {name}: {held.bytes / 1e9:.1f} GB ({kinds})")
+            console.tell(f"  {one.shape.label}, {name}: {held.bytes / 1e9:.1f} GB ({kinds})")
     for one in found:
         _show_lack(one, gpu, console)
     hours = sum(one.gpu_hours for one in found)
     if hours:
-        console.print(f"  about {hours:.1f} GPU-hours for the whole grid (a roofline, of what is assumed below)")
+        console.tell(f"  about {hours:.1f} GPU-hours for the whole grid (a roofline, of what is assumed below)")
     for text in assumptions(gpu):
-        console.print(console.style(f"  assumed: {text}", "dim"))
+        console.tell(console.style(f"  assumed: {text}", "dim"))
 
 
 def show_memory(memory: Sequence[Memory], gpu: Gpu, console: Console) -> None:
@@ -63,7 +63,7 @@ def show_memory(memory: Sequence[Memory], gpu: Gpu, console: Console) -> None:
         how = "" if one.simulated else "at least "
         told = "simulated" if one.simulated else "without activations; moegrid simulate says the rest"
         lack = "" if fits else f", more than {gpu.name} has"
-        console.print(f"  {mark}{one.label}: {how}{one.bytes / 1e9:.1f} GB a GPU{lack} ({told})")
+        console.tell(f"  {mark}{one.label}: {how}{one.bytes / 1e9:.1f} GB a GPU{lack} ({told})")
 
 
 def _show_lack(one: Simulation, gpu: Gpu, console: Console) -> None:
@@ -71,14 +71,14 @@ def _show_lack(one: Simulation, gpu: Gpu, console: Console) -> None:
     fit, label = one.fit, one.shape.label
     mark = console.style("!", "red")
     if one.answer.failed:
-        console.print(f"  {mark} {label} was not simulated: {one.answer.failed}")
+        console.tell(f"  {mark} {label} was not simulated: {one.answer.failed}")
         return
     if fit.short:
-        console.print(f"  {mark} {label} lacks {fit.short / 1e9:.1f} GB of {gpu.name} at the moment {fit.moment!r}")
+        console.tell(f"  {mark} {label} lacks {fit.short / 1e9:.1f} GB of {gpu.name} at the moment {fit.moment!r}")
     if fit.host_short:
-        console.print(f"  {mark} {label} lacks {fit.host_short / 1e9:.1f} GB of its node's memory")
+        console.tell(f"  {mark} {label} lacks {fit.host_short / 1e9:.1f} GB of its node's memory")
     if one.change:
         console.print(f"      it fits with {' '.join(one.change)}")
     elif fit.short:
         other = f"; {one.larger} would hold it" if one.larger else ""
-        console.print(f"      no change of engine or number of GPUs that was tried makes it fit{other}")
+        console.tell(f"      no change of engine or number of GPUs that was tried makes it fit{other}")

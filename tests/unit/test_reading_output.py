@@ -16,13 +16,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli
+from orchestrator.commands import simulate
 from orchestrator.commands.dashboard import open_server
 from orchestrator.commands.examples import EXAMPLES
 from orchestrator.errors import MoegridError
+from orchestrator.plan.answers import Answer, Held
 from orchestrator.report import formats, html, tables
 from orchestrator.report.collect import collect
 from orchestrator.store import Store
-from orchestrator.ui.console import wrapped
+from orchestrator.ui.console import columns, table, wrapped
 from tests.grid_store import GridStore
 
 
@@ -97,10 +99,58 @@ def test_a_number_is_not_parted_from_its_unit() -> None:
     ]
 
 
-def test_a_plan_fits_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    assert cli.main(["plan", "libmoe_algorithms"]) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "plan libmoe_algorithms",
+        "status pretrain_regularisation",
+        "status upcycle_recipes",
+        "explain quickstart",
+        "diff quickstart libmoe_shared_start",
+        "data list",
+        "paper",
+    ],
+)
+def test_what_is_read_fits_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert cli.main(words.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # A word that is longer than the line stays whole, and so does a command that is to be copied.
+    assert [line for line in lines if len(line) > width and len(line.split()) > 1 and "moegrid run" not in line] == []
+
+
+def test_a_row_that_is_wider_than_the_terminal_goes_on_below_and_loses_nothing() -> None:
+    red = "\033[31mfailed\033[0m"
+    why = "the loss is not finite at all, in no cell"
+    rows = [["cell", "state", "tries", "why"], ["granularity=2/8 seed=0", red, "12", why]]
+    head, row = table(rows, right=(2,), width=36)
+    assert head == ["cell                    state", "    tries  why"]
+    assert row == [f"granularity=2/8 seed=0  {red}", "       12  the loss is not finite at", "           all, in no cell"]
+    assert table(rows, right=(2,)) == [
+        ["cell                    state   tries  why"],
+        [f"granularity=2/8 seed=0  {red}     12  {why}"],
+    ]
+    assert columns([["", "a"], [red, "b"]]) == ["        a", f"{red}  b"]
+    assert columns([]) == []
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_a_simulation_fits_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    held = {"step": Held(90 * 10**9, dict.fromkeys(("weights", "gradients", "activations", "logits"), 9 * 10**9))}
+    known = Answer(6919 * 10**6, held, 200 * 10**9, ((10**13, 10**9, "torch.bfloat16", 1),), (("sum", 10**9, 3),))
+    monkeypatch.setattr(simulate, "known_answer", lambda question: known)
+    monkeypatch.setattr("orchestrator.plan.simulation.remedy", lambda *asked: ("set.execution.engine=fsdp",))
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert cli.main(["simulate", "finetune_freeze", "--scale", "paper"]) == 1
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= width
+    assert "deepseek_moe 6/64+2 finetune (6.92G)" in out
+    assert "GPU-hours" in " ".join(out.split())
 
 
 def test_two_grids_without_a_common_cell_are_compared_by_their_first(capsys: pytest.CaptureFixture[str]) -> None:
