@@ -128,7 +128,8 @@ def test_a_row_that_is_wider_than_the_terminal_goes_on_below_and_loses_nothing()
     rows = [["cell", "state", "tries", "why"], ["granularity=2/8 seed=0", red, "12", why]]
     head, row = table(rows, right=(2,), width=36)
     assert head == ["cell                    state", "    tries  why"]
-    assert row == [f"granularity=2/8 seed=0  {red}", "       12  the loss is not finite at", "           all, in no cell"]
+    assert row[0] == f"granularity=2/8 seed=0  {red}"
+    assert row[1:] == ["       12  the loss is not finite at", "           all, in no cell"]
     assert table(rows, right=(2,)) == [
         ["cell                    state   tries  why"],
         [f"granularity=2/8 seed=0  {red}     12  {why}"],
