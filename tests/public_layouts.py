@@ -39,6 +39,13 @@ LLAMA3 = {
     "high_freq_factor": 2.0,
     "original_max_position_embeddings": 16,
 }
+# A head of 12 turns in six pairs.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 5000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.7, 2.1, 2.8],
+    "long_factor": [1.2, 1.9, 3.5, 4, 7.5, 9.0],
+}
 DEEPSEEK = {
     "intermediate_size": 56,
     "moe_intermediate_size": 24,
@@ -173,6 +180,37 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
             "intermediate_size": 80,
             "max_position_embeddings": 13,
             "rope_parameters": {"rope_type": "dynamic", "rope_theta": 5000.0, "factor": 3.0},
+        },
+    ),
+    # Beyond its original context all positions turn by other frequencies.
+    "phi3 (longer than its context)": (
+        "Phi3",
+        {"intermediate_size": 80, "original_max_position_embeddings": 13, "rope_parameters": LONGROPE},
+    ),
+    "phi3 (within its original context)": (
+        "Phi3",
+        {
+            "intermediate_size": 80,
+            "original_max_position_embeddings": 90,
+            "max_position_embeddings": 90,
+            "sliding_window": 7,
+            "rope_parameters": {**LONGROPE, "factor": 4.0},
+        },
+    ),
+    "phi3 (a part of each head turns)": (
+        "Phi3",
+        {
+            "intermediate_size": 80,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "llama (LongRoPE, longer than its context)": (
+        "Llama",
+        {
+            "intermediate_size": 80,
+            "attention_bias": True,
+            "rope_parameters": {**LONGROPE, "original_max_position_embeddings": 11, "attention_factor": 1.3},
         },
     ),
     "olmoe (biases)": (

@@ -78,6 +78,8 @@ class PictureScorer:
         different = sorted(set(rows))
         score = self._behind if self._model.cacheable else self._plain
         size = rows_of_pass(max(len(prompt) + len(answer) for prompt, answer in different), self._model.vocab_size)
+        if self._model.by_length:
+            size = 1
         for first in range(0, len(different), size):
             batch = different[first : first + size]
             known |= zip(batch, score(features, batch), strict=True)

@@ -164,6 +164,8 @@ class PrefixLM(LM):  # type: ignore[misc]  # lm-eval is read without types
 
     def _batch_independent(self) -> bool:
         """Whether a row's scores do not depend on the other rows of its batch."""
+        if self._callee.by_length:
+            return False
         moe = getattr(getattr(self._callee.module, "spec", None), "moe", None)
         return moe is None or moe.choice_group != "batch" or bool(getattr(self._callee.module, "causal", True))
 

@@ -100,6 +100,11 @@ class Model:
         """Whether prefixes may be shared: a token's routing depends on that token and on earlier ones alone."""
         return bool(getattr(self.module, "cacheable", True))
 
+    @property
+    def by_length(self) -> bool:
+        """Whether the longest row of a batch decides how the positions of all turn: rows are then computed alone."""
+        return bool(getattr(self.module, "by_length", False))
+
     def __call__(self, ids_BS: Tensor, keep_BS: Tensor, real_BS: Tensor, **kwargs: object) -> tuple[Tensor, Any, Any]:
         """Return (logits [n,V] at the positions of `keep_BS` in row order, cache, routing records)."""
         if self.contrast is None:

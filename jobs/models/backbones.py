@@ -201,8 +201,12 @@ class CausalLM(nn.Module):
     @property
     def causal(self) -> bool:
         """True when no later token can change an earlier token's logits in the current mode (train or eval)."""
-        # Dynamic positions stretch all frequencies with the length of the sequence.
-        return self.spec.rope.scaling != "dynamic" and all(block.causal for block in self.language_blocks)
+        return not self.by_length and all(block.causal for block in self.language_blocks)
+
+    @property
+    def by_length(self) -> bool:
+        """True when the longest row of a batch decides how the positions of all of them turn."""
+        return self.spec.rope.by_length(self.spec.context)
 
     @property
     def cacheable(self) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model, empty_model
-from jobs.models.layouts import Turn, coming
+from jobs.models.layouts import Turn, coming, fused
 from jobs.models.public import export_checkpoint
 from jobs.models.sources import Checkpoint, open_checkpoint
 from jobs.models.weights import canonical_state, replace_parameters
@@ -71,10 +71,15 @@ class _Piece:
     rows: slice = field(default_factory=lambda: slice(None))
     scale: float = 1.0
     turn: Turn | None = None
+    cut: slice = field(default_factory=lambda: slice(None))
+    """Which rows of the checkpoint's tensor it is."""
 
     def turned(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape that a tensor of `shape` comes in with."""
-        return shape if self.turn is None else tuple(self.turn(torch.empty(shape, device="meta")).shape)
+        if self.turn is None and self.cut == slice(None):
+            return shape
+        taken = torch.empty(shape, device="meta")[self.cut]
+        return tuple((taken if self.turn is None else self.turn(taken)).shape)
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """Return that part of our tensor, None when it has no such expert."""
@@ -110,16 +115,16 @@ class PublicWeights(Mapping[str, Tensor]):
                         cause=f"{name} is not zero: its shared expert is gated, ours are not",
                     )
                 continue
-            target, piece = _place(name, spec.moe, layout)
-            place = piece.of(own[target]) if target in own else None
-            if place is None or place.shape != piece.turned(shape):
-                found = "" if place is None else f"; the model's is {tuple(place.shape)}"
-                raise MoegridError(
-                    f"the checkpoint {checkpoint.name} does not fit the model",
-                    cause=f"{name} has shape {shape}{found}",
-                    hint="set the model's fields to the checkpoint's config.json",
-                )
-            self._pieces.setdefault(target, []).append(piece)
+            for target, piece in _places(name, spec.moe, layout, own):
+                place = piece.of(own[target]) if target in own else None
+                if place is None or place.shape != piece.turned(shape):
+                    found = "" if place is None else f"; the model's is {tuple(place.shape)}"
+                    raise MoegridError(
+                        f"the checkpoint {checkpoint.name} does not fit the model",
+                        cause=f"{name} has shape {shape}{found}",
+                        hint="set the model's fields to the checkpoint's config.json",
+                    )
+                self._pieces.setdefault(target, []).append(piece)
         needed = {name for name in own if ".router." not in name or name.endswith("router.weight")}
         missing = sorted(name for name in needed if self._filled(name) < own[name].numel())
         if missing:
@@ -128,14 +133,15 @@ class PublicWeights(Mapping[str, Tensor]):
             )
 
     def _filled(self, name: str) -> int:
-        return sum(math.prod(self._checkpoint.shapes[piece.name]) for piece in self._pieces.get(name, ()))
+        shapes = self._checkpoint.shapes
+        return sum(math.prod(piece.turned(shapes[piece.name])) for piece in self._pieces.get(name, ()))
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = torch.empty_like(self._own[name], device="cpu")
         for piece in self._pieces[name]:
             value, place = self._checkpoint.read(piece.name), piece.of(tensor)
             assert place is not None, "every piece has a place"
-            value = value if piece.turn is None else piece.turn(value)
+            value = value[piece.cut] if piece.turn is None else piece.turn(value[piece.cut])
             place.copy_(value * piece.scale if piece.scale != 1.0 else value)
         return tensor
 
@@ -144,6 +150,19 @@ class PublicWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._pieces)
+
+
+def _places(name: str, moe: Moe, layout: str, own: Mapping[str, Tensor]) -> Iterator[tuple[str, _Piece]]:
+    """Yield our names for what a checkpoint's tensor holds, each with the part of our tensor that it fills."""
+    parts = fused(layout, name)
+    if not parts:
+        yield _place(name, moe, layout)
+    first = 0
+    for part in parts:
+        # The last takes all that is left, so that a tensor with too many rows fits nowhere.
+        end = None if part == parts[-1] or part not in own else first + len(own[part])
+        yield part, _Piece(name, cut=slice(first, end))
+        first = end or first
 
 
 def _place(name: str, moe: Moe, layout: str) -> tuple[str, _Piece]:

@@ -11,6 +11,7 @@
 | sigmoid scores with a balancing bias and shared experts (variant v3) | Glm4MoeForCausalLM |
 | latent attention with it, or with softmax scores (variant v2) | DeepseekV3ForCausalLM, DeepseekV2ForCausalLM |
 | preset dense, `qk_norm: head`, or biases of queries, keys and values | Qwen3ForCausalLM, Qwen2ForCausalLM |
+| preset dense with LongRoPE, or of whose heads a part turns | Phi3ForCausalLM |
 
 transformers has no class for DeepSeekMoE 16B: `deepseek_v2` and `deepseek_v3` have another attention. Qwen2-MoE without
 biases is the same model but for a gate, sigmoid(w x), on its shared expert: w = 0 halves it, which twice the weights of
@@ -37,6 +38,7 @@ CLASSES = {
     "mistral": "Mistral",
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
+    "phi3": "Phi3",
     "olmoe": "Olmoe",
     "flex_olmo": "FlexOlmo",
     "mixtral": "Mixtral",
@@ -49,7 +51,7 @@ CLASSES = {
     "deepseek_v3": "DeepseekV3",
 }
 # Layouts that share what their config.json says of the block.
-DENSE = ("llama", "mistral", "qwen2", "qwen3")
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "phi3")
 DEEPSEEK = ("glm4_moe", "deepseek_v2", "deepseek_v3")
 OLMOES = ("olmoe", "flex_olmo")
 MIXTRALS = ("mixtral", "granitemoe", "gpt_oss")
@@ -83,7 +85,7 @@ _BLOCKS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
 }
 # What is around the block that only some layouts have, and what each has without it being said of it.
 _AROUND: Mapping[str, tuple[str, ...]] = {
-    "attention_window": ("mistral", "mixtral", "gpt_oss"),
+    "attention_window": ("mistral", "mixtral", "gpt_oss", "phi3"),
     "attention_sinks": ("gpt_oss",),
     "norm_order": ("flex_olmo",),
     "latent": ("deepseek_v2", "deepseek_v3"),
@@ -124,6 +126,11 @@ def public_layout(spec: Model) -> str:
     return layout
 
 
+def _as_phi3(rope: RopeSpec) -> bool:
+    """Return whether positions turn as in a Phi-3, and as in none of the other dense layouts or rarely there."""
+    return rope.scaling == "longrope" or (not rope.scaling and rope.fraction != 1.0)
+
+
 def _layout(spec: Model) -> tuple[str, list[str]]:
     """Return the layout nearest to a model, and what it does not have of the model's feed-forwards."""
     moe, own = spec.moe, list[str]()
@@ -134,6 +141,8 @@ def _layout(spec: Model) -> tuple[str, list[str]]:
             own.append("dense layers with the attention of OLMoE")
         if len({dense_width(moe), *([spec.dense_width] if spec.dense_layers else [])}) > 1:
             own.append(f"dense layers of two widths ({spec.dense_width} and {dense_width(moe)})")
+        if not (spec.normed or spec.attention_bias or spec.head_dim) and _as_phi3(spec.rope):
+            return "phi3", own
         biased = "qwen2" if spec.attention_bias == "qkv" else "llama"
         return "qwen3" if spec.normed else "mistral" if spec.attention_window else biased, own
     if spec.latent.kv_rank or moe.balance_bias:
@@ -192,7 +201,7 @@ def _around(spec: Model, layout: str) -> list[str]:
         own.append(f"full_every {spec.full_every}")
     if layout == "deepseek_v2" and not spec.rope.interleaved:
         own.append("rope.interleaved False")
-    if spec.rope.fraction != RopeSpec().fraction and layout != "glm4_moe":
+    if spec.rope.fraction != RopeSpec().fraction and layout not in ("glm4_moe", "phi3"):
         own.append(f"rope.fraction {spec.rope.fraction}")
     if spec.attention_bias not in _BIASES.get(layout, ("",)):
         own.append(f"attention_bias {spec.attention_bias!r}")
@@ -253,6 +262,35 @@ _NAMES: Mapping[str, tuple[Renamed, ...]] = {
         Renamed("block_sparse_moe.output_linear.weight", "mlp.block.experts.down"),
     ),
 }
+
+
+# A layout's tensors of a layer that hold some of ours, rows behind rows.
+_FUSED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "phi3": {
+        "self_attn.qkv_proj.weight": (
+            "self_attn.q_proj.weight",
+            "self_attn.k_proj.weight",
+            "self_attn.v_proj.weight",
+        ),
+        "mlp.gate_up_proj.weight": ("mlp.block.ffn.gate", "mlp.block.ffn.up"),
+    }
+}
+
+
+def fused(layout: str, name: str) -> tuple[str, ...]:
+    """Return our names of what a checkpoint's tensor holds one after the other, none where it is one of ours."""
+    match = _LAYER.fullmatch(name)
+    parts = _FUSED.get(layout, {}).get(match[2], ()) if match else ()
+    return tuple(f"backbone.{match[1]}.{part}" for part in parts) if match else ()
+
+
+def fusing(layout: str, name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the layout's name of what one of our tensors is a part of, and our names of all parts, else None."""
+    match = _LAYER.fullmatch(name)
+    for public, parts in _FUSED.get(layout, {}).items() if match else ():
+        if match is not None and match[2] in parts:
+            return f"{match[1]}.{public}", tuple(f"backbone.{match[1]}.{part}" for part in parts)
+    return None
 
 
 def coming(layout: str, name: str) -> tuple[str, Turn | None] | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jobs.models.backbones import CausalLM
-from jobs.models.layouts import CLASSES, DEEPSEEK, DENSE, HEADS, MIXTRALS, OLMOES, going, public_layout
+from jobs.models.layouts import CLASSES, DEEPSEEK, DENSE, HEADS, MIXTRALS, OLMOES, fusing, going, public_layout
 from jobs.models.tensor_file import TensorFile
 from jobs.models.weights import canonical_state
 from jobs.moe.block import dense_width, shared_width
@@ -89,7 +89,7 @@ def _config(model: CausalLM, layout: str) -> dict[str, Any]:
         shape["head_dim"] = spec.head_width
     if layout in _ANY_BIAS:
         shape["attention_bias"] = bool(spec.attention_bias)
-    if layout in ("mistral", "mixtral", "gpt_oss"):
+    if layout in ("mistral", "mixtral", "gpt_oss", "phi3"):
         # GPT-OSS's class makes the mask of windows even where no layer has one.
         shape["sliding_window"] = spec.attention_window or (spec.context if layout == "gpt_oss" else None)
     if layout in DENSE:
@@ -130,7 +130,11 @@ def _rope(spec: Model) -> dict[str, object]:
         fields["partial_rotary_factor"] = rope.fraction
     # Zeros stand for what a config.json leaves out.
     said = {name: getattr(rope, name) for name in SCALINGS[rope.scaling]}
-    fields |= {name: value for name, value in said.items() if value or isinstance(value, bool)}
+    fields |= {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in said.items()
+        if value or isinstance(value, bool)
+    }
     if "original_context" in fields:
         fields["original_max_position_embeddings"] = fields.pop("original_context")
     return fields
@@ -183,6 +187,8 @@ def _latent(spec: Model) -> dict[str, object]:
 
 _OWN: Mapping[str, Callable[[Model], dict[str, object]]] = {
     "granitemoe": _granite,
+    # Its class has a context of its own there, which counts before that of the positions.
+    "phi3": lambda spec: {"original_max_position_embeddings": spec.rope.original_context or spec.context},
     "gpt_oss": _gpt_oss,
     "glm4_moe": lambda spec: {
         **_deepseek(spec),
@@ -204,6 +210,11 @@ def _tensors(spec: Model, state: Mapping[str, Tensor], layout: str) -> Iterator[
     block = "block_sparse_moe" if layout == "mixtral" else "mlp"
     shared_name = "shared_experts" if layout in DEEPSEEK else "shared_expert"
     for name, tensor in state.items():
+        if held := fusing(layout, name):
+            public, parts = held
+            if name == parts[0]:
+                yield public, torch.cat([state[part] for part in parts])
+            continue
         if own := list(going(layout, name, tensor * scaling if name.endswith("experts.down") else tensor)):
             yield from own
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,11 +94,13 @@ class RotaryTables(nn.Module):
 
     def _frequencies(self, positions_BS: Tensor) -> Tensor:
         """Return the frequencies of sequences that end with these positions."""
-        if self.rope.scaling != "dynamic" or not positions_BS.numel() or is_fake(positions_BS):
+        if self.rope.scaling not in ("dynamic", "longrope") or not positions_BS.numel() or is_fake(positions_BS):
             return self.inv_freq
         length = int(positions_BS.max()) + 1
         if length <= self.rope.original_context:
             return self.inv_freq
+        if self.rope.scaling == "longrope":
+            return divided(self.rope.long_factor, self.width, self.theta)
         return frequencies(self.width, grown(self.theta, self.width, length, self.rope), RopeSpec())
 
 
@@ -108,7 +111,14 @@ def frequencies(width: int, theta: float, rope: RopeSpec) -> Tensor:
         return plain / rope.factor
     if rope.scaling == "llama3":
         return slowed(plain, rope)
+    if rope.scaling == "longrope":
+        return divided(rope.short_factor, width, theta)
     return stretched(plain, theta, rope) if rope.scaling == "yarn" else plain
+
+
+def divided(factors: Sequence[float], width: int, theta: float) -> Tensor:
+    """Return the frequencies [width / 2], each divided by a factor of its own (LongRoPE)."""
+    return 1.0 / (torch.tensor(factors) * theta ** (torch.arange(0, width, 2, dtype=torch.float) / width))
 
 
 def grown(theta: float, width: int, length: int, rope: RopeSpec) -> float:

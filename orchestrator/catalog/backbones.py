@@ -34,6 +34,7 @@ _OURS = (
             "mistral",
             "qwen2",
             "qwen3",
+            "phi3",
             "mixtral",
             "qwen3_moe",
             "granitemoe",

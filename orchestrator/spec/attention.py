@@ -13,7 +13,8 @@ from orchestrator.spec.rules import ABOVE_ZERO, NATURAL, NOT_NEGATIVE, Rule, one
 
 # How frequencies are stretched for a longer context -> the fields of `RopeSpec` that say it in full, the first of which
 # it needs. YaRN: Peng et al. 2024; `linear`: all are divided (Chen et al. 2023); `llama3`: slow ones are (Llama 3.1);
-# `dynamic`: the base grows with sequences beyond the context (NTK-aware scaling).
+# `dynamic`: the base grows with sequences beyond the context (NTK-aware scaling); `longrope`: each is divided by its
+# own number, by another one in sequences beyond the original context (Ding et al. 2024).
 SCALINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "": (),
@@ -30,6 +31,7 @@ SCALINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "linear": ("factor",),
         "llama3": ("original_context", "factor", "low_freq_factor", "high_freq_factor"),
         "dynamic": ("original_context", "factor"),
+        "longrope": ("original_context", "factor", "short_factor", "long_factor", "attention_factor"),
     }
 )
 
@@ -43,7 +45,7 @@ class RopeSpec:
     interleaved: bool = False
     """Whether pairs that turn together lie side by side (DeepSeek V2, V3), not half a head apart."""
     scaling: Annotated[str, one_of(*SCALINGS)] = ""
-    """How frequencies are stretched for a longer context: `yarn`, `linear`, `llama3` or `dynamic`, "" = not."""
+    """How frequencies are stretched for a longer context (`SCALINGS`), "" = not."""
     factor: Annotated[float, ABOVE_ZERO] = 1.0
     """By how much the context is longer than `original_context`; what stretched frequencies are divided by."""
     original_context: Annotated[int, NATURAL] = 0
@@ -64,14 +66,25 @@ class RopeSpec:
     """Llama 3: rotations in the original context below which a frequency is divided by `factor`."""
     high_freq_factor: Annotated[float, ABOVE_ZERO] = field(default=4.0, metadata=NEUTRAL)
     """Llama 3: rotations above which it stays as it is."""
+    short_factor: Annotated[tuple[float, ...], ABOVE_ZERO] = field(default=(), metadata=NEUTRAL)
+    """LongRoPE: what each frequency is divided by in sequences within `original_context`."""
+    long_factor: Annotated[tuple[float, ...], ABOVE_ZERO] = field(default=(), metadata=NEUTRAL)
+    """LongRoPE: the same in longer sequences, of all their positions."""
+
+    def by_length(self, context: int) -> bool:
+        """Return whether a sequence within `context` may turn its first tokens otherwise once it is longer."""
+        return self.scaling == "dynamic" or (self.scaling == "longrope" and context > self.original_context)
 
     @property
     def table_factor(self) -> float:
-        """Factor of cosines and sines (YaRN, section 3.4; DeepSeek divides by the second scale)."""
-        if self.scaling != "yarn":
+        """Factor of cosines and sines (YaRN, section 3.4; DeepSeek divides by the second scale; LongRoPE)."""
+        if self.scaling not in ("yarn", "longrope"):
             return 1.0
         if self.attention_factor:
             return self.attention_factor
+        if self.scaling == "longrope":
+            beyond = max(math.log(self.factor), 0.0)
+            return math.sqrt(1.0 + beyond / math.log(self.original_context))
         if self.mscale and self.mscale_all_dim:
             return _magnitude(self.factor, self.mscale) / _magnitude(self.factor, self.mscale_all_dim)
         return _magnitude(self.factor, 1.0)

@@ -111,6 +111,13 @@ def _granite(config: Config) -> Mapping[str, object]:
     return {"multipliers": MultiplierSpec(**multipliers), **_all_biases(config)}
 
 
+def _phi3(config: Config) -> Mapping[str, object]:
+    rope = replace(rope_of(config.fields), fraction=rotary_fraction(config.fields))
+    # A window that is wider than the context cuts nothing.
+    window = config.fields.get("sliding_window") or 0
+    return {"rope": rope, "attention_window": window if window < config.number("max_position_embeddings") else 0}
+
+
 def _all_biases(config: Config) -> Mapping[str, object]:
     return {"attention_bias": "all" if config.flag("attention_bias") else ""}
 
@@ -160,6 +167,9 @@ LAYOUTS: Mapping[str, _Layout] = {
         more=lambda config: {"qk_norm": "head", **_all_biases(config)},
         supported=_SPARSE,
         defaults={**_EPS6, "num_key_value_heads": 32, "head_dim": 128},
+    ),
+    "phi3": _Layout(
+        blocks.dense, more=_phi3, supported=_PLAIN, defaults={**_EPS5, "original_max_position_embeddings": 4096}
     ),
     "mixtral": _Layout(
         blocks.mixtral,
@@ -251,7 +261,7 @@ _OF_HEADS = "its attention is a mixture of experts too (MoA), ours is not; docs/
 _BEYOND: Mapping[str, str] = {
     "jetmoe": _OF_HEADS,
     "moduleformer": _OF_HEADS,
-    "phimoe": "its norms have means and biases, and its positions are stretched by LongRoPE",
+    "phimoe": "its norms have means and biases, its head has biases",
 }
 
 
@@ -265,7 +275,7 @@ def spec_of(config: Fields) -> ModelSpec:
     config = {**layout.defaults, **config}
     supported = {**_ALL, **layout.supported}
     unsupported = [f"{name} {config[name]!r}" for name, known in supported.items() if config.get(name) not in known]
-    if kind != "glm4_moe" and (fraction := rotary_fraction(config)) != 1.0:
+    if kind not in ("glm4_moe", "phi3") and (fraction := rotary_fraction(config)) != 1.0:
         unsupported.append(f"partial_rotary_factor {fraction}")
     sliding = {"sliding_attention"} if kind == "gpt_oss" else set()
     if others := set(config.get("layer_types") or ()) - {"full_attention"} - sliding:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.errors import SourceError
 from orchestrator.spec.attention import SCALINGS, RopeSpec
@@ -11,6 +11,11 @@ from orchestrator.spec.public_blocks import Fields
 _PLAIN = "default"
 # What a config.json calls a field of ours, where it has another name for it.
 _ORIGINAL = "original_max_position_embeddings"
+
+
+# What has no default, beside the factor, and what of it are lists: a number for each frequency.
+_LISTS = ("short_factor", "long_factor")
+_NEEDED = {"llama3": ("low_freq_factor", "high_freq_factor"), "longrope": _LISTS}
 
 
 def rope_fields(config: Fields) -> tuple[str, Fields]:
@@ -36,6 +41,8 @@ def rope_of(config: Fields) -> RopeSpec:
     """Return how a config.json stretches its rotary positions. Raises SourceError where we have no such way."""
     name, given = rope_fields(config)
     kind = given.get("rope_type") or given.get("type") or _PLAIN
+    if config.get("model_type") == "phi3" and kind in ("su", "yarn"):
+        kind = "longrope"  # as earlier releases called it
     layers = [key for key, value in given.items() if isinstance(value, Mapping)]
     if layers or (kind != _PLAIN and kind not in SCALINGS):
         known = ", ".join((_PLAIN, *filter(None, SCALINGS)))
@@ -46,20 +53,40 @@ def rope_of(config: Fields) -> RopeSpec:
     context = config.get("max_position_embeddings")
     own = {_ORIGINAL: config[_ORIGINAL]} if config.get(_ORIGINAL) and kind != "dynamic" else {}
     own = {_ORIGINAL: context, **given, **own} if kind != "dynamic" else {**given, _ORIGINAL: context}
-    if kind == "yarn" and own.get("factor") is None and isinstance(context, int):
+    if kind in ("yarn", "longrope") and own.get("factor") is None and isinstance(context, int):
         own["factor"] = context / own[_ORIGINAL]
-    needed = ("factor", *(("low_freq_factor", "high_freq_factor") if kind == "llama3" else ()))
+    needed = ("factor", *_NEEDED.get(kind, ()))
     names = {field: _ORIGINAL if field == "original_context" else field for field in SCALINGS[kind]}
     stated = {field: public for field, public in names.items() if public in needed or own.get(public) is not None}
+    values: dict[str, object] = {"scaling": kind}
     for field, public in stated.items():
-        value = own.get(public)
-        if isinstance(value, bool) is not (field == "truncate") or not isinstance(value, (int, float)):
+        value, is_right = own.get(public), _IS.get(field, _is_number)
+        if not is_right(value):
             raise _refused(config, f"{name}.{public} is {value!r}")
-    kinds = {"original_context": int, "truncate": bool}
-    values: Fields = {field: kinds.get(field, float)(own[public]) for field, public in stated.items()}
+        values[field] = _AS.get(field, float)(value)
     if kind != "yarn" and given.get("mscale_all_dim"):
         raise _refused(config, f"{name}.mscale_all_dim is {given['mscale_all_dim']!r} with rope_type {kind!r}")
-    return RopeSpec(scaling=kind, **values)
+    whole: Fields = values
+    return RopeSpec(**whole)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_number, value))
+
+
+def _floats(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(map(float, values))
+
+
+_IS: Mapping[str, Callable[[object], bool]] = {
+    "truncate": lambda value: isinstance(value, bool),
+    **dict.fromkeys(_LISTS, _are_numbers),
+}
+_AS: Mapping[str, Callable[..., object]] = {"original_context": int, "truncate": bool, **dict.fromkeys(_LISTS, _floats)}
 
 
 def _refused(config: Fields, cause: str) -> SourceError:

@@ -285,6 +285,11 @@ def _scaling_faults(model: ModelSpec) -> Iterator[Fault]:
     if rope.scaling == "llama3" and not rope.low_freq_factor < rope.high_freq_factor:
         message = f"rope.high_freq_factor {rope.high_freq_factor} must be above low_freq_factor {rope.low_freq_factor}"
         yield Fault("rope.high_freq_factor", message)
+    if rope.scaling == "longrope":
+        for name in ("short_factor", "long_factor"):
+            if len(factors := getattr(rope, name)) != model.rotary_width // 2:
+                message = f"rope.{name} has {len(factors)} numbers, and {model.rotary_width // 2} pairs of a head turn"
+                yield Fault(f"rope.{name}", message, "give one for each pair")
     if rope.scaling == "dynamic" and model.rotary_width <= 2:
         yield Fault("rope.scaling", "rope.scaling 'dynamic' needs heads of which more than two dimensions turn")
     if rope.scaling == "dynamic" and needed and 0 < rope.original_context < model.context:

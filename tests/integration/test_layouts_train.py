@@ -26,14 +26,17 @@ from tests.training import TRAIN, init_work, prepare, run_chain, segments, state
 
 NAMES = ("olmoe", "flex_olmo", "mixtral", "granitemoe", "gpt_oss", "qwen2_moe", "qwen3_moe", "glm4_moe")
 STEPS = dataclasses.replace(TRAIN, steps=4, expert_dropout=0.0, balance=BalanceSpec(bias_rate=0.0), lr=1e-3)
+# Dense ones, made into experts first; more of the layout than its usual row.
+UPCYCLED = ("phi3 (longer than its context)",)
+EXPERTS = ", model.upcycle: copy, model.moe: {preset: smoe, top_k: 2, num_experts: 4}"
 GRID = """
 base: finetune
 factors: {freeze: [none->router, none]}
-set: {pretrain: null, finetune.data: {source: "file://examples.jsonl"}, model.checkpoint: "file://theirs"}
+set: {pretrain: null, finetune.data: {source: "file://examples.jsonl"}, model.checkpoint: "file://theirs"%s}
 """
 
 
-@pytest.mark.parametrize("name", [*NAMES, "deepseek_v2", "deepseek_v3"])
+@pytest.mark.parametrize("name", [*NAMES, "deepseek_v2", "deepseek_v3", *UPCYCLED])
 def test_a_layout_trains_under_a_freeze_schedule_and_goes_back(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,7 +47,7 @@ def test_a_layout_trains_under_a_freeze_schedule_and_goes_back(
     (tmp_path / "examples.jsonl").write_text(
         "\n".join(json.dumps({"prompt": f"{i}?", "response": f"{i}!"}) for i in range(40))
     )
-    (tmp_path / "grid.yaml").write_text(GRID)
+    (tmp_path / "grid.yaml").write_text(GRID % (EXPERTS if name in UPCYCLED else ""))
     cell = load_grid(str(tmp_path / "grid.yaml")).cells[0].cell
     # The texts of the store have no tokenizer with words.
     model = dataclasses.replace(cell.model, foreign_tokenizer=True)

@@ -92,6 +92,7 @@ def test_the_whole_model_has_the_gradients_of_transformers(olmoe: Olmoe) -> None
         ("olmoe", "clip_qkv", 0.0),
         ("deepseek", "attention_bias", True),
         ("olmoe", "rope_scaling", {"rope_type": "longrope", "factor": 2.0}),
+        ("olmoe", "rope_scaling", {"rope_type": "proportional"}),
         ("olmoe", "rope_scaling", {"type": "linear"}),
         ("olmoe", "rope_scaling", {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}),
         ("olmoe", "rope_scaling", {"rope_type": "yarn", "factor": "4"}),
@@ -128,7 +129,9 @@ def test_a_config_that_we_would_compute_otherwise_is_refused(kind: str, field: s
     assert field in str(raised.value)
 
 
-@pytest.mark.parametrize(("kind", "said"), [("jetmoe", "MoA"), ("phimoe", "LongRoPE"), ("gpt2", "known types are")])
+@pytest.mark.parametrize(
+    ("kind", "said"), [("jetmoe", "MoA"), ("phimoe", "means and biases"), ("gpt2", "known types are")]
+)
 def test_a_type_that_we_have_not_says_why(kind: str, said: str) -> None:
     with pytest.raises(SourceError, match="cannot be imported") as raised:
         spec_of({"model_type": kind, **SHAPE})

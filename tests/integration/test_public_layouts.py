@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
+from jobs.evaluate.prefix_lm import PrefixLM
 from jobs.evaluate.prefix_tree import cut, plan
 from jobs.evaluate.scoring import Model, Scorer
 from jobs.models.convert import export_checkpoint, import_checkpoint
 from jobs.models.weights import weights_sha256
-from orchestrator.errors import SourceError
+from orchestrator.errors import MoegridError, SourceError
 from orchestrator.plan.cost import parameters
 from orchestrator.spec.public_config import spec_of
 from orchestrator.spec.resolve import resolve_model
 from tests.public_layouts import COMMON, LAYOUTS, written
 from tests.public_models import IDS, VOCAB
+from tests.tokenizer_families import FAMILIES
 
 
 @torch.no_grad()
@@ -134,6 +138,69 @@ def test_packed_scores_are_those_of_transformers(name: str, tmp_path: Path) -> N
     for value, (fed, targets) in zip(found, requests, strict=True):
         logprobs = reference(input_ids=torch.from_numpy(fed)[None]).logits[0, -len(targets) :].log_softmax(-1)
         assert value == pytest.approx(float(logprobs[torch.arange(len(targets)), targets].sum()), abs=1e-4)
+
+
+@torch.no_grad()
+def test_rows_on_both_sides_of_an_original_context_are_scored_apart(tmp_path: Path) -> None:
+    """In one batch the longest row would decide how the positions of the short ones turn."""
+    reference = written("phi3 (longer than its context)", tmp_path / "model")
+    FAMILIES["gpt2"](tmp_path / "words")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "words")
+    lm = PrefixLM(import_checkpoint(tmp_path / "model"), tokenizer, max_length=40)
+    generator = np.random.default_rng(0)
+    pairs = [(generator.integers(VOCAB, size=length), generator.integers(VOCAB, size=3)) for length in (4, 6, 30, 8)]
+    found = lm.score(lm.schedule(pairs)).loglikelihood
+    for value, (context, answer) in zip(found, pairs, strict=True):
+        fed = torch.from_numpy(np.concatenate([context, answer]))
+        logprobs = reference(input_ids=fed[None, :-1]).logits[0, -3:].log_softmax(-1)
+        assert value == pytest.approx(float(logprobs[torch.arange(3), fed[-3:]].sum()), abs=1e-4)
+
+
+def test_a_model_within_its_original_context_shares_prefixes(tmp_path: Path) -> None:
+    written("phi3 (within its original context)", tmp_path)
+    model = import_checkpoint(tmp_path).eval()
+    assert (model.by_length, model.causal, model.cacheable) == (False, True, True)
+    written("phi3 (longer than its context)", tmp_path)
+    model = import_checkpoint(tmp_path).eval()
+    assert (model.by_length, model.causal, model.cacheable) == (True, False, False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"long_factor": "1.5"}, "rope_parameters.long_factor is '1.5'"),
+        ({"short_factor": [1.0, "x"]}, r"rope_parameters.short_factor is \[1.0, 'x'\]"),
+        ({"short_factor": None}, "rope_parameters.short_factor is None"),
+        ({"rope_type": "llama3"}, "rope_parameters.low_freq_factor is None"),
+    ],
+)
+def test_what_is_wrong_with_stretched_positions_is_named(fields: dict[str, object], said: str, tmp_path: Path) -> None:
+    written("phi3 (longer than its context)", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["rope_parameters"] = {"factor": 4.0, **config["rope_parameters"], **fields}
+    with pytest.raises(SourceError) as raised:
+        spec_of(config)
+    assert re.search(said, raised.value.cause)
+
+
+def test_the_first_name_of_longrope_is_read_as_it(tmp_path: Path) -> None:
+    written("phi3 (longer than its context)", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    now = spec_of(config)
+    config["rope_scaling"] = {**config.pop("rope_parameters"), "type": "su"}
+    del config["rope_scaling"]["rope_type"]
+    config["rope_theta"] = config["rope_scaling"].pop("rope_theta")
+    assert spec_of(config) == now
+
+
+def test_a_fused_matrix_of_another_height_is_refused(tmp_path: Path) -> None:
+    written("phi3 (longer than its context)", tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    save_file({**tensors, name: torch.cat([tensors[name]] * 2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MoegridError, match="does not fit the model") as raised:
+        import_checkpoint(tmp_path)
+    assert f"{name} has shape (192, 48)" in raised.value.cause
 
 
 @torch.no_grad()

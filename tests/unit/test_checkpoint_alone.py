@@ -165,7 +165,7 @@ def test_the_models_of_shipped_grids_are_known_without_a_network(monkeypatch: py
     monkeypatch.setenv("HF_HUB_CACHE", "/nonexistent")
     named = {
         item.cell.model.checkpoint
-        for grid in ("finetune_freeze", "rbench_robustness", "upcycle_smollm2")
+        for grid in ("finetune_freeze", "libmoe_vlm", "rbench_robustness", "upcycle_smollm2")
         for item in load_grid(grid, scale="paper").cells
     }
     assert named == set(PUBLIC_MODELS)
@@ -183,6 +183,10 @@ def test_the_models_of_shipped_grids_are_known_without_a_network(monkeypatch: py
         ("rope: {scaling: llama3}", "needs rope.original_context"),
         ("rope: {scaling: llama3, original_context: 64, low_freq_factor: 5}", "must be above low_freq_factor 5"),
         ("rope: {scaling: dynamic, original_context: 64}, context: 128", "a later token changes what came before"),
+        ("rope: {scaling: longrope, short_factor: [1], long_factor: [2]}", "needs rope.original_context"),
+        ("rope: {scaling: longrope, original_context: 64, long_factor: [2]}", "16 pairs of a head turn"),
+        ("rope: {scaling: longrope, original_context: 64, long_factor: [0]}", "must be above 0"),
+        ("rope: {scaling: longrope, original_context: 64, long_factor: 2}", "must be a list of numbers"),
         ("rope: {scaling: linear, factor: 0}", "must be above 0"),
         ("rope: {fraction: 0.3}", "must be an even width"),
         ("rope: {interleaved: true}", "for latent attention alone"),
@@ -211,6 +215,8 @@ def test_parts_of_an_attention_change_their_own_cells_alone(load: Load) -> None:
         "rope: {scaling: linear, factor: 2}",
         "rope: {scaling: llama3, factor: 2, original_context: 64}",
         "rope: {scaling: llama3, factor: 2, original_context: 64, low_freq_factor: 0.5}",
+        f"rope: {{scaling: longrope, original_context: 64, short_factor: {16 * [1]}, long_factor: {16 * [2]}}}",
+        f"rope: {{scaling: longrope, original_context: 64, short_factor: {16 * [1]}, long_factor: {16 * [3]}}}",
         "multipliers.residual: 0.5",
     )
     found = {load(f"set: {{model.{part}}}").cells[0].id for part in parts}

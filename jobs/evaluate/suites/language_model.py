@@ -45,7 +45,8 @@ def run(context: StageContext, work: EvaluateWork) -> None:
     room = batch_tokens(len(state.tokenizer), scorer.model.device)
 
     def scored(part: Sequence[tuple[Ids, Ids]]) -> list[float]:
-        return list(scorer.run(plan(part, share=False, tokens_per_batch=room)).loglikelihood.tolist())
+        windows = plan(part, share=False, tokens_per_batch=room, rows=int(scorer.model.by_length))
+        return list(scorer.run(windows).loglikelihood.tolist())
 
     groups = [pieces[at : at + CHUNK_WINDOWS] for at in range(0, len(pieces), CHUNK_WINDOWS)]
     ledger = Ledger(context)
