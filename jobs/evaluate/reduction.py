@@ -9,13 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Logits that are reduced at once (in fp32: 1 MB): what one pass over them writes the next reads from the cache.
-LOGITS_AT_ONCE = 2**18
+# Logits that are reduced at once. On a CPU (1 MB in fp32) each pass reads the cache to which the one before it wrote;
+# elsewhere (256 MB) the host waits for each of these parts.
+LOGITS_AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
 
 
-def rows_at_once(vocabulary: int) -> int:
-    """Return how many rows of logits are reduced at once."""
-    return max(1, LOGITS_AT_ONCE // vocabulary)
+def rows_at_once(vocabulary: int, device: str = "cpu") -> int:
+    """Return how many rows of logits are reduced at once on a device of this type."""
+    return max(1, LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE["cuda"]) // vocabulary)
 
 
 def reduced(

@@ -156,7 +156,8 @@ class _Tally:
 class Scorer:
     """Scores schedules with one model; `tokens` counts what was fed, with padding.
 
-    `tokens_per_batch` are those of a packed pass: padded batches are the schedule's own.
+    `tokens_per_batch` are those of a packed pass: padded batches are the schedule's own. `device` is the type of the
+    device whose logits are reduced.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class Scorer:
         self.observer = observer
         self._tokens_per_batch = tokens_per_batch
         self.tokens = 0
+        self.device = model.device.type
         self._dtype = model.dtype
 
     @torch.inference_mode()
@@ -289,7 +291,7 @@ class Scorer:
         if self.observer is not None and routings:
             self.observer(routings, real)
         if len(places):
-            tally.add(requests, *reduced(logits.split(rows_at_once(logits.shape[1])), slot, targets))
+            tally.add(requests, *reduced(logits.split(rows_at_once(logits.shape[1], self.device)), slot, targets))
         return cache
 
 

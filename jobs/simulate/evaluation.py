@@ -57,8 +57,9 @@ class Start:
 class _Counting(Scorer):
     """Tells the ledger how many positions of a pass are scored: their mask has no values."""
 
-    def __init__(self, model: Callee, ledger: Ledger) -> None:
+    def __init__(self, model: Callee, ledger: Ledger, device: str) -> None:
         super().__init__(model)
+        self.device = device
         self._ledger = ledger
 
     def _forward(self, ids: Tensor, real: Tensor, scored: Sequence[Scored], tally: _Tally, **kwargs: object) -> object:
@@ -80,7 +81,7 @@ def simulate_evaluation(asked: Evaluation) -> Answer:
             materialise(model, Weights(model), "cpu", dtypes.__getitem__)
         model.eval()
         answer.moments["start"] = ledger.peak()
-        scorer = _Counting(Callee(model, _spans(model)), ledger)
+        scorer = _Counting(Callee(model, _spans(model)), ledger, asked.device)
         answered = min(ANSWER_TOKENS, asked.max_length - 1)
         room = batch_tokens(asked.model.vocab_size or asked.vocab_size, torch.device(asked.device))
         if "text" in asked.reads:

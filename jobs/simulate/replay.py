@@ -18,6 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 
 # Operations whose result depends on values, or that change what a tensor is.
 _DIFFERENT = frozenset({torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output, torch.Tag.inplace_view})
+# Its result's shape depends on values where a mask chooses, and on shapes alone where numbers do.
+_INDEX = torch.ops.aten.index.Tensor
+_MASKS = (torch.bool, torch.uint8)
 _PLAIN = (int, float, bool, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
 
 Shape = tuple[int, ...]
@@ -64,6 +67,8 @@ class Replay:
         tensors: list[FakeTensor] = []
         parts: list[Hashable] = [func, torch.get_default_dtype()]
         if not _replayable(func) or not _added(parts, tensors, (*args, *kwargs.items())):
+            return func(*args, **kwargs)
+        if func is _INDEX and any(tensor.dtype in _MASKS for tensor in tensors[1:]):
             return func(*args, **kwargs)
         key = tuple(parts)
         recipe = _KNOWN.get(key)
@@ -158,7 +163,7 @@ def _bytes(tensor: Tensor) -> int:
 @cache
 def _replayable(func: OpOverload) -> bool:
     """Return whether an operation may be remembered: it writes nothing, or the one argument that it returns."""
-    if func.namespace != "aten" or _DIFFERENT & set(func.tags):
+    if func.namespace != "aten" or (_DIFFERENT & set(func.tags) and func is not _INDEX):
         return False
     aliases = [argument.alias_info for argument in func._schema.arguments]
     written = sum(alias is not None and alias.is_write for alias in aliases)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from benchmarks import simulation as bench
 from jobs.simulate import world
@@ -93,3 +93,27 @@ def test_the_default_type_is_part_of_what_is_remembered():
             assert made().dtype is torch.float64
         finally:
             torch.set_default_dtype(torch.float32)
+
+
+def test_rows_that_numbers_choose_are_remembered_and_those_of_a_mask_are_not():
+    mode = FakeTensorMode()
+    seen: list[str] = []
+
+    class Counted(Replay):
+        def _made(self, *args: Any) -> Any:
+            seen.append("from memory")
+            return super()._made(*args)
+
+    replay, index = Counted(mode), torch.ops.aten.index.Tensor
+
+    def chosen(x: torch.Tensor, places: torch.Tensor) -> Any:
+        return replay(index, (x, [places]), {})
+
+    with mode:
+        x, rows, mask = torch.empty(5, 7), torch.empty(3, dtype=torch.long), torch.empty(5, dtype=torch.bool)
+        for _ in range(2):
+            assert chosen(x, rows).shape == (3, 7)
+        assert seen == ["from memory"]
+        for _ in range(2):
+            with pytest.raises(DynamicOutputShapeException):
+                chosen(x, mask)
