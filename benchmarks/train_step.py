@@ -4,7 +4,7 @@ Same weights, batches, balance loss, AdamW (fused), clipping. Each side has a pr
 of our jobs with their settings (threads, memory, determinism), the Trainer as it comes, and where it is asked for
 transformers' model compiled in a plain loop with our settings. After the losses were found equal, they train in turns;
 setting up is not counted. A ratio is the median of the rounds' own. The last line says where our step's time goes on
-one thread, and what its matrix products take alone.
+one thread, and what its matrix products take alone: as it takes them, and by `torch.mm`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
 from jobs.models.convert import export_checkpoint
 from jobs.moe.balance import balance_loss
+from jobs.moe.products import times
 from jobs.node.numerics import keep_freed_memory, prepare_torch
 from jobs.train.engines.torch import TorchEngine
 from jobs.train.loop import Trainer as OurTrainer
@@ -109,7 +110,11 @@ def train_ours(trainer: OurTrainer, rows: Rows, batches: list[torch.Tensor], clo
 
 
 # Kernels by what they are for; everything else is element-wise work, copies and Python.
-KINDS = {"matrix products": ("mm",), "attention": ("scaled_dot_product",), "optimizer": ("adamw", "foreach")}
+KINDS = {
+    "matrix products": ("mm", "_linear_pointwise"),
+    "attention": ("scaled_dot_product",),
+    "optimizer": ("adamw", "foreach"),
+}
 
 
 def parts_of(trainer: OurTrainer, rows: Rows, batch: torch.Tensor) -> dict[str, Any]:
@@ -129,21 +134,35 @@ def parts_of(trainer: OurTrainer, rows: Rows, batch: torch.Tensor) -> dict[str, 
     }
 
 
-def products_alone(profile: torch.profiler.profile) -> float:
-    """Return the CPU seconds of a step's matrix products, those of attention aside, one after another and no more."""
+def products_alone(profile: torch.profiler.profile) -> tuple[float, float]:
+    """Return the CPU seconds of a step's matrix products, those of attention aside, one after another and no more.
+
+    First each by the library that the step takes it from, then all of them by `torch.mm`.
+    """
     # What is added to comes first, what is written to last.
-    firsts = {"aten::mm": 0, "aten::addmm_": 1}
-    events = [event for event in profile.events() or () if event.name in firsts]
-    shapes = [tuple(tuple(shape) for shape in event.input_shapes[firsts[event.name] :][:2]) for event in events]
-    made = {pair: (torch.randn(pair[0]), torch.randn(pair[1]), torch.empty(pair[0][0], pair[1][1])) for pair in shapes}
-    seconds = []
+    firsts = {"aten::mm": 0, "aten::addmm_": 1, "mkldnn::_linear_pointwise": 0}
+    made: dict[tuple[bool, torch.Size, torch.Size], tuple[torch.Tensor, ...]] = {}
+    works = []
+    for event in profile.events() or ():
+        if event.name not in firsts:
+            continue
+        left, right = (torch.Size(shape) for shape in event.input_shapes[firsts[event.name] :][:2])
+        turned = event.name.startswith("mkldnn")
+        if (turned, left, right) not in made:
+            columns = right[0] if turned else right[1]
+            made[turned, left, right] = torch.randn(left), torch.randn(right), torch.empty(left[0], columns)
+        works.append((turned, made[turned, left, right]))
+    seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(5):
-        start = time.process_time()
-        for shape in shapes:
-            left, right, out = made[shape]
-            torch.mm(left, right, out=out)
-        seconds.append(time.process_time() - start)
-    return statistics.median(seconds)
+        for by_mm, found in seconds.items():
+            start = time.process_time()
+            for turned, (x, w, out) in works:
+                if turned and not by_mm:
+                    times(x, w)
+                else:
+                    torch.mm(x, w.t() if turned else w, out=out)
+            found.append(time.process_time() - start)
+    return statistics.median(seconds[False]), statistics.median(seconds[True])
 
 
 def train_theirs(model: OlmoeForCausalLM, batches: list[torch.Tensor], clock: Any, directory: str) -> float:
@@ -282,11 +301,11 @@ def main() -> None:
         if name in rates:
             ratios = [a / b for a, b in zip(rates["ours"], rates[name], strict=True)]
             print(f"ours / {called} {statistics.median(ratios):.2f}   ({min(ratios):.2f} to {max(ratios):.2f})")
-    step, products = parts["step"], parts["products"]
+    step, (products, by_mm) = parts["step"], parts["products"]
     print(
-        f"our step on one thread: {step * 1e3:.0f} ms of CPU, {step / products:.2f}x its matrix products alone; ",
-        end="",
+        f"our step on one thread: {step * 1e3:.0f} ms of CPU, {step / products:.2f}x its matrix products alone", end=""
     )
+    print(f" ({step / by_mm:.2f}x those products by torch.mm); ", end="")
     print(", ".join(f"{kind} {share:.0%}" for kind, share in parts["shares"].items()))
 
 

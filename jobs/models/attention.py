@@ -11,6 +11,7 @@ from jobs.models.norm import RMSNorm
 from jobs.models.packing import Packing
 from jobs.models.rotary import Angles
 from jobs.moe.host import is_fake
+from jobs.moe.products import Linear
 from orchestrator.spec.model import Model
 
 
@@ -114,10 +115,10 @@ class Attention(nn.Module):
         wide, narrow = self.head_dim * spec.num_heads, self.head_dim * spec.num_kv_heads
         self.scale = spec.multipliers.attention or self.head_dim**-0.5
         biased = bool(spec.attention_bias)
-        self.q_proj = nn.Linear(width, wide, bias=biased)
-        self.k_proj = nn.Linear(width, narrow, bias=biased)
-        self.v_proj = nn.Linear(width, narrow, bias=biased)
-        self.o_proj = nn.Linear(wide, width, bias=spec.attention_bias == "all")
+        self.q_proj = Linear(width, wide, bias=biased)
+        self.k_proj = Linear(width, narrow, bias=biased)
+        self.v_proj = Linear(width, narrow, bias=biased)
+        self.o_proj = Linear(wide, width, bias=spec.attention_bias == "all")
         # OLMoE norms queries and keys before they are split into heads, Qwen3 each head by itself.
         self.by_head = spec.normed == "head"
         sizes = (self.head_dim, self.head_dim) if self.by_head else (wide, narrow)

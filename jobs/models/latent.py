@@ -10,6 +10,7 @@ from jobs.models.key_values import KeyValues, behind
 from jobs.models.norm import RMSNorm
 from jobs.models.packing import Packing
 from jobs.models.rotary import Angles
+from jobs.moe.products import Linear
 from orchestrator.spec.model import Model
 
 # Of the latents' norms, whatever the others' is: no public config says it.
@@ -31,15 +32,15 @@ class LatentAttention(nn.Module):
         self.scale = (spec.multipliers.attention or self.head_dim**-0.5) * spec.rope.logit_factor
         wide = self.heads * self.head_dim
         if latent.q_rank:
-            self.q_a_proj = nn.Linear(width, latent.q_rank, bias=False)
+            self.q_a_proj = Linear(width, latent.q_rank, bias=False)
             self.q_a_layernorm = RMSNorm(latent.q_rank, LATENT_EPS)
-            self.q_b_proj = nn.Linear(latent.q_rank, wide, bias=False)
+            self.q_b_proj = Linear(latent.q_rank, wide, bias=False)
         else:
-            self.q_proj = nn.Linear(width, wide, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(width, latent.kv_rank + latent.rotary_dim, bias=False)
+            self.q_proj = Linear(width, wide, bias=False)
+        self.kv_a_proj_with_mqa = Linear(width, latent.kv_rank + latent.rotary_dim, bias=False)
         self.kv_a_layernorm = RMSNorm(latent.kv_rank, LATENT_EPS)
-        self.kv_b_proj = nn.Linear(latent.kv_rank, self.heads * (latent.plain_dim + latent.value_dim), bias=False)
-        self.o_proj = nn.Linear(self.heads * latent.value_dim, width, bias=False)
+        self.kv_b_proj = Linear(latent.kv_rank, self.heads * (latent.plain_dim + latent.value_dim), bias=False)
+        self.o_proj = Linear(self.heads * latent.value_dim, width, bias=False)
 
     def forward(self, x_BSD: Tensor, angles: Angles, mask: Tensor | Packing | None, cache: KeyValues | None) -> Tensor:
         """Return the mixed hidden states [B,S,D]; `angles` are those of the positions."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from jobs.moe.host import visible
+from jobs.moe.products import ROWS, fits, times
 from jobs.threads import for_each, threads_for
 
 # Tokens per chunk. On a CPU 256 x 4096 fp32 logits are 4 MB: they stay in cache; a GPU wants larger products.
@@ -39,21 +40,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if need_hidden else None
         # Each group of chunks has its own sums, added in order: bits depend on the number of threads alone.
         groups = threads_for(len(hidden)) if visible(hidden) else 1
-        empty = torch.empty_like if len(hidden) else torch.zeros_like
-        d_heads = [empty(head) for _ in range(groups)] if need_head else []
+        chunk = min(CPU_CHUNK if visible(hidden) else GPU_CHUNK, len(hidden))
+        fast = head.dtype is hidden.dtype and fits(hidden, CPU_CHUNK)
+        pieces = _pieces(len(hidden), chunk, ROWS if fast else 1)
+        # oneDNN copies what it is given transposed on the left: of [D,V] that is the smaller matrix.
+        shape = head.shape[::-1] if fast else head.shape
+        made = head.new_empty if len(hidden) else head.new_zeros
+        d_heads = [made(shape) for _ in range(groups)] if need_head else []
         losses = torch.zeros(groups, dtype=torch.float32, device=hidden.device)
         masked = bool((labels == -100).any()) if visible(labels) else True
-        chunk = min(CPU_CHUNK if visible(hidden) else GPU_CHUNK, len(hidden))
-        starts = [range(0, len(hidden), chunk)[group::groups] for group in range(groups)] if chunk else []
 
         def run(group: int) -> None:
             # The same memory for every chunk: it is still in cache.
             buffer = hidden.new_empty(chunk, len(head))
-            for start in starts[group]:
-                h, target = hidden[start : start + chunk], labels[start : start + chunk].unsqueeze(1)
+            for number, (start, size) in enumerate(pieces[group::groups]):
+                h, target = hidden[start : start + size], labels[start : start + size].unsqueeze(1)
                 ignored = target == -100
                 target = target.masked_fill(ignored, 0)
-                logits = torch.mm(h, head.t(), out=buffer[: len(h)]).float()
+                quick = fast and not size % ROWS
+                logits = times(h, head) if quick else torch.mm(h, head.t(), out=buffer[:size]).float()
                 highest, right = logits.amax(-1, keepdim=True), logits.gather(1, target)
                 # In place on a CPU: half the memory to keep in cache.
                 p = torch.softmax(logits, dim=-1, out=logits if visible(logits) else None)
@@ -64,18 +69,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     continue
                 p.scatter_add_(1, target, torch.full_like(highest, -1.0))
                 gradient = p.mul_(~ignored).to(head.dtype) if masked else p.to(head.dtype)
-                if d_hidden is not None:
-                    torch.mm(gradient, head, out=d_hidden[start : start + chunk])
-                if d_heads and start == starts[group][0]:
-                    torch.mm(gradient.t(), h, out=d_heads[group])
-                elif d_heads:
-                    d_heads[group].addmm_(gradient.t(), h)
+                if d_hidden is not None and quick:
+                    d_hidden[start : start + size] = times(gradient, head.t())
+                elif d_hidden is not None:
+                    torch.mm(gradient, head, out=d_hidden[start : start + size])
+                if d_heads:
+                    _add_product(d_heads[group], h, gradient, first=not number, turned=fast, quick=quick)
 
-        for_each(run, [chunk * len(part) for part in starts])
+        for_each(run, [chunk * len(pieces[group::groups]) for group in range(groups)])
         loss = losses.sum()
-        d_head = d_heads[0] if d_heads else None
         for other in d_heads[1:]:
             d_heads[0].add_(other)
+        d_head = (d_heads[0].t().contiguous() if fast else d_heads[0]) if d_heads else None
         ctx.save_for_backward(*[g for g in (d_hidden, d_head) if g is not None])
         ctx.has = (d_hidden is not None, d_head is not None)
         return loss
@@ -87,3 +92,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = saved.pop(0).mul_(d_loss) if ctx.has[0] else None
         d_head = saved.pop(0).mul_(d_loss) if ctx.has[1] else None
         return d_hidden, d_head, None
+
+
+def _pieces(rows: int, chunk: int, step: int) -> list[tuple[int, int]]:
+    """Return (first, number) of the rows of each chunk, all whole multiples of `step` but for a last few."""
+    pieces = [(start, min(chunk, rows - start)) for start in range(0, rows, chunk)] if chunk else []
+    if pieces and (rest := pieces[-1][1] % step) and (most := pieces[-1][1] - rest):
+        start = pieces.pop()[0]
+        pieces += [(start, most), (start + most, rest)]
+    return pieces
+
+
+def _add_product(sums: Tensor, h_TD: Tensor, d_TV: Tensor, *, first: bool, turned: bool, quick: bool) -> None:
+    """Add d^T h to sums [V,D], or h^T d to sums that are `turned` [D,V]; the first product makes them."""
+    left, right = (h_TD, d_TV) if turned else (d_TV, h_TD)
+    if quick and first:
+        sums.copy_(times(left.t(), right.t()))
+    elif quick:
+        sums.add_(times(left.t(), right.t()))
+    elif first:
+        torch.mm(left.t(), right, out=sums)
+    else:
+        sums.addmm_(left.t(), right)

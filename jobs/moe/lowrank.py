@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jobs.moe.products import Linear, linear
+
 MARK = "_lora_"
 
 
@@ -28,7 +30,7 @@ def adapt(module: nn.Module, name: str, rank: int, alpha: float, generator: torc
     for part in ("A", "B"):
         module.register_parameter(f"{name}{MARK}{part}", nn.Parameter(begun[part].to(weight)))
     module.register_buffer(f"{name}{MARK}scale", begun["scale"].clone())
-    if type(module) is nn.Linear:
+    if type(module) in (nn.Linear, Linear):
         module.__class__ = LoraLinear
     return {f"{name}{MARK}{part}": tensor for part, tensor in begun.items()}
 
@@ -49,6 +51,6 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b, scale = (getattr(self, f"weight{MARK}{part}") for part in ("A", "B", "scale"))
-        y: Tensor = F.linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
         adapted: Tensor = y + scale.to(y.dtype) * F.linear(F.linear(x, a), b)
         return adapted

@@ -27,7 +27,7 @@ SPINS = 2000
 _loaded: str | None = None
 
 # What a manifest of an earlier version means where it does not say it.
-UNSAID = {"mesh": "", "tf32": False}
+UNSAID = {"mesh": "", "tf32": False, "products": ""}
 
 
 def set_threads(resources: Resources) -> None:

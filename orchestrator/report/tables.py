@@ -279,6 +279,7 @@ def numerics(results: Results) -> dict[str, list[str]]:
         "deterministic",
         "cpu_capability",
         "mkl_branch",
+        "products",
         "cpu",
     )
     found: dict[str, dict[str, bool]] = {}
