@@ -57,8 +57,9 @@ class Exhibit:
 
     `lacks` says why no grid makes it; `needs` names data that its grid has only from the user. `size` is the published
     model's parameters in millions, for all rows or by the rows' `scale`; where the paper prints none, `scale` names the
-    scale that carries its setting. `components` are the parts of a vision side that it is about. `also` is what another
-    grid makes of it, with the fields that are others there. All other fields are read by the maker of its kind.
+    scale that carries its setting. `data` are the sets that the rows of a `data` were trained on. `components` are the
+    parts of a vision side that it is about. `also` is what another grid makes of it, with the fields that are others
+    there. All other fields are read by the maker of its kind.
     """
 
     paper: str
@@ -75,6 +76,7 @@ class Exhibit:
     scale: str = ""
     size: Mapping[str, float] = field(default_factory=dict)
     dense_size: Mapping[str, float] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     by: str = ""
     x: str = ""

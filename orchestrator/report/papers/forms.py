@@ -44,8 +44,8 @@ class Made:
 def table(results: Results, exhibit: Exhibit) -> Made:
     """Return our values in the paper's rows and columns, and the printed ones: beside ours only where they compare."""
     ours, beside, reasons, empty = [], [], dict[str, None](), dict.fromkeys(c.name for c in exhibit.columns)
-    # One model of ours has one size: the rows of the paper's several sizes are one row here.
-    labels = tuple(name for name in exhibit.labels if name != "scale" or not exhibit.size)
+    # One model of ours has one size and one data: the rows of the paper's several ones are one row here.
+    labels = tuple(name for name in exhibit.labels if name != "data" and (name != "scale" or not exhibit.size))
     seen = set()
     for row in exhibit.rows:
         texts = [measured.text(results, exhibit, row, column) for column in exhibit.columns]
@@ -150,6 +150,9 @@ def _count(cell: Entry, name: str) -> str:
         for part in ("steps", "micro_batch", "accumulation", "sequence_length"):
             number *= float(train.get(part, 0))
         return f"{number / 1e6:.4g} M"
+    if name == "batch":
+        train = cell.get("resolved", {}).get("pretrain") or {}
+        return str(train.get("micro_batch", 1) * train.get("accumulation", 1)) if train else ""
     if name == "head_dim":
         model = cell.get("resolved", {}).get("model") or {}
         return str(model.get("head_dim") or model.get("hidden_size", 0) // max(model.get("num_heads", 1), 1))

@@ -21,6 +21,7 @@ LOSSES = {
 }
 # A model is of the published size when its parameters are no further from it than this share.
 SIZE_TOLERANCE = 0.05
+_METHODS = {name.casefold(): preset for name, preset in PRINTED.items()}
 _SCALED: Mapping[str, Callable[[float], float]] = {"percent": lambda v: 100.0 * v, "perplexity": math.exp}
 
 
@@ -52,7 +53,7 @@ def otherwise(results: Results, exhibit: Exhibit, row: Mapping[str, str], column
     setting, column = _asked(results, exhibit, row, column)
     if setting is None:
         return "no setting of ours is this row"
-    reasons = [_other_size(results, exhibit, row, setting)]
+    reasons = [_other_size(results, exhibit, row, setting), _other_data(exhibit, row, setting)]
     columns = tasks_of(exhibit) if column.mean else (column,)
     reasons += [_other_protocol(setting.cells[0], one) for one in columns]
     return "; ".join(dict.fromkeys(filter(None, reasons)))
@@ -69,13 +70,13 @@ def match(results: Results, exhibit: Exhibit, row: Mapping[str, str]) -> Setting
         factors = {name: str(value) for name, value in setting.factors.items()}
         model = setting.cells[0].document.get("resolved", {}).get("model", {})
         backbone = factors.get("backbone") or str(model.get("backbone", exhibit.backbone))
-        if backbone != row.get("backbone", exhibit.backbone):
+        if backbone != (row.get("backbone") or exhibit.backbone or backbone):
             continue
         ours = described(factors)
         wanted = {name: row[name] for name in DESCRIBED if name in row}
         if "method" in wanted:
             name = wanted["method"]
-            wanted["method"] = name if name in LOSSES.values() else PRINTED.get(name.split(" (")[0], "")
+            wanted["method"] = name if name in LOSSES.values() else _METHODS.get(name.split(" (")[0].casefold(), "")
         if wanted and all(ours.get(name) == value for name, value in wanted.items()):
             return setting
     return None
@@ -137,6 +138,14 @@ def _other_size(results: Results, exhibit: Exhibit, row: Mapping[str, str], sett
     if abs(parameters - wanted) <= SIZE_TOLERANCE * wanted:
         return ""
     return f"{parameters:,.4g} M parameters here, {wanted:,.5g} M there"
+
+
+def _other_data(exhibit: Exhibit, row: Mapping[str, str], setting: Setting) -> str:
+    """Return in what the last phase was trained on other data than the row's."""
+    wanted = exhibit.data.get(row.get("data", ""))
+    resolved: Entry = setting.cells[0].document.get("resolved", {})
+    ours = str(((resolved.get("instruct") or {}).get("data") or {}).get("source", ""))
+    return "" if wanted is None or wanted in ours else f"trained on {ours or 'a mixture'} here, on {wanted} there"
 
 
 def _other_protocol(cell: CellResult, column: Column) -> str:
