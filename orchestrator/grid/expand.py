@@ -144,7 +144,8 @@ class Expander:
     def _check(self, product: Product, combination: Combination, item: GridCell) -> None:
         """Collect the findings of a cell; equal sections with the same factors are looked at once."""
         cell = item.cell
-        mark = (*map(id, (cell.model, cell.tokenizer, cell.evaluate, *cell.phases.values())), *item.factors)
+        parts = (cell.model, cell.tokenizer, cell.evaluate, cell.execution, *cell.phases.values())
+        mark = (*map(id, parts), *item.factors)
         if mark in self._checked:
             return
         self._checked.add(mark)

@@ -45,7 +45,10 @@ def renewed_value(key: str, value: object, where: str) -> object:
     """Return the value of a setting of the command line by its new name."""
     section, _, rest = key.partition(".")
     for words, index in _values_of((section,), rest):
-        value = _new_value(value, words, index, where)
+        if section == "with" and isinstance(value, dict):  # values of a factor are its keys
+            value = {_new_value(name, words, None, where): told for name, told in value.items()}
+        else:
+            value = _new_value(value, words, index, where)
     above = (section, rest)
     for at, name, words, index in list(_valued(value, above)) if isinstance(value, dict) else ():
         data = _inside(value, at[len(above) :])

@@ -115,6 +115,9 @@ def test_an_old_value_inside_a_setting_of_the_command_line_and_after_only(load: 
     assert (item.cell.model.backbone, item.cell.model.num_layers) == ("llama", 2)
     (item,) = load("factors: {backbone: [olmoe, llama]}", only=["backbone=smollm2"]).cells
     assert item.cell.model.backbone == "llama"
+    said = "with.backbone={smollm2: {model.norm_eps: 1e-6}, olmoe: {model.norm_eps: 1e-4}}"
+    items = load("factors: {backbone: [olmoe, llama]}", overrides=[said]).cells
+    assert [item.cell.model.norm_eps for item in items] == [1e-4, 1e-6]
 
 
 def test_an_old_value_in_a_search_is_the_new_one() -> None:
