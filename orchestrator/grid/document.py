@@ -32,6 +32,7 @@ MERGED = {
     "set": "as in set: {finetune.steps: 80}",
 }
 REPLACED = ("description", "also", "exclude", "priority", "evaluate", "at", "primary", "search", "adaptive", "runnable")
+SAID = {"evaluate": "suites", "at": "at"}  # sections that are fields of `evaluate`
 TOP = ("name", "base", "include", "plugins", "scales")
 RECIPE = ("phase", "plain_seed")
 
@@ -118,26 +119,15 @@ class Loader:
                 narrowed = narrowed or ("exclude" not in overlay.data and bool({"factors", "also"} & set(overlay.data)))
         for override in overrides:
             self._override(override)
-        for key, field_name in (("evaluate", "suites"), ("at", "at")):
+        for key, field_name in SAID.items():
             if key in self.sections:
                 section = self.sections[key]
-                self._said_twice(key, field_name)
                 value = section.data if isinstance(section.data, list) else [section.data]
                 place: dict[tuple[str, ...], str] = {("evaluate", field_name): section.place()}
                 self.layers.append(Layer({"evaluate": {field_name: value}}, place))
         return GridDocument(
             name, base, show(path), scale, phase, plain_seed, self.complete, narrowed, self.sections, self.layers
         )
-
-    def _said_twice(self, key: str, field_name: str) -> None:
-        """Report a field that `set` gives a value though a section says it, which would win without a word."""
-        path = ("evaluate", field_name)
-        for layer in self.layers:
-            given = layer.data.get("evaluate")
-            if not layer.default and isinstance(given, dict) and field_name in given:
-                place = layer.places.get(path) or layer.places.get(path[:1], "")
-                message = f"set.{'.'.join(path)} changes nothing: {key} says it ({self.sections[key].place()})"
-                self.problems.add(message, place, ".".join(path), f"write it as {key}: [...], or {key}=[...]")
 
     def _read(self, path: FilePath) -> Document:
         document = read_mapping(path, show(path), self.problems)

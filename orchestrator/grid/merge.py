@@ -9,7 +9,7 @@ from functools import reduce
 from typing import Any
 
 from orchestrator.files.problems import Problems
-from orchestrator.grid.document import GridDocument, Section, deep
+from orchestrator.grid.document import SAID, GridDocument, Section, deep
 
 _RESOLVER = re.compile(r"\$\{[^}]*:")
 
@@ -46,6 +46,7 @@ def merge(document: GridDocument, problems: Problems) -> Merged:
         places.update(layer.places)
         ranks.update(dict.fromkeys(layer.places, rank))
     said = frozenset(path for layer in document.layers if not layer.default for path in layer.places)
+    _said_twice(document, problems)
     sections = {key: section.data for key, section in document.sections.items()}
     refuse = list(_calls([layer.data for layer in document.layers])) + list(_calls(sections))
     for text in refuse:
@@ -81,6 +82,19 @@ def _strings(data: object) -> Iterator[str]:
     elif isinstance(data, list):
         for value in data:
             yield from _strings(value)
+
+
+def _said_twice(document: GridDocument, problems: Problems) -> None:
+    """Report fields that `set` gives a value though a section says it, which wins without a word."""
+    for key, name in SAID.items():
+        for layer in document.layers if key in document.sections else ():
+            given, path = layer.data.get("evaluate"), ("evaluate", name)
+            if not layer.default and isinstance(given, dict) and name in given:
+                place = layer.places.get(path) or layer.places.get(path[:1], "")
+                said = document.sections[key].place()
+                if place != said:
+                    message = f"set.evaluate.{name} changes nothing: {key} says it ({said})"
+                    problems.add(message, place, ".".join(path), f"write it as {key}: [...], or {key}=[...]")
 
 
 def _calls(data: object) -> Iterator[str]:

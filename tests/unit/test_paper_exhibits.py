@@ -73,48 +73,6 @@ def test_every_printed_column_says_how_it_was_measured() -> None:
             assert unknown <= {"avg_rank"}, one.name
 
 
-@pytest.mark.parametrize("scale", ["tiny", "paper"])
-def test_every_printed_row_is_a_setting_of_its_grid(store: Store, scale: str) -> None:
-    results = finished(store, "finetune_freeze")
-    for one in declared().exhibits:
-        if one.kind != "table" or "temperature" in one.labels:
-            continue
-        cells = []
-        for item in load_grid(one.grid, scale=scale, overrides=tuple(declared().words(one.grid))).cells:
-            document = {"resolved": {"model": {"backbone": item.cell.model.backbone}}}
-            cells.append(replace(results.cells[0], setting=item.setting, factors=item.factors, document=document))
-        shown = replace(results, cells=tuple(cells))
-        assert [row for row in one.rows if measured.match(shown, one, row) is None] == [], one.name
-
-
-def test_models_that_see_stand_beside_the_data_that_they_were_trained_on(store: Store) -> None:
-    results, one = finished(store, "libmoe_vlm"), exhibit("LibMoE", "Table 1")
-    published = {
-        "instruct": {"data": {"source": "hub://lmms-lab/LLaVA-OneVision-Data:*"}},
-        "model": {"backbone": "llama"},
-    }
-    document = {**results.cells[0].document, "resolved": published, "parameters": {"total": 5.67e9}}
-    cells = [
-        replace(
-            results.cells[0],
-            setting=preset,
-            factors={"preset": preset},
-            document=document,
-            metrics={"pope/pope/acc": 0.8 + i / 100},
-        )
-        for i, preset in enumerate(("tc_moe", "moepp"))
-    ]
-    shown = replace(results, cells=tuple(cells))
-    made = forms.table(shown, one)
-    assert [(row[0], row[1 + 8]) for row in made.tables[0].rows] == [("TC-MOE", "80.00"), ("MOE++", "81.00")]
-    assert any("generated letter" in note for note in made.lacks)
-    plain = replace(one, columns=tuple(replace(column, differs="") for column in one.columns))
-    row = {name: next(r for r in one.rows if (r["data"], r["method"]) == (name, "MOE++")) for name in one.data}
-    column = next(column for column in plain.columns if column.name == "pope")
-    assert measured.otherwise(shown, plain, row["onevision_1m2"], column) == ""
-    assert "on liuhaotian/LLaVA-Instruct-150K there" in measured.otherwise(shown, plain, row["llava_665k"], column)
-
-
 def test_without_results_all_are_listed_with_what_makes_them(store: Store, tmp_path: Path) -> None:
     shown = paper.write(store, tmp_path / "paper")
     assert len(shown) == 73
