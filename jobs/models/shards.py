@@ -18,13 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator.store import Manifest
+from orchestrator.store.manifest import KEPT
 
 if TYPE_CHECKING:
     from jobs.node.context import StageContext
 
 _MODULUS = 1 << 256
-# Before the key of an earlier state, in the names of its files that a later one keeps weights in.
-KEPT = "kept-"
 # In a file's metadata: the number of the first row of every tensor of which it does not hold the first one.
 _FIRST = "first_rows"
 

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from jobs.models.shards import KEPT, Rows, rows_digest, weight_names
+from jobs.models.shards import Rows, rows_digest, weight_names
 from jobs.node.context import StageContext
 from orchestrator.store import Blob, Manifest
-from orchestrator.store.manifest import LEAST_KEPT, TENSORS
+from orchestrator.store.manifest import KEPT, LEAST_KEPT, TENSORS
 
 _MODULUS = 1 << 256
 

@@ -79,11 +79,14 @@ def run(context: Context) -> int:
     audit = heal(context.store, graph, thorough=arguments.verify)
     for key, cause in audit.wrong.items():
         console.print(f"{console.style('repair', 'yellow')} {stage_name(graph, key)}: {cause}; it is made again")
+    for key, owners in audit.waits.items():
+        others = ", ".join(stage_name(graph, owner) for owner in sorted(owners))
+        console.print(f"{console.style('repair', 'yellow')} {stage_name(graph, key)}: whole again with {others}")
     context.store.index.rebuild(audit.sound, audit.listed)
     if graph.stages.keys() <= audit.sound:
         return _nothing_to_do(context, graph)
     engine, backend = open_engine(context, graph)
-    engine.begin()
+    engine.begin(audit.waits)
     plan = context.plan(graph, engine.journal, engine.clock)
     _within_budget(plan, arguments)
     if lacking := missing_keys(plan):

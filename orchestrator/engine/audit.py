@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from orchestrator.engine.mending import Mending
 from orchestrator.plan.graph import StageGraph
 from orchestrator.store import Blob, Manifest, Store
 from orchestrator.store.manifest import OBSERVATIONS
+from orchestrator.store.repairs import owner_of
 
 # File systems stamp in ticks of a few milliseconds.
 SLACK_SECONDS = 0.05
@@ -33,12 +35,14 @@ MEASURED = ("evaluate", "generate", "judge")
 class Audit:
     """The grid's artifacts that are sound, and key -> what was wrong with those that are absent now.
 
-    `listed`: how many artifacts the store has, of all grids.
+    `listed`: how many artifacts the store has, of all grids. `waits`: sound but for files of other states, which are
+    made again -> these states.
     """
 
     sound: frozenset[str]
     wrong: Mapping[str, str]
     listed: int = 0
+    waits: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 def heal(store: Store, graph: StageGraph, *, thorough: bool = False) -> Audit:
@@ -50,6 +54,7 @@ def heal(store: Store, graph: StageGraph, *, thorough: bool = False) -> Audit:
     times = store.artifacts.times()
     present = times.keys() & graph.stages.keys()
     wrong: dict[str, str] = {}
+    mending = Mending(store, graph)
     local = store.objects.local_path("artifacts") is not None
     if thorough or local or len(present) <= MOST_MANIFESTS:
         limit = math.inf if thorough else READ_BYTES if local else READ_BYTES_REMOTE
@@ -62,14 +67,16 @@ def heal(store: Store, graph: StageGraph, *, thorough: bool = False) -> Audit:
             wrong |= dict.fromkeys(set(batch) - manifests.keys(), "its manifest is damaged")
             for key, manifest in manifests.items():
                 blobs.add(manifest, suspicious=_suspicious(store, manifest, times[key]))
-        for key, cause in _verified(store, blobs.chosen()).items():
+        for key, damaged in _verified(store, blobs.chosen()).items():
+            found = store.artifacts.get(key)
             # Unless somebody has made it again meanwhile.
-            store.artifacts.discard(key, attempt=blobs.attempts[key], damaged=True)
-            wrong[key] = cause
+            if found is not None and found.attempt == blobs.attempts[key]:
+                mending.discard(found, damaged.keys())
+            wrong |= dict.fromkeys(mending.waits.get(key, [key]), next(iter(damaged.values())))
     for key in _stale(store, graph, present - wrong.keys(), times):
         store.artifacts.discard(key)
         wrong[key] = "a parent was made again with other bits"
-    return Audit(frozenset(present - wrong.keys()), wrong, len(times))
+    return Audit(frozenset(present - wrong.keys()), wrong, len(times), mending.waits)
 
 
 class _Blobs:
@@ -116,11 +123,18 @@ class _Blobs:
         self._bytes = self._trimmed = float(sum(size for _, size, _, _ in self._others))
 
 
-def _verified(store: Store, blobs: Sequence[Blob]) -> dict[str, str]:
-    """Read blobs; return the artifacts that are damaged, with the cause. One that several of them name is read once."""
+def _verified(store: Store, blobs: Sequence[Blob]) -> dict[str, dict[Blob, str]]:
+    """Read blobs; return the artifacts that are damaged, with their damaged blobs and the causes.
+
+    A file that several of them name is read once. Those come first for which it was written.
+    """
     once = {blob.path: blob for blob in blobs}
     causes = dict(zip(once, store.objects.parallel(store.artifacts.damage, list(once.values())), strict=True))
-    return {blob.artifact: causes[blob.path] for blob in blobs if causes[blob.path]}
+    found: dict[str, dict[Blob, str]] = {}
+    for blob in sorted(blobs, key=lambda blob: owner_of(blob) != blob.artifact):
+        if causes[blob.path]:
+            found.setdefault(blob.artifact, {})[blob] = causes[blob.path]
+    return found
 
 
 def _suspicious(store: Store, manifest: Manifest, committed: float) -> bool:

@@ -17,6 +17,7 @@ from orchestrator.backends.base import Backend, Batch, Job
 from orchestrator.engine.agenda import Agenda
 from orchestrator.engine.driver import Driver
 from orchestrator.engine.journal import Journal, code_digest
+from orchestrator.engine.mending import Mending
 from orchestrator.engine.retry import Decision, decide, pardoned
 from orchestrator.engine.waiting import Wait
 from orchestrator.engine.watch import InFlight, Watch
@@ -71,6 +72,7 @@ class Snapshot:
     finished: tuple[str, ...]  # committed since the last tick
     failed: tuple[Failure, ...]  # written down since the last tick
     submitted: tuple[str, ...]  # labels of the jobs submitted in this tick
+    lost: tuple[str, ...] = ()  # discarded: the state whose files they name was made again with other bytes
 
     @property
     def settled(self) -> bool:
@@ -95,7 +97,10 @@ class Engine:
         self.options = options or Options()
         self.journal = Journal(store)
         self.driver = Driver()
-        self.watch = Watch(self.journal, backend, self.driver, stall_seconds=self.options.lease_seconds)
+        self.mending = Mending(store, graph)
+        self.watch = Watch(
+            self.journal, backend, self.driver, stall_seconds=self.options.lease_seconds, heal=self.mending.heal
+        )
         self.clock = clock or Clock()
         self._stages = frozenset(graph.stages)
         self._following = Following(graph, self.clock)
@@ -113,8 +118,12 @@ class Engine:
         self._ranked = 0.0  # until when stages keep their ranks
         self._earlier: frozenset[tuple[str, str]] = frozenset()  # (stage, attempt) that a driver before us had started
 
-    def begin(self) -> None:
-        """Pardon what a new run tries again. Failures from before it are old news."""
+    def begin(self, waits: Mapping[str, frozenset[str]] | None = None) -> None:
+        """Pardon what a new run tries again. Failures from before it are old news.
+
+        `waits` are the states that an audit found to wait for files of others (`Audit.waits`).
+        """
+        self.mending.waits.update(waits or {})
         self._started = self.store.objects.now()
         self._earlier = frozenset((stage, c.attempt) for stage, c in self.journal.claims(self._stages).items())
         self._damaged = self.store.artifacts.damaged(self._stages)
@@ -135,6 +144,7 @@ class Engine:
     def extend(self, graph: StageGraph) -> None:
         """Go on with a version of the grid that has more cells."""
         self.graph, self._stages = graph, frozenset(graph.stages)
+        self.mending.graph = graph
         self._following = Following(graph, self.clock)
         self._agenda = Agenda(graph, self.clock, self._agenda.backfill)
         self._damaged = self.store.artifacts.damaged(self._stages)
@@ -157,6 +167,8 @@ class Engine:
                 del failures[stage]
         decisions = {stage: decide(own) for stage, own in failures.items()}
         failed = {stage: decision.reason for stage, decision in decisions.items() if not decision.retry}
+        if lost := self.mending.settle(present, self._hopeless):
+            present, self._damaged = present - lost, self._damaged | lost
         plan = self._following.update(present, failed, self._damaged)
         now = self.store.objects.now() if decisions else 0.0
         waiting = {stage: decision for stage, decision in decisions.items() if decision.retry and decision.at > now}
@@ -164,13 +176,20 @@ class Engine:
         self._learn(arrived)
         submitted: list[str] = []
         if not self._stopping:
-            ready = self._following.ready - busy.keys() - waiting.keys()
-            submitted = self._submit(ready, present, busy.keys(), {*busy, *waiting, *failed}, decisions)
+            held = self.mending.held
+            ready = self._following.ready - busy.keys() - waiting.keys() - held
+            submitted = self._submit(ready, present, busy.keys(), {*busy, *waiting, *failed, *held}, decisions)
         news = [f for own in failures.values() for f in own if (f.stage, f.attempt) not in self._told]
         self._told.update((failure.stage, failure.attempt) for failure in news)
         finished = tuple(sorted(arrived, key=self._following.order.__getitem__))
         self._first, self._present = False, present
-        return Snapshot(plan, busy, dict(self.watch.flying), waiting, failures, finished, tuple(news), tuple(submitted))
+        flying, told = dict(self.watch.flying), tuple(news)
+        return Snapshot(plan, busy, flying, waiting, failures, finished, told, tuple(submitted), tuple(sorted(lost)))
+
+    def _hopeless(self, key: str) -> bool:
+        """Return whether the last plan could not make an absent stage."""
+        action = self._following.actions.get(key)
+        return action is not None and action.name == "blocked"
 
     def _learn(self, arrived: Collection[str]) -> None:
         """Learn from what was committed how long stages take; rank them anew where nothing was known of a shape."""

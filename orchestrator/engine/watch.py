@@ -7,7 +7,7 @@ about it can be done twice: failures are put if absent, claims are released by c
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.backends.base import ABSENT, ELSEWHERE, ENDED, RUNNING, Backend, Handle, JobState
@@ -34,11 +34,21 @@ class InFlight:
 class Watch:
     """Follows attempts through claims and scheduler. Keeps only what it can ask for again."""
 
-    def __init__(self, journal: Journal, backend: Backend, driver: Driver, *, stall_seconds: float) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        backend: Backend,
+        driver: Driver,
+        *,
+        stall_seconds: float,
+        heal: Callable[[str], object] | None = None,
+    ) -> None:
+        """`heal` discards what must be made again because an artifact is damaged (default: that alone)."""
         self._journal = journal
         self._backend = backend
         self._driver = driver
         self._stall_seconds = stall_seconds
+        self._heal = heal or journal.store.artifacts.heal
         self._stalled: dict[str, float] = {}
         self._over: set[str] = set()
         self._mine: dict[str, Handle] = {}
@@ -206,7 +216,7 @@ class Watch:
             tail=tail(log),
         )
         if artifact:
-            store.artifacts.heal(artifact)
+            self._heal(artifact)
             self.outdated = True
         self._journal.record_failure(failure, log)
         if self.stopping and verdict.kind in ("preempted", "killed"):

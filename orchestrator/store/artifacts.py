@@ -21,6 +21,7 @@ from pathlib import Path
 from orchestrator.errors import CorruptBlob, StoreError
 from orchestrator.store.manifest import Blob, Manifest
 from orchestrator.store.objects import Entry, Objects, check_path
+from orchestrator.store.repairs import Repairs, owner_of
 
 FOLDER = "artifacts"
 # One object per artifact that `gc` is deleting; whoever commits such an artifact takes its place instead.
@@ -37,6 +38,7 @@ class Artifacts:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
         self._lock = threading.Lock()
+        self.repairs = Repairs(objects, self.damage)
         # Blobs of one process share a folder of their own under the attempt's, so nothing is ever overwritten, not
         # even by a duplicate of the same attempt or by a second artifact with a blob of the same name.
         self._folders: dict[str, tuple[str, set[str]]] = {}
@@ -97,8 +99,9 @@ class Artifacts:
     def commit(self, manifest: Manifest) -> Manifest:
         """Make the artifact exist; return the winner's manifest, which is another's if it came first.
 
-        In place of a discarded artifact the generation is one more than that one's. A training state that was kept
-        without its optimizer's state gives way to the same state with it.
+        In place of a discarded artifact the generation is one more than that one's; where that was damaged, files with
+        the same bytes are put back to where others name them. A training state that was kept without its optimizer's
+        state gives way to the same state with it.
         """
         path = _path(manifest.key)
         fresh = replace(manifest, generation=0, created=manifest.created or self._objects.now())
@@ -116,8 +119,12 @@ class Artifacts:
             whole = None if winner is None or dying else fresh.completing(winner)
             if winner is not None and not dying and whole is None:
                 return winner
-            again = replace(whole or fresh, generation=_generation(found[0]) + 1)
+            repaired = winner is None and _is_damage(found[0])
+            made = self.repairs.put_back(fresh) if repaired else whole or fresh
+            again = replace(made, generation=_generation(found[0]) + 1)
             if self._objects.replace(path, again.to_bytes(), found[1]):
+                if repaired:
+                    self.repairs.done(manifest.key)
                 if dying:
                     self._objects.delete(_tombstone(manifest.key))
                 return again
@@ -145,10 +152,21 @@ class Artifacts:
     def heal(self, key: str) -> bool:
         """Discard the artifact if one of its blobs is damaged or gone; True if that was so."""
         manifest = self.get(key)
-        if manifest is None or not any(self.damage(blob) for blob in manifest.blobs):
+        if manifest is None or not (damaged := self.damaged_blobs(manifest)):
             return False
-        self.discard(key, attempt=manifest.attempt, damaged=True)
+        self.discard_damaged(manifest, damaged)
         return True
+
+    def damaged_blobs(self, manifest: Manifest) -> list[Blob]:
+        """Return those of an artifact's blobs that are damaged or gone."""
+        return [blob for blob in manifest.blobs if self.damage(blob)]
+
+    def discard_damaged(self, manifest: Manifest, damaged: Iterable[Blob]) -> None:
+        """Discard an artifact of which these blobs are damaged, unless somebody has made it again meanwhile."""
+        if any(owner_of(blob) == manifest.key for blob in damaged):
+            found = self._objects.read(_path(manifest.key))
+            self.repairs.expect(manifest, found.modified if found is not None else 0.0)
+        self.discard(manifest.key, attempt=manifest.attempt, damaged=True)
 
     def damage(self, blob: Blob) -> str:
         """Return what is wrong with a blob, "" if nothing is; read twice, for a server in trouble answers anything."""

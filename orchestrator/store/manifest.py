@@ -21,6 +21,7 @@ TENSORS = "tensors.json"
 WEIGHTS, MOMENTS = "weights_sha256", "moments"
 # Of an earlier state's files at least this share is unchanged where they are kept: a later state's reader reads them.
 LEAST_KEPT = 0.25
+KEPT = "kept-"  # how the names of files begin that lie in an earlier state: `kept-<state>/<file>`
 OPTIMIZER = "optimizer"  # how the names of its files begin
 
 

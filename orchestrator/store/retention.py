@@ -21,6 +21,7 @@ from orchestrator.store.artifacts import DYING, DYING_SECONDS
 from orchestrator.store.attempts import Submission, batch_of, submission_path
 from orchestrator.store.manifest import Manifest
 from orchestrator.store.objects import Entry
+from orchestrator.store.repairs import FOLDER as REPAIRS
 
 MARKED = "tombstones/marked"
 GRACE_SECONDS = 7 * 86400.0
@@ -74,15 +75,18 @@ def plan_gc(store: Store, roots: Iterable[str], grace_seconds: float = GRACE_SEC
     `roots` are artifact keys to keep (`grid_roots(store)`); ages are by the store's clock.
     """
     now = store.objects.now()
+    awaited = store.artifacts.repairs.awaited()  # before the manifests: what was put back is in one of the two
     marked = {_key(entry): entry.modified for entry in store.objects.list(MARKED)}
     dying = {_key(entry) for entry in store.objects.list(DYING)}
     manifests = store.artifacts.load_many(store.artifacts.keys() | dying)
     claims = store.claims.states()
     working = {claim.attempt for claim in claims.values() if claim.live}
-    keep = _alive(store, manifests, set(roots), working)
+    roots = set(roots)
+    keep = _alive(store, manifests, roots, working)
     doomed = sorted(key for key in manifests if key not in keep)
     delete = [key for key in doomed if key in dying or now - marked.get(key, now) > grace_seconds or grace_seconds <= 0]
     referenced = {blob.path for manifest in manifests.values() for blob in manifest.blobs}
+    referenced |= {path for key in awaited.keys() - manifests.keys() for path in awaited[key]}
     attempts = working | {claim.attempt for claim in claims.values()}
     attempts |= {manifest.attempt for manifest in manifests.values()}
     # Without a grace period age is no question: a file's time can lie a tick ahead of the clock that was just read.
@@ -97,6 +101,8 @@ def plan_gc(store: Store, roots: Iterable[str], grace_seconds: float = GRACE_SEC
     at_work = {stage for stage, claim in claims.items() if claim.live}
     partial = _old(store, "partial", before)
     strays += [entry for entry in partial if entry.path.split("/")[1] not in at_work]
+    repairs = _old(store, REPAIRS, before)
+    strays += [entry for entry in repairs if _key(entry) in manifests or _key(entry) not in roots]
     left = {blob.path for key in manifests.keys() - set(delete) for blob in manifests[key].blobs}
     freed = {blob.path: blob.size for key in delete for blob in manifests[key].blobs if blob.path not in left}
     return GcPlan(
@@ -140,8 +146,9 @@ def collect(store: Store, plan: GcPlan, list_roots: Callable[[], set[str]] | Non
         objects.delete(f"{DYING}/{key}.json")
         if not late:
             objects.delete(f"{MARKED}/{key}.json")
+    awaited = store.artifacts.repairs.awaited()
     kept = store.artifacts.load_many(store.artifacts.keys()).values()
-    referenced = {blob.path for manifest in kept for blob in manifest.blobs}
+    referenced = {blob.path for manifest in kept for blob in manifest.blobs}.union(*awaited.values())
     gone = {blob.path: blob.size for key in deleted if key in manifests for blob in manifests[key].blobs}
     gone |= {entry.path: entry.size for entry in plan.strays if _attempt(entry) not in working}
     paths = sorted(gone.keys() - referenced)

@@ -157,6 +157,9 @@ class Progress:
             self._say("done", stage_name(self._graph, key), "green")
         for failure in snapshot.failed:
             self._failure(failure, snapshot)
+        for key in snapshot.lost:
+            name = stage_name(self._graph, key)
+            self._say("repair", f"{name}: its damaged files were made again with other bytes; so is it", "yellow")
         for label in snapshot.submitted:
             self._say("start", label, "blue")
         now = time.monotonic()

@@ -16,6 +16,8 @@ from jobs.node.context import StageContext
 from jobs.node.preemption import Preempted
 from orchestrator.errors import TrainingDiverged
 from orchestrator.spec.work import EvaluateWork, TrainWork, Work
+from orchestrator.store import Blob
+from orchestrator.store.repairs import owner_of
 from tests.faults.troubles import happen, reached
 
 CHECKPOINT_STEPS = 10
@@ -34,7 +36,9 @@ def run(context: StageContext, work: Work) -> None:
     seen = hashlib.sha256(context.stage.encode())
     for parent in work.parents.values():
         for blob in context.manifest(parent).blobs:
-            if blob.name.endswith(".bin"):
+            if "frozen" in blob.name:
+                context.fetch(parent, blob.name)
+            elif blob.name.endswith(".bin"):
                 seen.update(context.fetch(parent, blob.name).read_bytes())
     body = seen.digest()
     metrics = {}
@@ -77,7 +81,22 @@ def commit_state(context: StageContext, work: TrainWork, step: int, state: bytes
     reached = dataclasses.replace(work, stop=step)
     digest = hashlib.sha256(state).hexdigest()
     info = {"step": step, "weights_sha256": digest, "seconds": 0.1, "freeze": work.conditions.train.freeze}
-    context.commit(reached, key=work.key_at(step), blobs={"weights.bin": state * 64}, info=info)
+    blobs = [context.write_blob("weights.bin", state * 64)]
+    if os.environ.get("FAKE_SHARED"):
+        blobs.append(shared(context, work))
+    parents = {key: context.manifest(key).digest for key in work.parents.values()}
+    context.commit_written(reached, work.key_at(step), tuple(blobs), {}, info, parents)
+
+
+def shared(context: StageContext, work: TrainWork) -> Blob:
+    """Return a file that the first state of a chain writes and every later one names.
+
+    Its bytes are FAKE_SHARED's, which another process may have otherwise.
+    """
+    found = [blob for blob in context.manifest(work.parent).blobs if "frozen" in blob.name]
+    if not found:
+        return context.write_blob("weights-frozen.bin", os.environ["FAKE_SHARED"].encode() * 512)
+    return dataclasses.replace(found[0], name=f"kept-{owner_of(found[0])}/weights-frozen.bin")
 
 
 def execution_log(context: StageContext, event: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from pathlib import Path
 
@@ -168,3 +169,48 @@ def test_fetch_copies_and_the_name_is_checked(store: Store, tmp_path: Path) -> N
     with pytest.raises(MoegridError, match="has no blob 'other'") as raised:
         store.artifacts.fetch(manifest, "other", tmp_path)
     assert not isinstance(raised.value, StoreError), "it would be tried again"
+
+
+def shared(store: Store) -> tuple[Manifest, Manifest]:
+    """Commit a state and a later one that names its weights, and cut those short."""
+    first = store.artifacts.commit(make(store))
+    kept = dataclasses.replace(first.blobs[0], name=f"kept-{KEY}/weights.safetensors")
+    own = store.artifacts.write_blob("batch-1", "weights.safetensors", b"router")
+    later = store.artifacts.commit(Manifest(key=CHILD, kind="train", spec={}, blobs=(own, kept), attempt="batch-1"))
+    store.objects.delete(first.blobs[0].path)
+    store.objects.create(first.blobs[0].path, b"wei")
+    assert store.artifacts.heal(KEY)
+    return first, later
+
+
+def test_what_is_made_again_with_the_same_bytes_lies_where_others_look_for_it(store: Store) -> None:
+    first, later = shared(store)
+    with pytest.raises(CorruptBlob):
+        store.artifacts.verify(CHILD)
+    again = store.artifacts.commit(make(store, attempt="batch-2"))
+    assert again.generation == 1
+    assert [blob.path for blob in again.blobs] == [blob.path for blob in first.blobs]
+    store.artifacts.verify(KEY)
+    store.artifacts.verify(CHILD)
+    assert store.artifacts.get(CHILD) == later, "it is as it was"
+    file = store.objects.local_path(first.blobs[0].path)
+    committed = store.artifacts.times()[CHILD]
+    assert file is None or file.stat().st_mtime <= committed, "it does not look altered"
+    assert not list(store.objects.list("repairs"))
+
+
+def test_what_is_made_again_with_other_bytes_lies_elsewhere(store: Store) -> None:
+    first, _ = shared(store)
+    again = store.artifacts.commit(make(store, data=b"WEIGHTS", attempt="batch-2"))
+    assert again.blobs[0].path != first.blobs[0].path
+    store.artifacts.verify(KEY)
+    with pytest.raises(CorruptBlob):
+        store.artifacts.verify(CHILD)
+    assert not list(store.objects.list("repairs"))
+
+
+def test_a_repair_whose_record_is_damaged_makes_everything_again(store: Store) -> None:
+    first, _ = shared(store)
+    store.objects.put(f"repairs/{KEY}.json", b'{"files": [["weights')
+    assert store.artifacts.commit(make(store, attempt="batch-2")).blobs[0].path != first.blobs[0].path
+    store.artifacts.verify(KEY)
