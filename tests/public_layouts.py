@@ -72,6 +72,10 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Mixtral",
         {"intermediate_size": 40, "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2},
     ),
+    "mixtral (one expert a token)": (
+        "Mixtral",
+        {"intermediate_size": 40, "num_local_experts": 5, "num_experts_per_tok": 1},
+    ),
     "qwen3_moe": (
         "Qwen3Moe",
         {

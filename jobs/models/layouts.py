@@ -75,7 +75,8 @@ _OURS = (
     "combine",
     "expert",
 )
-_PARTS = tuple(name for name in PARTS if name != "shared_gate")  # which one has, and others refuse below
+# Of the neutral ones: a gate that one layout has, and others refuse below; a weight that all have.
+_PARTS = tuple(name for name in PARTS if name not in ("shared_gate", "fixed_weight"))
 _BLOCKS: Mapping[str, Mapping[str, tuple[object, ...]]] = {
     "gpt_oss": {"gate": ("affine",), "expert": ("swiglu_shifted_bias",)},
     "qwen2_moe": {"shared_width": ()},

@@ -7,6 +7,8 @@ from torch import Tensor
 
 # The least that is divided by, or whose logarithm is taken: a token without experts has weights of 0, not NaN.
 TINY = torch.finfo(torch.float32).tiny
+# The same of a sum that has a gradient: that of a quotient grows with its inverse, and times 0 would be NaN.
+LEAST = 1e-30
 
 
 def chosen_scores(scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None) -> Tensor:
@@ -18,9 +20,9 @@ def chosen_scores(scores_TN: Tensor, indices_TK: Tensor, empty_TK: Tensor | None
 def renormalised(weights_TK: Tensor, p: float = 1.0) -> Tensor:
     """Return the weights divided by their sum over a token's slots, or by another p-norm."""
     if p == 1.0:
-        return weights_TK / weights_TK.sum(-1, keepdim=True).clamp_min(TINY)
+        return weights_TK / weights_TK.sum(-1, keepdim=True).clamp_min(LEAST)
     norm: Tensor = torch.linalg.vector_norm(weights_TK, ord=p, dim=-1, keepdim=True)
-    return weights_TK / norm.clamp_min(TINY)
+    return weights_TK / norm.clamp_min(LEAST)
 
 
 def standardised(logits_TN: Tensor, std: float) -> Tensor:

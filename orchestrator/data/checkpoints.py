@@ -56,7 +56,10 @@ SHAPE = (
 _MEANS = {"head_dim": "head_width", "qk_norm": "normed"}
 # Fields of its blocks that its weights decide, and those that only its preset goes with.
 _BLOCK = ("num_experts", "expert_width", "shared_experts", "shared_gate", "expert", "expert_parameters")
-_ROUTED = ("variant", "top_k", "renormalise", "routed_scaling", "n_group", "topk_group", "gate", "gate_parameters")
+_ROUTED = (
+    *("variant", "top_k", "renormalise", "fixed_weight", "routed_scaling", "n_group", "topk_group"),
+    *("gate", "gate_parameters"),
+)
 
 
 def config_of(checkpoint: str) -> Mapping[str, Any] | None:
@@ -229,7 +232,10 @@ def _same_blocks(
             moe[name] = its
         if ours is not None and ("moe", name) in said and name in _BLOCK and its is not None and ours != its:
             wrong.append(_differs(model, ("moe", name), ours, its))
-    return dataclasses.replace(model.moe, **moe)
+    block = dataclasses.replace(model.moe, **moe)
+    if ("moe", "fixed_weight") not in said and (block.top_k != 1 or block.renormalise is False):
+        block = dataclasses.replace(block, fixed_weight=False)
+    return block
 
 
 def _differs(model: ModelSpec, path: ModelPath, ours: object, its: object) -> Wrong:

@@ -1,4 +1,4 @@
-"""Words of a cell that change nothing beside its others, though they make a key of their own: told, not refused.
+"""Words of a cell that change nothing beside its others, or teach its router nothing: told, not refused.
 
 A factor without effect is refused (`grid.validate.why_not`). These have one at some values of another factor, so that a
 grid that crosses both has cells which compute the same and are each trained.
@@ -29,7 +29,12 @@ def _group_mask(cell: Cell) -> str:
 
 
 # Field of the block -> why it changes nothing in a cell, "" where it does.
-_WHY: Mapping[str, Callable[[Cell], str]] = {"z_after_temperature": _z_after_temperature, "group_mask": _group_mask}
+_WHY: Mapping[str, Callable[[Cell], str]] = {
+    "z_after_temperature": _z_after_temperature,
+    "group_mask": _group_mask,
+    "fixed_weight": lambda cell: "the weight of a token's only expert is always 1",
+}
+_EFFECTS = {"fixed_weight": "leaves the router without a gradient of the task"}
 _NEUTRAL = MoESpec()
 
 
@@ -50,7 +55,8 @@ class Idle:
 
     def __str__(self) -> str:
         where = f"{self.cells} cell{'s' * (self.cells > 1)}"
-        text = f"{self.path}: {str(self.value).lower()} changes nothing in {where}: {self.why}"
+        effect = _EFFECTS.get(self.field, "changes nothing")
+        text = f"{self.path}: {str(self.value).lower()} {effect} in {where}: {self.why}"
         if not self.same:
             return text
         more = f" (and {len(self.same) - 1} more)" if len(self.same) > 1 else ""

@@ -121,6 +121,8 @@ class MoESpec:
     """The z-loss sees the logits after the temperature and `logit_std`, not before."""
     weight_norm: Annotated[float, ABOVE_ZERO] = field(default=1.0, metadata=NEUTRAL)
     """Order p of the norm that renormalised weights are divided by (DBRX)."""
+    fixed_weight: bool = field(default=False, metadata=NEUTRAL)
+    """A token's only expert weighs 1 (`top_k` 1, renormalised): the router learns from the losses of routing alone."""
     weights_on: Annotated[str, one_of("output", "input")] = field(default="output", metadata=NEUTRAL)
     """Weights multiply an expert's output, or its input (Llama 4)."""
     expert_scale: bool = field(default=False, metadata=NEUTRAL)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.catalog.backbones import OF_PUBLIC
+from orchestrator.catalog.routers import DENSE
 from orchestrator.errors import SourceError
 from orchestrator.spec import public_blocks as blocks
 from orchestrator.spec.attention import LatentSpec, MultiplierSpec
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.public_blocks import Config, Fields
 from orchestrator.spec.public_rope import rope_of, rope_theta, rotary_fraction
+from orchestrator.spec.resolve import resolve_moe
 
 # Values of a field of config.json that our models compute.
 Supported = Mapping[str, tuple[object, ...]]
@@ -300,4 +302,7 @@ def spec_of(config: Fields) -> ModelSpec:
         "rope": rope_of(config),
     }
     shape.update(layout.more(read))
-    return ModelSpec(backbone=backbone.name, moe=layout.moe(read), **shape)
+    moe = layout.moe(read)
+    # What a public model computes is computed, even if it teaches its router nothing; the plan says so.
+    alone = moe.preset != DENSE and moe.top_k == 1 and resolve_moe(moe).renormalise
+    return ModelSpec(backbone=backbone.name, moe=replace(moe, fixed_weight=alone), **shape)

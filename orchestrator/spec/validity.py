@@ -91,12 +91,14 @@ def _routing_faults(moe: Moe) -> Iterator[Fault]:
         if moe.balance_bias:
             yield Fault("choice", "choice 'expert' with balance_bias: the load is balanced by construction")
     else:
-        if moe.top_k == 1 and moe.renormalise:
+        if moe.top_k == 1 and moe.renormalise and not moe.fixed_weight:
             message = "top_k 1 with renormalise: the weight is always 1 and the router gets no task gradient"
             yield Fault("top_k", message)
         for name in ("train_select", "eval_select", "choice_group"):
             if getattr(moe, name) != DEFAULTS[name]:
                 yield Fault(name, f"{name} applies to choice 'expert' only")
+    if moe.fixed_weight and not (moe.top_k == 1 and moe.renormalise and moe.choice == "token"):
+        yield Fault("fixed_weight", "fixed_weight is about a token's only expert: it needs top_k 1 and renormalise")
     if moe.unit == "token" and moe.pool != DEFAULTS["pool"]:
         yield Fault("pool", "pool applies to the units word and sentence only")
     if moe.combine != DEFAULTS["combine"] and not moe.shared_experts:

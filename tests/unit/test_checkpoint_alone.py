@@ -11,11 +11,13 @@ import pytest
 
 from orchestrator.catalog.public_models import PUBLIC_MODELS
 from orchestrator.errors import GridError
+from orchestrator.grid.idle import idle_words
 from orchestrator.grid.load import Grid, load_grid
 from orchestrator.spec.identity import canonical_text, plain
 from orchestrator.spec.model import Model
 from orchestrator.spec.public_config import spec_of
 from orchestrator.spec.rebuilding import build
+from orchestrator.spec.resolve import resolve_moe
 from tests.tokenizer_families import FAMILIES, LLAMA
 
 Load = Callable[..., Grid]
@@ -151,6 +153,26 @@ def test_heads_biases_and_norms_of_the_attention_come_from_the_checkpoint_too(lo
 def test_a_bad_value_of_the_attention_is_refused(load: Load, field: str, said: str) -> None:
     with pytest.raises(GridError, match=said):
         load(f"set: {{model: {{{field}}}}}")
+
+
+def test_a_single_expert_whose_weight_is_renormalised_is_told_of_not_refused(load: Load, here: Path) -> None:
+    """As such public models compute it: a weight of 1. In a model of our own it stays an error."""
+    mixtral = {**OLMOE, "model_type": "mixtral", "num_local_experts": 12, "num_experts_per_tok": 1}
+    (here / "sparse" / "config.json").write_text(json.dumps(mixtral))
+    grid = load(f"set: {{{TUNE}, model.checkpoint: 'file://sparse'}}")
+    moe = resolve_moe(grid.cells[0].cell.model.moe)
+    assert (moe.top_k, moe.renormalise, moe.fixed_weight) == (1, True, True)
+    (told,) = idle_words(grid.cells)
+    effect = "leaves the router without a gradient of the task in 1 cell"
+    assert str(told).startswith(f"model.moe.fixed_weight: true {effect}")
+    two = load(f"set: {{{TUNE}, model: {{checkpoint: 'file://sparse', moe: {{top_k: 2}}}}}}").cells[0].cell.model.moe
+    assert (two.top_k, two.fixed_weight) == (2, False)
+    raw = f"set: {{{TUNE}, model: {{checkpoint: 'file://sparse', moe: {{renormalise: false}}}}}}"
+    assert not load(raw).cells[0].cell.model.moe.fixed_weight
+    with pytest.raises(GridError, match="the router gets no task gradient"):
+        load("set: {model.moe: {preset: smoe, top_k: 1, num_experts: 4}}")
+    with pytest.raises(GridError, match="it needs top_k 1 and renormalise"):
+        load("set: {model.moe: {preset: smoe, top_k: 2, num_experts: 4, fixed_weight: true}}")
 
 
 def test_another_checkpoint_file_is_another_model(load: Load, here: Path) -> None:

@@ -139,3 +139,25 @@ def test_a_package_brings_a_frame_and_an_overflow(tmp_path: Path) -> None:
         assert [int(routing.counts.sum()) for routing in output.routings] == [8, 8]
         assert {"frame gain", "overflow first_choice"} <= versions.raised(versions.of_model(spec)).keys()
         assert is_causal(moe)
+
+
+@pytest.mark.parametrize("fields", [{}, {"weight_norm": 2.0}])
+def test_a_token_whose_scores_all_round_to_zero_has_finite_gradients(fields: dict[str, Any]) -> None:
+    """Logits below -104 have a sigmoid of 0: nothing is weighed, and nothing becomes NaN."""
+    block = built({"preset": "smoe", "score": "sigmoid", **fields})
+    torch.nn.init.constant_(block.router.weight, -50.0)
+    x = torch.ones(1, 3, D).requires_grad_()
+    y, _ = block(x)
+    (1e9 * y).sum().backward()
+    assert not y.any()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+    assert torch.isfinite(block.router.weight.grad).all()
+
+
+def test_hashed_layers_rank_equal_experts_by_their_index() -> None:
+    block = built({"preset": "smoe", "hash_layers": 1})
+    torch.nn.init.zeros_(block.router.weight)
+    _, routing = block(**inputs())
+    assert torch.equal(routing.indices, routing.indices.sort(-1).values)
+    assert not torch.equal(block.router.table, block.router.table.sort(-1).values)

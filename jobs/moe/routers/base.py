@@ -305,7 +305,7 @@ class Router(nn.Module):
                 cause="the block was called without `tokens`",
                 hint="pass tokens [B,S]",
             )
-        ids = self.table[context.tokens]
+        ids = self.table[context.tokens].sort(-1).values  # ties go to the lower index
         values = scores_TN.detach().gather(1, ids)
         if self.switches.removed:
             values = values.masked_fill(self.removed_ids()[ids], float("-inf"))
