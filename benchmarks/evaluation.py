@@ -44,6 +44,7 @@ from jobs.evaluate.prefix_lm import PrefixLM
 from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
 from jobs.models.convert import export_checkpoint, import_checkpoint
+from jobs.moe.products import times
 from orchestrator.catalog.pins import WHEELS
 from orchestrator.spec.cell import DataSpec, TaskSpec
 from orchestrator.spec.model import ModelSpec, MoESpec
@@ -124,19 +125,19 @@ def products_alone(score: Callable[[list[Instance]], Any], requests: list[Instan
     """Return the CPU seconds of our matrix products, one after another and no more."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
         score(requests)
-    shapes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    shapes: list[tuple[tuple[int, ...], tuple[int, ...], bool]] = []
     for event in profile.events() or ():
         given = [tuple(shape) for shape in event.input_shapes[:2]]
-        if event.name in ("aten::mm", "aten::bmm"):
-            shapes.append((given[0], given[1]))
+        if event.name in ("aten::mm", "aten::bmm", "mkldnn::_linear_pointwise"):
+            shapes.append((given[0], given[1], event.name.startswith("mkldnn")))
         elif event.name == "aten::_scaled_dot_product_flash_attention_for_cpu":
             (batch, heads, queries, width), keys = given[0], given[1][2]
-            shapes.append(((batch * heads, queries, width), (batch * heads, width, keys)))
-            shapes.append(((batch * heads, queries, keys), (batch * heads, keys, width)))
-    made = {pair: (torch.randn(pair[0]), torch.randn(pair[1])) for pair in set(shapes)}
+            shapes.append(((batch * heads, queries, width), (batch * heads, width, keys), False))
+            shapes.append(((batch * heads, queries, keys), (batch * heads, keys, width), False))
+    made = {(left, right): (torch.randn(left), torch.randn(right)) for left, right, _ in set(shapes)}
     start = time.process_time()
-    for pair in shapes:
-        torch.matmul(*made[pair])
+    for left, right, by_onednn in shapes:
+        (times if by_onednn else torch.matmul)(*made[left, right])
     return time.process_time() - start
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,18 @@ class PackedPass:
     scored: Scored
     past: int = 0
     trunk: int = 0
+
+    def filled_up(self, step: int) -> PackedPass:
+        """Return this pass with a sequence behind it that nothing reads: its tokens are a whole multiple of `step`."""
+        length = len(self.ids)
+        if not (more := -length % step):
+            return self
+        return replace(
+            self,
+            ids=np.append(self.ids, np.zeros(more, dtype=self.ids.dtype)),
+            positions=np.append(self.positions, np.arange(more)),
+            ends=np.append(self.ends, np.full(more, length + more)),
+        )
 
     def packing(self, dtype: torch.dtype, device: torch.device, kept: Tensor | None) -> Packing:
         """Return what the tokens read of each other, and of the past."""

@@ -23,6 +23,7 @@ from jobs.evaluate.reduction import reduced, rows_at_once
 from jobs.models.backbones import CausalLM, Output
 from jobs.models.key_values import KeyValues
 from jobs.moe.host import visible
+from jobs.moe.products import ROWS, fits
 from jobs.moe.routing import Routing
 
 # Logits of so many entries may be held at once (2**27 in fp32: half a GB).
@@ -30,6 +31,8 @@ LARGEST_LOGITS = 2**27
 # What a batch feeds: more only adds padding on a CPU, and keeps an accelerator busy.
 TOKENS_PER_BATCH = {"cpu": 2048}
 TOKENS_PER_ACCELERATOR_BATCH = 16384
+# A packed pass of so many tokens is filled up where its products are then faster.
+FILLED_UP = 512
 
 
 def batch_tokens(vocabulary: int, device: torch.device) -> int:
@@ -213,6 +216,10 @@ class Scorer:
         kept = torch.from_numpy(places if len(places) else np.zeros(1, dtype=np.int64)).to(ids.device)
         module = self.model.module
         assert isinstance(module, CausalLM)
+        self.tokens += ids.numel()
+        if ids.numel() >= FILLED_UP and fits(module.backbone.lm_head.weight, ROWS):
+            one = one.filled_up(ROWS)
+            ids = torch.from_numpy(one.ids)[None]
         output: Output = module(
             ids,
             packing=one.packing(self._dtype, ids.device, kept),
@@ -220,7 +227,6 @@ class Scorer:
             past_key_values=cache,
             use_cache=one.trunk > 0,
         )
-        self.tokens += ids.numel()
         if len(places) and output.hidden is not None:
             parts = (module.head(part) for part in output.hidden.split(rows_at_once(module.vocab_size)))
             tally.add(one.scored.request, *reduced(parts, slot, one.scored.target))

@@ -17,6 +17,7 @@ from jobs.models.packing import Packing
 from jobs.models.rotary import Angles, RotaryTables
 from jobs.models.vision.sight import Vision
 from jobs.moe.block import DenseBlock, MoEBlock, block_of
+from jobs.moe.products import linear
 from jobs.moe.routing import Routing
 from orchestrator.catalog.overflows import NONE
 from orchestrator.spec.model import Model
@@ -300,7 +301,7 @@ class CausalLM(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states [..., D] after the last norm."""
-        return torch.nn.functional.linear(hidden, self.backbone.lm_head.weight)
+        return linear(hidden, self.backbone.lm_head.weight)
 
     def _layers(self, hidden: Tensor, given: Given) -> tuple[Tensor, tuple[Routing, ...]]:
         """Return the normed hidden states after the last layer, and the records of the layers that route."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from jobs.evaluate import scoring
 from jobs.evaluate.generation import _read
 from jobs.evaluate.packed_pass import BRANCH, PackedPass, passes
 from jobs.evaluate.prefix_tree import Ints, Schedule, cut, plan
@@ -20,6 +21,7 @@ from jobs.evaluate.scoring import Model, Scorer
 from jobs.models.backbones import CausalLM
 from jobs.models.building import build_model
 from jobs.moe.interventions import pruned, random_routing, temperature
+from jobs.node import machine
 from orchestrator.spec.attention import LatentSpec
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.resolve import block_spec, resolve_model
@@ -153,6 +155,20 @@ def test_each_token_is_computed_once_and_in_the_last_layer_where_it_is_scored() 
     idle = sum(not len(one.scored.position) for one in _passes(schedule))
     assert len(rows[0]) > 3
     assert [sum(counts) for counts in rows] == [schedule.tokens, schedule.tokens, scored + idle]
+
+
+def test_a_pass_that_is_filled_up_scores_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, requests = _model(), _requests()
+    alone = _alone(model, requests)
+    rows: list[int] = []
+    model.moe_blocks[0].register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[:-1].numel()))
+    monkeypatch.setattr(machine, "has_fast_products", lambda: True)
+    monkeypatch.setattr(scoring, "FILLED_UP", 0)
+    scorer, schedule = Scorer(Model(model), tokens_per_batch=200), plan(requests)
+    assert list(scorer.run(schedule).loglikelihood) == pytest.approx(alone, abs=1e-4)
+    assert any(one.past for one in _passes(schedule)), "some go on from a cache"
+    assert rows == [-(-len(one.ids) // 64) * 64 for one in _passes(schedule)]
+    assert scorer.tokens == schedule.tokens, "what fills up is not asked for"
 
 
 def _passes(schedule: Schedule) -> list[PackedPass]:
