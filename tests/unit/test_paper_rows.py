@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from orchestrator.grid.columns import columns_of
 from orchestrator.grid.load import load_grid
 from orchestrator.report.collect import Results, collect
 from orchestrator.report.papers import forms, measured
+from orchestrator.report.papers.choice import chosen, split
 from orchestrator.report.papers.declared import Exhibit, declared
 from orchestrator.store import Store
+from tests import benchmark_samples as samples
 from tests.grid_store import GridStore
+
+SAMPLES: Mapping[str, Callable[[Path], Path]] = {
+    "snli": samples.snli,
+    "snli_hard": samples.snli_hard,
+    "sst2_styles": samples.sst2_styles,
+    "truthfulqa": samples.truthfulqa,
+}
 
 
 @pytest.fixture
@@ -65,3 +78,47 @@ def test_models_that_see_stand_beside_the_data_that_they_were_trained_on(results
     column = next(column for column in plain.columns if column.name == "pope")
     assert measured.otherwise(shown, plain, row["onevision_1m2"], column) == ""
     assert "on liuhaotian/LLaVA-Instruct-150K there" in measured.otherwise(shown, plain, row["llava_665k"], column)
+
+
+@pytest.mark.parametrize("scale", ["tiny", "paper"])
+def test_a_figure_has_one_setting_for_each_of_its_bars_and_lines(results: Results, scale: str) -> None:
+    """Settings with another mitigation would be drawn under the same name."""
+    for one in declared().exhibits:
+        if one.kind not in ("bars", "radar", "shift", "stacked") or one.vision or one.words:
+            continue
+        grid = load_grid(one.grid, overrides=tuple(declared().words(one.grid)), scale=scale)
+        cells = tuple(replace(results.cells[0], setting=item.setting, factors=item.factors) for item in grid.cells)
+        shown = replace(results, cells=cells)
+        factor = one.x or (next(iter(one.lines)) if isinstance(one.lines, Mapping) else "")
+        for panel, members in split(shown, one, chosen(shown, one, (factor,)), factor).items():
+            values = [setting.factors.get(factor) for setting in members]
+            assert len(values) == len(set(values)) > 0, f"{one.paper} {one.name} {panel}"
+
+
+def test_the_command_of_what_needs_a_users_data_measures_it(tmp_path: Path) -> None:
+    """Made-up files in the published layouts stand for the user's: a plan of the command has the exhibit's columns."""
+    judge, folder = tmp_path / "judge", tmp_path / "files"
+    folder.mkdir()
+    judge.mkdir()
+    (judge / "config.json").write_text("{}")
+    mixed = tmp_path / "mixed.json"
+    mixed.write_text(json.dumps([{"instruction": "How ?", "output": f"No, {i}."} for i in range(600)]))
+    files = {
+        "set.evaluate.safety.source": samples.safety(tmp_path / "safety"),
+        "set.evaluate.judges.llama_guard.source": judge,
+        "set.finetune.data.mix.source": mixed,
+        **{f"set.evaluate.{name}.source": made(folder) for name, made in SAMPLES.items()},
+    }
+    needing = [one for one in declared().exhibits if one.needs and not one.vision]
+    assert len(needing) == 8
+    for one in needing:
+        words = []
+        for word in declared().command(one).split()[3:]:
+            key, _, value = word.partition("=")
+            words.append(f"{key}=file://{files[key]}" if value in ("FOLDER", "FILE") else word)
+        grid = load_grid(one.grid, overrides=tuple(words), scale="tiny")
+        columns = frozenset[str]().union(*(columns_of(item.cell) for item in grid.cells))
+        wanted = {*one.metrics, *(column.metric for column in one.columns)} - {"nq"}
+        assert wanted & columns or (one.kind == "shift" and "sst2_styles_acc" in columns), one.name
+        if one.x == "mix_rows":
+            assert {item.factors.get("mix_rows", 0) for item in grid.cells} == {0, 500}

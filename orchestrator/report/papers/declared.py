@@ -55,11 +55,11 @@ class Column:
 class Exhibit:
     """One table or figure: what it shows, the grid that makes it ("" = none does), and how it is drawn (`kind`).
 
-    `lacks` says why no grid makes it; `needs` names data that its grid has only from the user. `size` is the published
-    model's parameters in millions, for all rows or by the rows' `scale`; where the paper prints none, `scale` names the
-    scale that carries its setting. `data` are the sets that the rows of a `data` were trained on. `components` are the
-    parts of a vision side that it is about. `also` is what another grid makes of it, with the fields that are others
-    there. All other fields are read by the maker of its kind.
+    `lacks` says why no grid makes it; `needs` names data that its grid has only from the user, `words` what the grid
+    is told for it alone. `size` is the published model's parameters in millions, for all rows or by the rows' `scale`;
+    where the paper prints none, `scale` names the scale that carries its setting. `data` are the sets that rows of a
+    `data` were trained on. `components` are the parts of a vision side that it is about. `also` is what another grid
+    makes of it, with the fields that are others there. All other fields are read by the maker of its kind.
     """
 
     paper: str
@@ -69,6 +69,7 @@ class Exhibit:
     kind: str
     lacks: str = ""
     needs: str = ""
+    words: str = ""
     vision: bool = False
     printed: str = ""
     protocol: str = ""
@@ -125,7 +126,8 @@ class Declared:
     def command(self, exhibit: Exhibit, scale: str = "") -> str:
         """Return the command whose results make an exhibit; FOLDER and FILE stand for data that only the user has."""
         words = self.runs.get(exhibit.grid, "").split() if exhibit.needs else self.words(exhibit.grid)
-        return " ".join(["moegrid run", exhibit.grid, *words, *(["--scale", scale] if scale else [])])
+        at = ["--scale", scale] if scale else []
+        return " ".join(["moegrid run", exhibit.grid, *words, *exhibit.words.split(), *at])
 
 
 @lru_cache(maxsize=1)
