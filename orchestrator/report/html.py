@@ -86,7 +86,7 @@ table.sortable thead th[data-c]{cursor:pointer}th[aria-sort=ascending]::after{co
 th[aria-sort=descending]::after{content:" \\2193"}th .unit{color:var(--quiet);font-weight:400}
 table.main td,table.main thead th{white-space:normal;min-width:5.2rem}table.main th[scope=row]{white-space:normal;
 min-width:7rem;max-width:15rem;overflow-wrap:anywhere;border-right:1px solid var(--line)}
-table.main .pm{color:var(--quiet);font-size:.92em;white-space:nowrap}
+table.main .pm{color:var(--quiet);font-size:.92em;white-space:nowrap}.whole{white-space:nowrap}
 .answer{font-size:1.05rem;border-left:4px solid var(--accent);padding:.1rem 0 .1rem 1rem;margin:1rem 0;max-width:60rem}
 .answer p{margin:.5rem 0}.answer ul{margin:.2rem 0 .6rem;padding-left:1.2rem}code{overflow-wrap:anywhere;font-size:.9em}
 .tip{position:fixed;z-index:9;max-width:min(26rem,92vw);padding:.35rem .6rem;background:var(--text);color:var(--page);

@@ -195,12 +195,12 @@ def scatter(spots: Sequence[Spot], x_axis: str, y_axis: str) -> str:
     width, bottom, right = 720, 330, 700
     xs, ys = [spot.x for spot in spots], [spot.y for spot in spots]
     x = svg.scale(min(xs), max(xs), 84, right)
-    y = svg.scale(min(ys), max(ys), bottom - 12, TOP + 8)
+    y = svg.scale(min(ys), max(ys), bottom - 26, TOP + 8)
     parts = [svg.x_axis(x, min(xs), max(xs), 14, bottom, x_axis), svg.y_axis(y, min(ys), max(ys), 84, right, y_axis)]
     front = sorted((spot for spot in spots if spot.front), key=lambda spot: spot.x)
     joined = " ".join(f"{x(spot.x):.1f},{y(spot.y):.1f}" for spot in front)
     parts.append(f'<polyline class="front" points="{joined}"/>')
-    taken: list[Box] = []
+    taken: list[Box] = [(0, bottom - 2, width, bottom + 44)]  # the axis and its numbers
     taken += [(x(s.x) - 6, y(s.y) - 6, x(s.x) + 6, y(s.y) + 6) for s in spots]
     for spot in sorted(spots, key=lambda spot: not spot.front):
         px, py = x(spot.x), y(spot.y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
@@ -44,6 +45,11 @@ def definitions(results: Results) -> str:
     return f"<dl>{''.join(rows)}</dl>" if rows else ""
 
 
+def _whole(name: str) -> str:
+    """Return a setting's name, escaped, whose schedules (`none->router`) are not broken at their arrows."""
+    return re.sub(r"[^\s,]{1,24}-&gt;[^\s,]{1,24}", lambda found: f'<span class="whole">{found[0]}</span>', name)
+
+
 def _table(shown: Table, groups: Sequence[tuple[str, Sequence[str]]], classes: str) -> str:
     """Return the table with these columns; a row is named by its factors, together in its first cell."""
     columns = [metric for _, members in groups for metric in members]
@@ -58,7 +64,7 @@ def _table(shown: Table, groups: Sequence[tuple[str, Sequence[str]]], classes: s
         name = named(dict(zip(shown.labels[:-1], labels, strict=False)))
         seeds = f' <span class="quiet">({labels[-1]} seed{"s" * (labels[-1] != "1")})</span>'
         cells = "".join(_cell(entries[at[metric]]) for metric in columns)
-        body.append(f'<tr><th scope="row">{escape(name)}{seeds}</th>{cells}</tr>')
+        body.append(f'<tr><th scope="row">{_whole(escape(name))}{seeds}</th>{cells}</tr>')
     return (
         f'<table class="{classes}"><thead><tr><th class="label"></th>{over}</tr>'
         f'<tr><th scope="col" class="label" data-c="0">{escape(names)}</th>{head}</tr></thead>'

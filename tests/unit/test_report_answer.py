@@ -12,7 +12,7 @@ import pytest
 from orchestrator.report import answer, html, picture, result_tables, sections, svg
 from orchestrator.report.collect import Results, collect
 from orchestrator.report.differences import to_baseline
-from orchestrator.report.plots import Line, curves, heatmap
+from orchestrator.report.plots import Line, Spot, curves, heatmap, scatter
 from orchestrator.report.statistics import Comparison
 from orchestrator.report.words import grouped, words_of, written
 from orchestrator.store import Store
@@ -150,3 +150,17 @@ def test_the_page_runs_its_own_script_and_is_well_formed() -> None:
     reader.feed(page)
     assert reader.open == []
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_labels_of_a_scatter_keep_off_the_axis_and_its_numbers() -> None:
+    spots = [Spot(f"freeze=setting_{i}", 1.0 + i / 1000, 1.2, i == 0, "") for i in range(6)]
+    drawn = scatter([*spots, Spot("freeze=router", 1.003, 1.5, False, "")], "load balance", "loss")
+    axis = float(re.search(r'class="axis"[^>]*y1="([0-9.]+)"', drawn)[1])
+    labels = re.findall(r'<text class="small" x="[0-9.]+" y="([0-9.]+)" text-anchor="[a-z]+">freeze=', drawn)
+    assert len(labels) >= 3
+    assert all(float(y) + 3 <= axis for y in labels)
+
+
+def test_a_schedule_is_not_broken_at_its_arrow() -> None:
+    page = html.page(finished(seeds=(0,)))
+    assert '<th scope="row"><span class="whole">none-&gt;router</span> <span class="quiet">(1 seed)</span>' in page
