@@ -106,7 +106,8 @@ svg{display:block;width:100%;min-width:560px;max-width:860px;height:auto}
 body{max-width:none;padding:0;font-size:11pt}.scroll,.figure{overflow:visible}
 svg{min-width:0!important;max-width:100%}table{font-size:8pt;max-width:100%}
 td,th,caption{white-space:normal!important;overflow-wrap:anywhere;padding:.15rem .3rem}
-.pair{grid-template-columns:1fr}svg,tr{break-inside:avoid-page}pre{white-space:pre-wrap}
+.pair{grid-template-columns:1fr}svg,tr{break-inside:avoid-page}
+h2,h3,summary{break-after:avoid-page}pre{white-space:pre-wrap}
 tr>:first-child{position:static}table.main th[scope=row]{max-width:none}}
 @media (max-width:600px){.answer{font-size:.92rem;line-height:1.4;margin:.6rem 0}.answer p{margin:.3rem 0}
 dl{grid-template-columns:1fr}
