@@ -17,6 +17,7 @@ from jobs.moe.grouped import Grouped
 from jobs.moe.host import is_fake, know_grouped_products, visible
 from jobs.moe.lowrank import effective
 from jobs.moe.parallel import ExpertGroup, keep_own, travel
+from jobs.moe.products import linear
 from jobs.moe.slices import Slices
 from orchestrator.catalog.experts import EXPERTS, ExpertKind
 from orchestrator.catalog.parameters import Parameters, code_of
@@ -213,15 +214,15 @@ class SharedExperts(nn.Module):
     def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the feed-forward of x [..., D]; `weights` [..., n] are those of each expert's output."""
         gate_bias, up_bias, down_bias = (getattr(self, f"{name}_bias", None) for name in ("gate", "up", "down"))
-        hidden = F.linear(x, effective(self, "up"), up_bias)
+        hidden = linear(x, effective(self, "up"), up_bias)
         if self.kind.gated:
-            gate = F.linear(x, effective(self, "gate"), gate_bias)
+            gate = linear(x, effective(self, "gate"), gate_bias)
             hidden = multiplied(self.kind, self.activation, gate, hidden)
         else:
             hidden = self.activation(hidden)
         if weights is not None:
             hidden = hidden * weights.repeat_interleave(self.width // weights.shape[-1], dim=-1).to(hidden.dtype)
-        return F.linear(hidden, effective(self, "down"), down_bias)
+        return linear(hidden, effective(self, "down"), down_bias)
 
 
 class SharedGate(nn.Module):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from jobs.models.loss import _pieces, linear_cross_entropy
-from jobs.moe.experts import Experts
+from jobs.moe.experts import Experts, SharedExperts
 from jobs.moe.products import Linear, linear
 from jobs.moe.slices import FEWEST, filled_up
 from jobs.node import machine, numerics
@@ -100,6 +100,19 @@ def test_experts_with_runs_filled_up_are_those_of_single_products(form: str, cho
     torch.testing.assert_close(found, reference, rtol=0, atol=1e-5)
     for own, other in zip(gradients, torch.autograd.grad(reference, inputs, d_y), strict=True):
         torch.testing.assert_close(own, other, rtol=0, atol=2e-4)
+
+
+@here
+def test_shared_experts_and_so_dense_blocks_take_the_same_products(chosen: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    shared = SharedExperts(2, 16, 24, "swiglu")
+    shared.reset_parameters(0.3)
+    x = torch.randn(128, 16)
+    y = shared(x)
+    assert chosen == [(128, 16, 48), (128, 16, 48), (128, 48, 16)]
+    gate, up, down = (weight.detach().double() for weight in (shared.gate, shared.up, shared.down))
+    expected = (F.silu(x.double() @ gate.T) * (x.double() @ up.T)) @ down.T
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-5)
 
 
 def test_lengths_are_few_and_little_longer() -> None:
