@@ -5,7 +5,9 @@
 Each engine starts and takes two steps on gloo ranks, on a CPU and on the paths of a GPU (grouped products, large chunks
 of logits). Memory is what torch's own allocator records (its profiler), but for what gloo takes inside its collectives:
 it has no reduce-scatter and copies the buffer for each rank, where NCCL has buffers of a fixed size. That is printed
-beside it. Bytes sent are the kernel's counts of the rank's sockets. Both are set against the simulation of the shape.
+beside it. What a thread of gloo is the last to let go of is recorded as taken and never as freed: it is left out if in
+the end it is no living tensor's. Bytes sent are the kernel's counts of the rank's sockets. Both are set against the
+simulation of the shape.
 Printed per shape: megabytes of the simulation over those measured, of the start and of a step, the worst rank;
 megabytes of gloo's own; and megabytes sent in one step.
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import socket
@@ -35,7 +38,7 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jobs.data.packing import Batch
-from jobs.simulate.training import Training
+from jobs.simulate.training import Training, local
 from orchestrator.spec.data import DataSpec
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.resolve import resolve_model
@@ -99,12 +102,38 @@ def sent() -> int:
     return total
 
 
-def peak_of(profiler: profile, held: int) -> tuple[int, int, int]:
+def living() -> set[int]:
+    """Return the addresses of the memory of all tensors that live."""
+    found: set[int] = set()
+    for one in gc.get_objects():
+        if isinstance(one, torch.Tensor) and one.layout is torch.strided:
+            grad = one.grad if one.is_leaf else None
+            found |= {local(tensor).untyped_storage().data_ptr() for tensor in (one, grad) if tensor is not None}
+    return found
+
+
+Change = tuple[int, int, int, bool]  # time, address, change, inside a collective
+
+
+def unseen(changes: Sequence[Change], alive: set[int]) -> set[int]:
+    """Return the places of allocations whose end nobody recorded: their address is taken again, or no tensor's."""
+    taken: dict[int, int] = {}
+    found: set[int] = set()
+    for place, (_, address, change, inside) in enumerate(changes):
+        before = taken.pop(address, None)
+        if change > 0 and before is not None:
+            found.add(before)
+        if change > 0 and not inside:
+            taken[address] = place
+    return found | {place for address, place in taken.items() if address not in alive}
+
+
+def peak_of(profiler: profile, held: int, alive: set[int]) -> tuple[int, int, int]:
     """Return the most bytes that were held, what was held in the end, and the most that collectives had of their own.
 
-    `held` are the bytes of before.
+    `held` are the bytes of before, `alive` the addresses of the tensors that live in the end.
     """
-    found: list[tuple[int, int, int, bool]] = []  # time, address, change, inside a collective
+    found: list[Change] = []
 
     def walk(events: Sequence[_ProfilerEvent], inside: bool) -> None:
         for event in events:
@@ -118,7 +147,11 @@ def peak_of(profiler: profile, held: int) -> tuple[int, int, int]:
     walk(profiler.profiler.kineto_results.experimental_event_tree(), False)
     most, now, most_own = held, held, 0
     own: dict[int, int] = {}
-    for _, address, change, inside in sorted(found, key=lambda one: one[0]):
+    found.sort(key=lambda one: one[0])
+    left_out = unseen(found, alive)
+    for place, (_, address, change, inside) in enumerate(found):
+        if place in left_out:
+            continue
         if change > 0:
             own.pop(address, None)  # freed by a thread of gloo, which nobody saw
         if change > 0 and inside:
@@ -171,7 +204,7 @@ def rank_main(size: str, engine_name: str, precision: str, folder: Path) -> None
     for moment in ("start", "step"):
         with hidden(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             told["sent"] = next(run)
-        told[moment], held, own = peak_of(profiler, held)
+        told[moment], held, own = peak_of(profiler, held, living())
         told["gloo"] = max(told.get("gloo", 0), own)
     print("MEASURED " + json.dumps(told), flush=True)
 

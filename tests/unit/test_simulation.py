@@ -54,6 +54,20 @@ def test_a_peak_has_what_lived_together_and_kinds_may_be_given_later():
     assert (more.numel(), last.numel()) == (250, 300)
 
 
+def test_what_a_thread_has_freed_unseen_is_not_measured():
+    # Time, address, bytes, inside a collective: 1 lives on, 2 is taken twice and given back by nobody, 3 is freed.
+    changes = [
+        (0, 1, 100, False),
+        (1, 2, 50, False),
+        (2, 2, 70, False),
+        (3, 3, 30, False),
+        (4, 3, -30, False),
+        (5, 4, 8, True),
+    ]
+    assert bench.unseen(changes, alive={1}) == {1, 2}
+    assert bench.unseen(changes, alive={1, 2}) == {1}
+
+
 def test_products_and_bytes_are_those_of_the_arithmetic():
     ledger = Ledger()
     with FakeTensorMode(), ledger, torch.inference_mode():
