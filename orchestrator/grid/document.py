@@ -43,6 +43,7 @@ class Section:
 
     data: Any
     places: dict[Path, str]
+    over: int = 0  # how many layers were written before it
 
     def place(self, *path: str | int) -> str:
         """Return the place of `path` inside the section, or of its nearest ancestor."""
@@ -255,6 +256,7 @@ class Loader:
 
     def _apply(self, data: Mapping[str, object], places: Mapping[Path, str], known: Sequence[str]) -> None:
         """Put the sections in `data` over those so far."""
+        before = len(self.layers)
         for key, value in data.items():
             place = places.get((key,), "")
             if key not in known:
@@ -270,7 +272,7 @@ class Loader:
             elif key in REPLACED and value is None:
                 self.sections.pop(key, None)
             elif key in REPLACED:
-                self.sections[key] = _section(data, places, (key,))
+                self.sections[key] = _section(data, places, (key,), before)
 
     def _section_hint(self, key: str, known: Sequence[str]) -> str:
         """Return what is meant by an unknown section: a field of a cell, a word of another tool, a near name."""
@@ -385,10 +387,10 @@ def deep(old: object, new: object) -> Any:
     return {**old, **{key: deep(old.get(key), value) for key, value in new.items()}}
 
 
-def _section(data: Mapping[str, object], places: Mapping[Path, str], path: Path) -> Section:
+def _section(data: Mapping[str, object], places: Mapping[Path, str], path: Path, over: int = 0) -> Section:
     """Return the part of a document below `path`, its places relative to it."""
     inner: Any = data
     for part in path:
         inner = inner[part]
     size = len(path)
-    return Section(inner, {written[size:]: place for written, place in places.items() if written[:size] == path})
+    return Section(inner, {written[size:]: place for written, place in places.items() if written[:size] == path}, over)

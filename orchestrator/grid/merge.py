@@ -85,13 +85,18 @@ def _strings(data: object) -> Iterator[str]:
 
 
 def _said_twice(document: GridDocument, problems: Problems) -> None:
-    """Report fields that `set` gives a value though a section says it, which wins without a word."""
+    """Report fields that `set` gives a value though a section says it, which wins without a word.
+
+    A section of a later document, scale or word of the command line replaces what was set before it, as it should.
+    """
     for key, name in SAID.items():
-        for layer in document.layers if key in document.sections else ():
+        if (section := document.sections.get(key)) is None:
+            continue
+        for layer in document.layers[section.over :]:
             given, path = layer.data.get("evaluate"), ("evaluate", name)
             if not layer.default and isinstance(given, dict) and name in given:
                 place = layer.places.get(path) or layer.places.get(path[:1], "")
-                said = document.sections[key].place()
+                said = section.place()
                 if place != said:
                     message = f"set.evaluate.{name} changes nothing: {key} says it ({said})"
                     problems.add(message, place, ".".join(path), f"write it as {key}: [...], or {key}=[...]")

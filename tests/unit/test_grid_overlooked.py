@@ -30,3 +30,13 @@ def test_a_setting_that_a_section_of_the_grid_says_is_no_setting(load: Load, wor
         load("factors: {seed: [0]}\n" + ("evaluate: [lm]\n" if key == "evaluate" else "at: [1.0]\n"), overrides=[word])
     (item,) = load("factors: {seed: [0]}\n", overrides=["set.evaluate.at=[0.5, 1.0]"]).cells
     assert item.cell.evaluate.at == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("scales", "overrides"),
+    [("", ["at=[1.0]"]), ("", ["set.evaluate.at=[0.25]", "at=[1.0]"]), ("scales: {tiny: {at: [1.0]}}\n", [])],
+)
+def test_a_section_that_is_said_later_wins_over_a_setting(load: Load, scales: str, overrides: list[str]) -> None:
+    text = "factors: {seed: [0]}\nset: {evaluate.at: [0.5]}\n" + scales
+    (item,) = load(text, overrides=overrides).cells
+    assert item.cell.evaluate.at == (1.0,)
