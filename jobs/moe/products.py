@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from jobs.moe.host import visible
 from jobs.node import machine
@@ -37,6 +37,7 @@ class _Product(torch.autograd.Function):
         return times(x_TD, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: BackwardCFunction, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, weight = list(ctx.saved_tensors)
         need_x, need_weight, need_bias = list(ctx.needs_input_grad)

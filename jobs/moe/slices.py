@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from jobs.moe.dispatch import Dispatch
 from jobs.moe.products import ROWS, fits, times
@@ -37,8 +38,11 @@ class Slices(torch.autograd.Function):
         fast = x_TD.dtype is up.dtype is down.dtype and rows >= FEWEST * len(sizes) and fits(x_TD, ROWS)
         if fast:
             sizes, runs = _whole_runs(sizes, plan.counts)
-            # What fills a run up is the first token with a weight of 0: it adds nothing to any gradient.
-            token = token.new_zeros(sum(sizes)).index_copy_(0, runs[:rows], token)
+            # What fills a run up is its own first token with a weight of 0: it adds nothing to any gradient, as one
+            # that overflows in an expert that is not its own would.
+            first = (plan.counts.cumsum(0) - plan.counts).clamp_max_(rows - 1)
+            filling = token.index_select(0, first).repeat_interleave(torch.tensor(sizes))
+            token = filling.index_copy_(0, runs[:rows], token)
             weights = weights.new_zeros(sum(sizes), 1).index_copy_(0, runs[:rows], weights)
             rows, place = sum(sizes), runs.index_select(0, place.view(-1)).view_as(place)
         y = _slots(x_TD, rows)
@@ -61,6 +65,7 @@ class Slices(torch.autograd.Function):
         return _sum_slots(y, place)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, token, weights, up, down, place, *hidden = ctx.saved_tensors
         sizes, fast, d_out = ctx.sizes, ctx.fast, d_out.contiguous()

@@ -92,15 +92,20 @@ def mkl_branch() -> str:
     return _BRANCHES.get(branch, str(branch)) + (",STRICT" if strict else "")
 
 
-@cache
 def has_fast_products() -> bool:
     """Return whether oneDNN multiplies matrices faster than MKL here, and no bits of other CPUs are given up for it.
 
     MKL takes AVX2 on AMD's CPUs, oneDNN AVX-512 where they have it, twice as fast. Those of Intel keep the branch under
     which their generations agree; on AMD's a CPU is named by its model in any case.
     """
-    fields, torch = cpu_fields(), sys.modules.get("torch")
-    if torch is None or fields.get("vendor_id") != "AuthenticAMD" or "avx512f" not in fields.get("flags", "").split():
+    return "torch" in sys.modules and _are_faster()
+
+
+@cache
+def _are_faster() -> bool:
+    """Return `has_fast_products` of a process in which torch is imported."""
+    fields, torch = cpu_fields(), sys.modules["torch"]
+    if fields.get("vendor_id") != "AuthenticAMD" or "avx512f" not in fields.get("flags", "").split():
         return False
     return mkl_branch().startswith(_BRANCHES[_AUTO]) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 

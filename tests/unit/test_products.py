@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -52,6 +55,15 @@ def test_a_linear_layer_and_its_gradients_are_those_of_fp64(chosen: list[tuple[i
     torch.testing.assert_close(x.grad.flatten(0, 1).double(), d_flat @ weight, rtol=0, atol=1e-5)
     torch.testing.assert_close(layer.weight.grad.double(), d_flat.T @ flat, rtol=0, atol=1e-4)
     torch.testing.assert_close(layer.bias.grad.double(), d_flat.sum(0), rtol=0, atol=1e-5)
+
+
+@here
+def test_gradients_of_gradients_are_refused_not_wrong(chosen: list[tuple[int, ...]]) -> None:
+    x, weight = torch.randn(64, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)
+    (d_x,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        d_x.square().sum().backward()
+    assert chosen
 
 
 @here
@@ -115,6 +127,23 @@ def test_shared_experts_and_so_dense_blocks_take_the_same_products(chosen: list[
     torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-5)
 
 
+@here
+@pytest.mark.parametrize("form", ["swiglu", "relu_mlp"])
+def test_no_expert_learns_from_a_token_that_it_does_not_have(form: str, chosen: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    tokens, experts = 640, Experts(4, 16, 8, form)
+    experts.reset_parameters(0.3)
+    # The first token overflows wherever it is multiplied, and has no expert.
+    indices = torch.arange(2 * tokens).view(tokens, 2) % 4
+    indices[0], indices[1:101, 0] = -1, 3
+    x = torch.randn(tokens, 16).index_fill_(0, torch.tensor([0]), 1e30).requires_grad_()
+    experts(x, indices, torch.rand(tokens, 2), "slices").sum().backward()
+    assert chosen
+    for gradient in (x.grad, experts.up.grad, experts.down.grad):
+        assert gradient is not None
+        assert torch.isfinite(gradient).all()
+
+
 def test_lengths_are_few_and_little_longer() -> None:
     assert [filled_up(size) for size in (0, 1, 32, 33, 500, 513, 1024, 1025)] == [0, 32, 32, 64, 512, 576, 1024, 1152]
     lengths = {filled_up(size) for size in range(1, 8193)}
@@ -171,9 +200,20 @@ def test_onednn_is_taken_where_no_bits_of_other_cpus_are_given_up(
 ) -> None:
     monkeypatch.setattr(machine, "cpu_fields", lambda: fields)
     monkeypatch.setattr(machine, "mkl_branch", lambda: branch)
-    monkeypatch.setattr(machine, "has_fast_products", machine.has_fast_products.__wrapped__)
+    monkeypatch.setattr(machine, "_are_faster", machine._are_faster.__wrapped__)
     assert machine.has_fast_products() is fast
     assert machine.facts("cpu")["products"] == ("oneDNN" if fast else "")
+
+
+@here
+def test_who_asks_before_torch_is_imported_does_not_answer_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpu_fields", lambda: AMD)
+    monkeypatch.setattr(machine, "mkl_branch", lambda: "AUTO")
+    monkeypatch.setattr(machine, "_are_faster", cache(machine._are_faster.__wrapped__))
+    with monkeypatch.context() as before:
+        before.delitem(sys.modules, "torch")
+        assert not machine.has_fast_products()
+    assert machine.has_fast_products()
 
 
 def test_a_state_made_with_other_products_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
