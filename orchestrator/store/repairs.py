@@ -69,23 +69,29 @@ class Repairs:
 
     def _copied(self, blob: Blob, place: Blob, committed: float) -> bool:
         """Replace a damaged file by one that was just written; False if that is no longer what it should be."""
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "file"
-            try:
-                with copy.open("wb") as file:
-                    for chunk in self._objects.chunks(blob.path) or ():
-                        file.write(chunk)
-            except OSError as error:
-                raise StoreError(f"cannot write {copy}", cause=str(error), hint="free some space there") from error
+        with contextlib.ExitStack() as stack:
+            source = self._objects.local_path(blob.path) or self._fetched(blob, stack)
             self._objects.delete(place.path)
             # Another process of the same repair may have put it there first.
             with contextlib.suppress(StoreError):
-                self._objects.upload(place.path, copy)
+                self._objects.upload(place.path, source)
         if self._damage(place):
             return False
         if (file_path := self._objects.local_path(place.path)) is not None:
             os.utime(file_path, (committed, committed))  # what is newer than the manifests that name it looks altered
         return True
+
+    def _fetched(self, blob: Blob, stack: contextlib.ExitStack) -> Path:
+        """Return a copy of a bucket's file that is there as long as `stack`."""
+        try:
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "file"
+            with copy.open("wb") as file:
+                for chunk in self._objects.chunks(blob.path) or ():
+                    file.write(chunk)
+        except OSError as error:
+            hint = "free some space in its temporary folder, or set TMPDIR to another one"
+            raise StoreError(f"cannot copy {blob.path} to this machine", cause=str(error), hint=hint) from error
+        return copy
 
     def _read(self, key: str) -> tuple[list[Blob], float]:
         data = self._objects.get(_path(key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -197,6 +198,21 @@ def test_what_is_made_again_with_the_same_bytes_lies_where_others_look_for_it(st
     committed = store.artifacts.times()[CHILD]
     assert file is None or file.stat().st_mtime <= committed, "it does not look altered"
     assert not list(store.objects.list("repairs"))
+
+
+def test_a_repair_within_a_folder_needs_no_room_elsewhere(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = shared(store)
+    again = make(store, attempt="batch-2")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    if store.objects.local_path(first.blobs[0].path) is None:
+        # A bucket's files come through this machine.
+        with pytest.raises(StoreError, match=r"cannot copy .* to this machine"):
+            store.artifacts.commit(again)
+        return
+    store.artifacts.commit(again)
+    store.artifacts.verify(CHILD)
 
 
 def test_what_is_made_again_with_other_bytes_lies_elsewhere(store: Store) -> None:
