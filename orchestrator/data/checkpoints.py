@@ -233,7 +233,8 @@ def _same_blocks(
         if ours is not None and ("moe", name) in said and name in _BLOCK and its is not None and ours != its:
             wrong.append(_differs(model, ("moe", name), ours, its))
     block = dataclasses.replace(model.moe, **moe)
-    if ("moe", "fixed_weight") not in said and (block.top_k != 1 or block.renormalise is False):
+    alone = block.top_k == 1 and block.renormalise is not False and block.choice != "expert"
+    if ("moe", "fixed_weight") not in said and not alone:
         block = dataclasses.replace(block, fixed_weight=False)
     return block
 

@@ -167,8 +167,9 @@ def test_a_single_expert_whose_weight_is_renormalised_is_told_of_not_refused(loa
     assert str(told).startswith(f"model.moe.fixed_weight: true {effect}")
     two = load(f"set: {{{TUNE}, model: {{checkpoint: 'file://sparse', moe: {{top_k: 2}}}}}}").cells[0].cell.model.moe
     assert (two.top_k, two.fixed_weight) == (2, False)
-    raw = f"set: {{{TUNE}, model: {{checkpoint: 'file://sparse', moe: {{renormalise: false}}}}}}"
-    assert not load(raw).cells[0].cell.model.moe.fixed_weight
+    for other in ("renormalise: false", "choice: expert"):
+        raw = f"set: {{{TUNE}, model: {{checkpoint: 'file://sparse', moe: {{{other}}}}}}}"
+        assert not load(raw).cells[0].cell.model.moe.fixed_weight
     with pytest.raises(GridError, match="the router gets no task gradient"):
         load("set: {model.moe: {preset: smoe, top_k: 1, num_experts: 4}}")
     with pytest.raises(GridError, match="it needs top_k 1 and renormalise"):
