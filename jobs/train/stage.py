@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from jobs.moe.balance import balanced_value
 from jobs.node.context import StageContext
+from jobs.node.numerics import give_back_freed_memory
 from jobs.node.preemption import Preempted
 from jobs.train.checkpoint import CheckpointWriter
 from jobs.train.collaboration import profile_collaboration, profiling_sample
@@ -38,6 +39,10 @@ from orchestrator.store.manifest import MOMENTS
 log = logging.getLogger(__name__)
 
 
+# Batches of other lengths leave holes where their temporary tensors were: half as much again is given back.
+GROWN = 1.5
+
+
 @dataclass
 class Segment:
     """What one run of a stage has seen so far."""
@@ -48,6 +53,7 @@ class Segment:
     marked_tokens: int = 0
     saved: float = field(default_factory=time.monotonic)
     again: bool = False  # another stage's steps, for the optimizer's state that its artifact lacks
+    resident_gb: float = 0.0  # when freed memory was last given back
 
 
 def run(context: StageContext, work: TrainWork) -> None:
@@ -266,7 +272,11 @@ def _observe(
     for block in trainer.engine.model.moe_blocks[:1]:
         even = balanced_value(train.balance.aux_variant, block.moe.top_k, block.router.num_ids)
         row |= {} if even is None else {"train/aux_loss_balanced": even}
-    observed = {"train/tokens_per_second": rate, "system/rss_gb": _resident_gb()}
+    resident = _resident_gb()
+    observed = {"train/tokens_per_second": rate, "system/rss_gb": resident}
+    if resident > GROWN * segment.resident_gb + 0.25:
+        give_back_freed_memory()
+        segment.resident_gb = _resident_gb()
     if not segment.again:
         context.series(trainer.step, row | observed)
     segment.rows.append(json.dumps({"step": trainer.step, "time": time.time(), **row, **observed}))
