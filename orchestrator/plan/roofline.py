@@ -53,7 +53,6 @@ def assumptions(gpu: Gpu) -> list[str]:
         f"nodes {NETWORK / 1e9:.0f} GB/s a GPU; nothing overlaps (assumed)",
         f"{RESERVED:.0%} of the GPU's memory is taken by driver, NCCL and fragmentation; each process takes "
         f"{PROCESS_BYTES['cuda'] / 1e9:.1f} GB of host memory beside its tensors (assumed)",
-        "engine deepspeed:3 is not calibrated: measured peaks were up to 18 % above simulated ones (docs/scale.md)",
         "a task has all its items, each as long as is usual for it (orchestrator.catalog.tasks)",
         "experts are evenly loaded; products of experts are grouped, logits in chunks, attention never holds its "
         "scores: the paths of a GPU",
