@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.data.whole_tables import whole_rows
 from orchestrator.errors import SourceError
 
 if TYPE_CHECKING:
@@ -108,11 +109,7 @@ def image_table(images: Mapping[str, bytes]) -> bytes:
 
 def load_images(path: Path | BinaryIO) -> dict[str, bytes]:
     """Return the encoded pictures of a data artifact's `images.parquet` by digest."""
-    import pyarrow.parquet as pq
-
-    # Its threads may still start when a short process ends, which is then aborted (pyarrow 25).
-    table = pq.read_table(path, use_threads=False)
-    return dict(zip(table["digest"].to_pylist(), table["image"].to_pylist(), strict=True))
+    return {row["digest"]: row["image"] for row in whole_rows(path, "digest", "image")}
 
 
 def require_pillow(where: str) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from jobs.data.images import BLOB, load_images, pixels
 from jobs.data.spans import SpanTables
 from jobs.data.tokenizer import Vocabulary
+from jobs.data.whole_tables import whole_rows
 from orchestrator.errors import SourceError
 from orchestrator.spec.work import TokensWork
 
@@ -166,15 +167,11 @@ def picture_arrays(context: StageContext, work: TokensWork) -> tuple[NDArray[np.
 
     Raises SourceError for a row without a picture, or with several.
     """
-    import pyarrow.parquet as pq
-
     encoded = load_images(context.fetch(work.data, BLOB))
     places = {name: place for place, name in enumerate(encoded)}
     found: Arrays = {}
     for split in ("train", "heldout"):
-        rows = pq.read_table(
-            context.fetch(work.data, f"{split}.parquet"), columns=["id", "images"], use_threads=False
-        ).to_pylist()
+        rows = whole_rows(context.fetch(work.data, f"{split}.parquet"), "id", "images")
         for row in rows:
             if len(row["images"]) != 1:
                 raise SourceError(

@@ -39,8 +39,8 @@ from orchestrator.store.manifest import MOMENTS
 log = logging.getLogger(__name__)
 
 
-# Batches of other lengths leave holes where their temporary tensors were: half as much again is given back.
-GROWN = 1.5
+# Batches of other lengths leave holes where their temporary tensors were: what has grown by half and this is trimmed.
+GROWN, SLACK_GB = 1.5, 0.25
 
 
 @dataclass
@@ -274,7 +274,7 @@ def _observe(
         row |= {} if even is None else {"train/aux_loss_balanced": even}
     resident = _resident_gb()
     observed = {"train/tokens_per_second": rate, "system/rss_gb": resident}
-    if resident > GROWN * segment.resident_gb + 0.25:
+    if resident > GROWN * segment.resident_gb + SLACK_GB:
         give_back_freed_memory()
         segment.resident_gb = _resident_gb()
     if not segment.again:

@@ -12,6 +12,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from jobs.data.whole_tables import whole_rows
 from jobs.evaluate.harness import Row, read_rows, splits_in
 from jobs.evaluate.ledger import Ledger
 from jobs.evaluate.prefix_lm import PrefixLM
@@ -98,7 +99,4 @@ def responses_parquet(rows: Sequence[Mapping[str, object]]) -> bytes:
 
 def read_responses(blob: bytes) -> list[Row]:
     """Return the rows of `responses.parquet`."""
-    import pyarrow.parquet as pq
-
-    rows: list[Row] = pq.read_table(io.BytesIO(blob), use_threads=False).to_pylist()
-    return rows
+    return [dict(row) for row in whole_rows(io.BytesIO(blob))]

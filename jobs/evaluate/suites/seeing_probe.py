@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jobs.data.packing import IGNORED, Batch, InstructionBatches
+from jobs.data.whole_tables import whole_rows
 from jobs.evaluate.state import load_state
 from jobs.evaluate.suites.disturbed import DROPS, interventions
 from jobs.moe.block import MoEBlock
@@ -152,14 +153,10 @@ def run(context: StageContext, work: EvaluateWork) -> None:
 
 def _questions(context: StageContext, work: EvaluateWork) -> Questions:
     """Return the held-out questions; their subtasks stand in the data that the tokens were made of."""
-    import pyarrow.parquet as pq
-
     directory, manifest = context.directory(work.tokens), context.manifest(work.tokens)
     made = work_from_json(manifest.spec)
     assert isinstance(made, TokensWork)
-    rows = pq.read_table(context.fetch(made.data, "heldout.parquet"), columns=["subtask"], use_threads=False)[
-        "subtask"
-    ].to_pylist()
+    rows = [row["subtask"] for row in whole_rows(context.fetch(made.data, "heldout.parquet"), "subtask")]
     if not rows:
         raise SourceError("no question about pictures is held out", hint="raise data.holdout of the last phase")
     pad = int(manifest.info.get("pad", 0))
