@@ -1,6 +1,6 @@
 """The cells of `quickstart` by `moegrid run` against a script by hand: CPU seconds, and wall time against the bound.
 
-    python benchmarks/makespan.py [--rounds 1] [--threads 1] [--against FOLDER] [--grid quickstart]
+    python benchmarks/makespan.py [--rounds 1] [--threads 1] [--against FOLDER] [--grid quickstart] [--no-script]
 
 The script (`benchmarks/lib/by_hand.py`) is transformers' Trainer and stock lm-eval in one process: the base trained
 once, and trained from scratch for each cell. Data lie on disk as plain files for it: ours runs once on an empty store,
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of the script by hand")
     parser.add_argument("--grid", default="quickstart", help="another grid has no script by hand")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of an earlier version")
+    parser.add_argument("--no-script", action="store_true", help="leave the script by hand out")
     options = parser.parse_args()
     adopt()
     graph = build_graph(load_grid(options.grid))
@@ -134,7 +135,7 @@ def main() -> None:
                 earlier = folder / f"earlier-{number}"
                 earlier.mkdir()
                 note(found, "the earlier version", ours(options.against.resolve(), options.grid, earlier / "runs"))
-            if options.grid == "quickstart":
+            if options.grid == "quickstart" and not options.no_script:
                 data = folder / f"data-{number}"
                 data.mkdir()
                 lay_out(Store.peek(str(own / "runs")), graph, data)
