@@ -63,12 +63,22 @@ class Agenda:
         keys = left()
         longest = max((seconds[key] for key in keys), default=0.0)
         work = sum(self._own(key) * amounts(self._graph.resources(key), budget)[0] for key in keys)
-        slack = work / budget.cores - HORIZON * longest
+        # What starts instead of training holds its cores to its end: all evaluations of a cell.
+        slack = work / budget.cores - HORIZON * longest - self._longest_evaluations(keys)
         near = slack <= 0
         if near is not self._near:
             self._near, self._listed, self._sorted, self._together = near, frozenset(), {}, {}
         # It shrinks by one second a second, if the estimates hold.
         self._look_at = now + max(slack / 2, 1.0)
+
+    def _longest_evaluations(self, keys: Collection[str]) -> float:
+        """Return the seconds of the longest job of evaluations among the stages."""
+        jobs: dict[str, float] = {}
+        for key in keys:
+            if self._graph.stages[key].phase == "evaluate":
+                state = self._graph.users[key][0]
+                jobs[state] = jobs.get(state, 0.0) + self._own(key)
+        return max(jobs.values(), default=0.0)
 
     def choose(
         self,

@@ -110,6 +110,25 @@ def test_training_comes_first_where_the_end_is_near_and_results_do_before(graph:
     assert phases == {2: ["evaluate"] * 4, 10_000: ["finetune"] * 2}
 
 
+def test_a_job_of_evaluations_is_not_begun_where_training_would_end_last() -> None:
+    """Two cores, 2.36 s of training and then 5.34 s of evaluations, twice 5.34 s of evaluations that could start.
+
+    With training first all ends after max(2.36 + 5.34, 2 x 5.34) = 10.68 s, with both evaluations first after 13.04.
+    """
+    graph = build_graph(load_grid("quickstart"))
+    clock = Clock()
+    trained = [key for key, stage in graph.stages.items() if stage.phase == "finetune"]
+    for key in trained:
+        clock.learn(graph.stages[key], graph.resources(key), {"train_seconds": 2.36, "steps_run": 25})
+    left = {key for key, stage in graph.stages.items() if stage.phase == "evaluate"} | {trained[-1]}
+    done = graph.stages.keys() - left
+    ready = {key for key in left if set(graph.stages[key].parents) <= done}
+    made = Agenda(graph, clock)
+    made.look(Budget(2, 1e6, 0), lambda: left, (), now=0.0)
+    first = chosen(graph, made, ready, done, Site(2))[0]
+    assert graph.stages[first[0]].phase == "finetune"
+
+
 def test_the_end_is_looked_for_when_it_could_be_near(graph: StageGraph) -> None:
     done, _ = half_done(graph)
     made, looked = Agenda(graph, Clock()), []
