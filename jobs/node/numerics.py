@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -25,6 +24,9 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 SPINS = 2000
 # In a process that jobs are forked from, the spin count that its libraries were loaded with; "" = its user's own.
 _loaded: str | None = None
+
+# Where the kernel counts for what its cores worked.
+STAT = Path("/proc/stat")
 
 # What a manifest of an earlier version means where it does not say it.
 UNSAID = {"mesh": "", "tf32": False, "products": ""}
@@ -98,17 +100,23 @@ def allowed_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def busy_threads(samples: int = 20, pause: float = 0.005) -> float:
-    """Return how many threads of the machine besides this one ran or wanted to, on average over a tenth of a second."""
-    counts = []
-    for _ in range(samples):
-        try:
-            running = Path("/proc/loadavg").read_text().split()[3].partition("/")[0]
-        except (OSError, IndexError):
-            return 0.0
-        counts.append(int(running) - 1)
-        time.sleep(pause)
-    return statistics.mean(counts)
+def busy_threads(seconds: float = 0.1) -> float:
+    """Return how many cores of the machine worked on average for that time, 0.0 where nobody tells.
+
+    What gives way to others (`nice`), as the publisher to a tracker does, is not counted.
+    """
+    before = _worked()
+    time.sleep(seconds)
+    return max(_worked() - before, 0.0) / seconds
+
+
+def _worked() -> float:
+    """Return the seconds that the machine's cores have worked for all but what gives way: proc_stat(5)."""
+    try:
+        user, _, system = map(int, STAT.read_text().split(maxsplit=4)[1:4])
+    except (OSError, ValueError):
+        return 0.0
+    return (user + system) / os.sysconf("SC_CLK_TCK")
 
 
 def prepare_torch(execution: Execution, resources: Resources) -> None:
