@@ -41,12 +41,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one call of `submit` starts. `name` is unique for ever, so that a lost answer can be looked up by it."""
+    """What one call of `submit` starts. `name` is unique for ever, so that a lost answer can be looked up by it.
+
+    `more`: its driver stays, and submits others when these have ended.
+    """
 
     name: str
     store: str
     jobs: tuple[Job, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

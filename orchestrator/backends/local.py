@@ -129,7 +129,7 @@ class LocalBackend:
     ) -> None:
         """`store` is the URL of the store whose jobs share the budget; "" = of all stores.
 
-        Jobs without a GPU are forked from a `warm` process, once this driver has seen that it stays long enough.
+        Jobs without a GPU are forked from a `warm` process, once it is known that more are to come.
         """
         self.budget = budget or Budget.of_machine()
         self._records = host.run_directory(make=False) / "jobs"
@@ -151,6 +151,7 @@ class LocalBackend:
         return self.budget.fits(used, wanted)
 
     def submit(self, batch: Batch) -> dict[str, Handle]:
+        self._stays |= batch.more
         return {job.attempt: self._start(batch, job) for job in batch.jobs}
 
     def poll(self, handles: Sequence[Handle]) -> dict[str, JobState]:
@@ -253,7 +254,8 @@ class LocalBackend:
     def _warm_worker(self, batch: Batch, job: Job) -> WarmWorker | None:
         """Return the process that may fork the job; start one where it does not stand ready yet.
 
-        A driver that has seen no end of a job may be gone in a moment: it starts none.
+        It starts beside the first jobs, which mostly prepare data, if others follow them; without that nobody knows
+        whether the driver is gone in a moment, until it has seen the end of a job.
         """
         if self._targets is None or not self._stays or job.resources.gpus:
             return None

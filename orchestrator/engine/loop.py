@@ -109,7 +109,7 @@ class Engine:
         self._told: set[tuple[str, str]] = set()
         self._damaged: set[str] = set()
         self._first = True
-        self._stopping = self._leave_jobs = False
+        self._stopping = self._leave_jobs = self._stays = False
         self._signalled: set[tuple[str, bool]] = set()
         self._now = False
         self._started = 0.0
@@ -212,7 +212,7 @@ class Engine:
 
         `trouble` hears of a store or scheduler that is away; raises its error after PATIENCE_SECONDS.
         """
-        away_since = settled_since = 0.0
+        self._stays, away_since, settled_since = True, 0.0, 0.0
         wait = Wait(self.options.tick_seconds, SLOWEST * self.options.tick_seconds)
         while True:
             pause = took = 0.0
@@ -375,7 +375,9 @@ class Engine:
         )
         requests = tuple(Job(job.attempt, index, job.label, asked) for index, (job, asked) in enumerate(jobs))
         try:
-            handles = self.backend.submit(Batch(batch, self.store.url, requests, self.options.environment))
+            environment, store = self.options.environment, self.store.url
+            more = self._stays and len(self._following.open) > sum(len(job.stages) for job in planned)
+            handles = self.backend.submit(Batch(batch, store, requests, environment, more))
         except MoegridError:
             # An error is no proof that nothing was started: what the scheduler knows by name goes on.
             handles = self.backend.find(batch)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def wait(of: LocalBackend, handle: Handle, seconds: float = 60.0) -> JobState:
 def warmed(targets: Targets = FAKE, store: str = "/store") -> LocalBackend:
     """Return a backend whose worker stands ready."""
     backend = LocalBackend(budget=Budget(4, 64.0, 0), warm=targets)
-    backend._stays = True
+    backend.submit(Batch("of-none", store, (), more=True))
     host.run_directory()
     backend._records.mkdir(exist_ok=True)
     end = time.monotonic() + 120
@@ -96,6 +97,22 @@ def test_each_job_has_its_own_session_log_and_end() -> None:
     while host.start_time(child) and not host.is_zombie(child):
         assert time.monotonic() < end, "what a job left behind goes on"
         time.sleep(0.02)
+
+
+def test_a_worker_starts_beside_the_first_jobs_that_others_follow() -> None:
+    """Nobody forks from the worker of a driver that is gone once it has submitted."""
+    for more in (False, True):
+        backend, name = LocalBackend(budget=Budget(4, 64.0, 0), warm=FAKE), f"first-{more}"
+        handle = backend.submit(replace(batch(name), more=more))[f"{name}-0"]
+        assert (backend._worker is not None) is more
+        assert handle.details["driver"][0] == os.getpid()
+        wait(backend, handle)
+        if more:
+            end = time.monotonic() + 120
+            while not (backend._worker and backend._worker.ready):
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            assert wait(backend, forked(backend, "quick")).exit_code == 0
 
 
 def test_a_kill_or_a_stop_takes_one_job_and_ends_wake_the_driver() -> None:
@@ -168,7 +185,7 @@ def test_a_worker_that_hangs_is_killed_before_the_job_starts_elsewhere(monkeypat
 
 def test_a_worker_whose_imports_fail_is_done_without() -> None:
     backend = LocalBackend(budget=Budget(4, 64.0, 0), warm=Targets("tests.warm_targets:broken", FAKE.call))
-    backend._stays = True
+    backend.submit(Batch("of-none", "/store", (), more=True))
     backend._program = (sys.executable, "-c", "")
     assert wait(backend, backend.submit(batch("b1"))["b1-0"]).exit_code == 0
     assert backend._worker is not None

@@ -317,3 +317,26 @@ def test_shared_pretraining_goes_on_for_the_cells_whose_data_can_be_read(tmp_pat
     neither = make_plan(found, others, failed={bad: "not JSON", good: "not text"})
     assert neither.actions[pretrain].reason == "blocked by data bad.jsonl: not JSON"
     assert neither.settled or pretrain not in neither.pending
+
+
+@pytest.mark.parametrize(("last", "more"), [("evaluate", False), ("finetune", True)])
+def test_a_backend_is_told_whether_others_follow_its_jobs(
+    graph: StageGraph, store: Store, last: str, more: bool
+) -> None:
+    """The evaluations of one cell are a job without others; its training comes before them. A tick alone stays not."""
+    cell = list(graph.cells.values())[-1]
+    left = {key for key in cell.keys if graph.stages[key].phase == "evaluate"}
+    left |= {cell.final} if last == "finetune" else set()
+    commit(store, graph, *(key for key in graph.stages if key not in left))
+    for drives, told in ((False, False), (True, more)):
+        scheduler = Scheduler()
+        drive = engine(graph, store, scheduler)
+        if drives:
+            drive.run(lambda snapshot, drive=drive: drive.stop(leave_jobs=True), lambda error: None)  # type: ignore[misc]
+        else:
+            drive.tick()
+        assert [batch.more for batch in scheduler.batches] == [told]
+        scheduler.states.clear()
+        for job in scheduler.batches[0].jobs:
+            for key in left:
+                drive.journal.evict(key, job.attempt)
