@@ -35,6 +35,7 @@ from jobs.node.world import World, launch, own_world
 from orchestrator.catalog.kinds import STAGES, computes
 from orchestrator.catalog.parameters import code_of
 from orchestrator.catalog.suites import SUITES
+from orchestrator.ending import ends_at_once, with_code
 from orchestrator.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -308,4 +309,5 @@ def _record_failure(job: Job, stage: str, error: BaseException) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ends_at_once()
+    sys.exit(with_code(main()))

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.backends import host
+from orchestrator.ending import ends_at_once, with_code
 from orchestrator.registry import load
 
 
@@ -125,6 +126,7 @@ class ForkServer:
 def main(words: Sequence[str]) -> int:
     """Prepare, serve, and in a child do a job; return the exit code of whichever this process is."""
     descriptor, prepare, call = words
+    ends_at_once()
     load(prepare, "a fork server")()
     function = load(call, "a fork server")
     # What is there now is never looked at again by the collector: its pages stay those of the server.
@@ -132,10 +134,10 @@ def main(words: Sequence[str]) -> int:
     gc.freeze()
     request = ForkServer(socket.socket(fileno=int(descriptor))).run()
     if request is None:
-        return 0
+        return with_code(0)
     sys.argv = [call, *request.arguments]
     code: int = function(list(request.arguments))
-    return code
+    return with_code(code)
 
 
 if __name__ == "__main__":

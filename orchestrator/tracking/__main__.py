@@ -7,6 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
+from orchestrator.ending import ends_at_once, with_code
 from orchestrator.errors import MoegridError
 from orchestrator.store import Store
 from orchestrator.tracking.service import INTERVAL_SECONDS, serve
@@ -36,4 +37,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ends_at_once()
+    sys.exit(with_code(main()))
