@@ -80,7 +80,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "truthfulqa": Benchmark(
         "hallucination",
         ("truthfulqa_mc1", "truthfulqa_mc2"),
-        "JSON lines with question, mc1_targets and mc2_targets",
+        "mc_task.json (of the repository TruthfulQA), JSON lines with question, mc1_targets and mc2_targets, or"
+        " questions.json of BIG-bench's task truthful_qa",
         "truthfulqa/truthful_qa:multiple_choice",
     ),
     "advglue": Benchmark(

@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.catalog.benchmarks import BENCHMARKS, BOSS, GLUE, SAFETY_SETS, STYLES
 from orchestrator.catalog.labelled import LABELLED
+from orchestrator.data import truthfulqa
 from orchestrator.data.answers import check
 from orchestrator.data.layouts import classified, labelled
 from orchestrator.data.rows import read_file
@@ -147,7 +148,9 @@ def truthfulqa_rows(where: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
     found = []
     for number, row in enumerate(rows, 1):
         here = f"{where}, row {number}"
-        _require("truthfulqa", here, row, ("question", "mc1_targets", "mc2_targets"))
+        if isinstance(row, Mapping):
+            row = truthfulqa.listed(here, dict(row))
+        _require("truthfulqa", here, row, truthfulqa.COLUMNS)
         for column in ("mc1_targets", "mc2_targets"):
             targets = row[column]
             _require("truthfulqa", f"{here}, {column}", targets, ("choices", "labels"))
@@ -159,7 +162,7 @@ def truthfulqa_rows(where: str, rows: Iterable[Mapping[str, Any]]) -> list[Row]:
                 raise SourceError(f"{here}: {column} has a choice without text")
         if row["mc1_targets"]["labels"][0] != 1:
             raise SourceError(f"{here}: the first choice of mc1_targets must be the true one")
-        found.append({column: row[column] for column in ("question", "mc1_targets", "mc2_targets")})
+        found.append({column: row[column] for column in truthfulqa.COLUMNS})
     return found
 
 
@@ -199,8 +202,12 @@ def _nq_open(path: Path) -> Tasks:
 
 
 def _truthfulqa(path: Path) -> Tasks:
-    file = _file(path, "truthfulqa", "truthfulqa_mc.jsonl", "mc_task.json", "truthfulqa.jsonl")
-    rows = truthfulqa_rows(str(file), _json(file))
+    file = _file(path, "truthfulqa", "truthfulqa_mc.jsonl", "mc_task.json", "truthfulqa.jsonl", "questions.json")
+    data = _json(file)
+    if isinstance(data, Mapping):
+        _require("truthfulqa", str(file), data, ("examples",))
+        data = data["examples"]
+    rows = truthfulqa_rows(str(file), data)
     return {task: {"validation": rows} for task in BENCHMARKS["truthfulqa"].tasks}
 
 
