@@ -122,3 +122,32 @@ def test_the_command_of_what_needs_a_users_data_measures_it(tmp_path: Path) -> N
         assert wanted & columns or (one.kind == "shift" and "sst2_styles_acc" in columns), one.name
         if one.x == "mix_rows":
             assert {item.factors.get("mix_rows", 0) for item in grid.cells} == {0, 500}
+
+
+@pytest.mark.parametrize(
+    ("metric", "scored", "stands"),
+    [
+        ("truthfulqa_mc1", 817, True),
+        ("truthfulqa_mc1", 299, False),
+        ("truthfulqa_mc2", 200, False),
+        ("nq", 3610, True),
+        ("nq", 100, False),
+    ],
+)
+def test_a_benchmark_stands_beside_the_printed_one_only_with_all_of_its_items(
+    metric: str, scored: int, stands: bool
+) -> None:
+    store = Store.open(f"memory://{uuid.uuid4().hex}")
+    GridStore(store, name="safety_freeze").commit_all()
+    results = collect("safety_freeze", store)
+    one, cells = exhibit("MoE-Bench", "Table 11"), []
+    for cell in results.cells:
+        document = {**cell.document, "parameters": {"total": 6919e6}}
+        cells.append(replace(cell, metrics={metric: 0.25}, number={metric: scored}, document=document))
+    shown = replace(results, cells=tuple(cells))
+    row = next(row for row in one.rows if measured.match(shown, one, row))
+    column = next(column for column in one.columns if column.metric == metric)
+    assert measured.text(shown, one, row, column).startswith("0.2500")
+    said = measured.otherwise(shown, one, row, column)
+    assert (said == "") == stands
+    assert stands or f"{scored} items here" in said

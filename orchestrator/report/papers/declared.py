@@ -40,7 +40,7 @@ RENAMED = {"type": "kind", "number": "name"}  # the file's words -> fields
 class Column:
     """How a printed column was measured: the metric here, or the mean of the tasks beside it; shots; unit.
 
-    `differs` says why a metric of ours is another one than the printed.
+    `differs` says why a metric of ours is another one than the printed, `items` how many that one is the mean of.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Column:
     shots: int | None = None
     unit: str = "share"
     differs: str = ""
+    items: int = 0
 
 
 @dataclass(frozen=True, slots=True)

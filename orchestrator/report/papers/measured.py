@@ -152,6 +152,8 @@ def _other_protocol(cell: CellResult, column: Column) -> str:
     """Return in what a task was scored otherwise than the paper scores it."""
     if column.differs:
         return f"{column.name}: {column.differs}"
+    if column.items and (scored := cell.number.get(column.metric, column.items)) != column.items:
+        return f"{column.name}: {scored} items here, {column.items} there"
     if column.shots is None:
         return ""
     name = column.metric.partition("/")[0]
