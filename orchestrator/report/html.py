@@ -93,7 +93,7 @@ table.main .pm{color:var(--quiet);font-size:.92em;white-space:nowrap}.whole{whit
 font-size:.8rem;white-space:pre-line;border-radius:4px;pointer-events:none}.tip[hidden]{display:none}
 .tools{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.82rem;color:var(--quiet);align-items:center}
 .tools input[type=range]{width:7rem;vertical-align:middle}.hint{color:var(--accent);font-size:.82rem;margin:.1rem 0}
-.small-multiples{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:.5rem}
+.small-multiples{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:.5rem;align-items:end}
 .small-multiples svg{min-width:0}.paper{display:none}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(560px,100%),1fr));gap:0 1rem}
 .maps{display:flex;flex-wrap:wrap;gap:0 2rem}.maps>div,.pair>div{min-width:0;max-width:100%}

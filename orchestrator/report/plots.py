@@ -68,18 +68,21 @@ def forest(rows: Sequence[Interval], axis: str) -> str:
     if not rows:
         return ""
     ends = [v for row in rows for v in (row.low, row.middle, row.high, 0.0) if v is not None]
-    names = svg.shortened([row.label for row in rows], 300)
-    left, width, height = svg.text_width(names) + 14, 720, 26 * len(rows) + 44
+    names = [svg.lines_of(row.label, 300) for row in rows]
+    tall = [26 + svg.LINE * (len(lines) - 1) for lines in names]
+    left, width, height = svg.text_width(line for lines in names for line in lines) + 14, 720, sum(tall) + 44
     x = svg.scale(min(ends), max(ends), left, width - 16)
     parts = [svg.x_axis(x, min(ends), max(ends), 8, height - 34, axis)]
     parts.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="8" y2="{height - 34}"/>')
-    for i, row in enumerate(rows):
-        y = 22 + 26 * i
+    top = 9
+    for row, lines, own in zip(rows, names, tall, strict=True):
+        y = top + own // 2
         parts.append(f'<g class="{"strong" if row.strong else "weak"}"><title>{escape(row.title)}</title>')
-        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{escape(names[i])}</text>')
+        parts.append(svg.text(lines, left - 10, y + 4 - svg.LINE * (len(lines) - 1) / 2, ' text-anchor="end"'))
         if row.low is not None and row.high is not None:
             parts.append(f'<line class="whisker" x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="dot" cx="{x(row.middle):.1f}" cy="{y}" r="5"/></g>')
+        top += own
     return svg.figure(width, height, parts, f"differences to the baseline in {axis}")
 
 
@@ -211,20 +214,22 @@ def scatter(spots: Sequence[Spot], x_axis: str, y_axis: str) -> str:
 
 
 def small_scatter(points: Mapping[str, tuple[float, float]], x_axis: str, y_axis: str, r: float) -> str:
-    """Return a small scatter plot of (x, y) by name, one of many: no ticks, the correlation in its title."""
-    width, height = 220, 170
+    """Return a small scatter plot of (x, y) by name, one of many: no ticks, the correlation below its title."""
+    width = 220
+    over, under = svg.lines_of(y_axis, width - 12), svg.lines_of(x_axis, width - 20)
+    top, below = svg.LINE * (len(over) - 1), svg.LINE * (len(under) - 1)
+    bottom = 150 + top
     xs, ys = [x for x, _ in points.values()], [y for _, y in points.values()]
-    x, y = svg.scale(min(xs), max(xs), 14, width - 10), svg.scale(min(ys), max(ys), height - 28, 40)
-    top, name = svg.shortened([y_axis], width - 12)[0], svg.shortened([x_axis], width - 20)[0]
-    parts = [f'<text x="4" y="12">{escape(top)}</text><text class="small" x="4" y="27">r = {r:.2f}</text>']
-    parts.append(f'<line class="axis" x1="8" x2="{width - 6}" y1="{height - 20}" y2="{height - 20}"/>')
-    parts.append(f'<line class="axis" x1="8" x2="8" y1="34" y2="{height - 20}"/>')
+    x, y = svg.scale(min(xs), max(xs), 14, width - 10), svg.scale(min(ys), max(ys), bottom - 8, 40 + top)
+    parts = [svg.text(over, 4, 12), f'<text class="small" x="4" y="{27 + top}">r = {r:.2f}</text>']
+    parts.append(f'<line class="axis" x1="8" x2="{width - 6}" y1="{bottom}" y2="{bottom}"/>')
+    parts.append(f'<line class="axis" x1="8" x2="8" y1="{34 + top}" y2="{bottom}"/>')
     for label, (px, py) in points.items():
         told = f"{label}: {x_axis} {px:.4f}, {y_axis} {py:.4f}"
         parts.append(f'<g class="strong"><title>{escape(told)}</title>')
         parts.append(f'<circle class="dot" cx="{x(px):.1f}" cy="{y(py):.1f}" r="3.5"/></g>')
-    parts.append(f'<text class="small" x="{width - 6}" y="{height - 6}" text-anchor="end">{escape(name)}</text>')
-    return svg.figure(width, height, parts, f"{y_axis} against {x_axis}")
+    parts.append(svg.text(under, width - 6, bottom + 14, ' class="small" text-anchor="end"'))
+    return svg.figure(width, bottom + below + 20, parts, f"{y_axis} against {x_axis}")
 
 
 def _beside(label: str, px: float, py: float, taken: list[Box], width: float) -> str:

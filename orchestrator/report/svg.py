@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape, unescape
 
 CHARACTER = 7.2  # width of a letter, about
+LINE = 14  # from one line of a text to the next
 DASHED = ' stroke-dasharray="6 3"'
 COLOURS = 12  # CSS variables --c0 .. --c11 of the page
 # The colours of the page in light and dark, and how the parts of a figure use them.
@@ -37,6 +38,8 @@ svg .small{font-size:11px;fill:var(--quiet)}.axis{stroke:var(--quiet)}.grid{stro
 _FIGURE = re.compile(
     r"<h3>(?P<heading>.*?)</h3>|<summary>(?P<summary>.*?)</summary>|(?P<svg><svg .*?</svg>)", re.DOTALL
 )
+# What a line of a name may end with: a space, or a sign between its words.
+_PARTS = re.compile(r"[^\s/_,;:=+>-]*[\s/_,;:=+>-]*")
 _COLOUR = re.compile(r"var\((--\w+)\)")
 _LABEL = re.compile(r'aria-label="([^"]*)"')
 _SIZE = re.compile(r'viewBox="0 0 (\d+) (\d+)"')
@@ -150,29 +153,50 @@ def text_width(texts: Iterable[str]) -> float:
 def legend(names: Sequence[str], left: float, top: float, right: float) -> tuple[str, float]:
     """Return a key of coloured lines for `names`, in as many columns as hold the longest, and its height.
 
-    A name that is wider than the figure is cut, and whole in its tooltip.
+    A name that is wider than the figure goes on in the next line.
     """
     room = right - left - 28
     longest = min(text_width(names), room)
     columns = max(1, min(len(names), int((right - left) // (longest + 44))))
     wide = (right - left) / columns
     parts = []
+    y = top + 12.0
     for i, name in enumerate(names):
-        x, y = left + (i % columns) * wide, top + 12 + 20 * (i // columns)
+        x = left + (i % columns) * wide
         dashed = DASHED if i >= COLOURS else ""
-        most = int(room / CHARACTER)
-        text = name if len(name) <= most else f"{name[: most - 1]}\u2026"
+        broken = lines_of(name, room)
         parts.append(
             f'<g class="key" data-name="{escape(name)}" style="color:var(--c{i % COLOURS})">'
             f"<title>{escape(name)}</title>"
             f'<line class="curve" x1="{x:.1f}" x2="{x + 22:.1f}" y1="{y - 4}" y2="{y - 4}"{dashed}/>'
-            f'<text x="{x + 28:.1f}" y="{y}">{escape(text)}</text></g>'
+            f"{text(broken, x + 28, y)}</g>"
         )
-    return "".join(parts), 20 * math.ceil(len(names) / columns) + 8
+        # Where a name takes several lines there is one column.
+        y += (20 + LINE * (len(broken) - 1)) * (i % columns == columns - 1 or i == len(names) - 1)
+    return "".join(parts), y - top - 4
 
 
-def shortened(names: Sequence[str], room: float) -> list[str]:
-    """Return the names cut in the middle to `room`; the whole ones belong into tooltips."""
-    most = int(room / CHARACTER)
-    half = (most - 1) // 2
-    return [name if len(name) <= most else f"{name[:half]}\u2026{name[-half:]}" for name in names]
+def lines_of(name: str, room: float) -> list[str]:
+    """Return a name in lines no wider than `room`: broken at spaces, else behind a sign, else anywhere.
+
+    Nothing of it is left out: on a phone there are no tooltips.
+    """
+    most = max(1, int(room / CHARACTER))
+    lines, line = [], ""
+    for part in _PARTS.findall(name):
+        if line and len(line) + len(part.rstrip()) > most:
+            lines.append(line.rstrip())
+            line = ""
+        line += part
+        while len(line.rstrip()) > most:
+            lines.append(line[:most])
+            line = line[most:]
+    return [*lines, line.rstrip()] if line.strip() or not lines else lines
+
+
+def text(lines: Sequence[str], x: float, y: float, attributes: str = "") -> str:
+    """Return a text whose lines stand below each other, the first one on `y`; `attributes` as in SVG."""
+    if len(lines) == 1:
+        return f'<text x="{x:.1f}" y="{y:.6g}"{attributes}>{escape(lines[0])}</text>'
+    spans = (f'<tspan x="{x:.1f}" y="{y + LINE * i:.6g}">{escape(line)}</tspan>' for i, line in enumerate(lines))
+    return f"<text{attributes}>{''.join(spans)}</text>"

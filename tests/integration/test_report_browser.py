@@ -56,7 +56,15 @@ all('svg').forEach(function(s){var v=s.viewBox.baseVal,keys=all('g.key text',s).
   if(meet(a,b))bad.push('legends overlap in '+s.getAttribute('aria-label'))})});
  all('text',s).forEach(function(x){if(x.hasAttribute('transform'))return;var b=x.getBBox();
   if(b.x<-1||b.x+b.width>v.width+1||b.y+b.height>v.height+1||b.y<-1)
-   bad.push('cut text: '+x.textContent+' in '+s.getAttribute('aria-label'))})});
+   bad.push('cut text: '+x.textContent+' in '+s.getAttribute('aria-label'));
+  if(/\\u2026/.test(x.textContent))bad.push('shortened: '+x.textContent+' in '+s.getAttribute('aria-label'))})});
+var small=all('.small-multiples svg');if(small.length<2)bad.push('no small plots');
+small.forEach(function(s){var t=all('text',s).map(function(x){var b=x.getBBox();
+  return{left:b.x,right:b.x+b.width,top:b.y,bottom:b.y+b.height,said:x.textContent}});
+ t.forEach(function(a,i){t.slice(i+1).forEach(function(b){
+  if(meet(a,b))bad.push('texts overlap: '+a.said+' and '+b.said)})});
+ all('circle',s).forEach(function(c){var o=c.getBBox();t.forEach(function(a){
+  if(meet(a,{left:o.x,right:o.x+o.width,top:o.y,bottom:o.y+o.height}))bad.push('a point lies on '+a.said)})})});
 all('.scroll').forEach(function(b){if(!b.offsetParent)return;var c=w.getComputedStyle(b).overflowX;
  if(b.scrollWidth>b.clientWidth+2&&(c!=='auto'||b.nextSibling.hidden))
   bad.push('columns out of reach, without a sign')});

@@ -110,13 +110,17 @@ def test_legends_neither_touch_nor_leave_the_figure(names: list[str]) -> None:
     figure = curves([Line(name, [0.0, 1.0], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0]) for name in names], "loss")
     height = float(re.search(r'viewBox="0 0 \d+ (\d+)"', figure)[1])
     taken: list[tuple[float, float, float]] = []
-    for x, y, text in re.findall(r'class="key".*?<text x="([\d.]+)" y="([\d.]+)">([^<]*)</text>', figure, re.DOTALL):
-        left, right, low = float(x) - 28, float(x) + svg.CHARACTER * len(text), float(y)
-        assert right <= 720
-        assert low <= height
-        assert not any(abs(low - y0) < 12 and left < r0 and l0 < right for l0, r0, y0 in taken)
-        taken.append((left, right, low))
-    assert len(taken) == len(names)
+    keys = re.findall(r'<g class="key".*?</g>', figure, re.DOTALL)
+    for key in keys:
+        lines = re.findall(r'<(?:text|tspan) x="([\d.]+)" y="([\d.]+)">([^<]+)</', key)
+        assert "".join(text for _, _, text in lines) in names
+        for x, y, text in lines:
+            left, right, low = float(x) - 28, float(x) + svg.CHARACTER * len(text), float(y)
+            assert right <= 720
+            assert low <= height
+            assert not any(abs(low - y0) < 12 and left < r0 and l0 < right for l0, r0, y0 in taken)
+            taken.append((left, right, low))
+    assert len(keys) == len(names)
 
 
 def test_large_maps_are_one_picture_and_the_page_stays_small() -> None:
