@@ -24,7 +24,7 @@ OPTIONS := --scale $(SCALE) --site $(SITE) $(if $(SEEDS),--seeds $(SEEDS)) $(if 
 EXTRA := $(if $(filter slurm,$(SITE)),slurm)$(if $(filter ray,$(SITE)),ray)
 READY := $(VENV)/.ready$(if $(EXTRA),-$(EXTRA))
 
-.PHONY: help grid plan resume status explain table logs diff compare effects paper report ui test coverage check gpu-check docs bench faults doctor lab-up lab-down clean setup
+.PHONY: help grid plan resume status explain table logs diff compare effects paper report ui test coverage check gpu-check picture docs bench faults doctor lab-up lab-down clean setup
 
 help:  ## explain the targets
 	@echo 'moegrid: controlled experiments on Mixture-of-Experts language models'
@@ -40,6 +40,7 @@ help:  ## explain the targets
 	@echo 'start with: make grid GRID=quickstart'
 
 need-grid = @test -n "$(GRID)" || { echo 'error: no grid named; hint: make $@ GRID=quickstart (make alone lists the grids)' >&2; exit 2; }
+need-two = @test -n "$(A)" -a -n "$(B)" || { echo 'error: two grids are needed; hint: make $@ A=quickstart B=finetune_freeze' >&2; exit 2; }
 
 grid: $(READY)  ## run a grid: plan, train, evaluate, table
 	$(need-grid)
@@ -70,9 +71,11 @@ logs: $(READY)  ## what the newest job of a grid says (GRID=grid:cell, ARGS=-f)
 	@$(BIN)/moegrid logs $(GRID) $(OPTIONS)
 
 diff: $(READY)  ## fields in which two grids or cells differ (A=... B=...)
+	$(need-two)
 	@$(BIN)/moegrid diff $(A) $(B) --scale $(SCALE) $(ARGS)
 
 compare: $(READY)  ## results of two grids against each other (A=... B=...)
+	$(need-two)
 	@$(BIN)/moegrid compare $(A) $(B) $(ARGS)
 
 effects: $(READY)  ## what each factor does, over one or several grids (GRID="a b")
@@ -116,6 +119,9 @@ check: $(VENV)/.ready-dev  ## style, types, import rules, dead code
 
 gpu-check: $(VENV)/.ready-dev  ## what only a GPU can show, as one table to send back
 	@$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+picture: $(READY)  ## draw README's picture of a run, out of a quickstart in a new store
+	@$(BIN)/python infra/terminal_picture.py docs/pictures/terminal.svg
 
 docs: $(VENV)/.ready-dev  ## build the documentation site into build/site
 	@$(BIN)/mkdocs build -q -f infra/docs.yml
