@@ -104,8 +104,8 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--port", type=_natural, default=0, help="of the loopback interface (0: any that is free)")
     one.add_argument("--open", action="store_true", help="show it in the browser")
     one = add("table", "results, one row per setting and seed", grid, as_json)
-    text = "csv (all digits), md (Markdown, the default) or json"
-    one.add_argument("--format", default="md", choices=("csv", "md", "json"), help=text)
+    text = "terminal (four digits), csv, md (Markdown) or json (all digits); default: terminal on one, else md"
+    one.add_argument("--format", default="", choices=("terminal", "csv", "md", "json"), help=text)
     one = add("export", "a cell's final model as a folder that transformers loads", cells)
     one.add_argument("folder", metavar="FOLDER", help="where config.json, model.safetensors and the tokenizer go")
     one = add("data", "the data sets that need no hub, or a page of examples of any", as_json)
@@ -250,8 +250,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         from orchestrator.errors import nearest
 
         word = (unknown or extra)[0]
-        options = [o for action in names[arguments.command]._actions for o in action.option_strings]
+        actions = names[arguments.command]._actions
+        options = [o for action in actions for o in action.option_strings if action.dest != "help"]
         hint = nearest(word.split("=")[0], options) or f"moegrid {arguments.command} --help explains"
+        if word in unknown and "." in word and not word.startswith("-") and hasattr(arguments, "overrides"):
+            hint = f"a value is replaced by {word}=VALUE"
         raise MoegridError(f"unknown argument {word!r}", hint=hint)
     if hasattr(arguments, "overrides"):
         arguments.overrides = [*arguments.overrides, *extra]
@@ -334,9 +337,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except MoegridError as error:
         if debug:
             raise
-        from orchestrator.ui.typed import as_typed
+        from orchestrator.ui.console import Console
 
-        print(as_typed(str(error)), file=sys.stderr)
+        console = Console()
+        for line in str(error).split("\n"):
+            console.tell(line)
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_DETACHED

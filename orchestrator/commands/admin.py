@@ -40,7 +40,7 @@ def gc(context: Context) -> int:
     console.print(f"{len(plan.mark)} are not and would be marked; {len(plan.delete)} were marked long enough ago")
     console.print(f"{len(plan.strays)} stray objects; {plan.delete_bytes / 2**20:.1f} MiB can be freed now")
     if not arguments.delete:
-        console.print(
+        console.tell(
             f"nothing was changed; moegrid gc --delete marks, and deletes {duration(plan.grace_seconds)} after marking"
         )
         return EXIT_DONE
@@ -87,9 +87,9 @@ def doctor(arguments: argparse.Namespace) -> int:
     else:
         for check in checks:
             mark = console.style("ok  ", "green") if check.ok else console.style("FAIL", "red")
-            console.print(f"{mark} {check.name}: {check.found}")
+            console.tell(f"{mark} {check.name}: {check.found}")
             if not check.ok and check.remedy:
-                console.print(f"     hint: {check.remedy}")
+                console.tell(f"     hint: {check.remedy}")
     return EXIT_DONE if all(check.ok for check in checks) else EXIT_UNREACHABLE
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.engine.journal import Journal
-from orchestrator.errors import MoegridError, StoreError
+from orchestrator.errors import GridError, MoegridError, StoreError
+from orchestrator.grid.files import find_grid
 from orchestrator.grid.load import Grid, load_grid
 from orchestrator.plan.cost import Clock, shape_of
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.root import root_digest, root_document
 from orchestrator.settings import load_site, open_backend, store_url, tracking_uri
-from orchestrator.store import Store
+from orchestrator.store import Store, records
 from orchestrator.ui.console import Console
 
 if TYPE_CHECKING:
@@ -75,7 +76,23 @@ class Context:
 
     def load_grid(self) -> Grid:
         """Load the grid that the arguments name; raises GridError with all its problems."""
+        if self.stored:
+            name = self.arguments.grid
+            raise MoegridError(
+                f"the file of grid {name!r} is not at hand",
+                cause=f"{self.store.url} holds what was run of it; no grids/{name}.yaml is here or below MOEGRID_PATH",
+                hint=f"name the file by its path; moegrid table, report, compare and effects read {name} without it",
+            )
         return grid_of(self.arguments)
+
+    @property
+    def stored(self) -> bool:
+        """Whether the grid that the arguments name was run in this store while its file is not at hand."""
+        try:
+            find_grid(self.arguments.grid)
+        except GridError:
+            return self.store.exists and self.arguments.grid in records.grid_names(self.store)
+        return False
 
     def load_graph(self) -> StageGraph:
         """Lower the grid, with the seeds that its results ask for, to its stages."""

@@ -21,6 +21,7 @@ from orchestrator.errors import EXIT_DONE, MoegridError, StoreError, nearest
 from orchestrator.plan.graph import StageGraph
 from orchestrator.plan.root import root_document
 from orchestrator.settings import module_environment
+from orchestrator.ui.console import Console
 
 # What a server may take until it answers, where the browser is to show its page.
 SERVER_SECONDS = 120.0
@@ -28,21 +29,32 @@ SERVER_SECONDS = 120.0
 
 def table(context: Context) -> int:
     """Write the table of results to stdout: one row per setting and seed, factors first, then metrics."""
-    from orchestrator.report.formats import render_rows
-    from orchestrator.report.tables import long_rows
+    from orchestrator.report.formats import render, render_rows
+    from orchestrator.report.tables import listed, long_rows
 
-    form = "json" if context.arguments.json else context.arguments.format
-    sys.stdout.write(render_rows(long_rows(_collect(context)), form).rstrip("\n") + "\n")
+    console = Console(sys.stdout)
+    form = (
+        "json" if context.arguments.json else context.arguments.format or ("terminal" if console.is_terminal else "md")
+    )
+    results = _collect(context)
+    if form == "terminal":
+        text = render(listed(results), form, console.width)
+    else:
+        text = render_rows(long_rows(results), form)
+    sys.stdout.write(text.rstrip("\n") + "\n")
     return EXIT_DONE
 
 
 def report(context: Context) -> int:
     """Write the report and print where it is."""
-    path = write_report(context, _collect(context), context.arguments.output)
+    results = _collect(context)
+    path = write_report(context, results, context.arguments.output)
     if context.arguments.json:
         context.emit({"report": str(path)})
     else:
         context.console.print(f"report: {path}")
+        if not results.metrics:
+            context.console.tell(f"nothing of it is measured yet: {again.command(context.arguments, 'run')}")
     if context.arguments.open:
         webbrowser.open(path.resolve().as_uri())
     return EXIT_DONE
@@ -212,8 +224,12 @@ def _tell_damage(context: Context, results: Any) -> None:
 
 
 def _collect(context: Context) -> Any:
+    """Return the results of the grid as its file has it now; without its file, as the store holds it."""
     from orchestrator.report.collect import collect
 
+    arguments = context.arguments
+    if context.stored and not (arguments.overrides or arguments.only or arguments.seeds):
+        return collect(arguments.grid, context.store)
     return collect(root_document(context.load_graph()), context.store)
 
 

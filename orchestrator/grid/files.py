@@ -21,7 +21,8 @@ def find_grid(name_or_path: str) -> Path:
     if given.suffix in (".yaml", ".yml") or os.sep in name_or_path:
         if given.is_file():
             return given.resolve()
-        raise GridError([Problem(f"grid file {name_or_path!r} does not exist", hint=_known(given.stem))])
+        what = "is no file" if given.exists() else "does not exist"
+        raise GridError([Problem(f"grid file {name_or_path!r} {what}", hint=_known(given.stem))])
     found = resources.find("grid", name_or_path)
     if found is None:
         raise GridError([Problem(f"grid {name_or_path!r} does not exist", hint=_known(name_or_path))])

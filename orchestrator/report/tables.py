@@ -145,6 +145,20 @@ def long_rows(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
+def listed(results: Results) -> Table:
+    """Return one row a setting and seed for a terminal: the factors, the state, and the metrics in few digits."""
+    factors = [name for name in results.document["factors"] if name != "seed"]
+    rows = []
+    for cell in results.cells:
+        found = [cell.metrics.get(metric) for metric in results.metrics]
+        entries = tuple(Entry(MISSING if value is None else number(value), value) for value in found)
+        rows.append(((*(str(cell.factors.get(name, "")) for name in factors), str(cell.seed), cell.state), entries))
+    reasons = Counter(cell.reason for cell in results.cells if cell.reason)
+    notes = tuple(f"{count} of {len(results.cells)} cells: {reason}" for reason, count in reasons.items())
+    title = f"{results.name} ({results.document['scale']}): one row per setting and seed"
+    return Table(title, (*factors, "seed", "state"), tuple(results.metrics), tuple(rows), notes)
+
+
 def _entry(found: Summary, *, bold: bool, mark: str, reason: str) -> Entry:
     text = number(found.mean)
     if found.high is not None:

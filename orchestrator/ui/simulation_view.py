@@ -45,7 +45,7 @@ def show_simulation(grid: Grid, found: Sequence[Simulation], gpu: Gpu, console: 
     for one in found:
         for name, held in one.answer.moments.items():
             kinds = ", ".join(f"{kind} {size / 1e9:.1f}" for kind, size in held.kinds.items() if size >= 50_000_000)
-            console.tell(f"  {one.shape.label}, {name}: {held.bytes / 1e9:.1f} GB ({kinds})")
+            console.tell(f"  {one.shape.label}, {name}: {held.bytes / 1e9:.1f} GB{kinds and f' ({kinds})'}")
     for one in found:
         _show_lack(one, gpu, console)
     hours = sum(one.gpu_hours for one in found)
