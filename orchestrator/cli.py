@@ -352,6 +352,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.filename:
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            print("hint: check this path, its rights and the disk; nothing in the store is lost", file=sys.stderr)
+            return EXIT_FAILED
         print(
             f"error: moegrid itself failed: {type(error).__name__}: {error}\n"
             "hint: nothing in the store is lost; run again with --debug for a traceback to report",

@@ -25,6 +25,9 @@ _SHOWN = ("text", "instruction", "chat", "vision", "items")
 def data(arguments: argparse.Namespace) -> int:
     """List the sets of the pinned packages, or write a page of examples of one set and print where it is."""
     if arguments.action == "list":
+        if arguments.source:
+            hint = f"moegrid data show {arguments.source} shows one"
+            raise MoegridError("moegrid data list names all sets", hint=hint)
         return _list(as_json=arguments.json)
     if not arguments.source:
         raise MoegridError("moegrid data show needs a set", hint="moegrid data list names those that need no hub")

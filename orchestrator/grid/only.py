@@ -19,7 +19,7 @@ def select(
     kept = list(cells)
     ids = [text for text in only if "=" not in text]
     for text in ids:
-        if not any(item.id.startswith(text) for item in cells):
+        if not text or not any(item.id.startswith(text) for item in cells):
             hint = "write FACTOR=VALUE or a cell's id"
             problems.add(f"--only {text!r}: no cell has this id", "command line", hint=hint)
     if ids:

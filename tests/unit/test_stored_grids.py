@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli
-from orchestrator.errors import EXIT_DONE, EXIT_USAGE
+from orchestrator.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE
 from orchestrator.report.collect import collect
 from orchestrator.store import Store
 from tests.grid_store import GridStore
@@ -82,6 +82,8 @@ def test_cells_without_results_are_counted_by_their_reason(capsys: pytest.Captur
         (["plan", "quickstart", "factors.seed"], "a value is replaced by factors.seed=VALUE"),
         (["status", "quickstart", "--cell", "x"], "did you mean '--scale'?"),
         (["status", "quickstart", "--zzz"], "moegrid status --help explains"),
+        (["plan", "quickstart", "--only", ""], "--only '': no cell has this id"),
+        (["data", "list", "file:///some.jsonl"], "moegrid data show file:///some.jsonl shows one"),
         (["plan", "folder.yaml"], "grid file 'folder.yaml' is no file"),
     ],
 )
@@ -91,6 +93,15 @@ def test_a_mistyped_word_is_answered_by_what_is_meant(
     Path("folder.yaml").mkdir()
     assert cli.main(words) == EXIT_USAGE
     assert said in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("taken").write_text("a file\n")
+    assert cli.main(["report", "elsewhere", "--output", "taken/page/index.html"]) == EXIT_FAILED
+    said = capsys.readouterr().err
+    assert "error: taken" in said
+    assert "check this path" in said
+    assert "moegrid itself failed" not in said
 
 
 def test_errors_fit_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
