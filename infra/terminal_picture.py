@@ -43,11 +43,13 @@ def main(target: Path, grid: str = "quickstart") -> int:
     """Run the grid as a newcomer does, its words passed on, and draw them; a run that fails draws nothing."""
     command = ["moegrid", "run", grid]
     lines = [f"$ {' '.join(command)}"]
+    # As with the environment activated, so that commands in what it says are as one types them.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [str(Path(sys.executable).with_name(command[0])), *command[1:]],
+            command,
             cwd=folder,
-            env={**os.environ, "COLUMNS": str(COLUMNS), "MOEGRID_STORE": "runs"},
+            env={**os.environ, "PATH": path, "COLUMNS": str(COLUMNS), "MOEGRID_STORE": "runs"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -52,7 +52,7 @@ def report(context: Context) -> int:
     if context.arguments.json:
         context.emit({"report": str(path)})
     else:
-        context.console.print(f"report: {path}")
+        context.console.print(f"report: {_from_here(path)}")
         if not results.metrics:
             context.console.tell(f"nothing of it is measured yet: {again.command(context.arguments, 'run')}")
     if context.arguments.open:
@@ -169,16 +169,22 @@ def show_results(context: Context, graph: StageGraph, results: Any = None) -> No
     if not context.arguments.no_report and not written and not path.exists():
         try_report(context, results)
     if not context.arguments.no_report and path.exists():
-        console.print(f"report: {path}")
+        console.print(f"report: {_from_here(path)}")
     if context.tracking_uri and tracker_of(context.tracking_uri).name != MLFLOW:
         console.print(f"tracker: {context.tracking_uri}")
     elif context.tracking_uri:
         look = shlex.join(["moegrid", "ui", graph.grid.name, *again.place_words(context.arguments)])
-        where, how = f"MLflow: experiment {graph.grid.name!r} in {context.tracking_uri}", f"look at it with: {look}"
+        place = context.tracking_uri.replace(f"sqlite:///{Path.cwd()}/", "sqlite:///")
+        where, how = f"MLflow: experiment {graph.grid.name!r} in {place}", f"look at it with: {look}"
         if console.width and len(where) + len(how) + 5 > console.width:
             console.print(f"{where}\n    {how}")  # the command in one piece
         else:
             console.print(f"{where}   ({how})")
+
+
+def _from_here(path: Path) -> Path:
+    """Return a path as it is reached from the working directory, in full where it lies elsewhere."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def try_report(context: Context, results: object) -> Path | None:

@@ -95,6 +95,17 @@ def test_a_mistyped_word_is_answered_by_what_is_meant(
     assert said in capsys.readouterr().err
 
 
+def test_a_report_is_told_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["report", "elsewhere"]) == EXIT_DONE
+    assert "report: store/reports/elsewhere/index.html\n" in capsys.readouterr().out
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    assert cli.main(["report", "elsewhere"]) == EXIT_DONE
+    assert f"report: {tmp_path / 'store'}/reports/elsewhere/index.html\n" in capsys.readouterr().out
+
+
 def test_a_page_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     Path("taken").write_text("a file\n")
     assert cli.main(["report", "elsewhere", "--output", "taken/page/index.html"]) == EXIT_FAILED
