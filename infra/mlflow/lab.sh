@@ -12,7 +12,9 @@ fail() { echo "error: $1" >&2; [ -z "${2:-}" ] || echo "hint: $2" >&2; exit 3; }
 
 started() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '$1 != "Z" {print $20}'; }
 
-alive() { [ -s "$LAB/pid" ] && [ "$(started "$(cut -d' ' -f1 "$LAB/pid")")" = "$(cut -d' ' -f2 "$LAB/pid")" ]; }
+alive() {  # what ended before its start was noted has none, then and now
+    local since; [ -s "$LAB/pid" ] && since=$(started "$(cut -d' ' -f1 "$LAB/pid")") && [ -n "$since" ] && [ "$since" = "$(cut -d' ' -f2 "$LAB/pid")" ]
+}
 
 answers() { python3 -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/health", timeout=2)' "$1" 2>/dev/null; }
 
