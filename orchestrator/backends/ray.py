@@ -111,6 +111,8 @@ class RayBackend:
         self._asked: dict[str, list[Any]] = {}
         self._seen: set[str] = set()
         self._first_end: dict[str, float] = {}
+        self._groups: dict[str, object] = {}
+        self._outputs: dict[str, Path | None] = {}  # of jobs that are over
 
     def admit(self, wanted: Sequence[Resources]) -> list[bool]:
         """Admit all up to `max_jobs`: Ray queues what does not fit, but each waiting job costs it something."""
@@ -118,7 +120,9 @@ class RayBackend:
 
     def submit(self, batch: Batch) -> dict[str, Handle]:
         with self._cluster() as ray:
-            return {job.attempt: self._start(ray, batch, job) for job in batch.jobs}
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            actor = ray.remote(NodeActor)
+            return {job.attempt: self._start(ray, actor, nodes, batch, job) for job in batch.jobs}
 
     def poll(self, handles: Sequence[Handle]) -> dict[str, JobState]:
         states = {handle.attempt: JobState(ELSEWHERE) for handle in handles}
@@ -137,6 +141,8 @@ class RayBackend:
             ready = set(ray.wait(every, num_returns=len(every), timeout=FIRST_ANSWER_SECONDS)[0]) if every else set()
             for handle in handles:
                 states[handle.attempt] = self._state(ray, handle, ready)
+            over = [handle for handle in handles if states[handle.attempt].phase == ENDED]
+            self._fetch_outputs(ray, [handle for handle in over if handle.attempt not in self._outputs])
         return states
 
     def find(self, batch: str) -> dict[str, Handle]:
@@ -172,20 +178,17 @@ class RayBackend:
                     self._remove(ray, handle)
 
     def log(self, handle: Handle) -> Path | None:
-        """Fetch the end of the job's output from its nodes into a local file; None when they are gone."""
+        """Return a local file with the end of the job's output, None when its nodes are gone.
+
+        That of a job that `poll` saw end was fetched then, with those of all others; one that runs is asked now.
+        """
         if not _is_ray(handle):
             return None
-        parts = []
+        if handle.attempt in self._outputs:
+            return self._outputs[handle.attempt]
         with contextlib.suppress(SchedulerUnreachable), self._cluster() as ray:
-            for actor in self._find(ray, handle):
-                with contextlib.suppress(ray.exceptions.RayError):
-                    parts.append(ray.get(actor.output.remote(LOG_BYTES), timeout=ANSWER_SECONDS))
-        if not parts:
-            return None
-        path = Path(tempfile.gettempdir()) / f"moegrid-{os.getuid()}" / "ray" / f"{handle.attempt}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(parts))
-        return path
+            self._fetch_outputs(ray, [handle])
+        return self._outputs.pop(handle.attempt, None)  # there may be more the next time
 
     def check(self) -> str:
         """Return in words what the cluster has."""
@@ -217,9 +220,9 @@ class RayBackend:
                 hint="check it with `ray status`; its jobs go on while it lives, and moegrid resume finds them",
             ) from error
 
-    def _start(self, ray: Any, batch: Batch, job: Job) -> Handle:
+    def _start(self, ray: Any, actor: Any, nodes: Sequence[Mapping[str, float]], batch: Batch, job: Job) -> Handle:
         resources, handle = job.resources, _handle(job.attempt, batch.name, job.resources.nodes)
-        bundle = self._bundle(ray, resources)
+        bundle = self._bundle(nodes, resources)
         group = ray.util.placement_group(
             [bundle] * resources.nodes, strategy="SPREAD", name=job.attempt, lifetime="detached"
         )
@@ -229,6 +232,7 @@ class RayBackend:
             for name, value in os.environ.items()
             if any(fnmatch.fnmatch(name, pattern) for pattern in self.site.pass_environment)
         }
+        self._groups[job.attempt] = group
         actors: list[object] = []
         for node in range(resources.nodes):
             request = NodeJob(
@@ -256,13 +260,12 @@ class RayBackend:
                 "resources": dict(self.site.custom_resources) or None,
                 "scheduling_strategy": strategy,
             }
-            actors.append(ray.remote(NodeActor).options(**options).remote(request, actors[0] if actors else None))
+            actors.append(actor.options(**options).remote(request, actors[0] if actors else None))
         self._actors[job.attempt] = actors
         return handle
 
-    def _bundle(self, ray: Any, resources: Resources) -> dict[str, float]:
-        """Return what a node of the job asks for; what no node could ever give is cut, so that the job runs alone."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    def _bundle(self, nodes: Sequence[Mapping[str, float]], resources: Resources) -> dict[str, float]:
+        """Return what a node of the job asks for; what none of `nodes` could is cut, so that the job runs alone."""
         share = max(1.0, resources.nodes / max(1, len(nodes)))
         cores = max((node.get("CPU", 0.0) for node in nodes), default=1.0) / share
         memory = max((node.get("memory", 0.0) for node in nodes), default=2.0**30) / share
@@ -316,12 +319,29 @@ class RayBackend:
         reason = "OUT_OF_MEMORY" if any(answer["oom"] for answer in answers) else ""
         return JobState(ENDED, code if code >= 0 else None, max(0, -code), reason, host, rss)
 
+    def _fetch_outputs(self, ray: Any, handles: Sequence[Handle]) -> None:
+        """Write the ends of jobs' outputs to local files; all of their nodes are asked at once."""
+        asked = {handle.attempt: [a.output.remote(LOG_BYTES) for a in self._find(ray, handle)] for handle in handles}
+        every = [ref for refs in asked.values() for ref in refs]
+        ready = set(ray.wait(every, num_returns=len(every), timeout=ANSWER_SECONDS)[0]) if every else set()
+        folder = Path(tempfile.gettempdir()) / f"moegrid-{os.getuid()}" / "ray"
+        for attempt, refs in asked.items():
+            parts = []
+            for ref in refs:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    parts += [ray.get(ref)] if ref in ready else []
+            self._outputs[attempt] = folder / f"{attempt}.log" if parts else None
+            if parts:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"{attempt}.log").write_bytes(b"".join(parts))
+
     def _remove(self, ray: Any, handle: Handle) -> None:
         for actor in self._find(ray, handle):
             ray.kill(actor)
         with contextlib.suppress(ValueError):
-            ray.util.remove_placement_group(ray.util.get_placement_group(handle.attempt))
-        for known in (self._actors, self._asked, self._first_end):
+            group = self._groups.get(handle.attempt) or ray.util.get_placement_group(handle.attempt)
+            ray.util.remove_placement_group(group)
+        for known in (self._actors, self._asked, self._first_end, self._groups, self._outputs):
             known.pop(handle.attempt, None)
         self._seen.discard(handle.attempt)
 

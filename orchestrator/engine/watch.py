@@ -51,6 +51,8 @@ class Watch:
         self._heal = heal or journal.store.artifacts.heal
         self._stalled: dict[str, float] = {}
         self._over: set[str] = set()
+        self._overdue: list[Handle] = []  # to be ended, all of a tick in one call
+        self._finished: list[Handle] = []  # over and written down: to be forgotten, all of a tick in one call
         self._mine: dict[str, Handle] = {}
         self.flying: dict[str, InFlight] = {}
         self.stopping = False
@@ -81,7 +83,7 @@ class Watch:
         handles = self._handles(by_attempt)
         states = self._backend.poll(list(handles.values())) if handles else {}
         busy: dict[str, str] = {}
-        self.flying = {}
+        self.flying, self._overdue = {}, []
         self.settled, self.outdated = 0, False
         for attempt, stages in by_attempt.items():
             held = [claims[stage] for stage in stages]
@@ -94,7 +96,16 @@ class Watch:
                 self._mine[attempt] = handle
             self.flying[attempt] = InFlight(attempt, handle, state)
             busy.update(dict.fromkeys(stages, attempt))
+        self._tell()
         return busy
+
+    def _tell(self) -> None:
+        """End what is overdue and forget what is over; what the scheduler does not hear, it is told the next time."""
+        if self._overdue:
+            self._backend.cancel(self._overdue, now=True)
+        if self._finished:
+            self._backend.forget(self._finished)
+            self._finished = []
 
     def _handles(self, attempts: Collection[str]) -> dict[str, Handle]:
         """Return the handles as they were written down, else as the scheduler knows the batch by its name."""
@@ -131,12 +142,10 @@ class Watch:
         return False
 
     def _end_stalled(self, attempt: str, patience: float) -> bool:
-        """A process is there but has not renewed its lease: wait for some more seconds, then end it."""
+        """A process is there but has not renewed its lease: wait for some more seconds, then it is to be ended."""
         since = self._stalled.setdefault(attempt, time.monotonic())
         if time.monotonic() - since > patience:
-            handle = self._handles([attempt]).get(attempt)
-            if handle is not None:
-                self._backend.cancel([handle], now=True)
+            self._overdue += self._handles([attempt]).values()
         return False
 
     def _settle(
@@ -169,7 +178,7 @@ class Watch:
         for key in missing:
             self._journal.evict(key, attempt)
         if handle is not None:
-            self._backend.forget([handle])
+            self._finished.append(handle)
         self.settled += 1
         self._over.add(attempt)
         self._mine.pop(attempt, None)

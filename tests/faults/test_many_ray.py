@@ -25,3 +25,4 @@ def test_two_thousand_stages_come_to_their_end(large: RayLab, tmp_path: Path) ->
     print(seen)
     assert seen["stages"] > 1900
     assert seen["most calls in a tick"]["ray.poll"] <= 1, seen
+    assert seen["most calls in a tick"]["ray._cluster"] <= 6, "poll, submit, find, forget, cancel"

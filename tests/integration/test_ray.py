@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +115,46 @@ def test_each_job_gets_its_index_and_its_own_exit_code_and_log(ray_lab: RayLab, 
     assert text(backend, handles[f"{batch.name}-1"]) == f"{expected} through the environment 1\n"
     backend.forget(list(handles.values()))
     eventually(lambda: backend.find(batch.name) == {})
+
+
+def answers(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the calls of Ray that wait for an answer of the cluster, from here on."""
+    import ray
+
+    counts: Counter[str] = Counter()
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            counts[name] += 1
+            return real(*arguments, **named)
+
+        return call
+
+    for owner, names in ((ray, "wait nodes get_actor"), (ray.util, "list_named_actors get_placement_group")):
+        for name in names.split():
+            monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
+    return counts
+
+
+def test_jobs_that_start_and_end_together_are_asked_for_together(
+    ray_lab: RayLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = backend_for(tmp_path, "import sys; print('job', sys.argv[-1], flush=True); sys.exit(3)")
+    counts = answers(monkeypatch)
+    for number in (1, 5):
+        batch = batch_of(number)
+        counts.clear()
+        handles = backend.submit(batch)
+        assert dict(counts) == {"nodes": 1, "get_actor": number}, "Ray itself asks whether a new name is free"
+        settle(backend, handles)  # what is polled again from here on has ended
+        counts.clear()
+        states = backend.poll(list(handles.values()))
+        assert {state.exit_code for state in states.values()} == {3}
+        polled = dict(counts)
+        assert polled == {"wait": 2}
+        assert [text(backend, handles[job.attempt]) for job in batch.jobs] == [f"job {i}\n" for i in range(number)]
+        backend.forget(list(handles.values()))
+        assert dict(counts) == polled, "output was fetched with the end, and its own actors and groups are known"
 
 
 def test_ranks_find_each_other_across_nodes(ray_lab: RayLab, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ class Cluster:
         self._asked("cancel")
 
     def forget(self, handles: Sequence[Handle]) -> None:
+        self._asked("forget")
         for handle in handles:
             self.jobs.pop(handle.attempt, None)
 
@@ -130,7 +131,8 @@ def test_two_thousand_stages_come_to_their_end(tmp_path: Path, monkeypatch: pyte
     options = Options(lease_seconds=600.0, retry="all")
     engine, restarts = Engine(graph, store, cluster, options), 0
     engine.begin()
-    asked: dict[str, set[int]] = {"poll": set(), "submit": set()}
+    asked: dict[str, set[int]] = {"poll": set(), "submit": set(), "forget": set()}
+    settled = 0
     snapshot: Snapshot | None = None
     for tick in range(2000):
         cluster.silent = 3 if tick % 40 == 20 else max(0, cluster.silent - 1)
@@ -139,6 +141,7 @@ def test_two_thousand_stages_come_to_their_end(tmp_path: Path, monkeypatch: pyte
             snapshot = engine.tick()
         for name, counts in asked.items():
             counts.add(cluster.calls[name] - before[name])
+        settled = max(settled, engine.watch.settled)
         if snapshot is not None and snapshot.settled:
             break
         cluster.step()
@@ -154,3 +157,5 @@ def test_two_thousand_stages_come_to_their_end(tmp_path: Path, monkeypatch: pyte
     assert {manifest.generation for manifest in store.artifacts.many(graph.stages).values()} == {0}
     assert max(asked["poll"]) <= 1, "however many jobs there are"
     assert max(asked["submit"]) <= 1
+    assert settled > 10
+    assert max(asked["forget"]) <= 1, "however many jobs have ended"
