@@ -42,6 +42,7 @@ from orchestrator.errors import MoegridError
 from orchestrator.grid.site_fields import settings_of, variables
 from orchestrator.resources import ROOT
 from orchestrator.spec.cell import Resources
+from orchestrator.store.attempts import batch_of
 
 NAMESPACE = "moegrid"
 LISTS = BACKENDS.get("ray").lists
@@ -146,14 +147,18 @@ class RayBackend:
         return states
 
     def find(self, batch: str) -> dict[str, Handle]:
+        return {attempt: handle for attempt, handle in self.held().items() if handle.batch == batch}
+
+    def held(self) -> dict[str, Handle]:
+        """Return all jobs that have actors, which hold their resources until they are forgotten."""
         with self._cluster() as ray:
             named = ray.util.list_named_actors(all_namespaces=True)
         counts: dict[str, int] = {}
         for name in (entry["name"] for entry in named if entry["namespace"] == NAMESPACE):
             attempt, _, node = name.partition("/")
-            if node and attempt.rpartition("-")[0] == batch:
+            if node:
                 counts[attempt] = counts.get(attempt, 0) + 1
-        return {attempt: _handle(attempt, batch, nodes) for attempt, nodes in counts.items()}
+        return {attempt: _handle(attempt, batch_of(attempt), nodes) for attempt, nodes in counts.items()}
 
     def cancel(self, handles: Sequence[Handle], *, now: bool) -> None:
         handles = [handle for handle in handles if _is_ray(handle)]

@@ -70,6 +70,23 @@ class Watch:
         """Jobs in flight that this driver answers for: its own, and those of drivers that are dead."""
         return list(self._mine.values())
 
+    def sweep(self) -> None:
+        """Forget jobs of other drivers that ended after those: a scheduler may hold their resources until it is told.
+
+        What they were for is committed, so that nobody asks how they ended.
+        """
+        held: Callable[[], dict[str, Handle]] | None = getattr(self._backend, "held", None)
+        if held is None:
+            return
+        store, others = self._journal.store, {}
+        for attempt, handle in held().items():
+            job = self._journal.job(attempt) if driver_of(attempt) != self._driver.id else None
+            if job is not None and all(store.artifacts.get(key) is not None for key in job.keys):
+                others[attempt] = handle
+        states = self._backend.poll(list(others.values())) if others else {}
+        if over := [others[attempt] for attempt, state in states.items() if state.phase == ENDED]:
+            self._backend.forget(over)
+
     def observe(self, claims: Mapping[str, ClaimState]) -> dict[str, str]:
         """Return the busy stages among those of `claims` (of stages without artifact), with their attempts.
 

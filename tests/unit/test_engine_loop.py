@@ -340,3 +340,27 @@ def test_a_backend_is_told_whether_others_follow_its_jobs(
         for job in scheduler.batches[0].jobs:
             for key in left:
                 drive.journal.evict(key, job.attempt)
+
+
+class Holder(Scheduler):
+    """A scheduler whose jobs hold their resources until they are forgotten, as Ray's actors do."""
+
+    def held(self) -> dict[str, Handle]:
+        return {attempt: Handle(attempt, attempt.rsplit("-", 1)[0], attempt) for attempt in self.states}
+
+
+def test_what_ended_while_no_driver_lived_is_forgotten_once_it_is_committed(graph: StageGraph, store: Store) -> None:
+    """Else its cores are taken for as long as the cluster lives; a job of another store is not ours to forget."""
+    scheduler = Holder()
+    engine(graph, store, scheduler).tick()
+    ended, failed = (job.attempt for job in scheduler.batches[0].jobs[:2])
+    (chain, _) = submitted(store, scheduler)[:2]
+    commit(store, graph, *chain)
+    scheduler.states |= {ended: JobState(ENDED, 0), failed: JobState(ENDED, 1), "elsewhere-0-0": JobState(ENDED, 0)}
+    scheduler.batches.clear()
+    engine(graph, store, scheduler).watch.sweep()
+    assert ended not in scheduler.states
+    assert {failed, "elsewhere-0-0"} <= scheduler.states.keys(), "how it failed is still to be told"
+    scheduler.states[ended] = JobState(RUNNING)
+    engine(graph, store, scheduler).tick()
+    assert ended in scheduler.states, "it still works"
