@@ -1,6 +1,7 @@
 """The cells of `quickstart` by `moegrid run` against a script by hand: CPU seconds, and wall time against the bound.
 
     python benchmarks/makespan.py [--rounds 1] [--threads 1] [--against FOLDER] [--grid quickstart] [--no-script]
+        [KEY=VALUE ...]
 
 The script (`benchmarks/lib/by_hand.py`) is transformers' Trainer and stock lm-eval in one process: the base trained
 once, and trained from scratch for each cell. Data lie on disk as plain files for it: ours runs once on an empty store,
@@ -9,7 +10,8 @@ with. Either time ours publishes to MLflow and writes its report. The script's t
 what the grid says.
 CPU seconds are those of every process that a side started. Wall times count only where the machine was quiet, which is
 measured and told. `--against` names a checkout of an earlier version with an environment of its own (`.venv`), which
-runs the same grid in turns. The bound is max(work / cores, longest chain) of what the stages took.
+runs the same grid in turns. KEY=VALUE are overrides of the grid, for a part of a larger one.
+The bound is max(work / cores, longest chain) of what the stages took.
 """
 
 from __future__ import annotations
@@ -54,10 +56,10 @@ def measure(command: list[str], folder: Path, **environment: str) -> Measured:
     return meter.read()
 
 
-def ours(root: Path, grid: str, store: Path) -> Measured:
-    """Run the grid with a checkout of the project."""
+def ours(root: Path, words: list[str], store: Path) -> Measured:
+    """Run the grid that the words name with a checkout of the project."""
     python = root / ".venv" / "bin" / "python"
-    command = [str(python if python.exists() else sys.executable), "-m", "orchestrator", "run", grid]
+    command = [str(python if python.exists() else sys.executable), "-m", "orchestrator", "run", *words]
     records = store.parent / "records"
     records.mkdir(exist_ok=True)
     return measure([*command, "--store", str(store)], store.parent, PYTHONPATH=str(root), MOEGRID_RUN_DIR=str(records))
@@ -114,16 +116,18 @@ def main() -> None:
     parser.add_argument("--grid", default="quickstart", help="another grid has no script by hand")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="a checkout of an earlier version")
     parser.add_argument("--no-script", action="store_true", help="leave the script by hand out")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for the grid; without the script by hand")
     options = parser.parse_args()
+    words = [options.grid, *options.overrides]
     adopt()
-    graph = build_graph(load_grid(options.grid))
+    graph = build_graph(load_grid(options.grid, overrides=options.overrides))
     found: dict[str, list[Measured]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number in range(options.rounds):
             own = folder / f"ours-{number}"
             own.mkdir()
-            note(found, f"moegrid run {options.grid}", ours(ROOT, options.grid, own / "runs"))
+            note(found, f"moegrid run {options.grid}", ours(ROOT, words, own / "runs"))
             told = bound_of(Store.peek(str(own / "runs")), graph, 0)
             last = found[f"moegrid run {options.grid}"][-1]
             each = f"work {told.work / told.cores:.1f} s a core, longest chain {told.path:.1f} s"
@@ -134,15 +138,15 @@ def main() -> None:
             if options.against is not None:
                 earlier = folder / f"earlier-{number}"
                 earlier.mkdir()
-                note(found, "the earlier version", ours(options.against.resolve(), options.grid, earlier / "runs"))
-            if options.grid == "quickstart" and not options.no_script:
+                note(found, "the earlier version", ours(options.against.resolve(), words, earlier / "runs"))
+            if words == ["quickstart"] and not options.no_script:
                 data = folder / f"data-{number}"
                 data.mkdir()
                 lay_out(Store.peek(str(own / "runs")), graph, data)
                 there = folder / f"prepared-{number}"
                 there.mkdir()
                 keep_data(Store.peek(str(own / "runs")), graph, Store.open(str(there / "runs")))
-                note(found, PREPARED, ours(ROOT, options.grid, there / "runs"))
+                note(found, PREPARED, ours(ROOT, words, there / "runs"))
                 for title, scratch in (("by hand, base once", False), ("by hand, from scratch", True)):
                     out = folder / f"hand-{scratch}-{number}"
                     note(found, title, by_hand(data, out, options.threads, from_scratch=scratch))
