@@ -386,13 +386,21 @@ def test_the_parts_of_a_data_set_are_its_rows_by_subtask(store: Store) -> None:
     results = seen(store)
     data = {"source": "file://shown", "rows": 0}
     old = next(iter(results.manifests.values()))
-    made = replace(old, key="d" * 64, kind="data", spec={"data": data}, info={"subtasks": {"group": 30, "colour": 10}})
-    other = replace(made, key="e" * 64, spec={"data": {**data, "rows": 5}})
+    assert not old.spec, "the store's index leaves specs out, and reports read it"
+    made = replace(old, key="d" * 64, kind="data", info={"subtasks": {"group": 30, "colour": 10}})
+    warmed = replace(made, key="e" * 64, info={"subtasks": {"group": 5}})
+    tokens = [
+        replace(old, key=c * 64, kind="tokens", info={}, parents={of.key: ""})
+        for c, of in zip("ab", (made, warmed), strict=True)
+    ]
+    phases = zip("12", ("instruct", "warm"), tokens, strict=True)
+    trained = [replace(old, key=c * 64, kind="train", info={"phase": p}, parents={t.key: ""}) for c, p, t in phases]
+    stages = {manifest.key: manifest for manifest in (made, warmed, *tokens, *trained)}
     cells = []
     for cell in results.cells:
-        document = {**cell.document, "resolved": {"instruct": {"data": data}}, "stages": [made.key, other.key]}
+        document = {**cell.document, "resolved": {"instruct": {"data": data}}, "stages": list(stages)}
         cells.append(replace(cell, document=document))
-    manifests = {**results.manifests, made.key: made, other.key: other}
+    manifests = {**results.manifests, **stages}
     shown = drawn.parts(replace(results, cells=tuple(cells), manifests=manifests), exhibit("LibMoE", "Figure 13"))
     assert len(shown.figures) == 1
     for text in ("file://shown, 40 rows", "group", "colour", "30"):

@@ -128,11 +128,18 @@ def parts(results: Results, exhibit: Exhibit) -> Made:
     for setting in results.settings:
         cell = setting.cells[0].document
         trained = (cell.get("resolved", {}).get("instruct") or {}).get("data") or {}
+        source = trained.get("source") or " and ".join(trained.get("corpora", {}))
         made = [results.manifests[key] for key in cell["stages"] if key in results.manifests]
+        read = {parent for manifest in made if manifest.info.get("phase") == "instruct" for parent in manifest.parents}
+        data = {
+            parent
+            for manifest in made
+            if manifest.key in read and manifest.kind == "tokens"
+            for parent in manifest.parents
+        }
         for manifest in made:
-            counts = manifest.info.get("subtasks")
-            if manifest.kind == "data" and counts and manifest.spec.get("data") == trained:
-                shown.setdefault(f"{trained['source']}, {sum(counts.values()):,} rows", _bars_of(counts))
+            if manifest.key in data and manifest.kind == "data" and (counts := manifest.info.get("subtasks")):
+                shown.setdefault(f"{source}, {sum(counts.values()):,} rows", _bars_of(counts))
     return Made(figures=tuple(charts.bars(bars, f"rows by kind of question: {name}") for name, bars in shown.items()))
 
 
