@@ -178,7 +178,7 @@ def state_bits(store: Store, key: str) -> dict[str, str]:
     """Return the checksums of everything in a state that a later step depends on, wherever it lies."""
     manifest = store.artifacts.get(key)
     assert manifest is not None
-    aside = ("series.json", "tensors.json", "weights", "kept-")
+    aside = ("series.json", "tensors.json", "files.json", "weights", "kept-")
     bits = {blob.name: blob.sha256 for blob in manifest.blobs if not blob.name.startswith(aside)}
     return {**bits, "weights": tensors_digest(tensors(store, key, "weights"))}
 

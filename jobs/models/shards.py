@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from orchestrator.errors import MoegridError
 from orchestrator.store import Manifest
-from orchestrator.store.manifest import KEPT
+from orchestrator.store.manifest import FILES, KEPT
 
 if TYPE_CHECKING:
     from jobs.node.context import StageContext
@@ -32,18 +35,20 @@ _FIRST = "first_rows"
 class Rows:
     """Rows `first`, `first + 1`, ... along the first dimension of a tensor whose shape is `shape`.
 
-    `dtype` is what they are written and digested in, if not as they are: nothing holds all of them converted.
+    `dtype` is what they are written and digested in, if not as they are: nothing holds all of them converted. `shared`:
+    every rank reads them, so they lie apart from what one rank alone reads.
     """
 
     tensor: Tensor
     first: int
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None
+    shared: bool = False
 
     @classmethod
-    def whole(cls, tensor: Tensor) -> Rows:
+    def whole(cls, tensor: Tensor, *, shared: bool = False) -> Rows:
         """Return all rows of `tensor`."""
-        return cls(tensor, 0, tuple(tensor.shape))
+        return cls(tensor, 0, tuple(tensor.shape), shared=shared)
 
     @property
     def written(self) -> torch.dtype:
@@ -54,6 +59,12 @@ class Rows:
 def shard_name(kind: str, rank: int, world_size: int) -> str:
     """Return the blob name of one rank's share of `kind` (`weights` or `optimizer`)."""
     return f"{kind}.safetensors" if world_size == 1 else f"{kind}-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def writer(name: str, otherwise: int) -> int:
+    """Return the rank that wrote a blob, `otherwise` where its name does not say so."""
+    found = re.search(r"-(\d{5})-of-\d{5}\.safetensors$", name)
+    return int(found.group(1)) if found else otherwise
 
 
 def shard_names(manifest: Manifest, kind: str) -> list[str]:
@@ -101,6 +112,59 @@ def dealt(tensors: Mapping[str, Tensor], rank: int, world_size: int) -> dict[str
     return share
 
 
+# What a file holds: tensor -> its type, the number of its first row, its shape there.
+Layout = Mapping[str, tuple[str, int, tuple[int, ...]]]
+
+
+def layout_of(path: Path | str) -> Layout:
+    """Return what a safetensors file holds, from its header."""
+    return _layout(safe_open(path, framework="pt"))
+
+
+def _layout(file: safe_open) -> Layout:
+    first = json.loads((file.metadata() or {}).get(_FIRST, "{}"))
+    found = {}
+    for name in file.keys():  # noqa: SIM118 (not a dict)
+        piece = file.get_slice(name)
+        shape = tuple(piece.get_shape())
+        dtype = (piece[:0] if shape else file.get_tensor(name)).dtype
+        found[name] = (str(dtype).removeprefix("torch."), int(first.get(name, 0)), shape)
+    return found
+
+
+def layouts_to_json(layouts: Mapping[str, Layout]) -> str:
+    """Return `files.json`: what each file of a state holds."""
+    return json.dumps({file: {n: [t, f, *s] for n, (t, f, s) in own.items()} for file, own in layouts.items()})
+
+
+def layouts_from_json(data: bytes | str) -> dict[str, Layout]:
+    """Rebuild what `layouts_to_json` wrote."""
+    return {
+        file: {name: (dtype, first, tuple(shape)) for name, (dtype, first, *shape) in own.items()}
+        for file, own in json.loads(data).items()
+    }
+
+
+class ShardFile:
+    """A file of a state. One of which it is known what it holds is asked for when something of it is read."""
+
+    def __init__(self, fetch: Callable[[], Path | str], layout: Layout | None = None) -> None:
+        """`fetch` returns the file, verified; at once where it is not known what it holds."""
+        self._fetch = fetch
+        self._file = safe_open(fetch(), framework="pt") if layout is None else None
+        self.layout: Layout = _layout(self._file) if layout is None else layout
+
+    @property
+    def opened(self) -> safe_open:
+        """The open file. Raises MoegridError when it holds something else than was said of it."""
+        if self._file is None:
+            path = self._fetch()
+            self._file = safe_open(path, framework="pt")
+            if _layout(self._file) != self.layout:
+                raise MoegridError(f"{Path(path).name} does not hold what {FILES} of its state says")
+        return self._file
+
+
 class Shards(Mapping[str, Tensor]):
     """The tensors of several safetensors files, each read when it is asked for: memory never holds all of them.
 
@@ -110,20 +174,19 @@ class Shards(Mapping[str, Tensor]):
     counts.
     """
 
-    def __init__(self, *groups: Iterable[Path | str]) -> None:
-        self._owners: dict[str, list[safe_open]] = {}
-        for paths in groups:
-            found: dict[str, list[tuple[int, safe_open]]] = {}
-            for path in paths:
-                file = safe_open(path, framework="pt")
-                first = json.loads((file.metadata() or {}).get(_FIRST, "{}"))
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    found.setdefault(name, []).append((first.get(name, 0), file))
+    def __init__(self, *groups: Iterable[Path | str | ShardFile]) -> None:
+        self._owners: dict[str, list[ShardFile]] = {}
+        for files in groups:
+            found: dict[str, list[tuple[int, ShardFile]]] = {}
+            for one in files:
+                file = one if isinstance(one, ShardFile) else ShardFile(partial(Path, one))
+                for name, (_, first, _) in file.layout.items():
+                    found.setdefault(name, []).append((first, file))
             ordered = {name: [file for _, file in sorted(parts, key=itemgetter(0))] for name, parts in found.items()}
             self._owners = ordered | self._owners
 
     def __getitem__(self, name: str) -> Tensor:
-        pieces = [file.get_tensor(name) for file in self._owners[name]]
+        pieces = [file.opened.get_tensor(name) for file in self._owners[name]]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def elements(self, name: str, start: int, count: int) -> Tensor:
@@ -131,19 +194,21 @@ class Shards(Mapping[str, Tensor]):
         found: list[Tensor] = []
         offset = 0
         for file in self._owners[name]:
-            piece = file.get_slice(name)
-            shape = piece.get_shape()
+            shape = file.layout[name][2]
             size = math.prod(shape)
             begin, end = max(start - offset, 0), min(start + count - offset, size)
             if begin < end:
                 width = size // shape[0] if shape else 1
                 first, last = begin // width, -(-end // width)
-                rows = piece[first:last] if shape else file.get_tensor(name)
+                rows = file.opened.get_slice(name)[first:last] if shape else file.opened.get_tensor(name)
                 found.append(rows.reshape(-1)[begin - first * width : end - first * width])
             offset += size
         if not found:
-            found.append(self._owners[name][0].get_tensor(name).reshape(-1)[:0])
+            found.append(torch.empty(0, dtype=getattr(torch, self._owners[name][0].layout[name][0])))
         return found[0] if len(found) == 1 else torch.cat(found)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._owners  # a mapping's own way is to read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._owners)
@@ -159,11 +224,24 @@ def elements(tensors: Mapping[str, Tensor], name: str, start: int, count: int) -
     return tensors[name].reshape(-1)[start : start + count]
 
 
-def fetch_shards(context: StageContext, key: str, kind: str) -> Shards:
-    """Return the verified `weights` or `optimizer` of the state `key`; MoegridError if it has none, CorruptBlob."""
+def fetch_shards(context: StageContext, key: str, kind: str, *, some: bool = False) -> Shards:
+    """Return the verified `weights` or `optimizer` of the state `key`; MoegridError if it has none, CorruptBlob.
+
+    `some`: not all rows will be read, and a file is fetched and verified when rows of it are, where the state says what
+    its files hold; what it says is verified as they are.
+    """
     manifest = context.manifest(key)
     groups = weight_names(manifest) if kind == "weights" else [shard_names(manifest, kind)]
-    return Shards(*(context.fetch_all(key, names) for names in groups))
+    layouts = layouts_in(context, key) if some else {}
+    if not layouts:
+        return Shards(*(context.fetch_all(key, names) for names in groups))
+    return Shards(*([ShardFile(partial(context.fetch, key, n), layouts.get(n)) for n in names] for names in groups))
+
+
+def layouts_in(context: StageContext, key: str) -> dict[str, Layout]:
+    """Return what the files of the state `key` hold, where it says so; CorruptBlob."""
+    told = any(blob.name == FILES for blob in context.manifest(key).blobs)
+    return layouts_from_json(context.fetch(key, FILES).read_bytes()) if told else {}
 
 
 def rows_digest(pieces: Mapping[str, Rows]) -> int:

@@ -166,6 +166,9 @@ class _Merged(Mapping[str, Tensor]):
         a, b, scale = (self._state[f"{name}{MARK}{part}"].float() for part in ("A", "B", "scale"))
         return (weight.float() + scale * (b @ a)).to(weight.dtype)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._begun or (name in self._state and MARK not in str(name))
+
     def __iter__(self) -> Iterator[str]:
         return iter([*self._names, *self._begun])
 

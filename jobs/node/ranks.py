@@ -85,6 +85,15 @@ def meet(name: str, rank: int, world_size: int, check: Callable[[], None] = lamb
         time.sleep(POLL_SECONDS)
 
 
+def said(name: str, word: str, rank: int, world_size: int, check: Callable[[], None] = lambda: None) -> list[str]:
+    """Return what every rank said under `name`, rank by rank, once all have; `check` is called as by `meet`."""
+    if world_size == 1:
+        return [word]
+    meeting().set(f"said/{name}/{rank}", word)
+    meet(f"said/{name}", rank, world_size, check)
+    return [meeting().get(f"said/{name}/{number}").decode() for number in range(world_size)]
+
+
 def leave(rank: int, world_size: int) -> None:
     """Let every rank of a job that ended well wait for rank 0, which commits: whoever starts ranks ends stragglers."""
     if world_size == 1 or _meeting is None:

@@ -1,9 +1,11 @@
 """States to and from the store: the training thread pays one copy to host memory, the rest happens in the background.
 
 Blobs of a state: `weights.safetensors` and `optimizer.safetensors` (of several ranks: one shard each), `state.json`
-(where training stood), `series.json` (the segment's logged rows, each step once) and `tensors.json`. The manifest says
-whether the optimizer's state is there (`info.moments`): where nothing goes on from a state it is not written. Weights
-that did not change since the parent state are not written either (`jobs.train.kept`).
+(where training stood), `series.json` (the segment's logged rows, each step once) and `tensors.json`. Of several ranks
+what every one reads (buffers, step counts) lies apart in small files, `weights-shared-...` and `optimizer-shared-...`,
+and `files.json` says what each file holds, so that a rank which goes on fetches its own and these alone. The manifest
+says whether the optimizer's state is there (`info.moments`): where nothing goes on from a state it is not written.
+Weights that did not change since the parent state are not written either (`jobs.train.kept`).
 """
 
 from __future__ import annotations
@@ -21,13 +23,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.models.shards import Rows, digest_text, shard_name, write_pieces
+from jobs.models.shards import (
+    Layout,
+    Rows,
+    digest_text,
+    layout_of,
+    layouts_from_json,
+    layouts_to_json,
+    shard_name,
+    write_pieces,
+)
 from jobs.node.context import StageContext
 from jobs.train.engine import Engine
 from jobs.train.kept import agreed, described, to_json
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Blob
-from orchestrator.store.manifest import MOMENTS, TENSORS, WEIGHTS
+from orchestrator.store.manifest import FILES, MOMENTS, TENSORS, WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +66,23 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one rank wrote of a state: its shards."""
+    """What one rank wrote of a state: its files with weights, those with the optimizer's state, what each holds."""
 
-    weights: Blob
-    optimizer: Blob | None
+    weights: tuple[Blob, ...]
+    optimizer: tuple[Blob, ...]
+    layouts: Mapping[str, Layout]
+
+    @classmethod
+    def parse(cls, text: bytes | str) -> Share:
+        """Rebuild what `to_json` wrote."""
+        weights, optimizer, layouts = json.loads(text)
+        blobs = [tuple(Blob(**blob) for blob in own) for own in (weights, optimizer)]
+        return cls(*blobs, layouts_from_json(layouts))
+
+    def to_json(self) -> str:
+        """Return the share as text for rank 0."""
+        blobs = [[asdict(blob) for blob in own] for own in (self.weights, self.optimizer)]
+        return json.dumps([*blobs, layouts_to_json(self.layouts)])
 
 
 class HostCopies:
@@ -161,23 +185,29 @@ class CheckpointWriter:
             pieces = snapshot.weights
             kept, tensors = agreed(context, snapshot.key, work.parent, described(pieces), SHARD_SECONDS)
             own = {name: piece for name, piece in pieces.items() if name not in kept.owners}
-            share = Share(
-                self._upload(context, folder, "weights", own),
-                None if snapshot.optimizer is None else self._upload(context, folder, "optimizer", snapshot.optimizer),
-            )
+            layouts: dict[str, Layout] = {}
+            written = self._upload(context, folder, "weights", own, layouts)
+            moments = snapshot.optimizer
+            optimizer = () if moments is None else self._upload(context, folder, "optimizer", moments, layouts)
+            share = Share(written, optimizer, layouts)
             if context.rank > 0:
                 _announce(context, snapshot.key, share)
                 return
             shares = [share, *_collect(context, snapshot.key)]
             info = {**snapshot.info, WEIGHTS: digest_text(one.digest for one in tensors.values())}
             blobs = [
-                *(one.weights for one in shares),
+                *(blob for one in shares for blob in one.weights),
                 *kept.blobs,
-                *(one.optimizer for one in shares if one.optimizer is not None),
+                *(blob for one in shares for blob in one.optimizer),
                 context.write_blob("state.json", snapshot.state),
                 context.write_blob("series.json", snapshot.series),
                 context.write_blob(TENSORS, to_json(tensors).encode()),
             ]
+            if len(shares) > 1:
+                held = dict(kept.layouts)
+                for one in shares:
+                    held |= one.layouts
+                blobs.append(context.write_blob(FILES, layouts_to_json(held).encode()))
             parents = {key: context.manifest(key).digest for key in work.parents.values()}
             context.commit_written(work, snapshot.key, tuple(blobs), snapshot.metrics, info, parents)
             log.info("%s: state at step %d committed", context.label, snapshot.step)
@@ -186,18 +216,28 @@ class CheckpointWriter:
         finally:
             self._free.put(slot)
 
-    def _upload(self, context: StageContext, folder: Path, kind: str, pieces: Mapping[str, Rows]) -> Blob:
-        path = folder / shard_name(kind, context.rank, context.world_size)
-        write_pieces(pieces, path)
-        blob = context.write_blob(path.name, path)
-        path.unlink()
-        return blob
+    def _upload(
+        self, context: StageContext, folder: Path, kind: str, pieces: Mapping[str, Rows], layouts: dict[str, Layout]
+    ) -> tuple[Blob, ...]:
+        """Write this rank's pieces, those apart that every rank reads; note in `layouts` what each file holds."""
+        several = context.world_size > 1
+        shared = {name: piece for name, piece in pieces.items() if piece.shared and several}
+        own = {name: piece for name, piece in pieces.items() if name not in shared}
+        blobs = []
+        for what, held in ((kind, own), (f"{kind}-shared", shared)):
+            if what == kind or held:
+                path = folder / shard_name(what, context.rank, context.world_size)
+                write_pieces(held, path)
+                layouts[path.name] = layout_of(path)
+                blobs.append(context.write_blob(path.name, path))
+                path.unlink()
+        return tuple(blobs)
 
 
 def _announce(context: StageContext, key: str, share: Share) -> None:
     from jobs.node.ranks import meeting
 
-    meeting().set(f"state/{key}/{context.rank}", json.dumps(asdict(share)))
+    meeting().set(f"state/{key}/{context.rank}", share.to_json())
 
 
 def _collect(context: StageContext, key: str) -> list[Share]:
@@ -210,5 +250,4 @@ def _collect(context: StageContext, key: str) -> list[Share]:
 
     names = [f"state/{key}/{rank}" for rank in range(1, context.world_size)]
     meeting().wait(names, timedelta(seconds=SHARD_SECONDS))
-    found = [json.loads(meeting().get(name)) for name in names]
-    return [Share(Blob(**one["weights"]), one["optimizer"] and Blob(**one["optimizer"])) for one in found]
+    return [Share.parse(meeting().get(name)) for name in names]

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from jobs.models.shards import Rows, rows_digest, weight_names
+from jobs.models.shards import Layout, Rows, layouts_in, rows_digest, weight_names
 from jobs.node.context import StageContext
 from orchestrator.store import Blob, Manifest
 from orchestrator.store.manifest import KEPT, LEAST_KEPT, TENSORS
@@ -35,10 +35,11 @@ Record = Mapping[str, Described]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a state has of earlier ones: tensor -> the state whose files hold it, and these files."""
+    """What a state has of earlier ones: tensor -> the state whose files hold it, these files, and what they hold."""
 
     owners: Mapping[str, str]
     blobs: tuple[Blob, ...] = ()
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
 
 
 def described(pieces: Mapping[str, Rows]) -> Record:
@@ -108,6 +109,9 @@ def agreed(context: StageContext, key: str, parent: str, share: Record, patience
     known = any(blob.name == TENSORS for blob in manifest.blobs)
     record = from_json(context.fetch(parent, TENSORS).read_bytes()) if known else {}
     kept = unchanged(manifest, record, tensors)
+    layouts = layouts_in(context, parent) if kept.blobs and not alone else {}
+    places = {blob.name: blob.name.removeprefix(f"{KEPT}{parent}/") for blob in kept.blobs}
+    kept = replace(kept, layouts={name: layouts[place] for name, place in places.items() if place in layouts})
     if not alone:
         from jobs.node.ranks import meeting
 

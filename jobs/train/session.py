@@ -15,7 +15,7 @@ from jobs.data.stage import check_epoch
 from jobs.models.adapters import add_adapters
 from jobs.models.backbones import CausalLM
 from jobs.models.building import empty_model
-from jobs.models.shards import fetch_shards
+from jobs.models.shards import fetch_shards, writer
 from jobs.models.weights import merged
 from jobs.node import code, numerics
 from jobs.node.context import StageContext
@@ -63,7 +63,8 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
     model = empty_model(work.model, vocabulary_size(context, work.tokenizer))
     begun = add_adapters(model, work.conditions.train.adapter, work.conditions.seed)
     model.recompute = context.execution.recompute
-    weights: Mapping[str, Tensor] = fetch_shards(context, key, "weights")
+    some = context.world_size > 1 and ENGINES.get(context.execution.engine).reads_weights
+    weights: Mapping[str, Tensor] = fetch_shards(context, key, "weights", some=some)
     if step == 0:  # the state of an earlier phase, whose own adapters are merged
         weights = merged(weights, begun)
     engine = engine_over(context, work, model, weights)
@@ -71,7 +72,7 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
     session = Session(engine, work.conditions.phase, key, step, 0, Meter(), begun_scale, Stopping(), *mixed)
     if step > 0:
         state = json.loads(context.fetch(key, "state.json").read_bytes())
-        engine.load_optimizer(fetch_shards(context, key, "optimizer"))
+        engine.load_optimizer(fetch_shards(context, key, "optimizer", some=some))
         session.tokens = state["tokens"]
         session.stopping = Stopping.from_json(state.get("stopping"))
         if "loss_scale" in state:
@@ -147,27 +148,52 @@ def _assignments(context: StageContext, manifest: Manifest, engine: Engine, step
 
 
 def latest_state(context: StageContext, work: TrainWork) -> tuple[int, str] | None:
-    """Return (step, key) of the latest sound committed state between start and stop from which training can go on."""
+    """Return (step, key) of the latest sound committed state between start and stop from which training can go on.
+
+    Every rank reads its own files and a share of the others, and all decide together: a state is read once.
+    """
     steps = range(work.start + 1, work.stop)
     if not steps:
         return None
     *history, (conditions, start, _) = lineage(work.spans)
     keys = dict(zip(state_keys(work.init, history, conditions, start, steps), steps, strict=True))
-    existing = patiently(context.store.artifacts.keys, "list of states") & keys.keys()
-    for step, key in sorted(((keys[key], key) for key in existing), reverse=True):
-        try:
-            manifest = context.manifest(key)
-            if not manifest.resumable:
-                continue
-            context.fetch_all(key, [blob.name for blob in manifest.blobs])
-        except (CorruptBlob, ArtifactMissing) as error:
-            log.warning("%s: the state at step %d is damaged (%s); taking an earlier one", context.label, step, error)
-            if context.rank == 0:
+    place = f"{context.stage}/{work.key()}"
+    listed = ""
+    if context.rank == 0:
+        existing = patiently(context.store.artifacts.keys, "list of states") & keys.keys()
+        listed = json.dumps(sorted(((keys[key], key) for key in existing), reverse=True))
+    for step, key in json.loads(_said(context, f"states/{place}", listed)[0]):
+        words = _said(context, f"sound/{place}/{key}", _verdict(context, key))
+        if all(word == "sound" for word in words):
+            return step, key
+        context.job.manifests.pop(key, None)
+        if damaged := next((word for word in words if word not in ("sound", "light")), ""):
+            log.warning("%s: the state at step %d is damaged (%s); taking an earlier one", context.label, step, damaged)
+            if context.rank == 0:  # after all have read it: nobody waits for one that finds it gone
                 context.store.artifacts.heal(key)
-            context.job.manifests.pop(key, None)
-            continue
-        return step, key
     return None
+
+
+def _said(context: StageContext, name: str, word: str) -> list[str]:
+    """Return what each rank said under `name`."""
+    if context.world_size == 1:
+        return [word]
+    from jobs.node.ranks import said
+
+    return said(name, word, context.rank, context.world_size, context.check)
+
+
+def _verdict(context: StageContext, key: str) -> str:
+    """Read this rank's share of a state: "sound", "light" (training cannot go on from it), or what is wrong with it."""
+    try:
+        manifest = context.manifest(key)
+        if not manifest.resumable:
+            return "light"
+        names = [blob.name for blob in manifest.blobs]
+        context.fetch_all(key, [n for i, n in enumerate(names) if writer(n, i) % context.world_size == context.rank])
+    except (CorruptBlob, ArtifactMissing) as error:
+        return str(error)
+    return "sound"
 
 
 def engine_over(

@@ -17,6 +17,8 @@ _CHECKSUM = b',"checksum":"'
 OBSERVATIONS = frozenset({"series.json"})
 # What a state's tensors are and where they lie: as its weights say.
 TENSORS = "tensors.json"
+# What each of a state's files holds, of one that several ranks wrote.
+FILES = "files.json"
 # Of a training state, in `info`: the digest of its weights, and whether its optimizer's state was kept.
 WEIGHTS, MOMENTS = "weights_sha256", "moments"
 # Of an earlier state's files at least this share is unchanged where they are kept: a later state's reader reads them.
@@ -66,7 +68,7 @@ class Manifest:
     @property
     def digest_of_blobs(self) -> str:
         """The digest of the same bits as they lie in files, by which children of earlier versions know a state."""
-        aside = {*OBSERVATIONS, TENSORS}
+        aside = {*OBSERVATIONS, TENSORS, FILES}
         content = sorted([blob.name, blob.size, blob.sha256] for blob in self.blobs if blob.name not in aside)
         return hashlib.sha256(json.dumps([self.key, self.kind, content]).encode()).hexdigest()
 

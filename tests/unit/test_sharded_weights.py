@@ -105,7 +105,10 @@ def test_no_more_than_the_rows_that_are_needed_is_read(
 
             return Slice()
 
-    found._owners["x"] = [Spy(file) for file in found._owners["x"]]  # type: ignore[misc]
+    for file in found._owners["x"]:
+        file._file = Spy(file._file)
+    assert "x" in found
+    assert "y" not in found
     found.elements("x", 14, 6)  # of the rows 2 and 3
     assert asked == [(2, 3), (0, 1)]
 

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from jobs.models.backbones import CausalLM
 from jobs.models.roles import parameter_roles
-from jobs.models.shards import Rows, dealt, digest_bytes, digest_text, rows_digest
+from jobs.models.shards import Rows, digest_bytes, digest_text, rows_digest
 from jobs.models.weights import canonical_state, load_canonical, replace_parameters, state_rows
 from jobs.train.engines.mesh import lay_out
 from jobs.train.freeze import apply_freeze
@@ -157,8 +157,8 @@ class FsdpEngine:
     def weights(self) -> Iterator[tuple[str, Rows]]:
         cut, copied = self._split(canonical_state(self.model))
         yield from cut.items()
-        for name, tensor in dealt(copied, self.rank, self.world_size).items():
-            yield name, Rows.whole(tensor)
+        for name, tensor in copied.items() if self.rank == 0 else ():
+            yield name, Rows.whole(tensor, shared=True)
 
     def optimizer_tensors(self) -> dict[str, Rows]:
         state = export_state(self._kind, self._optimizer, self._names)
@@ -170,8 +170,8 @@ class FsdpEngine:
             for name, value in state.items()
             if name not in scalars
         }
-        own = dealt(scalars, self.rank, self.world_size)
-        shared = {name: Rows.whole(value) for name, value in own.items()}
+        own = scalars if self.rank == 0 else {}
+        shared = {name: Rows.whole(value, shared=True) for name, value in own.items()}
         return {name: piece for name, piece in pieces.items() if len(piece.tensor)} | shared
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:

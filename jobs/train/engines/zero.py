@@ -175,7 +175,7 @@ class ZeroEngine:
         starts = {name: self._starts[_parameter(name)] for name in state}
         # A scalar is written by the rank that holds the parameter's first element.
         return {
-            name: Rows(value, starts[name], (value.numel(),)) if value.dim() else Rows.whole(value)
+            name: Rows(value, starts[name], (value.numel(),)) if value.dim() else Rows.whole(value, shared=True)
             for name, value in state.items()
             if value.dim() or not starts[name]
         }

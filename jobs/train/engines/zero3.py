@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jobs.models.roles import parameter_roles
-from jobs.models.shards import Rows, dealt, digest_bytes, digest_text, elements, rows_digest
+from jobs.models.shards import Rows, digest_bytes, digest_text, elements, rows_digest
 from jobs.models.weights import canonical_state, load_buffers, move_buffers, replace_parameters
 from jobs.train.engines.zero import BUCKET, Piece, Settings, ZeroEngine
 
@@ -62,8 +62,8 @@ class ZeroThreeEngine(ZeroEngine):
 
     def weights(self) -> Iterator[tuple[str, Rows]]:
         yield from self._rows(self._parameters.keys())
-        for name, tensor in dealt(self._buffers(), self.rank, self.world_size).items():
-            yield name, Rows.whole(tensor)
+        for name, tensor in self._buffers().items() if self.rank == 0 else ():
+            yield name, Rows.whole(tensor, shared=True)
 
     def _buffers(self) -> dict[str, Tensor]:
         """Return what is saved and no parameter."""
