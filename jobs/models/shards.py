@@ -7,7 +7,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -61,10 +61,17 @@ def shard_name(kind: str, rank: int, world_size: int) -> str:
     return f"{kind}.safetensors" if world_size == 1 else f"{kind}-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
-def writer(name: str, otherwise: int) -> int:
-    """Return the rank that wrote a blob, `otherwise` where its name does not say so."""
-    found = re.search(r"-(\d{5})-of-\d{5}\.safetensors$", name)
-    return int(found.group(1)) if found else otherwise
+def share_of(names: Sequence[str], rank: int, world_size: int) -> list[str]:
+    """Return those blobs of a state that a rank reads for all: each is one rank's, who wrote it where as many go on.
+
+    Of files of more or fewer ranks it is one whose rows lie there, as far as every rank holds an equal part.
+    """
+
+    def reader(number: int, name: str) -> int:
+        found = re.search(r"-(\d{5})-of-(\d{5})\.safetensors$", name)
+        return (int(found[1]) * world_size // max(1, int(found[2])) if found else number) % world_size
+
+    return [name for number, name in enumerate(names) if reader(number, name) == rank]
 
 
 def shard_names(manifest: Manifest, kind: str) -> list[str]:

@@ -79,8 +79,11 @@ def meet(name: str, rank: int, world_size: int, check: Callable[[], None] = lamb
     if world_size == 1:
         return
     meeting().set(f"met/{name}/{rank}", "")
-    everyone = [f"met/{name}/{number}" for number in range(world_size)]
-    while not meeting().check(everyone):
+    _await([f"met/{name}/{number}" for number in range(world_size)], check)
+
+
+def _await(names: list[str], check: Callable[[], None]) -> None:
+    while not meeting().check(names):
         check()
         time.sleep(POLL_SECONDS)
 
@@ -90,8 +93,15 @@ def said(name: str, word: str, rank: int, world_size: int, check: Callable[[], N
     if world_size == 1:
         return [word]
     meeting().set(f"said/{name}/{rank}", word)
-    meet(f"said/{name}", rank, world_size, check)
-    return [meeting().get(f"said/{name}/{number}").decode() for number in range(world_size)]
+    everyone = [f"said/{name}/{number}" for number in range(world_size)]
+    _await(everyone, check)
+    words = [meeting().get(one).decode() for one in everyone]
+    # What was said may end the job, and the words are gone with rank 0: it is the last to know them.
+    if rank:
+        meeting().set(f"heard/{name}/{rank}", "")
+    else:
+        _await([f"heard/{name}/{number}" for number in range(1, world_size)], check)
+    return words
 
 
 def leave(rank: int, world_size: int) -> None:

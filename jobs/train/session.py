@@ -15,7 +15,7 @@ from jobs.data.stage import check_epoch
 from jobs.models.adapters import add_adapters
 from jobs.models.backbones import CausalLM
 from jobs.models.building import empty_model
-from jobs.models.shards import fetch_shards, writer
+from jobs.models.shards import fetch_shards, shard_names, share_of, weight_names
 from jobs.models.weights import merged
 from jobs.node import code, numerics
 from jobs.node.context import StageContext
@@ -35,6 +35,7 @@ from orchestrator.spec.model import Moe
 from orchestrator.spec.providers import uses_of
 from orchestrator.spec.work import TrainWork, work_from_json
 from orchestrator.store import Manifest
+from orchestrator.store.manifest import FILES
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,11 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
     model = empty_model(work.model, vocabulary_size(context, work.tokenizer))
     begun = add_adapters(model, work.conditions.train.adapter, work.conditions.seed)
     model.recompute = context.execution.recompute
-    some = context.world_size > 1 and ENGINES.get(context.execution.engine).reads_weights
-    weights: Mapping[str, Tensor] = fetch_shards(context, key, "weights", some=some)
+    engine_kind = ENGINES.get(context.execution.engine)
+    cut = engine_kind.shares if context.world_size > 1 and engine_kind.reads_weights else ()
+    if cut:
+        _read_together(context, work, key, moments=step > 0)
+    weights: Mapping[str, Tensor] = fetch_shards(context, key, "weights", some="weights" in cut)
     if step == 0:  # the state of an earlier phase, whose own adapters are merged
         weights = merged(weights, begun)
     engine = engine_over(context, work, model, weights)
@@ -72,7 +76,7 @@ def load_session(context: StageContext, work: TrainWork, step: int, key: str) ->
     session = Session(engine, work.conditions.phase, key, step, 0, Meter(), begun_scale, Stopping(), *mixed)
     if step > 0:
         state = json.loads(context.fetch(key, "state.json").read_bytes())
-        engine.load_optimizer(fetch_shards(context, key, "optimizer", some=some))
+        engine.load_optimizer(fetch_shards(context, key, "optimizer", some="optimizer" in cut))
         session.tokens = state["tokens"]
         session.stopping = Stopping.from_json(state.get("stopping"))
         if "loss_scale" in state:
@@ -190,10 +194,30 @@ def _verdict(context: StageContext, key: str) -> str:
         if not manifest.resumable:
             return "light"
         names = [blob.name for blob in manifest.blobs]
-        context.fetch_all(key, [n for i, n in enumerate(names) if writer(n, i) % context.world_size == context.rank])
+        context.fetch_all(key, share_of(names, context.rank, context.world_size))
     except (CorruptBlob, ArtifactMissing) as error:
         return str(error)
     return "sound"
+
+
+def _read_together(context: StageContext, work: TrainWork, key: str, *, moments: bool) -> None:
+    """Read the files of a state with tensors, each by one rank; CorruptBlob on all ranks when one of them met it.
+
+    Of an engine's collectives none has begun: there a rank that misses is an error of its own to all others, and one
+    whose files come slowly is taken for hanging.
+    """
+    manifest = context.manifest(key)
+    names = [name for group in weight_names(manifest) for name in group]
+    names += shard_names(manifest, "optimizer") if moments else []
+    names += [blob.name for blob in manifest.blobs if blob.name == FILES]
+    met = ""
+    try:
+        context.fetch_all(key, share_of(names, context.rank, context.world_size))
+    except CorruptBlob as error:
+        met = json.dumps([error.artifact, error.path, error.cause])
+    if told := next(filter(None, _said(context, f"read/{context.stage}/{work.key()}/{key}", met)), ""):
+        artifact, path, cause = json.loads(told)
+        raise CorruptBlob(artifact, path, cause)
 
 
 def engine_over(

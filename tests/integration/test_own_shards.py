@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jobs.models.shards import shard_name
 from orchestrator.backends.processes import free_place
+from orchestrator.errors import EXIT_AWAY, EXIT_DONE
 from orchestrator.spec.cell import Resources
 from orchestrator.spec.work import TrainWork
 from orchestrator.store import Manifest, Store
@@ -21,8 +22,8 @@ FSDP = dataclasses.replace(EXECUTION, engine="fsdp")
 LONG = dataclasses.replace(TRAIN, steps=6, accumulation=RANKS)
 
 
-def run(store: Store, works: Sequence[TrainWork], name: str, caches: Path, *, ends_well: bool = True) -> None:
-    """Run a job of four ranks, each with its own cache as on a node of its own."""
+def run(store: Store, works: Sequence[TrainWork], name: str, caches: Path, code: int = EXIT_DONE) -> list[str]:
+    """Run a job of four ranks, each with its own cache as on a node of its own; return what each of them printed."""
     command = submit(store, works, name, resources=Resources(processes=RANKS), execution=FSDP)
     address, port = free_place("127.0.0.1")
     place = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": address, "MASTER_PORT": str(port)}
@@ -31,7 +32,8 @@ def run(store: Store, works: Sequence[TrainWork], name: str, caches: Path, *, en
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MOEGRID_CACHE": str(caches / str(rank))}
         ranks.append(start(command, **place, **own))
     said = [rank.communicate(timeout=400)[0] for rank in ranks]
-    assert {rank.returncode == 0 for rank in ranks} == {ends_well}, "\n".join(said)
+    assert {rank.returncode for rank in ranks} == {code}, "\n".join(said)
+    return said
 
 
 def made(store: Store, key: str) -> Manifest:
@@ -100,13 +102,23 @@ def test_a_rank_that_finds_damage_takes_all_to_an_earlier_state(s3: S3Lab, tmp_p
     assert bits(store, second.key())[0] == before.info["weights_sha256"]
 
 
-def test_damage_that_one_rank_alone_meets_is_told_by_the_artifact(s3: S3Lab, tmp_path: Path) -> None:
+def test_damage_that_one_rank_alone_meets_is_what_all_end_with(s3: S3Lab, tmp_path: Path) -> None:
     first, second = segments([("", 0, 2), ("", 2, 4)], LONG)
     store = prepare(s3.fresh_url())
     run_chain(store, [init_work()], "init")
     run(store, [first], "a-0", tmp_path / "first")
-    altered(store, made(store, first.key()).blob(shard_name("weights", 2, RANKS)).path)
-    run(store, [second], "a-1", tmp_path / "second", ends_well=False)
-    told = failure(store, "a-1")
-    assert (told["kind"], told["artifact"]) == ("corrupt", first.key())
+    before = bits(store, first.key())
+    for number, (kind, rank) in enumerate([("optimizer", 3), ("weights", 2)], 1):
+        blob = made(store, first.key()).blob(shard_name(kind, rank, RANKS))
+        altered(store, blob.path)
+        # No rank is in a collective that another one leaves: such an end would be the work's own, by its exit code.
+        for words in run(store, [second], f"a-{number}", tmp_path / kind, EXIT_AWAY):
+            assert f"error: artifact {first.key()[:12]} is damaged: {blob.path}" in words
+        told = failure(store, f"a-{number}")
+        assert (told["kind"], told["artifact"], told["stage"]) == ("corrupt", first.key(), second.key())
+        if kind == "optimizer":
+            altered(store, blob.path)  # as it was
     assert store.artifacts.heal(first.key())
+    run(store, [first, second], "a-3", tmp_path / "healed")
+    assert bits(store, first.key()) == before
+    assert made(store, second.key()).parents[first.key()] == made(store, first.key()).digest

@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.models.shards import Layout, Rows, Shards, fetch_shards, layout_of, layouts_to_json, shard_name, write_pieces
+from jobs.models.shards import (
+    Layout,
+    Rows,
+    Shards,
+    fetch_shards,
+    layout_of,
+    layouts_to_json,
+    shard_name,
+    share_of,
+    write_pieces,
+)
 from jobs.node.context import StageContext
 from orchestrator.errors import CorruptBlob, MoegridError
 from orchestrator.store import Blob, Manifest, Store
@@ -128,3 +138,17 @@ def test_a_file_that_holds_something_else_than_was_said_is_refused(
     state_in(store, tmp_path, told={name: {"matrix": ("float32", 2, (3, 8))}})
     with pytest.raises(MoegridError, match="does not hold what"):
         opened(store, 1, tmp_path / "node", monkeypatch).elements("matrix", 24, 8)
+
+
+@pytest.mark.parametrize(
+    "ranks, expected", [(4, [[0], [1], [2], [3]]), (2, [[0, 1], [2, 3]]), (8, [[0], [], [1], [], [2], [], [3], []])]
+)
+def test_every_file_is_read_by_one_rank_that_needs_it(ranks: int, expected: list[list[int]]) -> None:
+    own = [shard_name(kind, rank, RANKS) for kind in ("weights", "optimizer") for rank in range(RANKS)]
+    kept = [f"{KEPT}{key('earlier')}/{shard_name('weights', rank, RANKS)}" for rank in range(RANKS)]
+    names = [*own, *kept, "state.json", FILES, f"{KEPT}{key('alone')}/{shard_name('weights', 0, 1)}"]
+    shares = [share_of(names, rank, ranks) for rank in range(ranks)]
+    assert sorted(name for share in shares for name in share) == sorted(names)
+    for share, writers in zip(shares, expected, strict=True):
+        assert [n for n in share if n in own] == [own[at] for at in (*writers, *(RANKS + w for w in writers))]
+        assert [n for n in share if n in kept] == [kept[at] for at in writers]
