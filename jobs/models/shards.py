@@ -158,8 +158,11 @@ class ShardFile:
     def __init__(self, fetch: Callable[[], Path | str], layout: Layout | None = None) -> None:
         """`fetch` returns the file, verified; at once where it is not known what it holds."""
         self._fetch = fetch
-        self._file = safe_open(fetch(), framework="pt") if layout is None else None
-        self.layout: Layout = _layout(self._file) if layout is None else layout
+        self._file: safe_open | None = None
+        if layout is None:
+            self._file = safe_open(fetch(), framework="pt")
+            layout = _layout(self._file)
+        self.layout: Layout = layout
 
     @property
     def opened(self) -> safe_open:

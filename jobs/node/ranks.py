@@ -82,10 +82,25 @@ def meet(name: str, rank: int, world_size: int, check: Callable[[], None] = lamb
     _await([f"met/{name}/{number}" for number in range(world_size)], check)
 
 
-def _await(names: list[str], check: Callable[[], None]) -> None:
-    while not meeting().check(names):
+def _await(names: Sequence[str], check: Callable[[], None]) -> None:
+    while not meeting().check(list(names)):
         check()
         time.sleep(POLL_SECONDS)
+
+
+def told(names: Sequence[str], patience: float) -> list[bytes]:
+    """Return what was set under `names`, once all is; torch's DistStoreError after `patience` seconds.
+
+    While the store's own `wait` runs no other thread of the process can ask the store anything.
+    """
+    end = time.monotonic() + patience
+
+    def check() -> None:
+        if time.monotonic() > end:
+            meeting().wait(list(names), timedelta(milliseconds=1))
+
+    _await(names, check)
+    return [meeting().get(name) for name in names]
 
 
 def said(name: str, word: str, rank: int, world_size: int, check: Callable[[], None] = lambda: None) -> list[str]:

@@ -76,8 +76,8 @@ class Share:
     def parse(cls, text: bytes | str) -> Share:
         """Rebuild what `to_json` wrote."""
         weights, optimizer, layouts = json.loads(text)
-        blobs = [tuple(Blob(**blob) for blob in own) for own in (weights, optimizer)]
-        return cls(*blobs, layouts_from_json(layouts))
+        own = tuple(Blob(**blob) for blob in weights)
+        return cls(own, tuple(Blob(**blob) for blob in optimizer), layouts_from_json(layouts))
 
     def to_json(self) -> str:
         """Return the share as text for rank 0."""
@@ -244,10 +244,7 @@ def _collect(context: StageContext, key: str) -> list[Share]:
     """Return the other ranks' shares, waiting for them."""
     if context.world_size == 1:
         return []
-    from datetime import timedelta
-
-    from jobs.node.ranks import meeting
+    from jobs.node.ranks import told
 
     names = [f"state/{key}/{rank}" for rank in range(1, context.world_size)]
-    meeting().wait(names, timedelta(seconds=SHARD_SECONDS))
-    return [Share.parse(meeting().get(name)) for name in names]
+    return [Share.parse(said) for said in told(names, SHARD_SECONDS)]

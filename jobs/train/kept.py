@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 
 from jobs.models.shards import Layout, Rows, layouts_in, rows_digest, weight_names
 from jobs.node.context import StageContext
@@ -98,11 +97,11 @@ def agreed(context: StageContext, key: str, parent: str, share: Record, patience
     """
     alone = context.world_size == 1
     if context.rank > 0:
-        from jobs.node.ranks import meeting
+        from jobs.node.ranks import meeting, told
 
         meeting().set(f"tensors/{key}/{context.rank}", to_json(share))
-        meeting().wait([f"kept/{key}"], timedelta(seconds=patience))
-        return Kept(dict.fromkeys(json.loads(meeting().get(f"kept/{key}")), "")), share
+        (owned,) = told([f"kept/{key}"], patience)
+        return Kept(dict.fromkeys(json.loads(owned), "")), share
     others = [] if alone else _collected(context, key, patience)
     tensors = whole([share, *others])
     manifest = context.manifest(parent)
@@ -120,11 +119,10 @@ def agreed(context: StageContext, key: str, parent: str, share: Record, patience
 
 
 def _collected(context: StageContext, key: str, patience: float) -> list[Record]:
-    from jobs.node.ranks import meeting
+    from jobs.node.ranks import meeting, told
 
     names = [f"tensors/{key}/{rank}" for rank in range(1, context.world_size)]
-    meeting().wait(names, timedelta(seconds=patience))
-    found = [from_json(meeting().get(name)) for name in names]
+    found = [from_json(said) for said in told(names, patience)]
     for name in names:
         meeting().delete_key(name)
     return found

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from jobs.node import ranks
@@ -44,3 +45,23 @@ def test_who_waits_for_a_word_still_sees_that_its_work_is_lost(meeting: TCPStore
 
 def test_alone_there_is_nobody_to_wait_for() -> None:
     assert ranks.said("name", "word", 0, 1) == ["word"]
+
+
+def test_a_thread_that_waits_for_others_files_keeps_no_rank_from_speaking(meeting: TCPStore) -> None:
+    with ThreadPoolExecutor(1) as background:
+        waiting = background.submit(ranks.told, ["state/1", "state/2"], 20.0)
+        time.sleep(0.5)
+        before = time.monotonic()
+        meeting.set("said/name/1", "word")
+        meeting.set("heard/name/1", "")
+        assert ranks.said("name", "", 0, 2) == ["", "word"]
+        assert time.monotonic() - before < 5.0
+        assert not waiting.done()
+        meeting.set("state/2", "second")
+        meeting.set("state/1", "first")
+        assert waiting.result() == [b"first", b"second"]
+
+
+def test_what_never_comes_is_waited_for_so_long_and_no_longer(meeting: TCPStore) -> None:
+    with pytest.raises(dist.DistStoreError):
+        ranks.told(["never"], 0.2)

@@ -106,7 +106,7 @@ def test_no_more_than_the_rows_that_are_needed_is_read(
             return Slice()
 
     for file in found._owners["x"]:
-        file._file = Spy(file._file)
+        file._file = Spy(file._file)  # type: ignore[assignment]
     assert "x" in found
     assert "y" not in found
     found.elements("x", 14, 6)  # of the rows 2 and 3
