@@ -105,8 +105,6 @@ def told(names: Sequence[str], patience: float) -> list[bytes]:
 
 def said(name: str, word: str, rank: int, world_size: int, check: Callable[[], None] = lambda: None) -> list[str]:
     """Return what every rank said under `name`, rank by rank, once all have; `check` is called as by `meet`."""
-    if world_size == 1:
-        return [word]
     meeting().set(f"said/{name}/{rank}", word)
     everyone = [f"said/{name}/{number}" for number in range(world_size)]
     _await(everyone, check)

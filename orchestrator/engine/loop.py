@@ -151,8 +151,6 @@ class Engine:
 
     def tick(self) -> Snapshot:
         """Read, settle, submit. Raises MoegridError (exit code 3) when store or scheduler are away."""
-        if self._first:
-            self.watch.sweep()
         present = self._keys()
         missing = self._stages - present
         failures = self.journal.failures(missing)

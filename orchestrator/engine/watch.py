@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from orchestrator.backends.base import ABSENT, ELSEWHERE, ENDED, RUNNING, Backend, Handle, JobState
+from orchestrator.backends.base import ABSENT, ELSEWHERE, ENDED, QUEUED, RUNNING, Backend, Handle, JobState
 from orchestrator.engine import driver as drivers
 from orchestrator.engine.driver import Driver
 from orchestrator.engine.failures import HINTS, Verdict, classify, spoken, tail
@@ -54,6 +54,7 @@ class Watch:
         self._overdue: list[Handle] = []  # to be ended, all of a tick in one call
         self._finished: list[Handle] = []  # over and written down: to be forgotten, all of a tick in one call
         self._mine: dict[str, Handle] = {}
+        self._left: dict[str, Handle] | None = None  # committed by jobs of other drivers, which were not forgotten
         self.flying: dict[str, InFlight] = {}
         self.stopping = False
         self.settled = 0  # attempts called over by the last `observe`
@@ -70,23 +71,6 @@ class Watch:
         """Jobs in flight that this driver answers for: its own, and those of drivers that are dead."""
         return list(self._mine.values())
 
-    def sweep(self) -> None:
-        """Forget jobs of other drivers that ended after those: a scheduler may hold their resources until it is told.
-
-        What they were for is committed, so that nobody asks how they ended.
-        """
-        held: Callable[[], dict[str, Handle]] | None = getattr(self._backend, "held", None)
-        if held is None:
-            return
-        store, others = self._journal.store, {}
-        for attempt, handle in held().items():
-            job = self._journal.job(attempt) if driver_of(attempt) != self._driver.id else None
-            if job is not None and all(store.artifacts.get(key) is not None for key in job.keys):
-                others[attempt] = handle
-        states = self._backend.poll(list(others.values())) if others else {}
-        if over := [others[attempt] for attempt, state in states.items() if state.phase == ENDED]:
-            self._backend.forget(over)
-
     def observe(self, claims: Mapping[str, ClaimState]) -> dict[str, str]:
         """Return the busy stages among those of `claims` (of stages without artifact), with their attempts.
 
@@ -98,7 +82,10 @@ class Watch:
             if claim.attempt and not (claim.released and known):
                 by_attempt.setdefault(claim.attempt, []).append(stage)
         handles = self._handles(by_attempt)
-        states = self._backend.poll(list(handles.values())) if handles else {}
+        if self._left is None:
+            self._left = self._leftovers()
+        asked = {**self._left, **handles}
+        states = self._backend.poll(list(asked.values())) if asked else {}
         busy: dict[str, str] = {}
         self.flying, self._overdue = {}, []
         self.settled, self.outdated = 0, False
@@ -113,8 +100,23 @@ class Watch:
                 self._mine[attempt] = handle
             self.flying[attempt] = InFlight(attempt, handle, state)
             busy.update(dict.fromkeys(stages, attempt))
+        over = {attempt for attempt in self._left if states[attempt].phase not in (QUEUED, RUNNING)}
+        self._finished += [self._left.pop(attempt) for attempt in over - handles.keys()]
         self._tell()
         return busy
+
+    def _leftovers(self) -> dict[str, Handle]:
+        """Return jobs of other drivers that are committed: a scheduler may hold their resources until it is told.
+
+        Nobody else asks for them once those drivers are dead, as none of their stages is missing.
+        """
+        held: Callable[[], dict[str, Handle]] | None = getattr(self._backend, "held", None)
+        found = {}
+        for attempt, handle in held().items() if held is not None else ():
+            job = self._journal.job(attempt) if driver_of(attempt) != self._driver.id else None
+            if job is not None and all(self._journal.store.artifacts.get(key) is not None for key in job.keys):
+                found[attempt] = handle
+        return found
 
     def _tell(self) -> None:
         """End what is overdue and forget what is over; what the scheduler does not hear, it is told the next time."""

@@ -24,5 +24,5 @@ def test_two_thousand_stages_come_to_their_end(large: RayLab, tmp_path: Path) ->
     seen = many_ray.run(large, tmp_path, nodes=NODES, cells=CELLS, seconds=SECONDS)
     print(seen)
     assert seen["stages"] > 1900
-    assert seen["most calls in a tick"]["ray.poll"] <= 2, "a driver's first one asks what ended without one, too"
+    assert seen["most calls in a tick"]["ray.poll"] <= 1, seen
     assert seen["most calls in a tick"]["ray._cluster"] <= 6, "poll, submit, find, forget, cancel"

@@ -43,10 +43,6 @@ def test_who_waits_for_a_word_still_sees_that_its_work_is_lost(meeting: TCPStore
         ranks.said("name", "", 0, RANKS, check)
 
 
-def test_alone_there_is_nobody_to_wait_for() -> None:
-    assert ranks.said("name", "word", 0, 1) == ["word"]
-
-
 def test_a_thread_that_waits_for_others_files_keeps_no_rank_from_speaking(meeting: TCPStore) -> None:
     with ThreadPoolExecutor(1) as background:
         waiting = background.submit(ranks.told, ["state/1", "state/2"], 20.0)
