@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 CPUINFO = Path("/proc/cpuinfo")
-# One code path for all CPUs that have it. MKL takes a named branch on Intel's CPUs alone, elsewhere AUTO stays.
-BRANCH, CAPABILITY = "AVX2,STRICT", "avx2"
+# What torch asks for before it uses vectors of 512 bits.
+WIDE = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
 _BRANCHES = {1: "OFF", 2: "AUTO", 3: "COMPATIBLE", 4: "SSE2", 6: "SSSE3", 7: "SSE4_1", 8: "SSE4_2", 9: "AVX"}
 _BRANCHES |= {10: "AVX2", 11: "AVX512_MIC", 12: "AVX512", 13: "AVX512_MIC_E1", 14: "AVX512_E1"}
 _ONE, _ALL, _AUTO, _COMPATIBLE, _STRICT = 1, -1, 2, 3, 1 << 16
@@ -41,13 +41,32 @@ VARIABLES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def choose_branch(environment: MutableMapping[str, str]) -> None:
-    """Name the branch for every CPU that has it; what the user has set stays. Before torch is imported."""
-    if "avx2" in cpu_fields().get("flags", "").split():
-        environment.setdefault("MKL_CBWR", BRANCH)
-        environment.setdefault("ATEN_CPU_CAPABILITY", CAPABILITY)
+def choose_branch(environment: MutableMapping[str, str], fields: Mapping[str, str] | None = None) -> None:
+    """Name the branch of this CPU, or of one with such `fields`; what the user has set stays. Before torch is imported.
+
+    One code path for all CPUs that have it: that of AVX-512 on Intel's CPUs with it, a training step takes 0.75x the
+    time of AVX2 there, else that of AVX2. MKL takes a named branch on Intel's CPUs alone, elsewhere AUTO stays.
+    """
+    fields = cpu_fields() if fields is None else fields
+    flags = set(fields.get("flags", "").split())
+    if fields.get("vendor_id") == "GenuineIntel" and flags >= WIDE:
+        environment.setdefault("MKL_CBWR", "AVX512,STRICT")
+        environment.setdefault("ATEN_CPU_CAPABILITY", "avx512")
+    elif "avx2" in flags:
+        environment.setdefault("MKL_CBWR", "AVX2,STRICT")
+        environment.setdefault("ATEN_CPU_CAPABILITY", "avx2")
     else:
         environment.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
+def variables_of(record: Mapping[str, object], fields: Mapping[str, str]) -> str:
+    """Return the variables under which a CPU with `fields` takes the code path of a record, "" where none do that."""
+    branch, capability = str(record.get("mkl_branch", "")), str(record.get("cpu_capability", ""))
+    needed = {"AVX2": {"avx2"}, "AVX512": WIDE}.get(branch.partition(",")[0])
+    flags = set(fields.get("flags", "").split())
+    if needed is None or not flags >= needed or fields.get("vendor_id") != record.get("cpu"):
+        return ""
+    return f"MKL_CBWR={branch} ATEN_CPU_CAPABILITY={capability.lower()}"
 
 
 @cache
@@ -95,8 +114,8 @@ def mkl_branch() -> str:
 def has_fast_products() -> bool:
     """Return whether oneDNN multiplies matrices faster than MKL here, and no bits of other CPUs are given up for it.
 
-    MKL takes AVX2 on AMD's CPUs, oneDNN AVX-512 where they have it, twice as fast. Those of Intel keep the branch under
-    which their generations agree; on AMD's a CPU is named by its model in any case.
+    MKL takes AVX2 on AMD's CPUs, oneDNN AVX-512 where they have it, twice as fast. On Intel's MKL takes AVX-512 itself,
+    in the branch under which their generations agree; on AMD's a CPU is named by its model in any case.
     """
     return "torch" in sys.modules and _are_faster()
 

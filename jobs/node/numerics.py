@@ -228,11 +228,12 @@ def refuse_other(parent: Mapping[str, object], own: Mapping[str, object], what: 
     if not found:
         return
     listed = ", ".join(f"{name} {_shown(was)} -> {_shown(now)}" for name, (was, now) in sorted(found.items()))
+    variables = machine.variables_of(parent, machine.cpu_fields()) if "mkl_branch" in found else ""
     raise NumericsError(
         f"{what} would be continued under other numerics",
         cause=listed,
-        hint="run with the resources, on the kind of CPU and with the variables that the state was made with, "
-        "or accept other bits with --allow-numerics",
+        hint="run with the resources, on the kind of CPU and with the variables that the state was made with"
+        f"{f' ({variables})' * bool(variables)}, or accept other bits with --allow-numerics",
     )
 
 

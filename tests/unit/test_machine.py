@@ -62,12 +62,15 @@ def test_equal_records_are_equal_bits_from_any_shell(probes: dict[str, tuple[dic
 @pytest.mark.skipif("avx2" not in machine.cpu_fields().get("flags", ""), reason="this CPU has one code path")
 def test_a_variable_that_changes_bits_is_seen_and_refused(probes: dict[str, tuple[dict[str, Any], str]]) -> None:
     own = probes["plain"][0]
-    assert own["cpu_capability"] == "AVX2", "one code path on every CPU that has it"
+    own_path: dict[str, str] = {}
+    machine.choose_branch(own_path)
+    wide = own_path["ATEN_CPU_CAPABILITY"].upper()
+    assert own["cpu_capability"] == wide, "one code path on every CPU that has it"
     assert own["variables"] == {}
     with pytest.raises(NumericsError, match="mkl_branch COMPATIBLE -> "):
         numerics.refuse_other(probes["MKL_CBWR"][0], own, "a state")
     with pytest.raises(
-        NumericsError, match="cpu_capability DEFAULT -> AVX2, variables ONEDNN_MAX_CPU_ISA=SSE41 -> none"
+        NumericsError, match=f"cpu_capability DEFAULT -> {wide}, variables ONEDNN_MAX_CPU_ISA=SSE41 -> none"
     ):
         numerics.refuse_other(probes["ATEN_CPU_CAPABILITY"][0], own, "a state")
     assert len({bits for _, bits in probes.values()}) == 3
@@ -81,6 +84,44 @@ def test_a_users_own_choice_stays() -> None:
 
 INTEL = {"vendor_id": "GenuineIntel", "cpu family": "6", "model": "106"}
 AMD = {"vendor_id": "AuthenticAMD", "cpu family": "25", "model": "1"}
+WIDE = "fpu avx2 avx512f avx512dq avx512cd avx512bw avx512vl"
+AVX2_PATH = {"MKL_CBWR": "AVX2,STRICT", "ATEN_CPU_CAPABILITY": "avx2"}
+AVX512_PATH = {"MKL_CBWR": "AVX512,STRICT", "ATEN_CPU_CAPABILITY": "avx512"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({**INTEL, "flags": WIDE}, AVX512_PATH),
+        ({**INTEL, "flags": "fpu avx2"}, AVX2_PATH),
+        ({**INTEL, "flags": "fpu avx2 avx512f avx512cd"}, AVX2_PATH),  # torch asks for more than the first AVX-512 had
+        ({**AMD, "flags": WIDE}, AVX2_PATH),
+        ({**AMD, "flags": "fpu sse4_2"}, {"MKL_CBWR": "AUTO,STRICT"}),
+        ({}, {"MKL_CBWR": "AUTO,STRICT"}),
+    ],
+)
+def test_a_cpu_takes_the_widest_path_that_its_generations_share(fields: dict[str, str], path: dict[str, str]) -> None:
+    found: dict[str, str] = {}
+    machine.choose_branch(found, fields)
+    assert found == path
+
+
+@pytest.mark.parametrize(
+    ("record", "flags", "said"),
+    [
+        ({"mkl_branch": "AVX2,STRICT", "cpu_capability": "AVX2", "cpu": "GenuineIntel"}, WIDE, AVX2_PATH),
+        ({"mkl_branch": "AVX512,STRICT", "cpu_capability": "AVX512", "cpu": "GenuineIntel"}, WIDE, AVX512_PATH),
+        ({"mkl_branch": "AVX512,STRICT", "cpu_capability": "AVX512", "cpu": "GenuineIntel"}, "fpu avx2", {}),
+        ({"mkl_branch": "AUTO,STRICT", "cpu_capability": "AVX2", "cpu": "AuthenticAMD 25/1"}, WIDE, {}),
+        ({"mkl_branch": "", "cpu_capability": "AVX2", "cpu": "GenuineIntel"}, WIDE, {}),
+        ({}, WIDE, {}),
+    ],
+)
+def test_a_refusal_names_the_variables_of_the_path_that_made_a_state(
+    record: dict[str, str], flags: str, said: dict[str, str]
+) -> None:
+    found = machine.variables_of(record, {**INTEL, "flags": flags})
+    assert found == " ".join(f"{name}={value}" for name, value in said.items())
 
 
 @pytest.mark.parametrize(
