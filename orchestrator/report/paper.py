@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from orchestrator.grid.files import grid_names as own_grids
 from orchestrator.report import formats, html, svg
-from orchestrator.report.collect import DONE, Results, collect
+from orchestrator.report.collect import DONE, Results
 from orchestrator.report.papers import drawn, forms
 from orchestrator.report.papers.declared import Declared, Exhibit, declared
 from orchestrator.report.papers.forms import Made
+from orchestrator.report.papers.versions import Maker, Versions
 from orchestrator.store import Store
-from orchestrator.store.records import grid_names
-
-Maker = Callable[[Results, Exhibit], Made]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,9 @@ def _from_arrays(name: str) -> Maker:
     return make
 
 
+# A note of what an exhibit was made of.
+EARLIER = "made of an earlier run of {grid}: its newest has other settings or columns, or is not done"
+
 MAKERS: Mapping[str, Maker] = {
     "table": forms.table,
     "settings": forms.settings,
@@ -61,33 +62,47 @@ def write(store: Store, folder: Path) -> list[Shown]:
 
     Returns what became of every exhibit, in the papers' order; where nothing can be made nothing is written.
     """
-    catalogue, known = declared(), _known(store)
-    results = _results(store, known)
-    for name, found in results.items():
-        html.write(found, folder / name / "index.html")
-    shown, parts = [], []
+    catalogue, versions = declared(), Versions(store)
+    shown, parts, pages = [], [], dict[str, Results]()
+    for grid in {one.grid: None for exhibit in catalogue.exhibits for one in exhibit.variants}:
+        if (newest := versions.newest(grid)) is not None:
+            pages[grid] = newest
+    if pages:
+        folder.mkdir(parents=True, exist_ok=True)
     for exhibit in catalogue.exhibits:
-        made = {one.grid: _made(results, one) for one in exhibit.variants}
-        made = {grid: one for grid, one in made.items() if one}
+        made: dict[str, Made] = {}
+        sources: dict[str, Results] = {}
+        notes: list[str] = []
+        for one in exhibit.variants:
+            own, results = versions.make(one, MAKERS.get(one.kind))
+            if results is not None:
+                made[one.grid] = own
+                page = _page_of(results, pages[one.grid])
+                sources[page] = results
+                notes += own.lacks
+                notes += [EARLIER.format(grid=one.grid)] * (page != one.grid)
+        pages |= sources
         if made:
             files: list[str] = []
-            for grid, one in made.items():
-                files += _write(one, exhibit, folder, "" if grid == exhibit.grid else f"_{grid}")
-            notes = [note for one in made.values() for note in one.lacks]
+            for grid, own in made.items():
+                files += _write(own, exhibit, folder, "" if grid == exhibit.grid else f"_{grid}")
             shown.append(Shown(exhibit, f"index.html#{exhibit.slug}", "", "", tuple(files), tuple(notes)))
         else:
-            shown.append(Shown(exhibit, "", *_missing(catalogue, exhibit, known, results.get(exhibit.grid))))
-        parts.append(_part(shown[-1], made, {grid: str(results[grid].document["scale"]) for grid in made}))
-    if not results:
+            shown.append(Shown(exhibit, "", *_missing(catalogue, exhibit, versions)))
+        parts.append(_part(shown[-1], made, {page: str(found.document["scale"]) for page, found in sources.items()}))
+    for page, results in pages.items():
+        html.write(results, folder / page / "index.html")
+    if not pages:
         return shown
     (folder / "index.html").write_text(_page(shown, parts), encoding="utf-8")
     (folder / "index.md").write_text(overview(shown), encoding="utf-8")
     return shown
 
 
-def _made(results: Mapping[str, Results], exhibit: Exhibit) -> Made:
-    own, maker = results.get(exhibit.grid), MAKERS.get(exhibit.kind)
-    return maker(own, exhibit) if own is not None and maker is not None else Made()
+def _page_of(results: Results, newest: Results) -> str:
+    """Return the folder of the report of a grid's version: its name, and of an earlier one that of the version."""
+    name, digest = str(results.document["name"]), str(results.document["digest"])
+    return name if newest.document["digest"] == digest else f"{name}-{digest[:8]}"
 
 
 def to_run(store: Store) -> list[str]:
@@ -95,38 +110,29 @@ def to_run(store: Store) -> list[str]:
 
     A grid is to run when an exhibit that needs no data of the user's is not made of it, or a cell of it is not done.
     """
-    known, ours = _known(store), set(own_grids())
-    results = _results(store, known)
+    versions, ours = Versions(store), set(own_grids())
     wanted: dict[str, None] = {}
     for exhibit in declared().exhibits:
         for one in exhibit.variants:
             if one.kind == "none" or one.needs or one.grid not in ours:
                 continue
-            found = results.get(one.grid)
-            if not _made(results, one) or found is None or any(cell.state != DONE for cell in found.cells):
+            found = versions.newest(one.grid)
+            made, _ = versions.make(one, MAKERS.get(one.kind))
+            if not made or found is None or any(cell.state != DONE for cell in found.cells):
                 wanted.setdefault(one.grid)
     return list(wanted)
 
 
-def _known(store: Store) -> set[str]:
-    return set(grid_names(store)) if store.exists else set()
-
-
-def _results(store: Store, known: Collection[str]) -> dict[str, Results]:
-    """Return the results of the grids that exhibits are made of, as far as there are any."""
-    names = dict.fromkeys(one.grid for exhibit in declared().exhibits for one in exhibit.variants)
-    return {name: found for name in names if name in known and (found := collect(name, store)).metrics}
-
-
-def _missing(catalogue: Declared, exhibit: Exhibit, known: set[str], results: Results | None) -> tuple[str, str]:
+def _missing(catalogue: Declared, exhibit: Exhibit, versions: Versions) -> tuple[str, str]:
     """Return why an exhibit is missing, and the command that makes it ("" when none does)."""
     grid, command = exhibit.grid, catalogue.command(exhibit)
+    results = versions.newest(grid)
     if exhibit.lacks or not grid:
         return exhibit.lacks, ""
     if grid not in set(own_grids()):
         return f"its {'vision-language ' * exhibit.vision}grid {grid} is not one of this project's", ""
     needs = f"; it needs {exhibit.needs}" if exhibit.needs else ""
-    if grid not in known:
+    if grid not in versions.known:
         return f"the grid {grid} was never run in this store{needs}", command
     if results is None:
         return f"the grid {grid} has no results yet", command
