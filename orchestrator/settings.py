@@ -87,6 +87,18 @@ def require(module: str, why: str) -> None:
         )
 
 
+def site_file(name: str) -> Path:
+    """Return the file of the site `name`, which may be a YAML file; raises MoegridError with those that there are."""
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else resources.find("site", name)
+    if path is None or not path.is_file():
+        raise MoegridError(
+            f"unknown site {name!r}",
+            cause=f"there is no {path or f'infra/sites/{name}.yaml'}",
+            hint=did_you_mean(name, sorted(resources.files("site")), "sites"),
+        )
+    return path.resolve()
+
+
 def load_site(name: str) -> Site:
     """Read the site `name`, or the YAML file `name`; raises MoegridError with everything that is wrong."""
     from orchestrator.files.problems import Problems
@@ -95,14 +107,7 @@ def load_site(name: str) -> Site:
     from orchestrator.grid.site_fields import SettingsReader
     from orchestrator.resources import show
 
-    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else resources.find("site", name)
-    if path is None or not path.is_file():
-        raise MoegridError(
-            f"unknown site {name!r}",
-            cause=f"there is no {path or f'infra/sites/{name}.yaml'}",
-            hint=did_you_mean(name, sorted(resources.files("site")), "sites"),
-        )
-    path, problems = path.resolve(), Problems()
+    path, problems = site_file(name), Problems()
     document = read_mapping(path, show(path), problems)
     if not document.data:
         problems.raise_if_any()

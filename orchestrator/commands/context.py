@@ -19,7 +19,7 @@ from orchestrator.plan.cost import Clock, shape_of
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import Plan, make_plan
 from orchestrator.plan.root import root_digest, root_document
-from orchestrator.settings import load_site, open_backend, store_url, tracking_uri
+from orchestrator.settings import load_site, open_backend, site_file, store_url, tracking_uri
 from orchestrator.store import Store, records
 from orchestrator.ui.console import Console
 
@@ -53,6 +53,8 @@ class Context:
         A command that reads changes nothing in it; a run makes it and writes into it when it begins (`begin_writing`).
         """
         url, command = store_url(arguments.store), arguments.command
+        if command != "doctor":  # which tells it among all else that it finds
+            site_file(getattr(arguments, "site", "local"))
         answers = command in ANSWERS and not getattr(arguments, "json", False)
         console = Console(sys.stdout if answers else sys.stderr)
         context = cls(arguments, console, Store.peek(url), tracking_uri(arguments.tracking, url))

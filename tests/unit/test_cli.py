@@ -59,6 +59,10 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
         (["plan", "quickstart", "set.finetune.lrr=1"], ["lrr"]),
         (["plan", "quickstart", "--site", "lokal"], ["unknown site 'lokal'", "did you mean 'local'?"]),
         (["run", "quickstart", "--site", "lokal"], ["unknown site 'lokal'", "did you mean 'local'?"]),
+        *(
+            ([command, "quickstart", "--site", "lokal"], ["unknown site 'lokal'", "did you mean 'local'?"])
+            for command in ("status", "logs", "table", "report", "cancel", "explain", "simulate")
+        ),
         (["explain", "quickstart:freeze=nnoe"], ["has no cell 'freeze=nnoe'", "did you mean 'freeze=none'?"]),
         (["logs", "quickstart"], ["there is no attempt", "moegrid run quickstart"]),
         (["run", "quickstart", "--max-gpu-hours", "x"], ["'x' is not a number of 0 or more"]),
