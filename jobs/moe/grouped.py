@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jobs.moe.dispatch import Dispatch
-from jobs.moe.slices import activate, activate_backward
+from jobs.moe.pieces import activate, activate_backward
 
 
 class Grouped(torch.autograd.Function):
@@ -26,7 +26,7 @@ class Grouped(torch.autograd.Function):
         ends, place, rest = plan.ends(), plan.place(), plan.rest()
         weights = weights_TK.detach().to(x_TD.dtype)
         hidden = F.grouped_mm(x_TD.index_select(0, plan.token), up.transpose(1, 2), offs=ends)
-        out = F.grouped_mm(activate(_halves(hidden, form)), down.transpose(1, 2), offs=ends)
+        out = F.grouped_mm(activate(hidden, form == "swiglu"), down.transpose(1, 2), offs=ends)
         ctx.save_for_backward(x_TD, weights, up, down, hidden, ends, place)
         ctx.plan, ctx.form, ctx.rest, ctx.weights_dtype = plan, form, rest, weights_TK.dtype
         return _summed(_emptied(out, rest), place, weights)
@@ -35,11 +35,11 @@ class Grouped(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, weights, up, down, hidden, ends, place = ctx.saved_tensors
         need_x, need_weights, need_up, need_down = ctx.needs_input_grad[:4]
-        plan, halves = ctx.plan, _halves(hidden, ctx.form)
+        plan = ctx.plan
         w = weights.reshape(-1).index_select(0, plan.order).unsqueeze(-1)
         d_y = d_out.contiguous().index_select(0, plan.token)
         d_a = F.grouped_mm(d_y, down, offs=ends)
-        a, d_hidden = activate_backward(halves, d_a, w)
+        a, d_hidden = activate_backward(hidden, d_a, w, ctx.form == "swiglu")
         d_slots = d_x = d_up = d_down = None
         if need_weights:
             d_w = _emptied(d_a.mul_(a).sum(-1, keepdim=True), ctx.rest)
@@ -51,11 +51,6 @@ class Grouped(torch.autograd.Function):
         if need_x:
             d_x = _summed(_emptied(F.grouped_mm(d_hidden, up, offs=ends), ctx.rest), place, None)
         return d_x, d_slots, d_up, d_down, None, None
-
-
-def _halves(hidden: Tensor, form: str) -> tuple[Tensor, ...]:
-    """Return (gate, up) of swiglu, else (hidden,)."""
-    return hidden.chunk(2, dim=1) if form == "swiglu" else (hidden,)
 
 
 def _emptied(rows: Tensor, rest: Tensor | None) -> Tensor:

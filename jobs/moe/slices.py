@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from jobs.moe import pieces
 from jobs.moe.dispatch import Dispatch
-from jobs.moe.products import ROWS, fits, times
+from jobs.moe.host import visible
+from jobs.moe.products import ROWS, fits
 from jobs.threads import for_each
-
-aten = torch.ops.aten
-
 
 # oneDNN is given runs of as few different lengths as an eighth more rows allow: it makes a kernel for each, which takes
 # a megabyte. Below so many rows an expert on average it is not worth it.
@@ -49,15 +48,11 @@ class Slices(torch.autograd.Function):
         # Split once: a slice in the loop costs as much as a small product's call.
         tokens, w, out = token.split(sizes), weights.split(sizes), y[:rows].split(sizes)
         hidden = [x_TD] * len(sizes) if fast else list(x_TD.new_empty(rows, up.shape[1]).split(sizes))
-        w_up, w_down = up.unbind(0), down.unbind(0)
+        w_up, w_down, gated = up.unbind(0), down.unbind(0), form == "swiglu"
+        forward = pieces.forward if visible(x_TD) else pieces.plain_forward
 
         def run(i: int) -> None:
-            x = x_TD.index_select(0, tokens[i])
-            if fast:
-                hidden[i] = times(x, w_up[i])
-            else:
-                torch.mm(x, w_up[i].t(), out=hidden[i])
-            _multiply(activate(_halves(hidden[i], form)).mul_(w[i]), w_down[i], out[i], fast)
+            hidden[i] = forward(x_TD, tokens[i], w_up[i], w_down[i], w[i], hidden[i], out[i], gated, fast)
 
         for_each(run, sizes)
         ctx.save_for_backward(x_TD, token, weights, up, down, place, *hidden)
@@ -76,7 +71,8 @@ class Slices(torch.autograd.Function):
         d_down = torch.empty_like(down) if need_down else None
         d_weights = _slots(weights, rows)
         tokens, w, d_w = token.split(sizes), weights.split(sizes), d_weights[:rows].split(sizes)
-        w_up, w_down = up.unbind(0), down.unbind(0)
+        w_up, w_down, gated = up.unbind(0), down.unbind(0), ctx.form == "swiglu"
+        backward = pieces.backward if visible(x_TD) else pieces.plain_backward
         d_rows = None if d_x is None else d_x[:rows].split(sizes)
         for gradient in (d_up, d_down):
             if gradient is not None:
@@ -85,16 +81,21 @@ class Slices(torch.autograd.Function):
                         gradient[i].zero_()
 
         def run(i: int) -> None:
-            d_y = d_out.index_select(0, tokens[i])
-            d_a = times(d_y, w_down[i].t()) if fast else torch.mm(d_y, w_down[i])
-            a, d_h = activate_backward(_halves(hidden[i], ctx.form), d_a, w[i])
-            torch.sum(d_a.mul_(a), -1, keepdim=True, out=d_w[i])
-            if d_down is not None:
-                _multiply(d_y.t(), a.mul_(w[i]).t(), d_down[i], fast)
-            if d_up is not None:
-                _multiply(d_h.t(), x_TD.index_select(0, tokens[i]).t(), d_up[i], fast)
-            if d_rows is not None:
-                _multiply(d_h, w_up[i].t(), d_rows[i], fast)
+            backward(
+                x_TD,
+                d_out,
+                tokens[i],
+                w_up[i],
+                w_down[i],
+                w[i],
+                hidden[i],
+                d_w[i],
+                None if d_down is None else d_down[i],
+                None if d_up is None else d_up[i],
+                None if d_rows is None else d_rows[i],
+                gated,
+                fast,
+            )
 
         for_each(run, sizes)
         d_slots = d_weights.view(-1).index_select(0, place.view(-1)).view_as(place).to(ctx.weights_dtype)
@@ -119,14 +120,6 @@ def filled_up(size: int) -> int:
     return -(-size // step) * step
 
 
-def _multiply(left: Tensor, right: Tensor, out: Tensor, fast: bool) -> None:
-    """Write left right^T to `out`."""
-    if fast:
-        out.copy_(times(left, right))
-    else:
-        torch.mm(left, right.t(), out=out)
-
-
 def _slots(like: Tensor, rows: int) -> Tensor:
     """Return memory for `rows` filled slots and, behind them, the zeros that empty ones read."""
     slots = like.new_empty(rows + 1, like.shape[1])
@@ -139,28 +132,3 @@ def _sum_slots(slots: Tensor, place_TK: Tensor) -> Tensor:
     if not place_TK.numel():
         return slots.new_zeros(len(place_TK), slots.shape[1])
     return F.embedding_bag(place_TK, slots, mode="sum")
-
-
-def _halves(hidden: Tensor, form: str) -> tuple[Tensor, ...]:
-    """Return an expert's run of the first projection: (gate, up) of swiglu, else (hidden,)."""
-    return hidden.chunk(2, dim=1) if form == "swiglu" else (hidden,)
-
-
-def activate(halves: tuple[Tensor, ...]) -> Tensor:
-    """Return silu(gate) * up of two halves, relu of one."""
-    return F.silu(halves[0]).mul_(halves[1]) if len(halves) == 2 else F.relu(halves[0])
-
-
-def activate_backward(halves: tuple[Tensor, ...], d_a: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the activation and the gradient of the first projection; `d_a` does not hold the combine weight yet."""
-    if len(halves) == 1:
-        a = F.relu(halves[0])
-        return a, aten.threshold_backward(d_a * weight, a, 0)
-    gate, up = halves
-    gated = F.silu(gate)
-    weighted = d_a * weight
-    d_hidden = d_a.new_empty(len(d_a), 2 * d_a.shape[1])
-    d_gate, d_up = d_hidden.chunk(2, dim=1)
-    torch.mul(weighted, gated, out=d_up)
-    aten.silu_backward.grad_input(weighted.mul_(up), gate, grad_input=d_gate)
-    return gated.mul_(up), d_hidden
