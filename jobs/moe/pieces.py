@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from jobs.moe.products import times
+
 
 def activate(hidden: Tensor, gated: bool) -> Tensor:
     """Return silu(gate) * up of the first projection's two halves, relu of a whole one."""
@@ -36,12 +38,6 @@ def activate_backward(hidden: Tensor, d_a: Tensor, weight: Tensor, gated: bool) 
     torch.mul(weighted, gated_by, out=parts[1])
     torch.ops.aten.silu_backward(weighted.mul_(up), gate, grad_input=parts[0])
     return gated_by.mul_(up), d_hidden
-
-
-def times(x: Tensor, w: Tensor) -> Tensor:
-    """Return x w^T by oneDNN, as `products.times` does: TorchScript calls functions of this file alone."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
-    return y
 
 
 def multiply(left: Tensor, right: Tensor, out: Tensor, fast: bool) -> None:
