@@ -40,7 +40,7 @@ def _from_arrays(name: str) -> Maker:
 
 
 # A note of what an exhibit was made of.
-EARLIER = "made of an earlier run of {grid}: its newest has other settings or columns, or is not done"
+EARLIER = "made of an earlier run of {grid}, which has what its newest has not"
 
 MAKERS: Mapping[str, Maker] = {
     "table": forms.table,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 import uuid
 from pathlib import Path
@@ -30,16 +29,15 @@ def run(store: Store, settings: tuple[str, ...], seeds: tuple[int, ...], *, prob
     return grid
 
 
-def settings_of(path: Path) -> list[str]:
-    return [row["freeze"] for row in csv.DictReader(path.open(encoding="utf-8"))]
-
-
 def test_a_later_run_without_probes_hides_no_figure_of_an_earlier_one(store: Store, tmp_path: Path) -> None:
     whole = run(store, ("none", "router", "expert", "none->router"), (0, 1))
     before = {i.exhibit.name: i for i in paper.write(store, tmp_path / "before") if i.exhibit.paper == "MoE-Bench"}
     small = run(store, ("none",), (0,), probes=False)
     after = {i.exhibit.name: i for i in paper.write(store, tmp_path / "after") if i.exhibit.paper == "MoE-Bench"}
     assert {name for name, item in before.items() if item.files} == {n for n, item in after.items() if item.files}
+    for made in before.values():
+        for name in made.files:
+            assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes(), name
     earlier = f"{NAME}-{str(whole.document['digest'])[:8]}"
     assert (tmp_path / "after" / earlier / "index.html").exists()
     assert (tmp_path / "after" / NAME / "index.html").exists(), "the newest has a report of its own"

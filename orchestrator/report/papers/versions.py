@@ -48,14 +48,21 @@ class Versions:
         Where all lack something the newest that makes it at all does. A version all of whose results another one has as
         well, with more, is not asked. Scales never stand in for each other: that which was planned last comes first.
         """
+        if maker is None:
+            return Made(), None
         by_scale: dict[object, list[Results]] = {}
-        for results in self.of(exhibit.grid) if maker else ():
+        for results in self.of(exhibit.grid):
             by_scale.setdefault(results.document["scale"], []).append(results)
         for versions in by_scale.values():
-            tried = [(made, one) for one in _widest(versions) if maker and (made := maker(one, exhibit))]
-            whole = [(made, one) for made, one in tried if not made.lacks]
-            for made, one in whole or tried:
-                return made, one
+            best: tuple[Made, Results | None] = (Made(), None)
+            for one in _widest(versions):
+                made = maker(one, exhibit)
+                if made and not made.lacks:
+                    return made, one
+                if made and not best[0]:
+                    best = made, one
+            if best[0]:
+                return best
         return Made(), None
 
 
