@@ -134,19 +134,34 @@ def parts_of(trainer: OurTrainer, rows: Rows, batch: torch.Tensor) -> dict[str, 
     }
 
 
+# Shapes that an operator is listed with, and which of them are of its two operands, counted from the last: the other
+# six of a product by oneDNN come behind them, what `addmm_` adds to before them with two factors behind.
+OPERANDS = {"aten::mm": -2, "aten::addmm_": -4, "mkldnn::_linear_pointwise": -6}
+
+
+def operands(name: str, shapes: list[list[int]]) -> tuple[torch.Size, torch.Size]:
+    """Return the shapes of the two matrices that an operator of a profile multiplied.
+
+    An operator that TorchScript calls is listed with all that lies on the interpreter's stack, its own inputs last.
+    """
+    first = OPERANDS[name]
+    if name == "aten::mm" and len(shapes) > 2 and shapes[-1] == [shapes[-3][0], shapes[-2][-1]]:
+        first -= 1  # what is written to comes last
+    left, right = (torch.Size(shape) for shape in shapes[first:][:2])
+    return left, right
+
+
 def products_alone(profile: torch.profiler.profile) -> tuple[float, float]:
     """Return the CPU seconds of a step's matrix products, those of attention aside, one after another and no more.
 
     First each by the library that the step takes it from, then all of them by `torch.mm`.
     """
-    # What is added to comes first, what is written to last.
-    firsts = {"aten::mm": 0, "aten::addmm_": 1, "mkldnn::_linear_pointwise": 0}
     made: dict[tuple[bool, torch.Size, torch.Size], tuple[torch.Tensor, ...]] = {}
     works = []
     for event in profile.events() or ():
-        if event.name not in firsts:
+        if event.name not in OPERANDS:
             continue
-        left, right = (torch.Size(shape) for shape in event.input_shapes[firsts[event.name] :][:2])
+        left, right = operands(event.name, event.input_shapes)
         turned = event.name.startswith("mkldnn")
         if (turned, left, right) not in made:
             columns = right[0] if turned else right[1]
