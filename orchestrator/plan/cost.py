@@ -21,10 +21,12 @@ from orchestrator.spec.model import Model, Moe
 from orchestrator.spec.work import DataWork, EvaluateWork, GenerateWork, InitWork, TokensWork, TrainWork
 
 # Sustained FLOP/s assumed before anything of the same shape has finished.
-CPU_FLOPS_PER_CORE = 3e10
+CPU_FLOPS_PER_CORE = 4e10
 GPU_FLOPS = 1.2e14
 PROCESS_START_SECONDS = 1.0
-DATA_SECONDS = 25.0
+DATA_SECONDS = 10.0
+# Of an example (an instruction and its answer) as a row of a micro-batch, which is as wide as its longest row.
+EXAMPLE_TOKENS = 128
 # Of tasks whose numbers are not known: items, and tokens of a solved one.
 UNKNOWN_ITEMS = 1000
 UNKNOWN_TOKENS = 100
@@ -154,7 +156,10 @@ def _of_generation(work: GenerateWork) -> tuple[object, ...]:
 
 
 def _trained(work: TrainWork, stage: Stage) -> float:
-    return tokens_of(work.conditions.train) * stage.steps / work.conditions.train.steps
+    train = work.conditions.train
+    padded = train.data.format in ("instruction", "vision")
+    width = min(train.sequence_length, EXAMPLE_TOKENS) if padded else train.sequence_length
+    return stage.steps * train.micro_batch * train.accumulation * width
 
 
 def _scored(work: EvaluateWork, stage: Stage) -> float:
@@ -195,7 +200,7 @@ def units(stage: Stage) -> float:
 
 
 def tokens_of(train: TrainSpec) -> int:
-    """Return the tokens of a training phase: steps x micro-batches x sequences x length, padding included."""
+    """Return the most tokens of a training phase: steps x micro-batches x sequences x length, padding included."""
     return train.steps * train.micro_batch * train.accumulation * train.sequence_length
 
 
