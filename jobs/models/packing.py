@@ -8,16 +8,18 @@ padded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
 # The kernel behind torch's scaled_dot_product_attention on a CPU: it also gives the logarithms of the sums.
 _kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,13 @@ class Packing:
         # The kernel wants queries, keys and values of one width.
         width = max(q.shape[-1], wide)
         q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+            assert not self.before, "only sequences that share nothing are trained on"
+            assert sinks_H is None, "what sums of exponentials are used for has no gradient here"
+            if torch.is_autocast_enabled(q.device.type):  # as torch's own attention does
+                q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+            trained: Tensor = _Sequences.apply(q, k, v, self.own, scale)  # type: ignore[no-untyped-call]
+            return trained[..., :wide]
         q = q[0].unflatten(0, (groups, heads // groups))
         k, v = (x[0].unsqueeze(1).expand(-1, heads // groups, -1, -1) for x in (k, v))
         y = q.new_empty(q.shape, dtype=torch.float)
@@ -119,6 +128,54 @@ class Packing:
         if sinks_H is not None:
             y.mul_(torch.sigmoid(sums - sinks_H.float().view(groups, -1, 1)).unsqueeze(-1))
         return y.view(1, heads, length, width)[..., :wide].to(q.dtype)
+
+
+class _Sequences(torch.autograd.Function):
+    """Attention [1,H,S,d] of a row's sequences, each over itself alone, with its gradients."""
+
+    @staticmethod
+    def forward(ctx: BackwardCFunction, q: Tensor, k: Tensor, v: Tensor, own: tuple[Read, ...], scale: float) -> Tensor:
+        y = _as_heads(q)
+        sums = []
+        for read, (q_n, k_n, v_n, y_n) in zip(own, _of_reads(own, k.shape[1], q, k, v, y), strict=True):
+            found, found_sums = _read(read, q_n, k_n, v_n, scale)
+            y_n.copy_(found)
+            sums.append(found_sums)
+        ctx.save_for_backward(q, k, v, y, *sums)
+        ctx.own, ctx.scale = own, scale  # type: ignore[attr-defined]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: BackwardCFunction, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, y, *sums = list(ctx.saved_tensors)
+        own, scale = ctx.own, ctx.scale  # type: ignore[attr-defined]
+        d_q, d_k, d_v = _as_heads(q), _as_heads(k), _as_heads(v)
+        parts = _of_reads(own, k.shape[1], q, k, v, y, d_y, d_q)
+        for read, found_sums, (q_n, k_n, v_n, y_n, d_y_n, d_q_n) in zip(own, sums, parts, strict=True):
+            found_q, found_k, found_v = _kernel_backward(
+                d_y_n, q_n, k_n, v_n, y_n, found_sums, 0.0, read.causal, attn_mask=read.mask, scale=scale
+            )
+            d_q_n.copy_(found_q)
+            for whole, found in ((d_k, found_k), (d_v, found_v)):
+                torch.sum(found, 1, out=whole[0, :, read.start : read.end])
+        return d_q, d_k, d_v, None, None
+
+
+def _as_heads(x_1HSd: Tensor) -> Tensor:
+    """Return empty memory of that shape, where the heads of a token lie behind one another."""
+    return x_1HSd.new_empty(*(x_1HSd.shape[at] for at in (0, 2, 1, 3))).transpose(1, 2)
+
+
+def _of_reads(
+    own: Sequence[Read], groups: int, q: Tensor, k: Tensor, v: Tensor, *as_q: Tensor
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield of each read its queries, keys and values [G,h,n,d], and its part of what is laid out as queries are."""
+    asking, asked = ([(read.first, read.last) for read in own], [(read.start, read.end) for read in own])
+    by_group = [x[0].unflatten(0, (groups, -1)) for x in (q, *as_q)]
+    shared = [x[0].unsqueeze(1).expand(-1, by_group[0].shape[1], -1, -1) for x in (k, v)]
+    of_q, *rest = (_parts(x, asking) for x in by_group)
+    return zip(of_q, *(_parts(x, asked) for x in shared), *rest, strict=True)
 
 
 def _parts(x: Tensor, bounds: Sequence[tuple[int, int]]) -> Sequence[Tensor]:

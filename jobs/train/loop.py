@@ -22,6 +22,7 @@ from jobs.train.randomness import reseed
 from jobs.train.scale import PRECISION, LossScale
 from jobs.train.schedule import balance_at, learning_rates
 from jobs.train.sums import Sums
+from jobs.train.unpadded import fits, unpadded
 from orchestrator.spec.work import Conditions
 
 # Precisions whose products are rounded under autocast, beside weights in fp32.
@@ -155,13 +156,26 @@ class Trainer:
         return max(1, int(with_loss)), int(real)
 
     def _forward(self, batch: Batch) -> Output:
-        unit = self.engine.model.spec.moe.unit  # resolved: the work's own spec may leave it to the preset
-        half = AUTOCAST.get(self.conditions.train.precision)
+        model, train = self.engine.model, self.conditions.train
+        unit = model.spec.moe.unit  # resolved: the work's own spec may leave it to the preset
+        half = AUTOCAST.get(train.precision)
         device = batch.input_ids.device.type
         with torch.autocast(device, half) if half else contextlib.nullcontext():
-            output: Output = self.engine.model(
+            if fits(model, train.balance, batch):
+                row = unpadded(batch, half or next(model.parameters()).dtype)
+                alone: Output = model(
+                    row.input_ids,
+                    position_ids=row.position_ids,
+                    packing=row.packing,
+                    padding=row.padding,
+                    labels=row.labels,
+                    shifted=True,
+                )
+                return alone
+            # Padding lies behind what is real, which sees nothing later: attention needs no mask for it.
+            output: Output = model(
                 batch.input_ids,
-                attention_mask=None if bool(batch.attention_mask.all()) else batch.attention_mask,
+                padding=None if bool(batch.attention_mask.all()) else batch.attention_mask == 0,
                 spans=batch.spans(unit),
                 labels=batch.labels,
                 shifted=True,
