@@ -27,7 +27,9 @@ def job_environment(threads: int) -> dict[str, str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what a side's process is told: which one it is, a folder of its own, and where its answers go."""
-    parser.add_argument("--side", choices=["ours", "transformers", "compiled"], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--side", choices=["ours", "transformers", "compiled", "padded", "flattened"], help=argparse.SUPPRESS
+    )
     parser.add_argument("--directory", help=argparse.SUPPRESS)
     parser.add_argument("--answers", type=int, help=argparse.SUPPRESS)
 
