@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from jobs.moe.balance import layer_losses
+from jobs.moe.selection import count
 
 
 @dataclass
@@ -60,6 +62,20 @@ class Routing:
         real = self.physical >= 0
         counts = torch.zeros(self.num_experts, dtype=self.counts.dtype, device=self.counts.device)
         return counts.index_add_(0, self.physical[real], self.counts[real])
+
+    def split(self, sizes: Sequence[int]) -> list[Routing]:
+        """Return the records of stretches of so many tokens, each of which is a batch of one row; nothing is carried.
+
+        Tokens choose one by one: there are no `cutoffs`.
+        """
+        stretched = ("logits", "scores", "indices", "weights", "mask", "asked", "shared", "tempered")
+        parts = {name: x.split(list(sizes)) for name in stretched if (x := getattr(self, name)) is not None}
+        found = []
+        for number in range(len(sizes)):
+            own = {name: part[number] for name, part in parts.items()}
+            counts = count(own["indices"], self.num_ids, full=self.full)
+            found.append(replace(self, **own, counts=counts, batch=1, carried=None))
+        return found
 
     def losses(self) -> dict[str, Tensor]:
         """Return every loss of this layer by variant name, with coefficient 1 (MOE losses of `jobs.moe.balance`)."""

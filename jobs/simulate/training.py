@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from jobs.models.adapters import add_adapters
 from jobs.models.backbones import CausalLM, Output
 from jobs.models.building import empty_model
 from jobs.models.shards import Rows
+from jobs.moe.routing import Routing
 from jobs.simulate.answer import Answer, counted
 from jobs.simulate.ledger import Ledger, Operation
 from jobs.simulate.world import Weights, simulated
@@ -83,10 +84,10 @@ class _Trainer(Trainer):
 
     ledger: Ledger
 
-    def _forward(self, batch: Batch) -> Output:
+    def _forward(self, batches: Sequence[Batch]) -> tuple[Output, list[Sequence[Routing]]]:
         self.ledger.truth = self.conditions.train.data.format == "text"
         try:
-            return super()._forward(batch)
+            return super()._forward(batches)
         finally:
             self.ledger.truth = False
 

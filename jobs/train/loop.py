@@ -22,13 +22,17 @@ from jobs.train.randomness import reseed
 from jobs.train.scale import PRECISION, LossScale
 from jobs.train.schedule import balance_at, learning_rates
 from jobs.train.sums import Sums
-from jobs.train.unpadded import fits, unpadded
+from jobs.train.unpadded import fits, together, unpadded
 from orchestrator.spec.work import Conditions
 
 # Precisions whose products are rounded under autocast, beside weights in fp32.
 AUTOCAST = {"mixed": torch.bfloat16, "fp16": torch.float16}
 # Sums over ranks that are no series of their own.
 UNLOGGED = frozenset({"requests", "counts", "cutoffs", "passed"})
+
+
+# A micro-batch's index in its step, the batch, and its weight: 0 of a spare.
+_Weighed = tuple[int, Batch, float]
 
 
 @dataclass
@@ -79,25 +83,27 @@ class Trainer:
         device = batches[0][1].input_ids.device
         sums.add("requests", torch.tensor([float(request) for request in requests]).to(device))
         watched: list[Tensor] = []
-        together = engine.lockstep or collective(train.balance)
-        for index, batch, weight in batches:
-            if not weight and self._layout and not together:
+        counted = engine.lockstep or collective(train.balance)
+        for passed in self._passes(batches):
+            index, _, weight = passed[0]
+            if not weight and self._layout and not counted:
                 continue  # it would add zeros
             reseed(self.conditions.seed, self.conditions.phase, self.step, index)
-            output = self._forward(batch)
+            output, routed = self._forward([batch for _, batch, _ in passed])
             lm_sum = output.loss
             assert lm_sum is not None
-            balance, parts = balance_loss(output.routings, weights, spare=not weight)
+            found = [balance_loss(routings, weights, spare=not weight) for routings in routed]
             if router_gradient:
                 watched += _watch_logits(output.routings)
+            balance = found[0][0] if len(found) == 1 else torch.stack([one for one, _ in found]).sum()
             share = weight * (lm_sum / tokens + balance / train.accumulation)
             engine.backward(share if scale.value == 1.0 else share * scale.value)
             sums.add("lm_loss", lm_sum, weight / tokens)
             sums.add("loss", balance, weight / train.accumulation)
-            for name, part in parts.items():
+            for name, part in ((name, part) for _, parts in found for name, part in parts.items()):
                 sums.add(name, part, weight / train.accumulation)
             _add_routings(sums, output.routings, weight, train.accumulation)
-            del output, lm_sum, balance
+            del output, routed, lm_sum, found, balance
         self._layout = self._layout or sums.layout()
         sums.fill(self._layout, device)
         if router_gradient:
@@ -133,7 +139,7 @@ class Trainer:
         rows = [counts[first : first + experts] for first in range(0, len(counts), experts)]
         return StepResult(values, rows, [total > 0 for total in lists["requests"]], once)
 
-    def _micro_batches(self) -> Iterator[tuple[int, Batch, float]]:
+    def _micro_batches(self) -> Iterator[_Weighed]:
         """Yield (index, batch, weight) of this rank's micro-batches; every rank yields equally many.
 
         They are dealt in turn. A rank whose turn has no micro-batch left gets the first one as a spare of weight 0: it
@@ -147,7 +153,7 @@ class Trainer:
             index = index if weight else 0
             yield index, _to(self.source.micro_batch(self.step, index, train.micro_batch), device), weight
 
-    def _count_tokens(self, batches: Sequence[tuple[int, Batch, float]]) -> tuple[int, int]:
+    def _count_tokens(self, batches: Sequence[_Weighed]) -> tuple[int, int]:
         """Return (tokens that carry a loss, real tokens) of the whole step, over all micro-batches and ranks."""
         own = torch.zeros(2, dtype=torch.float64, device=batches[0][1].labels.device)
         for _, batch, weight in batches:
@@ -155,15 +161,25 @@ class Trainer:
         with_loss, real = self.engine.sum_over_ranks(own).tolist()
         return max(1, int(with_loss)), int(real)
 
-    def _forward(self, batch: Batch) -> Output:
-        model, train = self.engine.model, self.conditions.train
+    def _passes(self, batches: Sequence[_Weighed]) -> Iterator[Sequence[_Weighed]]:
+        """Yield what is computed at once: a micro-batch, or several small ones where no other rank counts passes."""
+        engine, at = self.engine, 0
+        alone = engine.lockstep or engine.world_size > 1
+        given = [batch for _, batch, _ in batches]
+        for size in [1] * len(given) if alone else together(engine.model, self.conditions.train, given):
+            yield batches[at : at + size]
+            at += size
+
+    def _forward(self, batches: Sequence[Batch]) -> tuple[Output, list[Sequence[Routing]]]:
+        """Return what the model says of micro-batches at once, and the records of each."""
+        model, train, batch = self.engine.model, self.conditions.train, batches[0]
         unit = model.spec.moe.unit  # resolved: the work's own spec may leave it to the preset
         half = AUTOCAST.get(train.precision)
         device = batch.input_ids.device.type
         with torch.autocast(device, half) if half else contextlib.nullcontext():
-            if fits(model, train.balance, batch):
-                row = unpadded(batch, half or next(model.parameters()).dtype)
-                alone: Output = model(
+            if all(fits(model, train.balance, one) for one in batches):
+                row = unpadded(batches, half or next(model.parameters()).dtype)
+                output: Output = model(
                     row.input_ids,
                     position_ids=row.position_ids,
                     packing=row.packing,
@@ -171,9 +187,13 @@ class Trainer:
                     labels=row.labels,
                     shifted=True,
                 )
-                return alone
+                if len(batches) == 1:
+                    return output, [output.routings]
+                of_layers = [routing.split(row.sizes) for routing in output.routings]
+                return output, [[parts[number] for parts in of_layers] for number in range(len(batches))]
+            assert len(batches) == 1, "only what fits in one row is computed at once"
             # Padding lies behind what is real, which sees nothing later: attention needs no mask for it.
-            output: Output = model(
+            output = model(
                 batch.input_ids,
                 padding=None if bool(batch.attention_mask.all()) else batch.attention_mask == 0,
                 spans=batch.spans(unit),
@@ -181,7 +201,7 @@ class Trainer:
                 shifted=True,
                 **({} if batch.images is None else {"images": batch.images}),
             )
-        return output
+        return output, [output.routings]
 
     def _update_blocks(self, sums: dict[str, Tensor]) -> None:
         """Move what the router learns without gradients: the aux-loss-free bias and expert choice's thresholds."""

@@ -17,7 +17,7 @@ from jobs.node import machine
 from jobs.train import loop
 from jobs.train.engines.torch import TorchEngine
 from jobs.train.loop import StepResult, Trainer
-from jobs.train.unpadded import fits, unpadded
+from jobs.train.unpadded import fits, together, unpadded
 from orchestrator.spec.cell import BalanceSpec, DataSpec, TrainSpec
 from orchestrator.spec.model import ModelSpec, MoESpec
 from orchestrator.spec.resolve import resolve_model
@@ -84,6 +84,7 @@ def step(model: CausalLM, train: TrainSpec = TRAIN, seed: int = 0) -> tuple[Step
 def padded(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **named: Any) -> tuple[StepResult, dict[str, Tensor]]:
     with monkeypatch.context() as patched:
         patched.setattr(loop, "fits", lambda *_: False)
+        patched.setattr(loop, "together", lambda model, train, batches: [1] * len(batches))
         return step(*arguments, **named)
 
 
@@ -124,7 +125,7 @@ def test_losses_in_half_precision_are_those_of_padded_examples(precision: str, m
     assert one["train/grad_norm"] == pytest.approx(other["train/grad_norm"], rel=2e-2)
 
 
-def test_padding_stays_where_a_row_of_the_batch_means_something(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_stays_where_a_row_of_the_batch_means_something() -> None:
     plain, batch = model_of(), examples(0)
     assert fits(plain, TRAIN.balance, batch)
     for balance in (BalanceSpec(aux_group="sequence"), BalanceSpec(aux_variant="sequence")):
@@ -134,13 +135,18 @@ def test_padding_stays_where_a_row_of_the_batch_means_something(monkeypatch: pyt
     for moe in (MoESpec(unit="word"), MoESpec(preset="expert_choice"), MoESpec(overflow="capacity")):
         own = dataclasses.replace(moe, num_experts=4, top_k=2, expert_width=16)
         assert not fits(model_of(own), TRAIN.balance, batch), own
+    learnt = model_of(MoESpec(preset="expert_choice", num_experts=4, expert_width=16, train_select="threshold"))
+    for block in learnt.moe_blocks:
+        block.update_thresholds(torch.full((4,), 0.1))
+    assert learnt.cacheable
+    assert not fits(learnt, TRAIN.balance, batch)
 
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_a_row_holds_the_real_tokens_alone(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "has_fast_products", lambda: fast)
     batch = examples(0)
-    row = unpadded(batch, torch.float32)
+    row = unpadded([batch], torch.float32)
     real, more = 40 + 3 + 23 + 1 + 17, 44 if fast else 0
     assert row.input_ids.tolist() == [batch.input_ids[batch.attention_mask.bool()].tolist() + [0] * more]
     assert row.labels.shape == (1, real + more)
@@ -153,3 +159,32 @@ def test_a_row_holds_the_real_tokens_alone(fast: bool, monkeypatch: pytest.Monke
     assert (row.padding is not None) == fast
     if row.padding is not None:
         assert row.padding.nonzero()[:, 1].tolist() == list(range(real, real + more))
+    assert row.sizes == (real + more,)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_small_micro_batches_are_one_row_each_with_losses_of_its_own(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "has_fast_products", lambda: fast)
+    model = model_of()
+    passes: list[int] = []
+    model.layers[0].register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[1]))
+    result = step(model)[0]
+    assert passes == [192 if fast else 168]
+    apart = [padded(monkeypatch, model_of(), dataclasses.replace(TRAIN, accumulation=1))[0].values["train/aux_loss"]]
+    monkeypatch.setattr(Given, "micro_batch", lambda self, step, index, size: examples(1))
+    apart += [padded(monkeypatch, model_of(), dataclasses.replace(TRAIN, accumulation=1))[0].values["train/aux_loss"]]
+    assert apart[0] != pytest.approx(apart[1], rel=1e-3)
+    assert result.values["train/aux_loss"] == pytest.approx(sum(apart) / 2, rel=1e-5)
+
+
+def test_a_row_takes_no_more_tokens_than_a_full_micro_batch() -> None:
+    model, full = model_of(), examples(0, (40,) * 5)
+    batches = [examples(0), examples(1), examples(2), examples(3), full, examples(4)]
+    train = dataclasses.replace(TRAIN, sequence_length=40)
+    assert together(model, train, batches) == [2, 2, 1, 1]  # 84 tokens each, 200 at most
+    assert together(model, dataclasses.replace(train, sequence_length=17), batches) == [1] * 6
+    balance = BalanceSpec(aux_group="sequence")
+    assert together(model, dataclasses.replace(train, balance=balance), batches) == [1] * 6
+    assert together(model, train, []) == []
