@@ -16,21 +16,29 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DataCollatorWithFlattening, OlmoeForCausalLM, Trainer, TrainingArguments
+from transformers import DataCollatorWithFlattening, OlmoeForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.lib.sides import Side, add_arguments, job_environment, serve
-from benchmarks.train_step import BATCH, CLIP, CLOCKS, COEFFICIENT, DECAY, LR, VOCAB, Clock, our_trainer, tiny_model
+from benchmarks.train_step import (
+    BATCH,
+    CLOCKS,
+    COEFFICIENT,
+    VOCAB,
+    as_rows,
+    our_trainer,
+    tiny_model,
+    train_ours,
+    train_theirs,
+)
 from jobs.data.packing import IGNORED, Batch
 from jobs.models.convert import export_checkpoint
 from jobs.moe.balance import balance_loss
 from jobs.node.numerics import prepare_torch
-from jobs.train.loop import Trainer as OurTrainer
 from orchestrator.spec.cell import Execution, Resources
 
 LONGEST = 256
@@ -50,7 +58,7 @@ def padded(rows: Sequence[Tensor]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask.long(), "labels": ids.masked_fill(~mask, IGNORED)}
 
 
-def as_batch(rows: Sequence[Tensor]) -> Batch:
+def batch_of(rows: Sequence[Tensor]) -> Batch:
     """Return examples as the loader of our jobs gives them."""
     given = padded(rows)
     labels = torch.nn.functional.pad(given["labels"][:, 1:], (0, 1), value=IGNORED)
@@ -58,54 +66,9 @@ def as_batch(rows: Sequence[Tensor]) -> Batch:
     return Batch(given["input_ids"], labels, given["attention_mask"], nothing, nothing)
 
 
-class Examples:
-    """Given examples as a source of micro-batches."""
-
-    def __init__(self) -> None:
-        self.steps: dict[int, Batch] = {}
-
-    def micro_batch(self, step: int, index: int, size: int) -> Batch:
-        """Return the batch of one optimizer step."""
-        return self.steps.pop(step)
-
-
-def train_ours(trainer: OurTrainer, source: Examples, steps: list[list[Tensor]], clock: Any) -> float:
-    """Return the seconds of one step for each list of examples."""
-    source.steps.update(enumerate(map(as_batch, steps), trainer.step))
-    start = clock()
-    for _ in steps:
-        trainer.train_step()
-    return float(clock() - start)
-
-
-def train_theirs(model: OlmoeForCausalLM, steps: list[list[Tensor]], clock: Any, args: argparse.Namespace) -> float:
-    """Return the seconds of one Trainer step for each list of examples."""
-    arguments = TrainingArguments(
-        output_dir=args.directory,
-        max_steps=len(steps),
-        per_device_train_batch_size=BATCH,
-        learning_rate=LR,
-        lr_scheduler_type="constant",
-        weight_decay=DECAY,
-        max_grad_norm=CLIP,
-        optim="adamw_torch_fused",
-        logging_steps=10,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        log_level="error",
-    )
-    timer = Clock(clock)
-    rows = [{"input_ids": row.tolist(), "labels": row.tolist()} for step in steps for row in step]
-    collate = DataCollatorWithFlattening(return_tensors="pt") if args.side == "flattened" else pad_rows
-    Trainer(model, arguments, train_dataset=rows, data_collator=collate, callbacks=[timer]).train()
-    return timer.stop - timer.start
-
-
-def pad_rows(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+def pad_rows(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Collate examples by padding."""
-    return padded([torch.tensor(row["input_ids"]) for row in rows])
+    return padded([row["input_ids"] for row in rows])
 
 
 def run_side(args: argparse.Namespace) -> None:
@@ -117,9 +80,8 @@ def run_side(args: argparse.Namespace) -> None:
     if args.side == "ours":
         prepare_torch(Execution(), Resources(cores=args.threads))
         model = tiny_model(args)
-        trainer, _ = our_trainer(model)
-        trainer.source = source = Examples()
-        batch = as_batch(probe)
+        trainer, source = our_trainer(model)
+        batch = batch_of(probe)
         output = model(batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels, shifted=True)
         assert output.loss is not None
         balance = balance_loss(output.routings, trainer.conditions.train.balance)[0]
@@ -127,7 +89,7 @@ def run_side(args: argparse.Namespace) -> None:
         serve(
             args,
             first,
-            lambda number: train_ours(trainer, source, examples_of(number, args.steps), clock),
+            lambda number: train_ours(trainer, source, list(map(batch_of, examples_of(number, args.steps))), clock),
             lambda: None,
         )
         return
@@ -139,13 +101,13 @@ def run_side(args: argparse.Namespace) -> None:
     # With a cache, which training has no use for, positions that begin anew are not taken for those of a new example.
     theirs.config.use_cache = False
     theirs.set_experts_implementation("grouped_mm")
-    rows = [{"input_ids": row.tolist(), "labels": row.tolist()} for row in probe]
-    given = DataCollatorWithFlattening(return_tensors="pt")(rows) if args.side == "flattened" else padded(probe)
+    collate = DataCollatorWithFlattening(return_tensors="pt") if args.side == "flattened" else pad_rows
+    given = collate(as_rows([probe]))
     loss = float(theirs(**given).loss)
     serve(
         args,
         loss,
-        lambda number: train_theirs(theirs, examples_of(number, args.steps), clock, args),
+        lambda number: train_theirs(theirs, as_rows(examples_of(number, args.steps)), clock, args.directory, collate),
         lambda: None,
     )
 

@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,16 @@ class Rows:
         """Return the batch of one optimizer step."""
         return self.steps.pop(step)
 
-    def put(self, first: int, batches: list[torch.Tensor]) -> None:
-        """Make [B,S] token ids the batches of the steps from `first` on."""
-        for step, ids in enumerate(batches, first):
-            labels = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
-            nothing = torch.zeros_like(ids)
-            self.steps[step] = Batch(ids, labels, torch.ones_like(ids), nothing, nothing)
+    def put(self, first: int, batches: Sequence[Batch]) -> None:
+        """Make these the batches of the steps from `first` on."""
+        self.steps.update(enumerate(batches, first))
+
+
+def as_batch(ids: torch.Tensor) -> Batch:
+    """Return [B,S] token ids as the loader of our jobs gives them."""
+    labels = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
+    nothing = torch.zeros_like(ids)
+    return Batch(ids, labels, torch.ones_like(ids), nothing, nothing)
 
 
 def our_trainer(model: CausalLM) -> tuple[OurTrainer, Rows]:
@@ -100,7 +105,7 @@ def our_trainer(model: CausalLM) -> tuple[OurTrainer, Rows]:
     return OurTrainer(engine, Conditions("pretrain", train, "", 0), rows), rows
 
 
-def train_ours(trainer: OurTrainer, rows: Rows, batches: list[torch.Tensor], clock: Any) -> float:
+def train_ours(trainer: OurTrainer, rows: Rows, batches: Sequence[Batch], clock: Any) -> float:
     """Return the seconds of one step per batch."""
     rows.put(trainer.step, batches)
     start = clock()
@@ -120,9 +125,9 @@ KINDS = {
 def parts_of(trainer: OurTrainer, rows: Rows, batch: torch.Tensor) -> dict[str, Any]:
     """Return of our step on one thread: CPU seconds, those of its products alone, and each kind of kernel's share."""
     torch.set_num_threads(1)
-    steps = [train_ours(trainer, rows, [batch], time.process_time) for _ in range(5)]
+    steps = [train_ours(trainer, rows, [as_batch(batch)], time.process_time) for _ in range(5)]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
-        train_ours(trainer, rows, [batch], time.perf_counter)
+        train_ours(trainer, rows, [as_batch(batch)], time.perf_counter)
     times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
     found = {kind: sum(t for key, t in times.items() if any(n in key for n in names)) for kind, names in KINDS.items()}
     total = sum(times.values())
@@ -134,8 +139,7 @@ def parts_of(trainer: OurTrainer, rows: Rows, batch: torch.Tensor) -> dict[str, 
     }
 
 
-# Shapes that an operator is listed with, and which of them are of its two operands, counted from the last: the other
-# six of a product by oneDNN come behind them, what `addmm_` adds to before them with two factors behind.
+# Where the first of an operator's two matrices stands among the inputs that it is listed with, counted from the last.
 OPERANDS = {"aten::mm": -2, "aten::addmm_": -4, "mkldnn::_linear_pointwise": -6}
 
 
@@ -180,12 +184,18 @@ def products_alone(profile: torch.profiler.profile) -> tuple[float, float]:
     return statistics.median(seconds[False]), statistics.median(seconds[True])
 
 
-def train_theirs(model: OlmoeForCausalLM, batches: list[torch.Tensor], clock: Any, directory: str) -> float:
-    """Return the seconds of one Trainer step per batch."""
-    rows = [{"input_ids": row, "labels": row} for ids in batches for row in ids]
+def as_rows(batches: Iterable[Iterable[torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """Return the sequences of all batches as a data set of the Trainer."""
+    return [{"input_ids": row, "labels": row} for batch in batches for row in batch]
+
+
+def train_theirs(
+    model: OlmoeForCausalLM, rows: list[Any], clock: Any, directory: str, collate: Callable[..., Any] | None = None
+) -> float:
+    """Return the seconds of one Trainer step for each micro-batch of rows."""
     arguments = TrainingArguments(
         output_dir=directory,
-        max_steps=len(batches),
+        max_steps=len(rows) // BATCH,
         per_device_train_batch_size=BATCH,
         learning_rate=LR,
         lr_scheduler_type="constant",
@@ -200,7 +210,7 @@ def train_theirs(model: OlmoeForCausalLM, batches: list[torch.Tensor], clock: An
         log_level="error",
     )
     timer = Clock(clock)
-    Trainer(model, arguments, train_dataset=rows, callbacks=[timer]).train()
+    Trainer(model, arguments, train_dataset=rows, data_collator=collate, callbacks=[timer]).train()
     return timer.stop - timer.start
 
 
@@ -252,7 +262,7 @@ def run_side(args: argparse.Namespace) -> None:
         serve(
             args,
             float(loss.detach()),
-            lambda number: train_ours(trainer, rows, batches_of(number, args.steps), clock),
+            lambda number: train_ours(trainer, rows, list(map(as_batch, batches_of(number, args.steps))), clock),
             lambda: parts_of(trainer, rows, probe),
         )
         return
@@ -270,7 +280,7 @@ def run_side(args: argparse.Namespace) -> None:
     serve(
         args,
         loss,
-        lambda number: train_theirs(theirs, batches_of(number, args.steps), clock, args.directory),
+        lambda number: train_theirs(theirs, as_rows(batches_of(number, args.steps)), clock, args.directory),
         lambda: None,
     )
 

@@ -25,8 +25,8 @@ CPU_FLOPS_PER_CORE = 4e10
 GPU_FLOPS = 1.2e14
 PROCESS_START_SECONDS = 1.0
 DATA_SECONDS = 10.0
-# Of an example (an instruction and its answer) as a row of a micro-batch, which is as wide as its longest row.
-EXAMPLE_TOKENS = 128
+# Of the window, for examples: a micro-batch is as wide as its longest one (0.6 at scale tiny, less of a longer window).
+EXAMPLE_SHARE = 0.5
 # Of tasks whose numbers are not known: items, and tokens of a solved one.
 UNKNOWN_ITEMS = 1000
 UNKNOWN_TOKENS = 100
@@ -157,9 +157,8 @@ def _of_generation(work: GenerateWork) -> tuple[object, ...]:
 
 def _trained(work: TrainWork, stage: Stage) -> float:
     train = work.conditions.train
-    padded = train.data.format in ("instruction", "vision")
-    width = min(train.sequence_length, EXAMPLE_TOKENS) if padded else train.sequence_length
-    return stage.steps * train.micro_batch * train.accumulation * width
+    share = EXAMPLE_SHARE if train.data.format in ("instruction", "vision") else 1.0
+    return tokens_of(train) * share * stage.steps / train.steps
 
 
 def _scored(work: EvaluateWork, stage: Stage) -> float:

@@ -11,7 +11,7 @@ from orchestrator.backends.local import Budget
 from orchestrator.engine import forecast as forecasts
 from orchestrator.engine.forecast import JOB_SECONDS, forecast
 from orchestrator.grid.load import load_grid
-from orchestrator.plan.cost import Clock
+from orchestrator.plan.cost import Clock, flops, parameters
 from orchestrator.plan.graph import StageGraph, build_graph
 from orchestrator.plan.plan import make_plan
 from orchestrator.ui.console import Console
@@ -120,3 +120,14 @@ def test_a_machine_without_the_gpus_is_told_of_no_end() -> None:
     for gpus in (0, 1):
         show_plan(plan, Console(stream), budget=Budget(2, 64.0, gpus))
         assert ("bound" in stream.getvalue()) is bool(gpus)
+
+
+def test_first_guesses_count_whole_windows_of_text_and_half_of_examples() -> None:
+    graph = build_graph(load_grid("quickstart", scale="tiny"))
+    found = {}
+    for stage in graph.stages.values():
+        if stage.kind == "train":
+            train = stage.form.conditions.train
+            whole = stage.steps * train.micro_batch * train.accumulation * train.sequence_length
+            found[train.data.format] = flops(stage, 4096) / (6 * parameters(stage.form.model, 4096).active * whole)
+    assert found == pytest.approx({"text": 1.0, "instruction": 0.5})
